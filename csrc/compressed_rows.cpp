@@ -1,0 +1,160 @@
+// A stable counting sort of edges by row.
+//
+// The edges are cut into chunks of equal size, each counted and placed by one
+// thread. Within a row, chunk c writes behind all edges of the chunks before it,
+// so the result does not depend on where the cuts are.
+//
+//   e  edge, in the caller's order     r  row     c  chunk     b  block of rows
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "anyattention.h"
+
+namespace {
+
+// Below this, starting a thread costs more than it saves.
+constexpr int64_t kEdgesPerChunk = 1 << 15;
+
+struct Free {
+  void operator()(void *pointer) const { std::free(pointer); }
+};
+using Workspace = std::unique_ptr<int64_t[], Free>;
+
+// Pages of the workspace are first touched, hence zeroed, by the threads that use them.
+Workspace allocate(int64_t count) {
+  const auto size = static_cast<std::size_t>(std::max<int64_t>(count, 1));
+  return Workspace(static_cast<int64_t *>(std::calloc(size, sizeof(int64_t))));
+}
+
+struct Edges {
+  const int64_t *rows;
+  const int64_t *columns;
+  int64_t num_rows;
+  int64_t num_columns;
+
+  // One unsigned comparison finds negative indices as well as large ones.
+  bool inside(int64_t e) const {
+    return static_cast<uint64_t>(rows[e]) < static_cast<uint64_t>(num_rows) &&
+           static_cast<uint64_t>(columns[e]) < static_cast<uint64_t>(num_columns);
+  }
+
+  // Adds up the edges of each row; returns the first edge out of range, or -1.
+  int64_t count(int64_t begin, int64_t end, int64_t *counts) const {
+    for (int64_t e = begin; e < end; ++e) {
+      if (!inside(e)) return e;
+      ++counts[rows[e]];
+    }
+    return -1;
+  }
+
+  // cursors[r] is the slot of the next edge of row r, and moves on.
+  void place(int64_t begin, int64_t end, int64_t *cursors, int64_t *slot_columns,
+             int64_t *slot_edges) const {
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t slot = cursors[rows[e]]++;
+      slot_columns[slot] = columns[e];
+      slot_edges[slot] = e;
+    }
+  }
+};
+
+// The offsets themselves serve as counters and as cursors: no workspace at all.
+int64_t sort_in_one_chunk(const Edges &edges, int64_t num_edges, int64_t *row_offsets,
+                          int64_t *slot_columns, int64_t *slot_edges) {
+  const int64_t num_rows = edges.num_rows;
+  std::fill_n(row_offsets, num_rows + 1, int64_t{0});
+  const int64_t bad = edges.count(0, num_edges, row_offsets);
+  if (bad >= 0) return bad;
+
+  int64_t total = 0;
+  for (int64_t r = 0; r <= num_rows; ++r) {
+    const int64_t count = row_offsets[r];
+    row_offsets[r] = total;
+    total += count;
+  }
+  edges.place(0, num_edges, row_offsets, slot_columns, slot_edges);
+  // Each cursor now stands at the end of its row, which is the start of the next.
+  std::memmove(row_offsets + 1, row_offsets, static_cast<std::size_t>(num_rows) * sizeof(int64_t));
+  row_offsets[0] = 0;
+  return -1;
+}
+
+// counts (chunks, num_rows) and partial (chunks) are zeroed workspaces.
+int64_t sort_in_chunks(const Edges &edges, int64_t num_edges, int64_t chunks, int64_t *counts,
+                       int64_t *partial, int64_t *row_offsets, int64_t *slot_columns,
+                       int64_t *slot_edges) {
+  const int64_t num_rows = edges.num_rows;
+  const int threads = static_cast<int>(chunks);
+  const auto edge_cut = [=](int64_t c) { return num_edges / chunks * c + std::min(c, num_edges % chunks); };
+  const auto row_cut = [=](int64_t b) { return num_rows / chunks * b + std::min(b, num_rows % chunks); };
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c)
+    partial[c] = edges.count(edge_cut(c), edge_cut(c + 1), counts + c * num_rows);
+  for (int64_t c = 0; c < chunks; ++c)
+    if (partial[c] >= 0) return partial[c];
+
+  // Counts become starts in two steps: sums of blocks of rows, then rows inside a block.
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t b = 0; b < chunks; ++b) {
+    int64_t sum = 0;
+    for (int64_t c = 0; c < chunks; ++c)
+      for (int64_t r = row_cut(b); r < row_cut(b + 1); ++r) sum += counts[c * num_rows + r];
+    partial[b] = sum;
+  }
+  int64_t total = 0;
+  for (int64_t b = 0; b < chunks; ++b) {
+    const int64_t sum = partial[b];
+    partial[b] = total;
+    total += sum;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t b = 0; b < chunks; ++b) {
+    int64_t next = partial[b];
+    for (int64_t r = row_cut(b); r < row_cut(b + 1); ++r) {
+      row_offsets[r] = next;
+      for (int64_t c = 0; c < chunks; ++c) {
+        int64_t &count = counts[c * num_rows + r];
+        const int64_t start = next;
+        next += count;
+        count = start;
+      }
+    }
+  }
+  row_offsets[num_rows] = num_edges;
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c)
+    edges.place(edge_cut(c), edge_cut(c + 1), counts + c * num_rows, slot_columns, slot_edges);
+  return -1;
+}
+
+}  // namespace
+
+extern "C" int32_t anyattention_compressed_rows(
+    const int64_t *rows, const int64_t *columns, int64_t num_edges, int64_t num_rows,
+    int64_t num_columns, int64_t num_threads, int64_t *row_offsets, int64_t *slot_columns,
+    int64_t *slot_edges, int64_t *bad_edge) {
+  if (num_edges < 0 || num_rows < 0 || num_columns < 0 || !row_offsets || !bad_edge)
+    return ANYATTENTION_INVALID_ARGUMENT;
+  if (num_edges > 0 && (!rows || !columns || !slot_columns || !slot_edges))
+    return ANYATTENTION_INVALID_ARGUMENT;
+
+  // Each chunk needs a counter per row: together no more counters than edges.
+  const Edges edges{rows, columns, num_rows, num_columns};
+  const int64_t chunks = std::min({num_threads, num_edges / kEdgesPerChunk,
+                                   num_edges / std::max<int64_t>(num_rows, 1)});
+  if (chunks <= 1) {
+    *bad_edge = sort_in_one_chunk(edges, num_edges, row_offsets, slot_columns, slot_edges);
+  } else {
+    const Workspace counts = allocate(chunks * num_rows);
+    const Workspace partial = allocate(chunks);
+    if (!counts || !partial) return ANYATTENTION_OUT_OF_MEMORY;
+    *bad_edge = sort_in_chunks(edges, num_edges, chunks, counts.get(), partial.get(), row_offsets,
+                               slot_columns, slot_edges);
+  }
+  return *bad_edge < 0 ? ANYATTENTION_OK : ANYATTENTION_OUT_OF_RANGE;
+}
