@@ -1,0 +1,297 @@
+"""The loader, and the kernel that sorts edges, against a stable argsort."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anyattention import _native
+from anyattention.errors import InvalidConfigError
+
+
+def oracle(rows, columns, num_rows):
+    edges = torch.argsort(rows, stable=True)
+    counts = torch.bincount(rows, minlength=num_rows)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return offsets, columns[edges], edges
+
+
+def assert_sorted(native, rows, columns, num_rows, num_columns):
+    actual = native.compressed_rows(rows, columns, num_rows, num_columns)
+    for name, found, expected in zip(
+        actual._fields, actual, oracle(rows, columns, num_rows), strict=True
+    ):
+        assert torch.equal(found, expected), name
+
+
+def in_fresh_process(code, **environment):
+    """Runs code in a process of its own; a hang is a failure."""
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("num_edges", "num_rows", "num_columns"),
+    [
+        (0, 0, 0),
+        (0, 1, 1),
+        (0, 5, 3),
+        (1, 1, 1),
+        (1, 7, 2),
+        (13, 5, 7),
+        (1000, 3, 700),
+        (50, 900, 2),
+    ],
+)
+def test_sorts_random_edges(native, num_edges, num_rows, num_columns):
+    rows = torch.randint(max(num_rows, 1), (num_edges,))
+    columns = torch.randint(max(num_columns, 1), (num_edges,))
+    assert_sorted(native, rows, columns, num_rows, num_columns)
+    assert_sorted(native, columns, rows, num_columns, num_rows)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edges=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), max_size=40),
+    isolated=st.integers(0, 3),
+)
+def test_sorts_any_small_multiset(native, edges, isolated):
+    rows = torch.tensor([row for row, _ in edges], dtype=torch.int64)
+    columns = torch.tensor([column for _, column in edges], dtype=torch.int64)
+    assert_sorted(native, rows, columns, 5 + isolated, 3)
+
+
+# Few rows give several chunks per histogram, many rows fewer chunks than threads.
+@pytest.mark.parametrize("num_rows", [1, 11, 5_000, 90_000, 400_000])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_threads_do_not_change_the_result(native, two_threads, num_rows, skewed):
+    num_edges = 300_007
+    rows = torch.randint(num_rows, (num_edges,))
+    if skewed:
+        rows[torch.rand(num_edges) < 0.9] = num_rows // 2
+    columns = torch.randint(1_009, (num_edges,))
+    parallel = native.compressed_rows(rows, columns, num_rows, 1_009)
+    torch.set_num_threads(1)
+    serial = native.compressed_rows(rows, columns, num_rows, 1_009)
+    for one, other in zip(parallel, serial, strict=True):
+        assert torch.equal(one, other)
+    assert_sorted(native, rows, columns, num_rows, 1_009)
+
+
+def test_more_threads_than_cores(native):
+    before = torch.get_num_threads()
+    rows = torch.randint(17, (500_000,))
+    try:
+        torch.set_num_threads(7)
+        assert_sorted(native, rows, rows, 17, 17)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bad", [-1, 5, 2**40, -(2**63)])
+@pytest.mark.parametrize("array", ["rows", "columns"])
+def test_names_the_first_index_out_of_range(native, array, bad):
+    rows, columns = torch.randint(5, (13,)), torch.randint(5, (13,))
+    {"rows": rows, "columns": columns}[array][[4, 9]] = bad
+    with pytest.raises(_native.EdgeOutOfRange, match=rf"{array}\[4\] is {bad}, .* < 5") as caught:
+        native.compressed_rows(rows, columns, 5, 5)
+    error = caught.value
+    assert (error.array, error.edge, error.index, error.size) == (array, 4, bad, 5)
+
+
+def test_names_the_first_index_out_of_range_among_threads(native, two_threads):
+    rows = torch.randint(5, (300_000,))
+    rows[[120_000, 299_999]] = 5
+    with pytest.raises(_native.EdgeOutOfRange, match=r"rows\[120000\] is 5"):
+        native.compressed_rows(rows, rows, 5, 5)
+
+
+def test_no_index_fits_into_no_rows(native):
+    zero = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(_native.EdgeOutOfRange, match=r"rows\[0\] is 0"):
+        native.compressed_rows(zero, zero, 0, 1)
+
+
+def test_refuses_what_is_not_contiguous_int64(native):
+    right = torch.zeros(4, dtype=torch.int64)
+    for wrong in (right.int(), torch.zeros(8, dtype=torch.int64)[::2], right.to("meta")):
+        with pytest.raises(TypeError, match="columns: expected contiguous int64 on the CPU"):
+            native.compressed_rows(right, wrong, 1, 1)
+    with pytest.raises(ValueError, match="equal sizes"):
+        native.compressed_rows(right, right[1:], 1, 1)
+
+
+def test_refuses_negative_sizes_before_touching_memory(native):
+    library, none = native.library(), None
+    bad_edge = torch.zeros(1, dtype=torch.int64)
+    sizes = [(-1, 1, 1), (0, -1, 1), (0, 1, -1), (1, 1, 1)]
+    for num_edges, num_rows, num_columns in sizes:
+        status = library.anyattention_compressed_rows(
+            none, none, num_edges, num_rows, num_columns, 1, bad_edge.data_ptr(), none, none,
+            bad_edge.data_ptr(),
+        )  # fmt: skip
+        assert status == 1
+
+
+@pytest.mark.parametrize("level", ["v4", "v3", "baseline"])
+def test_each_level_that_this_cpu_runs(native, level):
+    about = native.info()
+    if level not in about.built or level not in about.supported:
+        pytest.skip(f"built: {about.built}, supported: {about.supported}")
+    printed = in_fresh_process(
+        """
+        import torch
+        from anyattention import _native
+        rows = torch.randint(11, (70_000,), generator=torch.Generator().manual_seed(0))
+        found = _native.compressed_rows(rows, rows, 11, 11)
+        assert torch.equal(found.edges, torch.argsort(rows, stable=True))
+        print(_native.info().level, _native.library().anyattention_level().decode())
+        """,
+        ANYATTENTION_LEVEL=level,
+    )
+    assert printed.split() == [level, level]
+
+
+def test_picks_the_fastest_level(native):
+    about = native.info()
+    if "ANYATTENTION_LEVEL" not in os.environ:
+        assert about.level == next(level for level in about.supported if level in about.built)
+
+
+@pytest.mark.parametrize("level", ["v9", "V4"])
+def test_refuses_an_unknown_level(level):
+    with pytest.raises(
+        InvalidConfigError, match=f"ANYATTENTION_LEVEL: expected one of .*'{level}'"
+    ):
+        _native._open(level)
+
+
+def test_refuses_a_level_beyond_the_cpu(native, monkeypatch):
+    monkeypatch.setattr(_native, "_cpu_flags", lambda: _native._FLAGS_V3 - {"fma"})
+    assert native._open(None)[1].level == "baseline"
+    with pytest.raises(InvalidConfigError, match="ANYATTENTION_LEVEL"):
+        native._open("v3")
+
+
+def test_one_openmp_runtime_that_of_torch(native):
+    in_fresh_process(
+        """
+        import os
+        import torch
+        from pathlib import Path
+        from anyattention import _native
+        torch.set_num_threads(2)
+        rows = torch.randint(11, (200_000,))
+        rows + rows
+        threads = len(os.listdir("/proc/self/task"))
+        _native.compressed_rows(rows, rows, 11, 11)
+        assert len(os.listdir("/proc/self/task")) == threads
+        paths = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+        runtimes = {p for p in paths if Path(p).name.startswith(("libgomp", "libiomp", "libomp"))}
+        assert runtimes == {_native.info().openmp}, runtimes
+        """
+    )
+
+
+def test_shares_the_runtime_of_torch_beside_another_one(native, require):
+    require("sklearn")
+    in_fresh_process(
+        """
+        import sklearn.cluster
+        import torch
+        from anyattention import _native
+        rows = torch.randint(11, (200_000,))
+        _native.compressed_rows(rows, rows, 11, 11)
+        assert "torch" in _native.info().openmp, _native.info()
+        """
+    )
+
+
+def test_a_forked_child_runs_kernels_on_one_thread(native):
+    printed = in_fresh_process(
+        """
+        import os, signal, warnings, torch
+        from anyattention import _native
+        torch.set_num_threads(2)
+        rows = torch.randint(11, (200_000,))
+        expected = _native.compressed_rows(rows, rows, 11, 11).edges.tolist()
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            same = _native.compressed_rows(rows, rows, 11, 11).edges.tolist() == expected
+            os._exit(0 if same and _native.num_threads() == 1 else 1)
+        _, status = os.waitpid(child, 0)
+        print(status, _native.num_threads())
+        """
+    )
+    assert printed.split() == ["0", "2"]
+
+
+@pytest.fixture
+def nothing_built(monkeypatch):
+    monkeypatch.setattr(_native, "_state", _native._State())
+    monkeypatch.setattr(_native, "_built", dict)
+
+
+def test_warns_once_where_nothing_was_built(nothing_built):
+    assert "reinstall" in _native.info().reason
+    with pytest.warns(_native.MissingKernelsWarning, match="reference implementation") as caught:
+        assert not _native.available()
+    assert len(caught) == 1
+    assert not _native.available()
+    assert _native.library() is None
+    zero = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="not available"):
+        _native.compressed_rows(zero, zero, 1, 1)
+
+
+def test_warns_about_a_library_that_does_not_load(monkeypatch, tmp_path):
+    broken = tmp_path / "libanyattention_baseline.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(_native, "_state", _native._State())
+    monkeypatch.setattr(_native, "_built", lambda: {"baseline": broken})
+    with pytest.warns(_native.MissingKernelsWarning, match="cannot be used"):
+        assert not _native.available()
+
+
+def test_refuses_a_library_from_other_sources(native, monkeypatch):
+    monkeypatch.setattr(_native, "_INTERFACE", -1)
+    found, about = native._open(None)
+    assert found is None
+    assert "compiled from other sources" in about.reason
+
+
+def test_loads_once_from_many_threads(native, monkeypatch):
+    opened = []
+    original = _native._open
+    monkeypatch.setattr(_native, "_state", _native._State())
+    monkeypatch.setattr(_native, "_open", lambda level: opened.append(level) or original(level))
+    threads = [threading.Thread(target=native.available) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 1
