@@ -7,17 +7,12 @@ BIN := .venv/bin
 # What an installation depends on; Python files need none, since it is editable.
 BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-# pip reads these from the environment. The versions in constraints.txt also bind the
-# isolated build: older pips take them from the first variable, newer ones from the second.
+# pip reads its settings from the environment, PIP_INDEX_URL for one; `make NAME=value` sets
+# them too. The versions in constraints.txt also bind the isolated build: older pips take
+# them from the first variable, newer ones from the second.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-ifdef PIP_INDEX_URL
-export PIP_INDEX_URL
-endif
-ifdef PIP_EXTRA_INDEX_URL
-export PIP_EXTRA_INDEX_URL
-endif
 
 .PHONY: help setup demo test check bench clean
 .DELETE_ON_ERROR:

@@ -12,17 +12,11 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch import Tensor
 
 from anyattention import _native
 
 _ROOT = Path(__file__).resolve().parents[1]
-_CREATE_UNINITIALIZED = [
-    (torch, "empty"),
-    (torch, "empty_like"),
-    (torch, "empty_strided"),
-    (torch.Tensor, "new_empty"),
-    (torch.Tensor, "new_empty_strided"),
-]
 
 
 def skip_or_fail(reason: str) -> NoReturn:
@@ -49,27 +43,44 @@ def _uninitialized_memory_is_nan() -> Iterator[None]:
     have the tests run other algorithms than users do.
     """
 
-    def filled(create: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def create_filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def filled(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def create_filled(*args: Any, **kwargs: Any) -> Tensor:
             created = create(*args, **kwargs)
-            # A fake or traced tensor has no memory to fill.
-            if torch.compiler.is_compiling() or type(created) is not torch.Tensor:
-                return created
-            if created.layout is torch.strided and created.device.type != "meta":
-                if created.dtype.is_floating_point or created.dtype.is_complex:
-                    created.detach().fill_(float("nan"))
-                elif created.dtype is torch.bool:
-                    created.fill_(True)
-                else:
-                    created.fill_(torch.iinfo(created.dtype).max)
+            if not torch.compiler.is_compiling():
+                _fill(created)
             return created
 
         return create_filled
 
+    new_empty = Tensor.new_empty
+
+    def new_filled(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # torch.compile does not trace a method that was taken off its class.
+        if torch.compiler.is_compiling():
+            return self.new_zeros(*args, **kwargs)
+        created = new_empty(self, *args, **kwargs)
+        _fill(created)
+        return created
+
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in _CREATE_UNINITIALIZED:
-            patch.setattr(owner, name, filled(getattr(owner, name)))
+        for name in ("empty", "empty_like", "empty_strided"):
+            patch.setattr(torch, name, filled(getattr(torch, name)))
+        patch.setattr(Tensor, "new_empty", new_filled)
         yield
+
+
+def _fill(created: Tensor) -> None:
+    # A fake or traced tensor has no memory to fill.
+    if type(created) is not Tensor or created.device.type == "meta":
+        return
+    if created.layout is not torch.strided:
+        return
+    if created.dtype.is_floating_point or created.dtype.is_complex:
+        created.detach().fill_(float("nan"))
+    elif created.dtype is torch.bool:
+        created.fill_(True)
+    else:
+        created.fill_(torch.iinfo(created.dtype).max)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The fixtures themselves: memory that was not written must show."""
+"""The fixtures themselves: memory that was not written shows, what is missing in CI fails."""
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ def test_new_floating_memory_is_nan(dtype):
         torch.empty_like(like),
         torch.empty_strided((3,), (2,), dtype=dtype),
         like.new_empty(3),
-        like.new_empty_strided((3,), (1,)),
     ]
     for tensor in created:
         assert tensor.isnan().all()
@@ -32,7 +31,18 @@ def test_empty_still_compiles():
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
-    def ones(size):
-        return torch.empty(size).fill_(1)
+    def ones(like):
+        return (
+            torch.empty_like(like).fill_(1) * like.new_empty(3).fill_(1) * torch.empty(3).fill_(1)
+        )
 
-    assert torch.equal(ones(3), torch.ones(3))
+    assert torch.equal(ones(torch.zeros(3)), torch.ones(3))
+
+
+def test_what_is_missing_is_skipped_and_fails_in_ci(require, monkeypatch):
+    monkeypatch.setenv("CI", "")
+    with pytest.raises(pytest.skip.Exception, match="cannot import no_such_module"):
+        require("no_such_module")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="cannot import no_such_module"):
+        require("no_such_module")

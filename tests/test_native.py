@@ -215,6 +215,12 @@ def test_one_openmp_runtime_that_of_torch(native):
     )
 
 
+def test_names_no_openmp_runtime_of_its_own(native):
+    # Under a name that torch's copy does not bear, the loader would bring in a second one.
+    for path in native._built().values():
+        assert b"libgomp" not in path.read_bytes()
+
+
 def test_shares_the_runtime_of_torch_beside_another_one(native, require):
     require("sklearn")
     in_fresh_process(
