@@ -32,9 +32,7 @@ def test_empty_still_compiles():
 
     @torch.compile(fullgraph=True, backend="eager")
     def ones(like):
-        return (
-            torch.empty_like(like).fill_(1) * like.new_empty(3).fill_(1) * torch.empty(3).fill_(1)
-        )
+        return torch.empty_like(like).fill_(1) * like.new_empty(3).fill_(1) * torch.empty(3).fill_(1)
 
     assert torch.equal(ones(torch.zeros(3)), torch.ones(3))
 

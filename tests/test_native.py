@@ -24,9 +24,7 @@ def oracle(rows, columns, num_rows):
 
 def assert_sorted(native, rows, columns, num_rows, num_columns):
     actual = native.compressed_rows(rows, columns, num_rows, num_columns)
-    for name, found, expected in zip(
-        actual._fields, actual, oracle(rows, columns, num_rows), strict=True
-    ):
+    for name, found, expected in zip(actual._fields, actual, oracle(rows, columns, num_rows), strict=True):
         assert torch.equal(found, expected), name
 
 
@@ -182,9 +180,7 @@ def test_picks_the_fastest_level(native):
 
 @pytest.mark.parametrize("level", ["v9", "V4"])
 def test_refuses_an_unknown_level(level):
-    with pytest.raises(
-        InvalidConfigError, match=f"ANYATTENTION_LEVEL: expected one of .*'{level}'"
-    ):
+    with pytest.raises(InvalidConfigError, match=f"ANYATTENTION_LEVEL: expected one of .*'{level}'"):
         _native._open(level)
 
 

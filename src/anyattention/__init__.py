@@ -1,7 +1,62 @@
-"""Attention over anything: sequences, graphs, point clouds, sparse patterns and large memories."""
+"""Attention over anything: sequences, graphs, point clouds, sparse patterns and large memories.
+
+>>> import torch, anyattention
+>>> graph = anyattention.Graph.from_edge_index(torch.tensor([[0, 1], [2, 2]]), num_nodes=3)
+>>> x = torch.ones(3, 1, 4)  # (nodes, heads, head_dim)
+>>> anyattention.attend(x, x, x, graph, return_weights="heads").weights.flatten()
+tensor([0.5000, 0.5000])
+"""
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from anyattention import errors, interfaces, nn
+from anyattention.builder import AttentionBuilder, GraphAttentionBuilder
+from anyattention.config import (
+    AttentionConfig,
+    GeometricAttentionConfig,
+    GraphAttentionConfig,
+    SparseAttentionConfig,
+)
+from anyattention.masks import mask_from_blocked
+from anyattention.ops import attend, explain
+from anyattention.output import (
+    AttentionCache,
+    AttentionGradients,
+    AttentionOutput,
+    AttentionResult,
+)
+from anyattention.patterns import Causal, Full, Graph, Pattern
+from anyattention.saving import load, save
+from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures
+
+__all__ = [
+    "Additive",
+    "AttentionBuilder",
+    "AttentionCache",
+    "AttentionConfig",
+    "AttentionGradients",
+    "AttentionOutput",
+    "AttentionResult",
+    "Causal",
+    "Dot",
+    "Dynamic",
+    "EdgeFeatures",
+    "Full",
+    "GeometricAttentionConfig",
+    "Graph",
+    "GraphAttentionBuilder",
+    "GraphAttentionConfig",
+    "Pattern",
+    "SparseAttentionConfig",
+    "__version__",
+    "attend",
+    "errors",
+    "explain",
+    "interfaces",
+    "load",
+    "mask_from_blocked",
+    "nn",
+    "save",
+]
 
 __version__: str = version("anyattention")

@@ -183,9 +183,7 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def compressed_rows(
-    rows: Tensor, columns: Tensor, num_rows: int, num_columns: int
-) -> CompressedRows:
+def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> CompressedRows:
     """Sorts edges by row, keeping the caller's order within a row.
 
     Exchange `rows` with `columns` and `num_rows` with `num_columns` for the transpose. Every index
@@ -284,8 +282,7 @@ def _open(forced: str | None) -> tuple[ctypes.CDLL | None, NativeInfo]:
     about = NativeInfo(built=tuple(built), supported=tuple(supported))
     if not usable:
         reason = (
-            "this installation has no compiled kernels. Install a C++17 compiler (g++) and then"
-            " reinstall anyattention"
+            "this installation has no compiled kernels. Install a C++17 compiler (g++) and then reinstall anyattention"
         )
         return None, replace(about, reason=reason)
 

@@ -1,0 +1,211 @@
+"""Checks of arguments: axis names bound across tensors, masks, numbers, and memory before it is allocated."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from anyattention.errors import (
+    AttentionError,
+    DimensionMismatchError,
+    InvalidInputError,
+    InvalidMaskError,
+    OutOfMemoryError,
+)
+
+# Asking the system how much memory is free costs 50 us, so small requests are not checked.
+_CHECKED_FROM_BYTES = 1 << 26
+
+
+class Axes:
+    """Binds axis names to sizes over several tensors, and says which tensor disagrees with which.
+
+    Example:
+        >>> import torch
+        >>> axes = Axes()
+        >>> axes.bind("query", torch.ones(2, 5), "length width")
+        >>> axes.bind("key", torch.ones(3, 4), "keys width")
+        Traceback (most recent call last):
+        anyattention.errors.DimensionMismatchError: key: expected (keys=3, width=5), got (3, 4). width is 5 in query
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self._named_by: dict[str, str] = {}
+
+    def bind(self, argument: str, tensor: Tensor, names: str) -> None:
+        """Check the rank and every size that is already bound; bind the others."""
+        require_tensor(argument, tensor)
+        axes = names.split()
+        if tensor.ndim != len(axes):
+            raise self._mismatch(argument, tensor, axes)
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            if axis not in self.sizes:
+                self.sizes[axis] = size
+                self._named_by[axis] = argument
+            elif self.sizes[axis] != size:
+                raise self._mismatch(argument, tensor, axes, axis)
+
+    def set(self, axis: str, size: int, named_by: str) -> None:
+        """Bind a size that no tensor carries, such as a graph's number of nodes."""
+        self.sizes[axis] = size
+        self._named_by[axis] = named_by
+
+    def _mismatch(
+        self, argument: str, tensor: Tensor, axes: list[str], axis: str | None = None
+    ) -> DimensionMismatchError:
+        known = [f"{name}={self.sizes[name]}" if name in self.sizes else name for name in axes]
+        hint = axis and f"{axis} is {self.sizes[axis]} in {self._named_by[axis]}"
+        return DimensionMismatchError(
+            argument=argument,
+            expected=f"({', '.join(known)})",
+            actual=describe_shape(tensor),
+            hint=hint,
+        )
+
+
+def describe_shape(tensor: Tensor) -> str:
+    """The shape as text, `(2, 3)`."""
+    return str(tuple(int(size) for size in tensor.shape))
+
+
+def require_tensor(argument: str, value: object) -> None:
+    """Raise unless the argument is a tensor."""
+    if not isinstance(value, Tensor):
+        raise InvalidInputError(argument=argument, expected="a torch.Tensor", actual=type(value).__name__)
+
+
+def require_floating(argument: str, tensor: Tensor) -> None:
+    """Raise unless the argument is a floating-point tensor."""
+    require_tensor(argument, tensor)
+    if not tensor.is_floating_point():
+        raise InvalidInputError(argument=argument, expected="a floating-point dtype", actual=tensor.dtype)
+
+
+def require_same_kind(argument: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both tensors have one dtype and one device."""
+    require_floating(argument, tensor)
+    if tensor.dtype != other.dtype:
+        raise InvalidInputError(argument=argument, expected=f"{other.dtype}, as {other_name}", actual=tensor.dtype)
+    require_device(argument, tensor, other.device, other_name)
+
+
+def require_device(argument: str, tensor: Tensor, device: torch.device, named_by: str) -> None:
+    """Raise unless the tensor is on the device."""
+    if tensor.device != device:
+        raise InvalidInputError(argument=argument, expected=f"device {device}, as {named_by}", actual=tensor.device)
+
+
+def require_number(
+    argument: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    error: type[AttentionError] = InvalidInputError,
+) -> None:
+    """Raise unless the value is a finite number in the range."""
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in (("above", above), ("at least", at_least), ("below", below))
+        if math.isfinite(bound)
+    ]
+    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
+    if isinstance(value, bool) or not is_number:
+        raise error(argument=argument, expected=expected, actual=repr(value))
+    if not (math.isfinite(value) and above < value and at_least <= value < below):
+        raise error(argument=argument, expected=expected, actual=value)
+
+
+def require_mask(argument: str, mask: Tensor) -> None:
+    """Raise unless the mask is boolean; the error names the helper that converts other conventions."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise InvalidMaskError(
+            argument=argument,
+            expected="a torch.bool tensor in which True means 'may attend'",
+            actual=mask.dtype if isinstance(mask, Tensor) else type(mask).__name__,
+            hint="anyattention.mask_from_blocked converts masks in which True or 1 means 'masked out'",
+        )
+
+
+def to_four_axes(
+    argument: str,
+    tensor: Tensor,
+    batch: int,
+    heads: int,
+    query_length: int,
+    key_length: int,
+) -> Tensor:
+    """View a dense mask or bias of rank 1, 2 or 4 as `(batch | 1, heads | 1, query_length | 1, key_length | 1)`."""
+    error = InvalidMaskError if tensor.dtype == torch.bool else DimensionMismatchError
+    if tensor.ndim == 3:
+        raise error(
+            argument=argument,
+            expected="rank 1, 2 or 4",
+            actual=f"rank 3, {describe_shape(tensor)}",
+            hint=f"write {argument}[:, None] for (batch, query_length, key_length) "
+            f"or {argument}[None] for (heads, query_length, key_length)",
+        )
+    full = (batch, heads, query_length, key_length)
+    sizes = (1,) * (4 - tensor.ndim) + tuple(tensor.shape) if tensor.ndim in (1, 2, 4) else ()
+    if not sizes or any(size not in (1, whole) for size, whole in zip(sizes, full, strict=True)):
+        raise error(
+            argument=argument,
+            expected=f"a shape that broadcasts to (batch={batch}, heads={heads}, "
+            f"query_length={query_length}, key_length={key_length})",
+            actual=describe_shape(tensor),
+        )
+    return tensor.reshape(sizes)
+
+
+def require_memory(size: int, what: str, device: torch.device) -> None:
+    """Raise `OutOfMemoryError` when `size` bytes are more than the device has free."""
+    if torch.compiler.is_compiling() or size < _CHECKED_FROM_BYTES:
+        return
+    free = _free_memory(device)
+    if free is not None and size > free:
+        raise OutOfMemoryError(
+            f"{what} would take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free on {device}",
+            size=size,
+        )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes free on the device, or None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+@contextmanager
+def allocation_failures_named() -> Iterator[None]:
+    """Turn an allocator's failure into `OutOfMemoryError`; every other error passes."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as failure:
+        text = str(failure)
+        is_allocation = isinstance(failure, MemoryError | torch.OutOfMemoryError)
+        if is_allocation or "can't allocate memory" in text or "not enough memory" in text:
+            digits = "".join(char if char.isdigit() else " " for char in text).split()
+            size = max((int(number) for number in digits), default=None)
+            raise OutOfMemoryError(f"memory ran out: {text}", size=size) from failure
+        raise

@@ -1,0 +1,189 @@
+"""What every attention module offers beside its forward: parameters as a vector, gradients, one plain step."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from anyattention._checks import describe_shape, require_floating, require_number
+from anyattention.errors import DimensionMismatchError, NumericalInstabilityError, TrainingError
+from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["AttentionModule", "require_finite"]
+
+
+class AttentionModule(nn.Module):
+    """Base of all attention modules; abstract."""
+
+    supports_masking: bool = True
+
+    @property
+    def name(self) -> str:
+        """The mechanism's name: the class's."""
+        return type(self).__name__
+
+    @property
+    def d_model(self) -> int:
+        """Width of all heads together."""
+        raise NotImplementedError
+
+    def parameter_count(self) -> int:
+        """Number of trainable numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def get_parameters(self) -> Tensor:
+        """A copy of all parameters as one flat vector, in the order of `named_parameters()`.
+
+        Returns:
+            `(parameter_count(),)`, on the first parameter's device, in the widest dtype among them.
+        """
+        return self._flatten(parameter.detach() for parameter in self.parameters())
+
+    def set_parameters(self, vector: Tensor) -> None:
+        """Write a vector of `get_parameters()` back, each part in its parameter's dtype and device.
+
+        Raises:
+            DimensionMismatchError: the length is not `parameter_count()`.
+            InvalidInputError: not a floating-point tensor.
+        """
+        with torch.no_grad():
+            for parameter, part in self._split("vector", vector):
+                parameter.copy_(part)
+
+    def cached_forward(self, *args: Any, **kwargs: Any) -> tuple[AttentionOutput, AttentionCache]:
+        """The forward, and the cache that `backward` needs.
+
+        Args: as forward. Floating-point tensors are cut from the caller's graph and recorded by name.
+        """
+        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        inputs: dict[str, Tensor] = {}
+        for name, argument in given.items():
+            parts = argument if isinstance(argument, tuple) else (argument,)
+            cut = [self._cut(part) for part in parts]
+            for position, part in enumerate(cut):
+                if isinstance(part, Tensor) and part.requires_grad:
+                    label = f"{name}[{position}]" if isinstance(argument, tuple) else name
+                    inputs[label] = part
+            given[name] = tuple(cut) if isinstance(argument, tuple) else cut[0]
+        with torch.enable_grad():
+            output = self(**given)
+        detached = AttentionOutput(*(None if x is None else x.detach() for x in output))  # pyright: ignore[reportArgumentType]  # output is never None
+        return detached, AttentionCache(inputs, output.output)
+
+    def backward(self, grad_output: Tensor, cache: AttentionCache) -> AttentionGradients:
+        """Gradients of the cached inputs and of the parameters: autograd's own, equal to `.backward()`.
+
+        The parameters' gradients are also added to their `.grad`, as `.backward()` does, so that
+        `update_parameters()` can follow. A cache may be used again.
+
+        Args:
+            grad_output: the loss's gradient by the output, of the output's shape.
+            cache: from `cached_forward`.
+
+        Raises:
+            DimensionMismatchError: `grad_output` has another shape than the output.
+        """
+        require_floating("grad_output", grad_output)
+        if grad_output.shape != cache.output.shape:
+            raise DimensionMismatchError(
+                argument="grad_output",
+                expected=describe_shape(cache.output),
+                actual=describe_shape(grad_output),
+            )
+        parameters = list(self.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        sources = [*cache.inputs.values(), *trained]
+        found = torch.autograd.grad(cache.output, sources, grad_output, retain_graph=True, materialize_grads=True)
+        inputs = dict(zip(cache.inputs, found, strict=False))
+        by_parameter = dict(zip(map(id, trained), found[len(inputs) :], strict=True))
+        for parameter in trained:
+            gradient = by_parameter[id(parameter)]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        flat = self._flatten(by_parameter.get(id(p), torch.zeros_like(p)) for p in parameters)
+        return AttentionGradients(inputs, flat)
+
+    def update_parameters(self, gradients: AttentionGradients | Tensor | None = None, *, learning_rate: float) -> None:
+        """One step of plain gradient descent: parameter -= learning_rate x gradient.
+
+        Args:
+            gradients: what `backward` returned, or its flat vector; None takes the gradients held in `.grad`.
+            learning_rate: at least 0.
+
+        Raises:
+            TrainingError: None was given and no gradient is held.
+            DimensionMismatchError: the vector's length is not `parameter_count()`.
+        """
+        require_number("learning_rate", learning_rate, at_least=0.0)
+        if isinstance(gradients, AttentionGradients):
+            gradients = gradients.parameters
+        if gradients is None and all(parameter.grad is None for parameter in self.parameters()):
+            raise TrainingError(
+                "update_parameters: no gradients are held; call loss.backward() or module.backward(...) first",
+                argument="gradients",
+            )
+        with torch.no_grad():
+            if gradients is not None:
+                for parameter, part in self._split("gradients", gradients):
+                    parameter -= learning_rate * part.to(parameter)
+            else:
+                for parameter in self.parameters():
+                    if parameter.grad is not None:
+                        parameter -= learning_rate * parameter.grad
+
+    def regularization_loss(self, l2_weight: float) -> Tensor:
+        """`l2_weight` times the sum of the squared parameters; 0-d, differentiable."""
+        require_number("l2_weight", l2_weight, at_least=0.0)
+        total = torch.zeros((), device=next(iter(self.parameters()), torch.empty(0)).device)
+        for parameter in self.parameters():
+            total = total + parameter.square().sum()
+        return l2_weight * total
+
+    def clone(self) -> Self:
+        """An independent copy, without gradients."""
+        twin = copy.deepcopy(self)
+        twin.zero_grad(set_to_none=True)
+        return twin
+
+    def _split(self, argument: str, vector: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        require_floating(argument, vector)
+        if vector.shape != (self.parameter_count(),):
+            raise DimensionMismatchError(
+                argument=argument,
+                expected=f"(parameter_count={self.parameter_count()},)",
+                actual=describe_shape(vector),
+            )
+        parameters = list(self.parameters())
+        parts = vector.detach().split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            yield parameter, part.reshape(parameter.shape)
+
+    def _flatten(self, tensors: Iterable[Tensor]) -> Tensor:
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        if not flat:
+            return torch.zeros(0)
+        return torch.cat([part.to(flat[0].device) for part in flat])
+
+    @staticmethod
+    def _cut(argument: Any) -> Any:
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            return argument.detach().requires_grad_()
+        return argument
+
+
+def require_finite(module: str, output: Tensor) -> None:
+    """Raise `NumericalInstabilityError` when the output holds a NaN or an Inf."""
+    finite = output.isfinite()
+    if not finite.all():
+        raise NumericalInstabilityError(
+            argument=f"{module} output",
+            expected="finite numbers (check_finite=True)",
+            actual=f"{int((~finite).sum())} NaN or Inf among {output.numel()}",
+        )

@@ -1,0 +1,350 @@
+"""Graph attention: GAT, GATv2 and the graph transformer's dot product, by one module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anyattention._checks import Axes, require_floating, require_tensor
+from anyattention.config import AttentionConfig, GraphAttentionConfig
+from anyattention.errors import InvalidInputError
+from anyattention.nn.base import AttentionModule, require_finite
+from anyattention.ops import attend
+from anyattention.output import AttentionOutput
+from anyattention.patterns import Graph
+from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["GraphAttention"]
+
+
+class GraphAttention(AttentionModule):
+    """Each node attends to the nodes that its edges come from.
+
+    With W the projections, h = W x in each head, and a score per edge j -> i:
+
+        additive (GAT):        LeakyReLU(a_query . h_i + a_key . h_j + w_edge e), value h_j
+        dynamic  (GATv2):      a . LeakyReLU(W_q x_i + W_k x_j + W_e e), value W_k x_j
+        dot (transformer):     (W_q x_i) . (W_k x_j + W_e e) / sqrt(d_k), value W_v x_j + W_e e
+
+        output_i = aggregate over j of dropout(p_ij) value_j (+ W_r x_i with residual) (+ bias)
+
+    No self-loops are added: `graph.with_self_loops()` does that. A node without edges gets 0
+    (and its residual and bias).
+
+    Args:
+        d_model: width of all heads together.
+        num_heads: number of heads.
+        in_features: width of the node features, a pair (source, target) for bipartite graphs; None is d_model.
+        score: "additive", "dynamic" or "dot".
+        concat: output the heads side by side (width d_model) or their mean (width d_model / num_heads).
+        residual: add a linear map of the target's features.
+        use_edge_features, edge_dim: whether calls bring edge features, and their width; edge_dim alone is enough.
+        aggregation: "sum", "mean" or "max" of the weighted values.
+        normalize: softmax over a node's edges; False gates each edge by itself with a sigmoid.
+        negative_slope: of the LeakyReLU; not for "dot".
+        dropout: probability with which a weight is dropped during training.
+        use_bias: bias of the output ("additive", "dynamic") and of the projections ("dynamic", "dot").
+        scale: factor of the score; None is 1, for "dot" 1 / sqrt(d_k).
+        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
+        device, dtype: of the parameters.
+
+    Parameters, in the order of `get_parameters()`: query_vector, key_vector ("additive") or score_vector ("dynamic"),
+    each `(heads, d_k)`; edge_weight `(heads, 1 or d_k, edge_dim)`; bias; then the projections.
+
+    Raises:
+        InvalidConfigError: a setting is out of range, or is set and cannot be used.
+
+    Cost: O(nodes x in_features x d_model + edges x d_model) time.
+
+    Source: Velickovic et al., 2018 (GAT); Brody et al., 2022 (GATv2); Shi et al., 2021 (transformer). The edge
+    weight of "additive" is one vector per head, the product of the two that GAT implementations keep.
+
+    Example:
+        >>> layer = GraphAttention(8, 2, in_features=3)
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> layer(torch.zeros(3, 3), edge_index).output.shape
+        torch.Size([3, 8])
+    """
+
+    supports_heterogeneous: bool = False
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        num_heads: int = 8,
+        *,
+        in_features: int | tuple[int, int] | None = None,
+        score: Literal["additive", "dynamic", "dot"] = "dynamic",
+        concat: bool = True,
+        residual: bool = False,
+        use_edge_features: bool | None = None,
+        edge_dim: int | None = None,
+        aggregation: Literal["sum", "mean", "max"] = "sum",
+        normalize: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.1,
+        use_bias: bool = True,
+        scale: float | None = None,
+        check_finite: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        base = AttentionConfig(
+            d_model=d_model,
+            num_heads=num_heads,
+            dropout=dropout,
+            use_bias=use_bias,
+            scale=scale,
+            check_finite=check_finite,
+        )
+        self.config = GraphAttentionConfig(
+            base=base,
+            use_edge_features=use_edge_features,
+            edge_dim=edge_dim,
+            aggregation=aggregation,
+            normalize=normalize,
+            negative_slope=negative_slope,
+            score=score,
+            in_features=in_features,
+            concat=concat,
+            residual=residual,
+        )
+        d_k = base.d_k
+        source, target = self.config.source_features, self.config.target_features
+        output_features = d_model if concat else d_k
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        def projection(width: int, *, bias: bool, out: int = d_model) -> nn.Linear:
+            return nn.Linear(width, out, bias=bias, device=device, dtype=dtype)
+
+        if score == "additive":
+            self.query_vector = parameter(num_heads, d_k)
+            self.key_vector = parameter(num_heads, d_k)
+            self.value_projection = projection(source, bias=False)
+            if isinstance(in_features, list | tuple):
+                self.query_projection = projection(target, bias=False)
+        elif score == "dynamic":
+            self.score_vector = parameter(num_heads, d_k)
+            self.query_projection = projection(target, bias=use_bias)
+            self.key_projection = projection(source, bias=use_bias)
+        else:
+            self.query_projection = projection(target, bias=use_bias)
+            self.key_projection = projection(source, bias=use_bias)
+            self.value_projection = projection(source, bias=use_bias)
+        if edge_dim is not None:
+            self.edge_weight = parameter(num_heads, 1 if score == "additive" else d_k, edge_dim)
+        self.bias = parameter(output_features) if use_bias and score != "dot" else None
+        if residual:
+            self.residual_projection = projection(target, bias=False, out=output_features)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: GraphAttentionConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module of a config."""
+        settings = {name: value for name, value in vars(config).items() if name != "base"}
+        base = config.base
+        return cls(
+            **settings,
+            d_model=base.d_model,
+            num_heads=base.num_heads,
+            dropout=base.dropout,
+            use_bias=base.use_bias,
+            scale=base.scale,
+            check_finite=base.check_finite,
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def d_model(self) -> int:
+        """Width of all heads together."""
+        return self.config.base.d_model
+
+    @property
+    def num_graph_heads(self) -> int:
+        """Number of heads."""
+        return self.config.base.num_heads
+
+    @property
+    def supports_edge_features(self) -> bool:
+        """Whether this module was built with an edge_dim; then every call needs edge features."""
+        return self.config.edge_dim is not None
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: Xavier-uniform (Glorot), biases 0."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        graph: Graph | Tensor,
+        edge_attr: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> AttentionOutput:
+        """Attend over the graph's edges.
+
+        Args:
+            x: node features `(nodes, in_features)` or `(batch, nodes, in_features)`, or a pair (source, target);
+                without batch also a sparse CSR matrix.
+            graph: a Graph, or an edge_index `(2, edges)` int64 (row 0 = source, row 1 = target) over x's nodes. A
+                Graph built once is cheaper than an edge_index in every call.
+            edge_attr: `(edges, edge_dim)`, exactly when the module has an edge_dim.
+            mask: boolean, True = may attend: `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
+            return_weights: "mean" over heads (or True), `(..., edges)`; "heads", `(..., edges, heads)`; or False.
+
+        Returns:
+            AttentionOutput(output `(..., target nodes, d_model)`, or d_model / num_heads wide without concat; weights).
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit.
+            GraphStructureError: edge_index names a node that is not there.
+        """
+        source, target = self._check_nodes(x)
+        if not isinstance(graph, Graph):
+            require_tensor("graph", graph)
+            graph = Graph.from_edge_index(graph, num_queries=target.shape[-2], num_keys=source.shape[-2])
+        self._check_edges(edge_attr)
+        query, key, value, score = self._project(source, target)
+        result = attend(
+            query,
+            key,
+            value,
+            graph,
+            score=score,
+            mask=mask,
+            edges=self._edge_features(edge_attr),
+            scale=self.config.get_scale(),
+            dropout=self.config.base.dropout if self.training else 0.0,
+            aggregation=self.config.aggregation,
+            normalize=self.config.normalize,
+            return_weights=return_weights,
+        )
+        output = result.output.flatten(-2) if self.config.concat else result.output.mean(-2)
+        if self.config.residual:
+            output = output + _linear(target, self.residual_projection)
+        if self.bias is not None:
+            output = output + self.bias
+        if self.config.base.check_finite:
+            require_finite(self.name, output)
+        return AttentionOutput(output, result.weights)
+
+    def graph_forward(
+        self, node_features: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None
+    ) -> AttentionOutput:
+        """`forward` over an edge list, with the weights of each edge and head, `(edges, heads)`."""
+        return self(node_features, edge_index, edge_attr, return_weights="heads")
+
+    def sparse_forward(self, node_features: Tensor, adjacency: Any, edge_attr: Tensor | None = None) -> AttentionOutput:
+        """`forward` over an adjacency matrix (rows attend to columns), with the weights of each edge and head.
+
+        Args:
+            node_features: `(nodes, in_features)`.
+            adjacency: what `Graph.from_adjacency` takes; only which entries are there counts, not their values.
+            edge_attr: `(edges, edge_dim)` in the Graph's edge order.
+        """
+        graph = Graph.from_adjacency(adjacency)
+        return self(node_features, graph, edge_attr, return_weights="heads")
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(module)`."""
+        base = self.config.base
+        return f"{base.d_model}, {base.num_heads}, score={self.config.score!r}"
+
+    def _check_nodes(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        is_pair = isinstance(x, tuple | list)
+        if is_pair and len(x) != 2:
+            raise InvalidInputError(
+                argument="x",
+                expected="a tensor or a pair (x_source, x_target)",
+                actual=f"{len(x)} items",
+            )
+        source, target = (x[0], x[1]) if is_pair else (x, x)
+        names = ("x[0]", "x[1]") if is_pair else ("x", "x")
+        widths = (self.config.source_features, self.config.target_features)
+        axes = Axes()
+        for name, features, axis, width in zip(names, (source, target), "st", widths, strict=True):
+            require_floating(name, features)
+            if features.layout not in (torch.strided, torch.sparse_csr):
+                raise InvalidInputError(
+                    argument=name,
+                    expected="a dense tensor or a sparse CSR matrix",
+                    actual=features.layout,
+                )
+            batch = "batch " if features.ndim == 3 else ""
+            axes.set(f"{axis}_features", width, "the module")
+            axes.bind(name, features, f"{batch}{axis}_nodes {axis}_features")
+        return source, target
+
+    def _check_edges(self, edge_attr: Tensor | None) -> None:
+        if (edge_attr is None) == (self.config.edge_dim is None):
+            return
+        raise InvalidInputError(
+            argument="edge_attr",
+            expected=f"(edges, edge_dim={self.config.edge_dim})"
+            if edge_attr is None
+            else "None: the module was built without edge_dim",
+            actual="None" if edge_attr is None else "a tensor",
+        )
+
+    def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
+        """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
+        if self.config.score == "additive":
+            value = self._heads(source, self.value_projection)
+            is_pair = isinstance(self.config.in_features, tuple)
+            if is_pair:
+                own = self._heads(target, self.query_projection)
+            else:
+                own = value if target is source else self._heads(target, self.value_projection)
+            query = (own * self.query_vector).sum(-1, keepdim=True)
+            key = (value * self.key_vector).sum(-1, keepdim=True)
+            return query, key, value, Additive(self.config.negative_slope)
+        query = self._heads(target, self.query_projection)
+        key = self._heads(source, self.key_projection)
+        if self.config.score == "dot":
+            return query, key, self._heads(source, self.value_projection), Dot()
+        vector = self.score_vector.to(query.dtype)
+        return query, key, key, Dynamic(vector, self.config.negative_slope)
+
+    def _heads(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        heads = self.config.base.num_heads
+        return _linear(x, projection).unflatten(-1, (heads, projection.out_features // heads))
+
+    def _edge_features(self, edge_attr: Tensor | None) -> EdgeFeatures | None:
+        if edge_attr is None:
+            return None
+        require_floating("edge_attr", edge_attr)
+        is_value = self.config.score == "dot"
+        return EdgeFeatures(edge_attr, self.edge_weight, self.edge_weight if is_value else None)
+
+
+def _linear(x: Tensor, projection: nn.Linear) -> Tensor:
+    """`x W' + b` for dense or sparse x."""
+    if x.layout == torch.strided:
+        return projection(x)
+    product = torch.sparse.mm(x, projection.weight.T)
+    return product if projection.bias is None else product + projection.bias

@@ -1,0 +1,141 @@
+"""The arguments of `attend` in one record, with the checks that every operation shares."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anyattention._checks import Axes, require_floating, require_number, require_same_kind
+from anyattention.errors import DimensionMismatchError, InvalidInputError
+from anyattention.patterns import Full, Pattern
+from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
+
+__all__ = ["Aggregation", "Arguments", "Weights", "check_score", "default_scale", "read_weights"]
+
+Aggregation = Literal["sum", "mean", "max"]
+Weights = Literal["mean", "heads"]
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """What `attend` was called with; numbers and names are checked, tensors are not yet.
+
+    `weights` is "mean", "heads" or None where none are asked for.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pattern: Pattern
+    score: Score
+    mask: Tensor | None
+    bias: Tensor | None
+    edges: EdgeFeatures | None
+    scale: float | None
+    softcap: float | None
+    dropout: float
+    aggregation: Aggregation
+    normalize: bool
+    weights: Weights | None
+    return_logsumexp: bool
+    implementation: str | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, Pattern):
+            hint = None
+            if isinstance(self.pattern, Tensor):
+                hint = "a boolean tensor is given as mask=, a float one as bias="
+            raise InvalidInputError(
+                argument="pattern",
+                expected="a pattern (Full, Causal, Graph) or None",
+                actual=type(self.pattern).__name__,
+                hint=hint,
+            )
+        if not isinstance(self.score, Dot | Additive | Dynamic):
+            raise InvalidInputError(
+                argument="score",
+                expected="Dot(), Additive() or Dynamic(vector)",
+                actual=repr(self.score),
+            )
+        if self.aggregation not in ("sum", "mean", "max"):
+            raise InvalidInputError(
+                argument="aggregation",
+                expected="'sum', 'mean' or 'max'",
+                actual=repr(self.aggregation),
+            )
+        if not isinstance(self.normalize, bool):
+            raise InvalidInputError(argument="normalize", expected="True or False", actual=repr(self.normalize))
+        require_number("dropout", self.dropout, at_least=0.0, below=1.0)
+        if self.scale is not None:
+            require_number("scale", self.scale)
+        if self.softcap is not None:
+            require_number("softcap", self.softcap, above=0.0)
+
+    def under_autocast(self) -> "Arguments":
+        """These arguments with the floating-point tensors in autocast's dtype, as PyTorch's own attention has it."""
+        dtype = torch.get_autocast_dtype(self.query.device.type)
+
+        def cast(tensor: Any) -> Any:
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                return tensor
+            return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+        score, edges = self.score, self.edges
+        if isinstance(score, Dynamic):
+            score = replace(score, vector=cast(score.vector))
+        if edges is not None:
+            edges = EdgeFeatures(cast(edges.features), cast(edges.key_weight), cast(edges.value_weight))
+        return replace(
+            self,
+            query=cast(self.query),
+            key=cast(self.key),
+            value=cast(self.value),
+            score=score,
+            edges=edges,
+        )
+
+
+def pattern_or_full(pattern: Pattern | None) -> Pattern:
+    """No pattern means every pair."""
+    return Full() if pattern is None else pattern
+
+
+def read_weights(return_weights: bool | str) -> Weights | None:
+    """`return_weights` as "mean", "heads" or None; True is "mean"."""
+    if return_weights is False:
+        return None
+    if return_weights is True or return_weights == "mean":
+        return "mean"
+    if return_weights == "heads":
+        return "heads"
+    raise InvalidInputError(
+        argument="return_weights",
+        expected="False, True, 'mean' or 'heads'",
+        actual=repr(return_weights),
+    )
+
+
+def check_score(score: Score, axes: Axes, query: Tensor) -> None:
+    """Raise unless the score's tensors fit the heads and the head_dim."""
+    if isinstance(score, Additive):
+        require_number("score.negative_slope", score.negative_slope)
+        if axes.sizes["head_dim"] != 1:
+            raise DimensionMismatchError(
+                argument="query",
+                expected="head_dim 1 with the score Additive (one term per node and head)",
+                actual=f"head_dim {axes.sizes['head_dim']}",
+            )
+    if isinstance(score, Dynamic):
+        require_number("score.negative_slope", score.negative_slope)
+        require_floating("score.vector", score.vector)
+        require_same_kind("score.vector", score.vector, "query", query)
+        axes.bind("score.vector", score.vector, "heads head_dim")
+
+
+def default_scale(arguments: Arguments, head_dim: int) -> float:
+    """The caller's scale, else 1 / sqrt(head_dim) for Dot and 1 for the other scores."""
+    if arguments.scale is not None:
+        return float(arguments.scale)
+    return 1.0 / math.sqrt(max(head_dim, 1)) if isinstance(arguments.score, Dot) else 1.0

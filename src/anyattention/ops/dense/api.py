@@ -1,0 +1,108 @@
+"""Dense attention: checks the arguments and chooses the implementation."""
+
+import torch
+from torch import Tensor
+
+from anyattention import _dispatch
+from anyattention._checks import (
+    Axes,
+    require_floating,
+    require_mask,
+    require_same_kind,
+    to_four_axes,
+)
+from anyattention._dispatch import Explanation, Implementation
+from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.ops.arguments import Arguments, check_score, default_scale
+from anyattention.ops.dense import reference, torch_fused
+from anyattention.ops.dense.call import DenseCall
+from anyattention.ops.random import draw_seed
+from anyattention.output import AttentionResult
+from anyattention.patterns import Causal, Full, Pattern
+
+__all__ = ["dense_attention", "explain_dense"]
+
+_TABLE = (
+    Implementation("torch", torch_fused.run, torch_fused.refusal),
+    Implementation("reference", reference.run, reference.refusal),
+)
+
+
+def dense_attention(arguments: Arguments) -> AttentionResult:
+    """`attend` for patterns without edges; see there."""
+    call = _check(arguments)
+    run = _dispatch.choose(_TABLE, call, arguments.implementation).run
+    output, weights, logsumexp = run(call)
+    if weights is not None and arguments.weights == "mean":
+        weights = weights.mean(1)
+    return AttentionResult(output, weights, logsumexp)
+
+
+def explain_dense(arguments: Arguments) -> Explanation:
+    """`explain` for patterns without edges."""
+    explanation = _dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
+    if explanation.implementation != "torch":
+        return explanation
+    return Explanation("torch", explanation.refusals, (torch_fused.NOTE,))
+
+
+def _check(arguments: Arguments) -> DenseCall:
+    query, key, value = arguments.query, arguments.key, arguments.value
+    axes = Axes()
+    axes.bind("query", query, "batch query_length heads head_dim")
+    axes.bind("key", key, "batch key_length heads head_dim")
+    axes.bind("value", value, "batch key_length heads value_dim")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        require_same_kind(name, tensor, "query", query)
+    check_score(arguments.score, axes, query)
+    _refuse_graph_settings(arguments)
+    sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
+
+    causal, allowed = _read_pattern(arguments.pattern, query, *sizes[2:])
+    if arguments.mask is not None:
+        require_mask("mask", arguments.mask)
+        mask = to_four_axes("mask", arguments.mask, *sizes).to(query.device)
+        allowed = mask if allowed is None else allowed & mask
+    bias = arguments.bias
+    if bias is not None:
+        require_floating("bias", bias)
+        bias = to_four_axes("bias", bias, *sizes).to(query.device)
+        # A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
+        visible = bias != -torch.inf
+        bias = torch.where(visible, bias, 0.0)
+        allowed = visible if allowed is None else allowed & visible
+    return DenseCall(
+        query=query,
+        key=key,
+        value=value,
+        score=arguments.score,
+        allowed=allowed,
+        causal=causal,
+        bias=bias,
+        scale=default_scale(arguments, axes.sizes["head_dim"]),
+        softcap=arguments.softcap,
+        dropout=arguments.dropout,
+        seed=draw_seed(query.device) if arguments.dropout > 0 else None,
+        needs_weights=arguments.weights is not None,
+        needs_logsumexp=arguments.return_logsumexp,
+    )
+
+
+def _read_pattern(pattern: Pattern, query: Tensor, query_length: int, key_length: int) -> tuple[bool, Tensor | None]:
+    if isinstance(pattern, Full):
+        return False, None
+    if isinstance(pattern, Causal) and pattern.offset(query_length, key_length) == 0:
+        return True, None
+    return False, pattern.to_dense(query_length, key_length, device=query.device)[None, None]
+
+
+def _refuse_graph_settings(arguments: Arguments) -> None:
+    name = type(arguments.pattern).__name__
+    if arguments.edges is not None:
+        raise InvalidInputError(argument="edges", expected=f"None with the pattern {name}", actual="EdgeFeatures")
+    if arguments.aggregation != "sum" or not arguments.normalize:
+        raise UnsupportedError(
+            f"aggregation={arguments.aggregation!r}, normalize={arguments.normalize}: the pattern {name} has only "
+            "aggregation='sum', normalize=True; a Graph has the others (pattern.to_graph(...))",
+            argument="aggregation" if arguments.aggregation != "sum" else "normalize",
+        )

@@ -1,0 +1,98 @@
+"""Dense attention in plain PyTorch: the definition, and the oracle of every other implementation.
+
+Axes: B batch, H heads, L query_length, S key_length, D head_dim, E value_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyattention._checks import require_memory
+from anyattention.ops.dense.call import DenseCall
+from anyattention.ops.random import keep_factors
+from anyattention.scores import Additive, Dot, Score
+
+__all__ = ["refusal", "run"]
+
+
+def refusal(call: DenseCall) -> str | None:
+    """The reference runs every call."""
+    return None
+
+
+def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Output `(B, L, H, E)`, weights `(B, H, L, S)` and logsumexp `(B, L, H)`.
+
+    Cost: B x H x L x S numbers, several times over; float16 and bfloat16 are computed in float32.
+    """
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    query, key, value = (x.transpose(1, 2).to(dtype) for x in (call.query, call.key, call.value))
+    batch, heads, query_length, _ = query.shape
+    shape = (batch, heads, query_length, key.shape[2])
+    require_memory(
+        batch * heads * query_length * key.shape[2] * dtype.itemsize,
+        "the matrix of scores (batch x heads x query_length x key_length)",
+        query.device,
+    )
+    pairs = call.pairs()
+    if pairs is None:
+        scores = _add_bias(_scores(query, key, call), call)
+        output_is_broken = None
+    else:
+        # 0 x NaN is NaN: a slot that is hidden from a query must not reach its sums, nor their gradients, so
+        # non-finite rows are taken out and put back as NaN exactly where a pair uses them.
+        query, broken_queries = _take_out_broken_rows(query)
+        key, broken_keys = _take_out_broken_rows(key)
+        value, broken_values = _take_out_broken_rows(value)
+        broken_pairs = broken_queries[..., :, None] | broken_keys[..., None, :]
+        output_is_broken = (pairs & broken_values[..., None, :]).any(-1, keepdim=True)
+        scores = _scores(query, key, call).masked_fill(broken_pairs, torch.nan)
+        scores = torch.where(pairs, _add_bias(scores, call), -torch.inf)
+        scores = torch.where(pairs.any(-1, keepdim=True), scores, 0.0)
+
+    weights = scores.softmax(-1)
+    if pairs is not None:
+        weights = torch.where(pairs, weights, 0.0)
+    kept = weights
+    if call.seed is not None:
+        kept = weights * keep_factors(shape, call.dropout, call.seed, dtype)
+    output = kept @ value
+    if output_is_broken is not None:
+        output = output.masked_fill(output_is_broken, torch.nan)
+
+    logsumexp = None
+    if call.needs_logsumexp:
+        logsumexp = scores.logsumexp(-1)
+        if pairs is not None:
+            logsumexp = torch.where(pairs.any(-1), logsumexp, -torch.inf)
+        logsumexp = logsumexp.transpose(1, 2)
+    output = output.transpose(1, 2).to(call.value.dtype)
+    return output, weights.to(call.query.dtype) if call.needs_weights else None, logsumexp
+
+
+def _scores(query: Tensor, key: Tensor, call: DenseCall) -> Tensor:
+    scores = raw_scores(query[..., :, None, :], key[..., None, :, :], call.score)
+    scores = scores * call.scale
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    return scores
+
+
+def raw_scores(query: Tensor, key: Tensor, score: Score) -> Tensor:
+    """Scores `(B, H, L, S)` of queries `(B, H, L, 1, D)` and keys `(B, H, 1, S, D)`."""
+    if isinstance(score, Dot):
+        return query.squeeze(-2) @ key.squeeze(-3).transpose(-1, -2)
+    rectified = F.leaky_relu(query + key, score.negative_slope)
+    if isinstance(score, Additive):
+        return rectified.squeeze(-1)
+    return torch.einsum("bhlsd,hd->bhls", rectified, score.vector.to(query.dtype))
+
+
+def _add_bias(scores: Tensor, call: DenseCall) -> Tensor:
+    return scores if call.bias is None else scores + call.bias.to(scores.dtype)
+
+
+def _take_out_broken_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows `(B, H, L, D)` with every row that has a NaN or Inf set to 0, and which ones `(B, H, L)`."""
+    broken = ~rows.isfinite().all(-1)
+    return rows.masked_fill(broken[..., None], 0.0), broken

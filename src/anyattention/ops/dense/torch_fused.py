@@ -1,0 +1,73 @@
+"""Dense attention on PyTorch's fused CPU kernel, wrapped so that masked slots and empty rows stay harmless."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyattention.ops.dense.autograd import fused_dense
+from anyattention.ops.dense.call import DenseCall
+from anyattention.scores import Dot
+
+__all__ = ["NOTE", "refusal", "run"]
+
+NOTE = (
+    "torch: a NaN in a key or value that some queries may attend to and others may not (causal) "
+    "reaches all of them; implementation='reference' keeps it where it belongs"
+)
+
+
+def refusal(call: DenseCall) -> str | None:
+    """Why the fused kernel cannot run a call."""
+    if call.query.device.type != "cpu":
+        return f"PyTorch's fused attention is wrapped for the CPU only, and the query is on {call.query.device}"
+    if not isinstance(call.score, Dot):
+        return f"it scores by dot product, not by {type(call.score).__name__}"
+    if call.softcap is not None:
+        return "it has no softcap"
+    if call.dropout > 0:
+        return "it has no dropout"
+    if call.needs_weights:
+        return "it never forms the weights; once they are formed, the output is one product away"
+    if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient for the bias"
+    if 0 in (*call.query.shape, call.key.shape[1], call.value.shape[3]):
+        return "a size is 0"
+    return None
+
+
+def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
+    """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
+    query, key, value, causal, bias = call.query, call.key, call.value, call.causal, None
+    if causal and call.allowed is None and call.bias is None:
+        # Keys past the last query are never used; the kernel would read them all the same.
+        key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
+        has_pairs = None
+    else:
+        pairs, causal = call.pairs(), False
+        has_pairs = None if pairs is None else pairs.any(-1, keepdim=True)
+        if call.bias is not None:
+            bias = call.bias.to(query.dtype)
+        if pairs is not None and has_pairs is not None:
+            query = _zero_where_not(has_pairs[..., 0], query)
+            used = pairs.any(-2)
+            key, value = _zero_where_not(used, key), _zero_where_not(used, value)
+            # An empty row attends to everything inside the kernel, and is set to 0 below.
+            hidden = ~pairs & has_pairs
+            bias = torch.zeros((), dtype=query.dtype) if bias is None else bias
+            bias = torch.where(hidden, -torch.inf, bias)
+    head_dim, value_dim = query.shape[-1], value.shape[-1]
+    width = max(head_dim, value_dim)
+    query, key = (F.pad(x, (0, width - head_dim)) if head_dim < width else x for x in (query, key))
+    value = F.pad(value, (0, width - value_dim)) if value_dim < width else value
+    output, logsumexp = fused_dense(query, key, value, bias, causal, call.scale)
+    output = output[..., :value_dim]
+    if has_pairs is not None:
+        rows = has_pairs.transpose(1, 2)
+        output = torch.where(rows, output, 0.0)
+        logsumexp = torch.where(rows[..., 0], logsumexp, -torch.inf)
+    return output, None, logsumexp if call.needs_logsumexp else None
+
+
+def _zero_where_not(used: Tensor, rows: Tensor) -> Tensor:
+    """Rows `(B, L, H, D)`, those that `used` `(B | 1, H | 1, L | 1)` names as they are, the others 0."""
+    return torch.where(used.transpose(1, 2)[..., None], rows, 0.0)

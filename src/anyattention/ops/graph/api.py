@@ -1,0 +1,128 @@
+"""Graph attention: checks the arguments and chooses the implementation."""
+
+from torch import Tensor
+
+from anyattention import _dispatch
+from anyattention._checks import (
+    Axes,
+    describe_shape,
+    require_device,
+    require_floating,
+    require_mask,
+    require_same_kind,
+    require_tensor,
+)
+from anyattention._dispatch import Explanation, Implementation
+from anyattention.errors import (
+    AttentionError,
+    DimensionMismatchError,
+    InvalidMaskError,
+    UnsupportedError,
+)
+from anyattention.ops.arguments import Arguments, check_score, default_scale
+from anyattention.ops.graph import reference
+from anyattention.ops.graph.call import GraphCall
+from anyattention.ops.random import draw_seed
+from anyattention.output import AttentionResult
+from anyattention.patterns import Graph
+from anyattention.scores import EdgeFeatures
+
+__all__ = ["explain_graph", "graph_attention"]
+
+_TABLE = (Implementation("reference", reference.run, reference.refusal),)
+
+
+def graph_attention(arguments: Arguments) -> AttentionResult:
+    """`attend` over a Graph; see there."""
+    call = _check(arguments)
+    run = _dispatch.choose(_TABLE, call, arguments.implementation).run
+    output, weights, logsumexp = run(call)
+    if weights is not None and arguments.weights == "mean":
+        weights = weights.mean(-1)
+    return AttentionResult(output, weights, logsumexp)
+
+
+def explain_graph(arguments: Arguments) -> Explanation:
+    """`explain` over a Graph."""
+    return _dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
+
+
+def _check(arguments: Arguments) -> GraphCall:
+    graph = arguments.pattern
+    assert isinstance(graph, Graph)
+    query, key, value = arguments.query, arguments.key, arguments.value
+    require_tensor("query", query)
+    batch = "batch " if query.ndim == 4 else ""
+    axes = Axes()
+    axes.set("queries", graph.num_queries, "the graph")
+    axes.set("keys", graph.num_keys, "the graph")
+    axes.set("edges", graph.num_edges, "the graph")
+    axes.bind("query", query, f"{batch}queries heads head_dim")
+    axes.bind("key", key, f"{batch}keys heads head_dim")
+    axes.bind("value", value, f"{batch}keys heads value_dim")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        require_same_kind(name, tensor, "query", query)
+    require_device("graph", graph.edge_index, query.device, "query")
+    check_score(arguments.score, axes, query)
+    if arguments.edges is not None:
+        _check_edges(arguments.edges, axes, query)
+    mask, bias = arguments.mask, arguments.bias
+    if mask is not None:
+        require_mask("mask", mask)
+        mask = _to_edges_and_heads("mask", mask, axes, InvalidMaskError)
+    if bias is not None:
+        require_floating("bias", bias)
+        bias = _to_edges_and_heads("bias", bias, axes, DimensionMismatchError)
+        visible = bias != -float("inf")
+        bias = bias.masked_fill(~visible, 0.0)
+        mask = visible if mask is None else mask & visible
+    if arguments.return_logsumexp and not arguments.normalize:
+        raise UnsupportedError(
+            "return_logsumexp=True: with normalize=False there is no softmax to take it from",
+            argument="return_logsumexp",
+        )
+    return GraphCall(
+        query=query,
+        key=key,
+        value=value,
+        graph=graph,
+        score=arguments.score,
+        edges=arguments.edges,
+        mask=mask,
+        bias=bias,
+        scale=default_scale(arguments, axes.sizes["head_dim"]),
+        softcap=arguments.softcap,
+        dropout=arguments.dropout,
+        seed=draw_seed(query.device) if arguments.dropout > 0 else None,
+        aggregation=arguments.aggregation,
+        normalize=arguments.normalize,
+        needs_weights=arguments.weights is not None,
+        needs_logsumexp=arguments.return_logsumexp,
+    )
+
+
+def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:
+    for name, tensor, names in (
+        ("edges.features", edges.features, "edges edge_dim"),
+        ("edges.key_weight", edges.key_weight, "heads head_dim edge_dim"),
+        ("edges.value_weight", edges.value_weight, "heads value_dim edge_dim"),
+    ):
+        if tensor is not None:
+            axes.bind(name, tensor, names)
+            require_same_kind(name, tensor, "query", query)
+
+
+def _to_edges_and_heads(argument: str, tensor: Tensor, axes: Axes, error: type[AttentionError]) -> Tensor:
+    """A mask or bias as `(edges, 1)`, `(edges, heads)` or `(batch, edges, heads)`."""
+    edges, heads, batch = (axes.sizes.get(axis) for axis in ("edges", "heads", "batch"))
+    if tuple(tensor.shape) == (edges,):
+        return tensor[:, None]
+    allowed = [(edges, heads)] if batch is None else [(edges, heads), (batch, edges, heads)]
+    if tuple(tensor.shape) not in allowed:
+        shapes = " or ".join(str(shape) for shape in [(edges,), *allowed])
+        raise error(
+            argument=argument,
+            expected=f"{shapes}: edges={edges}, heads={heads}" + ("" if batch is None else f", batch={batch}"),
+            actual=describe_shape(tensor),
+        )
+    return tensor

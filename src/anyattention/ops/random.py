@@ -1,0 +1,51 @@
+"""Counter-based random numbers: a position and a seed give a number, on any device and in any order."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_seed", "keep_factors"]
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOW = 0xFFFFFFFF
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A 0-d int64 seed from PyTorch's generator, so that manual_seed and checkpointing govern dropout."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def keep_factors(shape: tuple[int, ...], dropout: float, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 with probability `dropout`, else 1 / (1 - dropout), for each position of a row-major array.
+
+    Position n takes word n % 4 of Philox4x32-10 at counter n // 4 under the key `seed`; its upper 24 bits make a
+    uniform number u in [0, 1), and the position is kept when u >= dropout.
+
+    Source: Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    size = 1
+    for length in shape:
+        size *= length
+    blocks = torch.arange((size + 3) // 4, device=seed.device)
+    uniform = philox(blocks, seed).T.reshape(-1)[:size].reshape(shape) >> 8
+    kept = uniform.to(torch.float64) * 2.0**-24 >= dropout
+    return kept.to(dtype) * (1.0 / (1.0 - dropout))
+
+
+def philox(counter: Tensor, seed: Tensor) -> Tensor:
+    """Philox4x32-10: the four 32-bit words `(4, ...)` of each 64-bit counter, as int64."""
+    words = [counter & _LOW, (counter >> 32) & _LOW, torch.zeros_like(counter)]
+    words.append(words[2])
+    keys = [seed & _LOW, (seed >> 32) & _LOW]
+    for _ in range(_ROUNDS):
+        # Products of two 32-bit numbers wrap past 2^63 in int64; the masked halves are right all the same.
+        first, second = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
+        words = [
+            ((second >> 32) & _LOW) ^ words[1] ^ keys[0],
+            second & _LOW,
+            ((first >> 32) & _LOW) ^ words[3] ^ keys[1],
+            first & _LOW,
+        ]
+        keys = [(key + step) & _LOW for key, step in zip(keys, _KEY_STEPS, strict=True)]
+    return torch.stack(words)

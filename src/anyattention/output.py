@@ -1,0 +1,60 @@
+"""What attention returns: results of ops, outputs of modules, and the records of a training step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult"]
+
+
+class AttentionResult(NamedTuple):
+    """What `attend` returns; a field that was not asked for is None.
+
+    Attributes:
+        output: `(batch, query_length, heads, value_dim)`, or without batch over a Graph.
+        weights: probabilities before dropout. Dense: "mean" `(batch, query_length, key_length)`, "heads"
+            `(batch, heads, query_length, key_length)`. Graph: `(..., edges)` or `(..., edges, heads)`, in the
+            caller's edge order.
+        logsumexp: natural log of the softmax denominator, `(..., queries, heads)`, at least float32.
+        indices: the keys a selection picked; None for patterns without one.
+    """
+
+    output: Tensor
+    weights: Tensor | None = None
+    logsumexp: Tensor | None = None
+    indices: Tensor | None = None
+
+
+class AttentionOutput(NamedTuple):
+    """What a module returns: `output, weights = module(query, key, value, mask)`."""
+
+    output: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCache:
+    """What `module.cached_forward` keeps for `module.backward`.
+
+    Attributes:
+        inputs: the floating-point tensors among the arguments, by name, cut from the caller's graph.
+        output: the module's output, connected to `inputs` and to the parameters.
+    """
+
+    inputs: Mapping[str, Tensor]
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionGradients:
+    """What `module.backward` returns.
+
+    Attributes:
+        inputs: the gradient of each tensor in `AttentionCache.inputs`, by the same name and of its shape.
+        parameters: one flat vector in the order of `module.get_parameters()`.
+    """
+
+    inputs: Mapping[str, Tensor]
+    parameters: Tensor

@@ -1,0 +1,158 @@
+"""Modules to and from folders: weights as safetensors, settings as JSON. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from anyattention.errors import InvalidConfigError, InvalidInputError
+
+__all__ = ["load", "make_folder", "save", "write_atomically"]
+
+# The closed set of modules that a folder may name: where each lives, and its config.
+_MODULES = {
+    "ScaledDotProductAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
+    "MultiHeadAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
+    "GraphAttention": ("anyattention.nn", "anyattention.config", "GraphAttentionConfig"),
+    "NodeClassifier": (
+        "anyattention.training",
+        "anyattention.training",
+        "NodeClassifierConfig",
+    ),
+}
+
+
+def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write a module's weights and settings: `model.safetensors` and `config.json`.
+
+    Each file is written under a temporary name and then renamed, so a crash leaves the old one or the new one.
+
+    Args:
+        module: any module of this package that has a `config`.
+        folder: made where it is missing.
+
+    Raises:
+        InvalidInputError: another module, or a folder that cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from anyattention.nn import MultiHeadAttention
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(MultiHeadAttention(8, 2), folder)
+        ...     load(folder).config.num_heads
+        2
+    """
+    name = type(module).__name__
+    if name not in _MODULES or not hasattr(module, "from_config"):
+        raise InvalidInputError(argument="module", expected="one of " + ", ".join(_MODULES), actual=name)
+    config: Any = module.config
+    path = make_folder(folder)
+    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+    settings = {"module": name, "config": config.to_dict()}
+    write_atomically(path / "model.safetensors", safetensors.torch.save(weights))
+    write_atomically(path / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
+    """The module of a folder that `save` wrote, with its dtype, in evaluation mode.
+
+    Args:
+        folder: with `model.safetensors` and `config.json`.
+        device: where the weights go.
+
+    Raises:
+        InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
+        InvalidConfigError: the settings name an unknown module or field, or are out of range.
+    """
+    path = Path(folder)
+    settings = _read_settings(path / "config.json")
+    name = settings["module"]
+    home, config_home, config_name = _MODULES[name]
+    config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
+    module: nn.Module = getattr(import_module(home), name).from_config(config)
+    weights_path = path / "model.safetensors"
+    try:
+        weights = safetensors.torch.load_file(weights_path, device=str(device))
+    except (OSError, SafetensorError) as fault:
+        raise InvalidInputError(
+            argument=str(weights_path), expected="a readable safetensors file", actual=str(fault)
+        ) from fault
+    try:
+        # assign=True: the weights keep the dtype they were saved in.
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as fault:
+        raise InvalidInputError(
+            f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"
+        ) from fault
+    return module.to(device).eval()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename it.
+
+    Raises:
+        InvalidInputError: the folder cannot be written; no half-written file stays.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are private; the result gets the permissions of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except BaseException as fault:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(fault, OSError):
+            raise InvalidInputError(argument=str(path), expected="a writable file", actual=fault.strerror) from fault
+        raise
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        InvalidInputError: it cannot be made, or is not writable.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InvalidInputError(argument=str(path), expected="a folder", actual=fault.strerror) from fault
+    if not os.access(path, os.W_OK):
+        raise InvalidInputError(argument=str(path), expected="a writable folder", actual="read-only")
+    return path
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=str(fault)) from fault
+    if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
+        raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
+    if settings["module"] not in _MODULES:
+        raise InvalidConfigError(
+            argument="module",
+            expected="one of " + ", ".join(_MODULES),
+            actual=repr(settings["module"]),
+        )
+    return settings
+
+
+def _keys(settings: object) -> str:
+    return ", ".join(settings) if isinstance(settings, dict) else type(settings).__name__
