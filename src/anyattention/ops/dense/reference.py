@@ -10,7 +10,7 @@ from torch import Tensor
 from anyattention._checks import require_memory
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import keep_factors
-from anyattention.scores import Additive, Dot, Score
+from anyattention.scores import Additive, Dot, Dynamic
 
 __all__ = ["refusal", "run"]
 
@@ -71,18 +71,19 @@ def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 
 def _scores(query: Tensor, key: Tensor, call: DenseCall) -> Tensor:
-    scores = raw_scores(query[..., :, None, :], key[..., None, :, :], call.score)
-    scores = scores * call.scale
+    if isinstance(call.score, Dot):
+        # The scale goes to the query, which is smaller than the scores.
+        scores = (query * call.scale) @ key.mT
+    else:
+        scores = _rectified_scores(query, key, call.score) * call.scale
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     return scores
 
 
-def raw_scores(query: Tensor, key: Tensor, score: Score) -> Tensor:
-    """Scores `(B, H, L, S)` of queries `(B, H, L, 1, D)` and keys `(B, H, 1, S, D)`."""
-    if isinstance(score, Dot):
-        return query.squeeze(-2) @ key.squeeze(-3).transpose(-1, -2)
-    rectified = F.leaky_relu(query + key, score.negative_slope)
+def _rectified_scores(query: Tensor, key: Tensor, score: Additive | Dynamic) -> Tensor:
+    """Scores `(B, H, L, S)` through a LeakyReLU; B x H x L x S x D numbers in memory."""
+    rectified = F.leaky_relu(query[..., :, None, :] + key[..., None, :, :], score.negative_slope)
     if isinstance(score, Additive):
         return rectified.squeeze(-1)
     return torch.einsum("bhlsd,hd->bhls", rectified, score.vector.to(query.dtype))

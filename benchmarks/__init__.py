@@ -1,0 +1,1 @@
+"""Benchmarks: one module per workload; `python -m benchmarks.<workload>` runs it."""

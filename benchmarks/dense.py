@@ -1,0 +1,106 @@
+"""Dense attention: `attend` beside PyTorch's own, bare; our MultiHeadAttention beside torch.nn's; the matrix rate.
+
+The limit is the time that PyTorch's matrix product would take for the same multiplications: 4 B H L S D operations
+forward, half of it causal, and 3.5 times as many forward and backward (5 products backward, 2 forward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import anyattention
+from anyattention import Causal, attend
+from anyattention.nn import MultiHeadAttention
+from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
+
+BATCH, HEADS, HEAD_DIM = 2, 8, 64
+
+
+def main() -> None:
+    require_tests("tests/ops", "-k", "dense")
+    cases: dict[str, dict[str, Timing]] = {}
+    for length in (128, 1024):
+        for causal in (False, True):
+            title = f"attend, length {length}{', causal' if causal else ''}"
+            cases[f"{title}, forward"] = operation(length, causal=causal, backward=False)
+            cases[f"{title}, forward+backward"] = operation(length, causal=causal, backward=True)
+    cases["attend, length 1024, padding mask, forward"] = padded(1024)
+    for weights in (False, True):
+        returned = "mean weights" if weights else "no weights"
+        cases[f"module, length 1024, {returned}, forward"] = module(1024, weights=weights)
+    for title, results in cases.items():
+        print_table(title, results)
+    write_result("dense", cases)
+
+
+def operation(length: int, *, causal: bool, backward: bool) -> dict[str, Timing]:
+    query, key, value = inputs(length, backward)
+    pattern = Causal() if causal else None
+    heads_first = [x.detach().transpose(1, 2).requires_grad_(backward) for x in (query, key, value)]
+    cotangent = torch.randn_like(query)
+    assert anyattention.explain(query, key, value, pattern).implementation == "torch"
+
+    def step(forward: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:
+        if not backward:
+            return forward
+        return lambda: torch.autograd.grad(forward(), leaves, grad)
+
+    contestants = {
+        "anyattention": step(lambda: attend(query, key, value, pattern).output, [query, key, value], cotangent),
+        "torch SDPA, bare": step(
+            lambda: F.scaled_dot_product_attention(*heads_first, is_causal=causal),
+            heads_first,
+            cotangent.transpose(1, 2),
+        ),
+        "matrix rate": product(length, (0.5 if causal else 1.0) * (3.5 if backward else 1.0)),
+    }
+    with torch.set_grad_enabled(backward):
+        return measure("anyattention", contestants)
+
+
+def padded(length: int) -> dict[str, Timing]:
+    query, key, value = inputs(length, False)
+    mask = torch.arange(length)[None] < torch.tensor([length, length // 2])[:, None]
+    mask = mask[:, None, None]
+    heads_first = [x.transpose(1, 2) for x in (query, key, value)]
+    contestants = {
+        "anyattention": lambda: attend(query, key, value, mask=mask).output,
+        "torch SDPA, bare": lambda: F.scaled_dot_product_attention(*heads_first, attn_mask=mask),
+        "matrix rate": product(length, 1.0),
+    }
+    with torch.no_grad():
+        return measure("anyattention", contestants)
+
+
+def module(length: int, *, weights: bool) -> dict[str, Timing]:
+    x = torch.randn(BATCH, length, HEADS * HEAD_DIM)
+    ours = MultiHeadAttention(HEADS * HEAD_DIM, HEADS).eval()
+    theirs = torch.nn.MultiheadAttention(HEADS * HEAD_DIM, HEADS, batch_first=True).eval()
+    contestants = {
+        "anyattention": lambda: ours(x, return_weights=weights).output,
+        "torch.nn.MultiheadAttention": lambda: theirs(x, x, x, need_weights=weights)[0],
+    }
+    with torch.no_grad():
+        return measure("anyattention", contestants)
+
+
+def inputs(length: int, requires_grad: bool) -> list[Tensor]:
+    torch.manual_seed(0)
+    shape = (BATCH, length, HEADS, HEAD_DIM)
+    return [torch.randn(shape, requires_grad=requires_grad) for _ in range(3)]
+
+
+def product(length: int, share: float) -> Callable[[], Tensor]:
+    """A square matrix product of as many multiplications as the case has."""
+    operations = share * 4 * BATCH * HEADS * length * length * HEAD_DIM
+    side = round((operations / 2) ** (1 / 3))
+    left, right = torch.randn(side, side), torch.randn(side, side)
+    return lambda: left @ right
+
+
+if __name__ == "__main__":
+    main()
