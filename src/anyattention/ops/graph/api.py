@@ -116,7 +116,7 @@ def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:
         ("edges.key_weight", edges.key_weight, "heads head_dim edge_dim"),
         ("edges.value_weight", edges.value_weight, "heads value_dim edge_dim"),
     ):
-        if tensor is not None:
+        if tensor is not None or name == "edges.features":
             axes.bind(name, tensor, names)
             require_same_kind(name, tensor, "query", query)
 
