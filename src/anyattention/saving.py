@@ -97,7 +97,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
-    except (RuntimeError, MemoryError) as fault:
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as fault:
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"
         ) from fault
