@@ -85,4 +85,29 @@ def test_graph_attention_over_an_edge_index_in_float64(score):
 def test_bipartite_graph_attention(score):
     module = GraphAttention(12, 3, in_features=(5, 7), score=score, edge_dim=2, residual=True)
     graph = Graph.from_edge_index(EDGE_INDEX, num_queries=6, num_keys=11)
-    check_attention(module, (torch.randn(11, 5), torch.randn(6, 7)), graph, torch.randn(8, 2))
+    pair = torch.randn(11, 5), torch.randn(6, 7)
+    check_attention(module, pair, graph, torch.randn(8, 2))
+    check_attention(module, list(pair), graph, torch.randn(8, 2))
+
+
+def test_a_cached_pair_has_a_gradient_for_each_half():
+    module = GraphAttention(12, 3, in_features=(5, 7))
+    graph = Graph.from_edge_index(EDGE_INDEX, num_queries=6, num_keys=11)
+    for pair in ((torch.randn(11, 5), torch.randn(6, 7)), [torch.randn(11, 5), torch.randn(6, 7)]):
+        assert list(module.cached_forward(pair, graph)[1].inputs) == ["x[0]", "x[1]"]
+
+
+def test_a_cache_may_be_used_again_and_gradients_add_up():
+    module = MultiHeadAttention(12, 3, dropout=0.0)
+    output, cache = module.cached_forward(*features(5, 7))
+    cotangent = torch.randn_like(output.output)
+    first, second = module.backward(cotangent, cache), module.backward(2 * cotangent, cache)
+    torch.testing.assert_close(second.parameters, 2 * first.parameters)
+    torch.testing.assert_close(module.value_projection.weight.grad.flatten(), 3 * first.parameters[312:456])
+    assert not output.output.requires_grad
+
+
+def test_the_regularization_loss_of_float16_is_summed_in_float32():
+    module = MultiHeadAttention(64, 2, dtype=torch.float16)
+    module.set_parameters(torch.full((module.parameter_count(),), 4.0))
+    assert module.regularization_loss(0.5).item() == 8.0 * module.parameter_count()

@@ -223,7 +223,7 @@ def _check_clone(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -
         _require(other.grad is None or not other.grad.any(), f"it holds the gradient of {name}")
         with torch.no_grad():
             other += 1
-        _require(bool((one.grad == 1).all()), f"the module lost the gradient of {name}")
+        _require(one.grad is not None and bool((one.grad == 1).all()), f"the module lost the gradient of {name}")
     _require_same_bits("the module's parameters", before, module.get_parameters(), "after its clone changed")
 
 
@@ -276,7 +276,7 @@ _CHECKS: tuple[Callable[[Any, tuple[Any, ...], dict[str, Any]], None], ...] = (
 def _floating_inputs(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, argument in inspect.signature(module.forward).bind(*inputs, **kwargs).arguments.items():
-        is_pair = isinstance(argument, tuple)
+        is_pair = isinstance(argument, tuple | list)
         for position, part in enumerate(argument if is_pair else (argument,)):
             if isinstance(part, Tensor) and part.is_floating_point():
                 found[f"{name}[{position}]" if is_pair else name] = part
@@ -285,7 +285,7 @@ def _floating_inputs(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any
 
 def _as_leaves(name: str, argument: Any, leaves: dict[str, Tensor]) -> Any:
     """The argument with its floating-point tensors made leaves, which `leaves` gets by name."""
-    if isinstance(argument, tuple):
+    if isinstance(argument, tuple | list):
         return tuple(_as_leaves(f"{name}[{position}]", part, leaves) for position, part in enumerate(argument))
     if isinstance(argument, Tensor) and argument.is_floating_point():
         leaves[name] = argument.detach().clone().requires_grad_()
@@ -295,7 +295,7 @@ def _as_leaves(name: str, argument: Any, leaves: dict[str, Tensor]) -> Any:
 
 def _query(inputs: tuple[Any, ...]) -> Tensor:
     """The first input; of a pair (source, target) the target, which asks."""
-    return inputs[0][-1] if isinstance(inputs[0], tuple) else inputs[0]
+    return inputs[0][-1] if isinstance(inputs[0], tuple | list) else inputs[0]
 
 
 def _graph(inputs: tuple[Any, ...]) -> Graph | None:
@@ -304,7 +304,7 @@ def _graph(inputs: tuple[Any, ...]) -> Graph | None:
         if isinstance(argument, Graph):
             return argument
         if isinstance(argument, Tensor) and argument.dtype == torch.int64:
-            source = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
+            source = inputs[0][0] if isinstance(inputs[0], tuple | list) else inputs[0]
             sizes = {"num_queries": _query(inputs).shape[-2], "num_keys": source.shape[-2]}
             return Graph.from_edge_index(argument, **sizes)
     return None
