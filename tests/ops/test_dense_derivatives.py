@@ -25,10 +25,39 @@ MASK = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1]], dtype=t
 SETTINGS = {
     "plain": {},
     "causal": {"pattern": Causal("bottom_right")},
+    "causal, as many queries as keys": {"pattern": Causal()},
     "more queries than keys": {"pattern": Causal("bottom_right")},
     "mask with an empty row": {"mask": MASK},
     "mask, bias and scale": {"mask": MASK, "bias": torch.linspace(-1, 1, 5, dtype=torch.float64), "scale": 0.8},
 }
+
+
+def lengths(name):
+    return {"more queries than keys": (5, 3), "causal, as many queries as keys": (5, 5)}.get(name, (3, 5))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradients_that_can_be_differentiated_are_those_that_cannot(name):
+    # Each is computed in its own way, and gradgradcheck holds the first against itself only.
+    inputs = tensors(2, *lengths(name))
+    result = attend(*inputs, **SETTINGS[name], implementation="torch", return_logsumexp=True)
+    is_empty = result.logsumexp == -torch.inf
+    outputs = (result.output, torch.where(is_empty, 0.0, result.logsumexp))
+    for cotangents in ([torch.randn_like(x) for x in outputs], [None, torch.randn_like(outputs[1])]):
+        used = [(x, cotangent) for x, cotangent in zip(outputs, cotangents, strict=True) if cotangent is not None]
+        ways = [
+            torch.autograd.grad(
+                [x for x, _ in used],
+                inputs,
+                [c for _, c in used],
+                create_graph=way,
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            for way in (False, True)
+        ]
+        for one, other in zip(*ways, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
 @both
@@ -38,7 +67,7 @@ def test_gradcheck_and_gradgradcheck(implementation, name, with_weights):
     if with_weights and implementation == "torch":
         assert explain(*tensors(), return_weights=True).implementation == "reference"
         implementation = None
-    inputs = tensors(1, 5 if name.startswith("more") else 3, 3 if name.startswith("more") else 5)
+    inputs = tensors(1, *lengths(name))
     settings = {**SETTINGS[name], "implementation": implementation, "return_logsumexp": True}
     if not with_weights:
         assert explain(*inputs, **settings).implementation == implementation
