@@ -1,10 +1,12 @@
 """Fixtures for the tests of the commands."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 _FILE = Path(__file__).parents[1] / "training/data_files.py"
 
@@ -18,3 +20,11 @@ def data_files() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """The commands choose their number of threads for the process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

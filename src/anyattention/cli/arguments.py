@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_data", "count", "load_data", "seed", "use_threads"]
 
+# Edges, self-loops included.
+_SMALL_GRAPH = 100_000
+
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
@@ -30,7 +33,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="the embedded handwritten digits (default), or a file in one of the formats of docs/data.md",
     )
     parser.add_argument(
-        "--threads", type=count, metavar="N", help="threads to compute with (default: PyTorch's choice)"
+        "--threads",
+        type=count,
+        metavar="N",
+        help="threads to compute with (default: one for a small graph, else PyTorch's choice)",
     )
 
 
@@ -50,10 +56,14 @@ def load_data(name: str, seed: int) -> NodeData:
     return load_npz(name)
 
 
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads; None leaves PyTorch's choice."""
+def use_threads(threads: int | None, data: NodeData) -> None:
+    """Compute with so many threads; None is one for a small graph, and PyTorch's choice for others."""
     import torch
 
+    # On small graphs threads gain little, and they wait for each other at length when the machine is busy: the
+    # digits took 50 times as long then.
+    if threads is None and data.graph.num_edges < _SMALL_GRAPH:
+        threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
 

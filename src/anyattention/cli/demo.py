@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyattention.cli.arguments import count, load_data, seed
+from anyattention.cli.arguments import count, load_data, seed, use_threads
 
 if TYPE_CHECKING:
     from anyattention.training import NodeData, Split
@@ -38,6 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     require_extras()
     data = load_data("digits", arguments.seed)
+    use_threads(None, data)
     config, settings = settings_for(data, {"seed": arguments.seed, "epochs": arguments.epochs})
     folder = make_folder(arguments.out)
     split = data.splits[0]
@@ -58,10 +59,10 @@ The network itself is in the same folder; `anyattention predict --model {folder}
 
 def _introduction(data: NodeData, split: Split) -> str:
     return f"""\
-{data.num_nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a
-small network learns whom to attend to among them, in order to tell which number each one shows.
-It is told the answer for {len(split.train)} of them; {len(split.validation)} more serve to pick the best moment of \
-the training. The other {len(split.test):,} are the test.
+{data.num_nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a small
+network learns whom to attend to among them, in order to tell which number each one shows.
+It is told the answer for {len(split.train)} of them; {len(split.validation)} more serve to pick the best moment of the training.
+The other {len(split.test):,} are the test.
 """
 
 

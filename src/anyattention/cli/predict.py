@@ -52,11 +52,11 @@ def _run(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.model / "predictions.csv"
     if out.suffix not in (".csv", ".npz"):
         raise InvalidInputError(argument="--out", expected="a file that ends in .csv or .npz", actual=repr(str(out)))
-    use_threads(arguments.threads)
     model = anyattention.load(arguments.model)
     if not isinstance(model, NodeClassifier):
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
     data = load_data(arguments.data, seed=0)
+    use_threads(arguments.threads, data)
     _require_fit(model.config.in_features, model.config.num_classes, data)
     make_folder(out.parent)
     probabilities = predict_logits(model, data).softmax(1)

@@ -80,8 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.saving import make_folder
 
     require_extras()
-    use_threads(arguments.threads)
     data = load_data(arguments.data, arguments.seed)
+    use_threads(arguments.threads, data)
     config, settings = settings_for(data, _given(arguments))
     splits = chosen_splits(data, arguments.split)
     folder = make_folder(arguments.out or Path("runs") / data.name)
