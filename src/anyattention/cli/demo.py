@@ -58,11 +58,12 @@ The network itself is in the same folder; `anyattention predict --model {folder}
 
 
 def _introduction(data: NodeData, split: Split) -> str:
+    nodes, train, validation, test = data.num_nodes, *map(len, split)
     return f"""\
-{data.num_nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a small
+{nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a small
 network learns whom to attend to among them, in order to tell which number each one shows.
-It is told the answer for {len(split.train)} of them; {len(split.validation)} more serve to pick the best moment of the training.
-The other {len(split.test):,} are the test.
+It is told the answer for {train} of them; {validation} more serve to pick the best moment of the training.
+The other {test:,} are the test.
 """
 
 
