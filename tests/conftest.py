@@ -62,6 +62,9 @@ def _uninitialized_memory_is_nan() -> Iterator[None]:
         _fill(created)
         return created
 
+    # `with torch.device(...)` looks up the functions it serves at its first use, and must find them as they are.
+    with torch.device("meta"):
+        torch.ones(0)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like", "empty_strided"):
             patch.setattr(torch, name, filled(getattr(torch, name)))

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from anyattention.errors import (
     InvalidMaskError,
     OutOfMemoryError,
 )
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Asking the system how much memory is free costs 50 us, so small requests are not checked.
 _CHECKED_FROM_BYTES = 1 << 26
@@ -73,20 +76,42 @@ def describe_shape(tensor: Tensor) -> str:
 
 
 def require_tensor(argument: str, value: object) -> None:
-    """Raise unless the argument is a tensor."""
+    """Raise unless the argument is a tensor with a shape."""
     if not isinstance(value, Tensor):
         raise InvalidInputError(argument=argument, expected="a torch.Tensor", actual=type(value).__name__)
+    if value.is_nested:
+        raise InvalidInputError(
+            argument=argument,
+            expected="a torch.Tensor of one shape",
+            actual="a nested (ragged) tensor",
+            hint="pad it, and hide the padding with a mask",
+        )
+
+
+def require_dense(argument: str, tensor: Tensor) -> None:
+    """Raise unless the argument is a tensor that keeps all its elements, not a sparse one."""
+    require_tensor(argument, tensor)
+    if tensor.layout != torch.strided:
+        raise InvalidInputError(argument=argument, expected="a dense tensor", actual=tensor.layout)
 
 
 def require_floating(argument: str, tensor: Tensor) -> None:
     """Raise unless the argument is a floating-point tensor."""
     require_tensor(argument, tensor)
-    if not tensor.is_floating_point():
-        raise InvalidInputError(argument=argument, expected="a floating-point dtype", actual=tensor.dtype)
+    require_floating_dtype(argument, tensor.dtype)
+
+
+def require_floating_dtype(argument: str, dtype: torch.dtype) -> None:
+    """Raise unless the dtype is one that attention is computed in."""
+    if dtype not in _FLOATING:
+        raise InvalidInputError(
+            argument=argument, expected="a floating-point dtype of 16, 32 or 64 bits", actual=repr(dtype)
+        )
 
 
 def require_same_kind(argument: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless both tensors have one dtype and one device."""
+    """Raise unless both tensors are dense and have one dtype and one device."""
+    require_dense(argument, tensor)
     require_floating(argument, tensor)
     if tensor.dtype != other.dtype:
         raise InvalidInputError(argument=argument, expected=f"{other.dtype}, as {other_name}", actual=tensor.dtype)
@@ -97,6 +122,11 @@ def require_device(argument: str, tensor: Tensor, device: torch.device, named_by
     """Raise unless the tensor is on the device."""
     if tensor.device != device:
         raise InvalidInputError(argument=argument, expected=f"device {device}, as {named_by}", actual=tensor.device)
+
+
+def is_autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def require_number(
@@ -118,7 +148,8 @@ def require_number(
     is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
     if isinstance(value, bool) or not is_number:
         raise error(argument=argument, expected=expected, actual=repr(value))
-    if not (math.isfinite(value) and above < value and at_least <= value < below):
+    # Not math.isfinite, which overflows on an integer that no float can hold.
+    if not (-sys.float_info.max <= value <= sys.float_info.max and above < value and at_least <= value < below):
         raise error(argument=argument, expected=expected, actual=value)
 
 
@@ -131,6 +162,7 @@ def require_mask(argument: str, mask: Tensor) -> None:
             actual=mask.dtype if isinstance(mask, Tensor) else type(mask).__name__,
             hint="anyattention.mask_from_blocked converts masks in which True or 1 means 'masked out'",
         )
+    require_dense(argument, mask)
 
 
 def to_four_axes(

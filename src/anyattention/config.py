@@ -20,6 +20,7 @@ __all__ = [
     "GeometricAttentionConfig",
     "GraphAttentionConfig",
     "SparseAttentionConfig",
+    "require_config",
     "require_defaults",
 ]
 
@@ -70,7 +71,7 @@ class Config:
         """
         try:
             values = json.loads(text)
-        except (TypeError, ValueError) as fault:
+        except (TypeError, ValueError, RecursionError) as fault:
             raise InvalidConfigError(f"{cls.__name__}: not valid JSON ({fault})") from fault
         return cls.from_dict(values)
 
@@ -180,7 +181,7 @@ class GraphAttentionConfig(Config):
     residual: bool = False
 
     def __post_init__(self) -> None:
-        _require_base(self.base)
+        require_config("base", self.base, AttentionConfig)
         unused = ("max_seq_len", "causal", "eps", "positions", "qk_norm")
         require_defaults(self.base, unused, "a graph has no sequence to order or to bound")
         if self.use_edge_features is None:
@@ -280,7 +281,7 @@ class SparseAttentionConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        _require_base(self.base)
+        require_config("base", self.base, AttentionConfig)
         _require_choice("sparsity_pattern", self.sparsity_pattern, tuple(_USED_BY))
         for name in self._SETTINGS:
             value = getattr(self, name)
@@ -321,12 +322,18 @@ class GeometricAttentionConfig(Config):
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        _require_base(self.base)
+        require_config("base", self.base, AttentionConfig)
         unused = ("max_seq_len", "causal", "positions")
         require_defaults(self.base, unused, "points have no order")
         _require_count("geometric_dim", self.geometric_dim)
         if self.radius is not None:
             require_number("radius", self.radius, above=0.0, error=InvalidConfigError)
+
+
+def require_config(argument: str, config: object, kind: type[Config]) -> None:
+    """Raise `InvalidConfigError` unless the argument is a config of the kind."""
+    if not isinstance(config, kind):
+        raise InvalidConfigError(argument=argument, expected=kind.__name__, actual=type(config).__name__)
 
 
 def require_defaults(config: Config, names: tuple[str, ...], reason: str) -> None:
@@ -348,14 +355,9 @@ def _to_plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _require_base(base: object) -> None:
-    if not isinstance(base, AttentionConfig):
-        raise InvalidConfigError(argument="base", expected="an AttentionConfig", actual=type(base).__name__)
-
-
 def _require_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidConfigError(argument=name, expected="an int of at least 1", actual=repr(value))
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise InvalidConfigError(argument=name, expected="an int of at least 1 and below 2^31", actual=repr(value))
 
 
 def _require_bool(name: str, value: object) -> None:

@@ -73,27 +73,35 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
         InvalidConfigError: the settings name an unknown module or field, or are out of range.
     """
-    path = Path(folder)
+    path = _to_path(folder)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as fault:
+        raise InvalidInputError(argument="device", expected="the name of a device", actual=repr(device)) from fault
     settings = _read_settings(path / "config.json")
     name = settings["module"]
     home, config_home, config_name = _MODULES[name]
     config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
-    module: nn.Module = getattr(import_module(home), name).from_config(config)
+    kind = getattr(import_module(home), name)
     weights_path = path / "model.safetensors"
     try:
-        weights = safetensors.torch.load_file(weights_path, device=str(device))
+        weights = safetensors.torch.load_file(weights_path, device=str(place))
     except (OSError, SafetensorError) as fault:
         raise InvalidInputError(
             argument=str(weights_path), expected="a readable safetensors file", actual=str(fault)
         ) from fault
     try:
+        # First without memory: settings that do not fit the weights may ask for any amount of it.
+        with torch.device("meta"):
+            kind.from_config(config).load_state_dict(weights, assign=True)
+        module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
-    except RuntimeError as fault:
+    except (RuntimeError, MemoryError) as fault:
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"
         ) from fault
-    return module.to(device).eval()
+    return module.to(place).eval()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -128,7 +136,7 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidInputError: it cannot be made, or is not writable.
     """
-    path = Path(folder)
+    path = _to_path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -138,14 +146,20 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _to_path(folder: str | os.PathLike[str]) -> Path:
+    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
+        raise InvalidInputError(argument="folder", expected="a path", actual=repr(folder))
+    return Path(folder)
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=str(fault)) from fault
     if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
         raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
-    if settings["module"] not in _MODULES:
+    if settings["module"] not in tuple(_MODULES):
         raise InvalidConfigError(
             argument="module",
             expected="one of " + ", ".join(_MODULES),

@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import describe_shape, require_floating, require_number
-from anyattention.errors import DimensionMismatchError, NumericalInstabilityError, TrainingError
+from anyattention._checks import (
+    describe_shape,
+    is_autocast_enabled,
+    require_device,
+    require_floating,
+    require_floating_dtype,
+    require_number,
+    require_same_kind,
+)
+from anyattention.errors import (
+    DimensionMismatchError,
+    InvalidInputError,
+    NumericalInstabilityError,
+    TrainingError,
+)
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AttentionModule", "require_finite"]
+__all__ = ["AttentionModule", "require_factory", "require_finite", "require_parameter_kind"]
 
 
 class AttentionModule(nn.Module):
@@ -90,8 +103,13 @@ class AttentionModule(nn.Module):
 
         Raises:
             DimensionMismatchError: `grad_output` has another shape than the output.
+            InvalidInputError: it has another dtype or device, or the cache is not one.
         """
-        require_floating("grad_output", grad_output)
+        if not isinstance(cache, AttentionCache):
+            raise InvalidInputError(
+                argument="cache", expected="the AttentionCache of cached_forward", actual=type(cache).__name__
+            )
+        require_same_kind("grad_output", grad_output, "the output", cache.output)
         if grad_output.shape != cache.output.shape:
             raise DimensionMismatchError(
                 argument="grad_output",
@@ -176,6 +194,25 @@ class AttentionModule(nn.Module):
         if isinstance(argument, Tensor) and argument.is_floating_point():
             return argument.detach().requires_grad_()
         return argument
+
+
+def require_factory(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Raise unless parameters can have the device's name and the dtype."""
+    if dtype is not None:
+        require_floating_dtype("dtype", dtype)
+    try:
+        torch.empty(0, device="cpu" if device is None else torch.device(device))
+    except (AssertionError, RuntimeError, TypeError) as refusal:
+        raise InvalidInputError(argument="device", expected="a device that is here", actual=repr(device)) from refusal
+
+
+def require_parameter_kind(argument: str, tensor: Tensor, parameter: Tensor) -> None:
+    """Raise unless a tensor has the parameters' device, and their dtype where autocast does not see to that."""
+    require_device(argument, tensor, parameter.device, "the parameters")
+    if tensor.dtype != parameter.dtype and not is_autocast_enabled(tensor.device):
+        raise InvalidInputError(
+            argument=argument, expected=f"{parameter.dtype}, as the parameters", actual=tensor.dtype
+        )
 
 
 def require_finite(module: str, output: Tensor) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_floating, require_mask
-from anyattention.config import AttentionConfig, Positions, require_defaults
+from anyattention._checks import Axes, require_dense, require_floating, require_mask
+from anyattention.config import AttentionConfig, Positions, require_config, require_defaults
 from anyattention.errors import DimensionMismatchError
-from anyattention.nn.base import AttentionModule, require_finite
+from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
 from anyattention.patterns import Causal
@@ -70,6 +70,7 @@ class ScaledDotProductAttention(AttentionModule):
     @classmethod
     def from_config(cls, config: AttentionConfig) -> Self:
         """The module of a config; settings of projections and positions must keep their defaults."""
+        require_config("config", config, AttentionConfig)
         unused = ("use_bias", "max_seq_len", "eps", "positions", "qk_norm")
         require_defaults(config, unused, "ScaledDotProductAttention has no parameters")
         return cls(
@@ -194,6 +195,7 @@ class MultiHeadAttention(AttentionModule):
             qk_norm=qk_norm,
             check_finite=check_finite,
         )
+        require_factory(device, dtype)
 
         def projection() -> nn.Linear:
             return nn.Linear(d_model, d_model, bias=use_bias, device=device, dtype=dtype)
@@ -223,6 +225,7 @@ class MultiHeadAttention(AttentionModule):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
+        require_config("config", config, AttentionConfig)
         return cls(**config.to_dict(), device=device, dtype=dtype)
 
     @property
@@ -271,6 +274,8 @@ class MultiHeadAttention(AttentionModule):
             InvalidInputError, InvalidMaskError: a dtype or device does not fit.
         """
         key, value = _check_features(self.config, query, key, value)
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            require_parameter_kind(name, x, self.output_projection.weight)
         placed_query = self._add_positions("query", query)
         placed_key = placed_query if key is query else self._add_positions("key", key)
         heads = [
@@ -334,6 +339,7 @@ def _check_features(
     axes.bind("key", key, "batch key_length d_model")
     axes.bind("value", value, "batch key_length d_model")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        require_dense(name, tensor)
         require_floating(name, tensor)
     return key, value
 

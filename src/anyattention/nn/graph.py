@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_floating, require_tensor
-from anyattention.config import AttentionConfig, GraphAttentionConfig
-from anyattention.errors import InvalidInputError
-from anyattention.nn.base import AttentionModule, require_finite
+from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
+from anyattention.config import AttentionConfig, GraphAttentionConfig, require_config
+from anyattention.errors import DimensionMismatchError, InvalidInputError
+from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
@@ -115,6 +115,7 @@ class GraphAttention(AttentionModule):
             concat=concat,
             residual=residual,
         )
+        require_factory(device, dtype)
         d_k = base.d_k
         source, target = self.config.source_features, self.config.target_features
         output_features = d_model if concat else d_k
@@ -155,6 +156,7 @@ class GraphAttention(AttentionModule):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
+        require_config("config", config, GraphAttentionConfig)
         settings = {name: value for name, value in vars(config).items() if name != "base"}
         base = config.base
         return cls(
@@ -227,8 +229,10 @@ class GraphAttention(AttentionModule):
         source, target = self._check_nodes(x)
         if not isinstance(graph, Graph):
             require_tensor("graph", graph)
+            require_device("graph", graph, target.device, "x")
             graph = Graph.from_edge_index(graph, num_queries=target.shape[-2], num_keys=source.shape[-2])
-        self._check_edges(edge_attr)
+        self._check_graph(graph, source, target)
+        self._check_edges(edge_attr, graph)
         query, key, value, score = self._project(source, target)
         result = attend(
             query,
@@ -295,21 +299,39 @@ class GraphAttention(AttentionModule):
                     expected="a dense tensor or a sparse CSR matrix",
                     actual=features.layout,
                 )
-            batch = "batch " if features.ndim == 3 else ""
+            batch = "batch " if source.ndim == 3 else ""
             axes.set(f"{axis}_features", width, "the module")
             axes.bind(name, features, f"{batch}{axis}_nodes {axis}_features")
+            require_parameter_kind(name, features, next(self.parameters()))
         return source, target
 
-    def _check_edges(self, edge_attr: Tensor | None) -> None:
-        if (edge_attr is None) == (self.config.edge_dim is None):
-            return
-        raise InvalidInputError(
-            argument="edge_attr",
-            expected=f"(edges, edge_dim={self.config.edge_dim})"
-            if edge_attr is None
-            else "None: the module was built without edge_dim",
-            actual="None" if edge_attr is None else "a tensor",
-        )
+    def _check_graph(self, graph: Graph, source: Tensor, target: Tensor) -> None:
+        sizes = (source.shape[-2], target.shape[-2])
+        if (graph.num_keys, graph.num_queries) != sizes:
+            raise DimensionMismatchError(
+                argument="graph",
+                expected=f"{sizes[0]} keys and {sizes[1]} queries, the nodes of x",
+                actual=f"{graph.num_keys} keys and {graph.num_queries} queries",
+            )
+
+    def _check_edges(self, edge_attr: Tensor | None, graph: Graph) -> None:
+        width = self.config.edge_dim
+        if (edge_attr is None) != (width is None):
+            raise InvalidInputError(
+                argument="edge_attr",
+                expected=f"(edges, edge_dim={width})"
+                if edge_attr is None
+                else "None: the module was built without edge_dim",
+                actual="None" if edge_attr is None else "a tensor",
+            )
+        if edge_attr is not None and width is not None:
+            axes = Axes()
+            axes.set("edges", graph.num_edges, "the graph")
+            axes.set("edge_dim", width, "the module")
+            axes.bind("edge_attr", edge_attr, "edges edge_dim")
+            require_floating("edge_attr", edge_attr)
+            require_dense("edge_attr", edge_attr)
+            require_parameter_kind("edge_attr", edge_attr, self.edge_weight)
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
@@ -337,7 +359,6 @@ class GraphAttention(AttentionModule):
     def _edge_features(self, edge_attr: Tensor | None) -> EdgeFeatures | None:
         if edge_attr is None:
             return None
-        require_floating("edge_attr", edge_attr)
         is_value = self.config.score == "dot"
         return EdgeFeatures(edge_attr, self.edge_weight, self.edge_weight if is_value else None)
 

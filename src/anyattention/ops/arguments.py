@@ -67,6 +67,14 @@ class Arguments:
             )
         if not isinstance(self.normalize, bool):
             raise InvalidInputError(argument="normalize", expected="True or False", actual=repr(self.normalize))
+        if self.edges is not None and not isinstance(self.edges, EdgeFeatures):
+            raise InvalidInputError(
+                argument="edges", expected="EdgeFeatures(features, ...) or None", actual=type(self.edges).__name__
+            )
+        if not isinstance(self.return_logsumexp, bool):
+            raise InvalidInputError(
+                argument="return_logsumexp", expected="True or False", actual=repr(self.return_logsumexp)
+            )
         require_number("dropout", self.dropout, at_least=0.0, below=1.0)
         if self.scale is not None:
             require_number("scale", self.scale)

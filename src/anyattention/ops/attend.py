@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from anyattention._checks import allocation_failures_named, require_tensor
+from anyattention._checks import allocation_failures_named, is_autocast_enabled, require_tensor
 from anyattention._dispatch import Explanation
 from anyattention.ops.arguments import Aggregation, Arguments, pattern_or_full, read_weights
 from anyattention.ops.dense import dense_attention, explain_dense
@@ -108,11 +108,10 @@ def attend(
         implementation=implementation,
     )
     require_tensor("query", query)
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
+    if not is_autocast_enabled(query.device):
         return _attend(arguments)
     arguments = arguments.under_autocast()
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
         return _attend(arguments)
 
 
@@ -177,6 +176,8 @@ def explain(
         implementation=implementation,
     )
     require_tensor("query", query)
+    if is_autocast_enabled(query.device):
+        arguments = arguments.under_autocast()
     if isinstance(arguments.pattern, Graph):
         return explain_graph(arguments)
     return explain_dense(arguments)

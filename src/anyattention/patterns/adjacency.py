@@ -52,7 +52,12 @@ def read_networkx(graph: Any) -> Any:
         raise InvalidInputError(argument="graph", expected="a networkx graph", actual=type(graph).__name__)
     if len(graph) == 0:
         return scipy.sparse.csr_array((0, 0))
-    return networkx.to_scipy_sparse_array(graph, dtype=float, format="csr").T.tocsr()
+    try:
+        return networkx.to_scipy_sparse_array(graph, dtype=float, format="csr").T.tocsr()
+    except (TypeError, ValueError) as refusal:
+        raise InvalidInputError(
+            argument="graph", expected="numbers as edge weights", actual=f"others ({refusal})"
+        ) from refusal
 
 
 def _read_torch(matrix: Tensor) -> Entries:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention import _native
-from anyattention._checks import describe_shape, require_tensor
+from anyattention._checks import allocation_failures_named, describe_shape, require_dense, require_device
 from anyattention.errors import (
     DimensionMismatchError,
     GraphStructureError,
@@ -121,7 +121,9 @@ class Graph(Pattern):
             >>> Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_queries=1, num_keys=2)
             Graph(num_queries=1, num_keys=2, num_edges=2)
         """
-        require_tensor("edge_index", edge_index)
+        require_dense("edge_index", edge_index)
+        if edge_index.device.type == "meta":
+            raise InvalidInputError(argument="edge_index", expected="a device with data", actual=edge_index.device)
         if edge_index.dtype != torch.int64:
             raise InvalidInputError(argument="edge_index", expected="torch.int64", actual=edge_index.dtype)
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
@@ -135,7 +137,8 @@ class Graph(Pattern):
         _require_range("source (key)", edge_index[0], keys)
         _require_range("target (query)", edge_index[1], queries)
         if values is not None:
-            require_tensor("values", values)
+            require_dense("values", values)
+            require_device("values", values, edge_index.device, "edge_index")
             if values.shape != edge_index.shape[1:]:
                 raise DimensionMismatchError(
                     argument="values",
@@ -143,8 +146,9 @@ class Graph(Pattern):
                     actual=describe_shape(values),
                 )
         key_index, query_index = edge_index[0].contiguous(), edge_index[1].contiguous()
-        by_query = _compressed_rows(query_index, key_index, queries, keys)
-        by_key = _compressed_rows(key_index, query_index, keys, queries)
+        with allocation_failures_named():
+            by_query = _compressed_rows(query_index, key_index, queries, keys)
+            by_key = _compressed_rows(key_index, query_index, keys, queries)
         return cls(edge_index, *by_query, *by_key, values)
 
     @classmethod
@@ -157,7 +161,8 @@ class Graph(Pattern):
                 entries). Note the direction: rows attend to columns. `from_edge_index` reads source, then target.
 
         Returns:
-            The Graph, edges by row, then column (CSR and CSC: as the matrix stores them), with `values`.
+            The Graph with `values`; edges by row, then column. CSR and CSC: as the matrix stores them, after
+            scipy's own sorting where its indices are unsorted.
 
         Raises:
             SparseMatrixError: another layout, or offsets and indices that do not fit each other.
@@ -215,6 +220,8 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
+        if not isinstance(graphs, list | tuple):
+            raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
         for position, graph in enumerate(graphs):
             if not isinstance(graph, Graph):
                 raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
@@ -323,8 +330,9 @@ def _require_count(argument: str, count: int | None) -> int:
             actual=None,
             hint="give num_nodes, or num_queries and num_keys: isolated nodes cannot be read off the edges",
         )
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise GraphStructureError(argument=argument, expected="an int >= 0", actual=repr(count))
+    # Above 2^59 the size of the offsets in bytes is no int64.
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 2**59:
+        raise GraphStructureError(argument=argument, expected="an int >= 0, up to 2^59", actual=repr(count))
     return count
 
 

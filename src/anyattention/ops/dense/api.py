@@ -1,11 +1,15 @@
 """Dense attention: checks the arguments and chooses the implementation."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
+    require_dense,
+    require_device,
     require_floating,
     require_mask,
     require_same_kind,
@@ -31,6 +35,9 @@ _TABLE = (
 def dense_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for patterns without edges; see there."""
     call = _check(arguments)
+    if call.dropout > 0:
+        # Not in the checks: `explain` makes them too, and draws nothing.
+        call = replace(call, seed=draw_seed(call.query.device))
     run = _dispatch.choose(_TABLE, call, arguments.implementation).run
     output, weights, logsumexp = run(call)
     if weights is not None and arguments.weights == "mean":
@@ -61,12 +68,15 @@ def _check(arguments: Arguments) -> DenseCall:
     causal, allowed = _read_pattern(arguments.pattern, query, *sizes[2:])
     if arguments.mask is not None:
         require_mask("mask", arguments.mask)
-        mask = to_four_axes("mask", arguments.mask, *sizes).to(query.device)
+        require_device("mask", arguments.mask, query.device, "query")
+        mask = to_four_axes("mask", arguments.mask, *sizes)
         allowed = mask if allowed is None else allowed & mask
     bias = arguments.bias
     if bias is not None:
+        require_dense("bias", bias)
         require_floating("bias", bias)
-        bias = to_four_axes("bias", bias, *sizes).to(query.device)
+        require_device("bias", bias, query.device, "query")
+        bias = to_four_axes("bias", bias, *sizes)
         # A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
         visible = bias != -torch.inf
         bias = torch.where(visible, bias, 0.0)
@@ -82,7 +92,7 @@ def _check(arguments: Arguments) -> DenseCall:
         scale=default_scale(arguments, axes.sizes["head_dim"]),
         softcap=arguments.softcap,
         dropout=arguments.dropout,
-        seed=draw_seed(query.device) if arguments.dropout > 0 else None,
+        seed=None,
         needs_weights=arguments.weights is not None,
         needs_logsumexp=arguments.return_logsumexp,
     )

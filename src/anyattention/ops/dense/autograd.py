@@ -44,7 +44,30 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     output, logsumexp = _forward_kernel(*_heads_first(query, key, value), 0.0, causal, attn_mask=bias, scale=scale)
-    return output.transpose(1, 2).contiguous(), logsumexp.transpose(1, 2).contiguous()
+    output, logsumexp = output.transpose(1, 2).contiguous(), logsumexp.transpose(1, 2).contiguous()
+    # A row whose scores are all NaN, in one of its blocks of keys, counts as empty in the kernel, which writes 0.
+    suspicious = query.sum() + key.sum()
+    if bias is not None:
+        suspicious = suspicious + bias.amax()
+    if not suspicious.isfinite():
+        broken = _broken_rows(query, key, bias, causal)
+        output.masked_fill_(broken[..., None], torch.nan)
+        logsumexp.masked_fill_(broken, torch.nan)
+    return output, logsumexp
+
+
+def _broken_rows(query: Tensor, key: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+    """Which rows `(B, L, H)` meet a NaN or Inf in the query, in a key or in the bias, where -inf hides a pair."""
+    broken_keys = ~key.isfinite().all(-1)
+    if causal:
+        last_key = torch.arange(query.shape[1]).clamp(max=key.shape[1] - 1)
+        broken_keys = (broken_keys.cumsum(1) > 0)[:, last_key]
+    else:
+        broken_keys = broken_keys.any(1, keepdim=True)
+    broken = broken_keys | ~query.isfinite().all(-1)
+    if bias is not None:
+        broken = broken | (bias.isnan() | (bias == torch.inf)).any(-1).transpose(1, 2)
+    return broken
 
 
 def _forward_shapes(

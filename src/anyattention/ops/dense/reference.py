@@ -37,18 +37,20 @@ def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     pairs = call.pairs()
     if pairs is None:
         scores = _add_bias(_scores(query, key, call), call)
-        output_is_broken = None
+        has_pairs = broken_outputs = broken_scores = None
     else:
         # 0 x NaN is NaN: a slot that is hidden from a query must not reach its sums, nor their gradients, so
-        # non-finite rows are taken out and put back as NaN exactly where a pair uses them.
+        # non-finite rows are taken out, and NaN is put back exactly where a pair uses them.
         query, broken_queries = _take_out_broken_rows(query)
         key, broken_keys = _take_out_broken_rows(key)
         value, broken_values = _take_out_broken_rows(value)
         broken_pairs = broken_queries[..., :, None] | broken_keys[..., None, :]
-        output_is_broken = (pairs & broken_values[..., None, :]).any(-1, keepdim=True)
         scores = _scores(query, key, call).masked_fill(broken_pairs, torch.nan)
         scores = torch.where(pairs, _add_bias(scores, call), -torch.inf)
-        scores = torch.where(pairs.any(-1, keepdim=True), scores, 0.0)
+        broken_scores = (scores.isnan() | (scores == torch.inf)).any(-1, keepdim=True)
+        broken_outputs = broken_scores | (pairs & broken_values[..., None, :]).any(-1, keepdim=True)
+        has_pairs = pairs.any(-1, keepdim=True)
+        scores = torch.where(has_pairs & ~broken_scores, scores, 0.0)
 
     weights = scores.softmax(-1)
     if pairs is not None:
@@ -57,14 +59,19 @@ def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if call.seed is not None:
         kept = weights * keep_factors(shape, call.dropout, call.seed, dtype)
     output = kept @ value
-    if output_is_broken is not None:
-        output = output.masked_fill(output_is_broken, torch.nan)
+    if has_pairs is not None and broken_outputs is not None:
+        # 0 already; but 0 x NaN is NaN, and a broken gradient of an empty row must not reach the values.
+        output = torch.where(has_pairs, output, 0.0)
+        output = output.masked_fill(broken_outputs, torch.nan)
+    if pairs is not None and broken_scores is not None and call.needs_weights:
+        weights = weights.masked_fill(broken_scores & pairs, torch.nan)
 
     logsumexp = None
     if call.needs_logsumexp:
         logsumexp = scores.logsumexp(-1)
-        if pairs is not None:
-            logsumexp = torch.where(pairs.any(-1), logsumexp, -torch.inf)
+        if has_pairs is not None and broken_scores is not None:
+            logsumexp = torch.where(has_pairs.squeeze(-1), logsumexp, -torch.inf)
+            logsumexp = logsumexp.masked_fill(broken_scores.squeeze(-1), torch.nan)
         logsumexp = logsumexp.transpose(1, 2)
     output = output.transpose(1, 2).to(call.value.dtype)
     return output, weights.to(call.query.dtype) if call.needs_weights else None, logsumexp

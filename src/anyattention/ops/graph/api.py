@@ -1,11 +1,14 @@
 """Graph attention: checks the arguments and chooses the implementation."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
     describe_shape,
+    require_dense,
     require_device,
     require_floating,
     require_mask,
@@ -35,6 +38,9 @@ _TABLE = (Implementation("reference", reference.run, reference.refusal),)
 def graph_attention(arguments: Arguments) -> AttentionResult:
     """`attend` over a Graph; see there."""
     call = _check(arguments)
+    if call.dropout > 0:
+        # Not in the checks: `explain` makes them too, and draws nothing.
+        call = replace(call, seed=draw_seed(call.query.device))
     run = _dispatch.choose(_TABLE, call, arguments.implementation).run
     output, weights, logsumexp = run(call)
     if weights is not None and arguments.weights == "mean":
@@ -69,9 +75,12 @@ def _check(arguments: Arguments) -> GraphCall:
     mask, bias = arguments.mask, arguments.bias
     if mask is not None:
         require_mask("mask", mask)
+        require_device("mask", mask, query.device, "query")
         mask = _to_edges_and_heads("mask", mask, axes, InvalidMaskError)
     if bias is not None:
+        require_dense("bias", bias)
         require_floating("bias", bias)
+        require_device("bias", bias, query.device, "query")
         bias = _to_edges_and_heads("bias", bias, axes, DimensionMismatchError)
         visible = bias != -float("inf")
         bias = bias.masked_fill(~visible, 0.0)
@@ -93,7 +102,7 @@ def _check(arguments: Arguments) -> GraphCall:
         scale=default_scale(arguments, axes.sizes["head_dim"]),
         softcap=arguments.softcap,
         dropout=arguments.dropout,
-        seed=draw_seed(query.device) if arguments.dropout > 0 else None,
+        seed=None,
         aggregation=arguments.aggregation,
         normalize=arguments.normalize,
         needs_weights=arguments.weights is not None,
@@ -107,7 +116,7 @@ def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:
         ("edges.key_weight", edges.key_weight, "heads head_dim edge_dim"),
         ("edges.value_weight", edges.value_weight, "heads value_dim edge_dim"),
     ):
-        if tensor is not None:
+        if tensor is not None or name == "edges.features":
             axes.bind(name, tensor, names)
             require_same_kind(name, tensor, "query", query)
 

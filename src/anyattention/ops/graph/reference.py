@@ -63,7 +63,9 @@ def _scores(call: GraphCall, dtype: torch.dtype) -> Tensor:
     key = _gather(call.key, call.graph.key_index, call.mask, dtype)
     if call.edges is not None and call.edges.key_weight is not None:
         key = key + _project(call.edges.features, call.edges.key_weight, call.mask, dtype)
-    scores = _raw_scores(query, key, call.score) * call.scale
+    raw = _raw_scores(query, key, call.score)
+    # An infinite input shows as NaN: a score of -inf would pass for a hidden edge, and a soft cap would hide it.
+    scores = raw * torch.where(raw.isfinite(), 1.0, torch.nan) * call.scale
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     return scores if call.bias is None else scores + call.bias.to(dtype)
@@ -94,13 +96,14 @@ def _gather(rows: Tensor, index: Tensor, mask: Tensor | None, dtype: torch.dtype
 
 
 def _project(features: Tensor, weight: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Edge features `(E, F)` by a weight `(H, D, F)`, as `(E, H, D)`; 0 on hidden edges."""
-    features = features.to(dtype)
-    if mask is not None:
-        used = mask.reshape(-1, *mask.shape[-2:]).any(-1).any(0)
-        features = torch.where(used[:, None], features, 0.0)
-    projected = torch.einsum("ef,hdf->ehd", features, weight.to(dtype))
-    return projected if mask is None else torch.where(mask[..., None], projected, 0.0)
+    """Edge features `(E, F)` by a weight `(H, D, F)`, as `(..., E, H, D)`; 0 on hidden edges."""
+    features, weight = features.to(dtype), weight.to(dtype)
+    if mask is None:
+        return torch.einsum("ef,hdf->ehd", features, weight)
+    # Hidden before the product too, head by head: its gradient by the weight would else be 0 x NaN.
+    shown = torch.where(mask[..., None], features[:, None], 0.0)
+    shown = shown.expand(*shown.shape[:-2], weight.shape[0], -1)
+    return torch.where(mask[..., None], torch.einsum("...ehf,hdf->...ehd", shown, weight), 0.0)
 
 
 def _sum_by_query(rows: Tensor, axis: int, target: Tensor, num_queries: int) -> Tensor:
@@ -130,17 +133,20 @@ def _maximum(messages: Tensor, mask: Tensor | None, target: Tensor, num_queries:
     if mask is not None:
         messages = torch.where(mask[..., None], messages, -torch.inf)
     num_edges = messages.shape[-3]
+    if num_edges == 0:
+        # Zeros, by a way that gradients take too.
+        return _sum_by_query(messages, -3, target, num_queries)
     shape = (*messages.shape[:-3], num_queries, *messages.shape[-2:])
     index = target[:, None, None].expand(messages.shape)
     detached = messages.detach()
     largest = detached.new_full(shape, -torch.inf).scatter_reduce(-3, index, detached, "amax")
     is_largest = detached == largest.index_select(-3, target)
     is_largest |= detached.isnan()
+    if mask is not None:
+        is_largest &= mask[..., None]
     edge = torch.arange(num_edges, device=target.device)[:, None, None].expand(messages.shape)
     edge = torch.where(is_largest, edge, num_edges)
     first = edge.new_full(shape, num_edges).scatter_reduce(-3, index, edge, "amin")
-    has_pairs = (first < num_edges) & (largest != -torch.inf)
-    if num_edges == 0:
-        return messages.new_zeros(shape)
+    has_pairs = first < num_edges
     picked = messages.gather(-3, torch.where(has_pairs, first, 0))
     return torch.where(has_pairs, picked, 0.0)

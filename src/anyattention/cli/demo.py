@@ -1,0 +1,86 @@
+"""`anyattention demo`: train on the digits, and say in plain words how it went."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyattention.cli.arguments import count, load_data, seed
+
+if TYPE_CHECKING:
+    from anyattention.training import NodeData, Split
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="train on handwritten digits and compare with three plain methods",
+        description="Train on handwritten digits with the default settings, compare the result with three plain "
+        "methods that see the same labels, and draw what the network attends to.",
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
+    parser.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where to write (default: runs/demo)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from anyattention.cli.training import require_extras, run_training, settings_for, write_run
+    from anyattention.saving import make_folder
+    from anyattention.training.baselines import run_baselines
+
+    require_extras()
+    data = load_data("digits", arguments.seed)
+    config, settings = settings_for(data, {"seed": arguments.seed, "epochs": arguments.epochs})
+    folder = make_folder(arguments.out)
+    split = data.splits[0]
+    print(_introduction(data, split), flush=True)
+    started = time.monotonic()
+    run = run_training(data, config, settings)
+    seconds = time.monotonic() - started
+    write_run(run, folder)
+    print(f"\nTrained for {run.fits[0].epochs} epochs in {seconds:.0f} s. Now the three plain methods.", flush=True)
+    results = [("graph attention (this package)", run.mean("accuracy"))]
+    results += [(result.name, result.test_accuracy) for result in run_baselines(data, split)]
+    print(_comparison(results, len(split.test)))
+    print(f"""
+The picture {folder / "attention.png"} shows some of the test digits and, for each, the digits it attended to most.
+The network itself is in the same folder; `anyattention predict --model {folder}` uses it again.""")
+    return 0
+
+
+def _introduction(data: NodeData, split: Split) -> str:
+    return f"""\
+{data.num_nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a
+small network learns whom to attend to among them, in order to tell which number each one shows.
+It is told the answer for {len(split.train)} of them; {len(split.validation)} more serve to pick the best moment of \
+the training. The other {len(split.test):,} are the test.
+"""
+
+
+def _comparison(results: list[tuple[str, float]], num_test: int) -> str:
+    """A table of the results, best first, and who won in words."""
+    ranked = sorted(results, key=lambda result: -result[1])
+    lines = [f"\nShare of the {num_test:,} test digits that were read correctly, same labels for all:\n"]
+    lines += [f"  {score:7.2%}  {name}" for name, score in ranked]
+    (winner, best), (second, next_best) = ranked[:2]
+    points = 100 * (best - next_best)
+    if points == 0:
+        lines.append(f"\n{_capital(winner)} and {second} share the first place.")
+    else:
+        lines.append(f"\n{_capital(winner)} won, {points:.1f} points ahead of {second}.")
+    own_name, own = results[0]
+    if own < best:
+        lines.append(f"{_capital(own_name)} came {100 * (best - own):.1f} points behind the winner.")
+    return "\n".join(lines)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,95 @@
+"""`anyattention predict`: classes and probabilities from a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyattention.cli.arguments import add_data, load_data, use_threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anyattention.training import NodeData
+
+__all__ = ["add_parser"]
+
+_DESCRIPTION = """\
+Load what `anyattention train` wrote and classify every node of the data, which must be of the kind it was trained on.
+
+FILE.csv gets a line per node: node, class, and one probability per class.
+FILE.npz gets the arrays classes (nodes,) int64 and probabilities (nodes, classes) float32.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="write the classes and probabilities that a trained model gives",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", type=Path, help="the folder that train wrote")
+    add_data(parser)
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="where to write, as its suffix says: .csv or .npz (default: predictions.csv in the model's folder)",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import anyattention
+    from anyattention.errors import InvalidInputError
+    from anyattention.saving import make_folder, write_atomically
+    from anyattention.training import NodeClassifier, predict_logits
+
+    out = arguments.out or arguments.model / "predictions.csv"
+    if out.suffix not in (".csv", ".npz"):
+        raise InvalidInputError(argument="--out", expected="a file that ends in .csv or .npz", actual=repr(str(out)))
+    use_threads(arguments.threads)
+    model = anyattention.load(arguments.model)
+    if not isinstance(model, NodeClassifier):
+        raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
+    data = load_data(arguments.data, seed=0)
+    _require_fit(model.config.in_features, model.config.num_classes, data)
+    make_folder(out.parent)
+    probabilities = predict_logits(model, data).softmax(1)
+    write_atomically(out, _as_csv(probabilities) if out.suffix == ".csv" else _as_npz(probabilities))
+    print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}")
+    return 0
+
+
+def _require_fit(in_features: int, num_classes: int, data: NodeData) -> None:
+    from anyattention.errors import InvalidInputError
+
+    if (in_features, num_classes) != (data.in_features, data.num_classes):
+        raise InvalidInputError(
+            argument="--data",
+            expected=f"{in_features} features and {num_classes} classes, as the model was trained on",
+            actual=f"{data.in_features} features and {data.num_classes} classes",
+        )
+
+
+def _as_csv(probabilities: Tensor) -> bytes:
+    header = ",".join(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])
+    classes = probabilities.argmax(1).tolist()
+    lines = [
+        # Nine digits give every float32 back exactly.
+        ",".join([str(node), str(label), *(f"{value:.9g}" for value in row)])
+        for node, (label, row) in enumerate(zip(classes, probabilities.tolist(), strict=True))
+    ]
+    return ("\n".join([header, *lines]) + "\n").encode()
+
+
+def _as_npz(probabilities: Tensor) -> bytes:
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, classes=probabilities.argmax(1).numpy(), probabilities=probabilities.numpy())
+    return content.getvalue()

@@ -1,0 +1,181 @@
+"""One training run, from the data to the files: what `train` and `demo` share."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyattention.errors import InvalidInputError
+from anyattention.saving import make_folder, save, write_atomically
+from anyattention.training import (
+    Fit,
+    FitSettings,
+    NodeClassifierConfig,
+    NodeData,
+    accuracy,
+    draw_attention,
+    fit,
+    metric_value,
+    predict_logits,
+    preset_for,
+)
+from anyattention.training.extras import import_demo
+
+if TYPE_CHECKING:
+    from anyattention.training import Epoch
+
+__all__ = ["Run", "require_extras", "run_training", "settings_for", "write_run"]
+
+_METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What came of a training run.
+
+    Attributes:
+        data: what it was trained on.
+        settings: of the training.
+        fits: by the number of their split; only those that were reached, when Ctrl-C ended the run.
+        scores: the scores on the test labels, by name (accuracy, and roc_auc where the data asks for it), by split.
+        chosen: the split whose model is kept: the one with the best validation score.
+    """
+
+    data: NodeData
+    settings: FitSettings
+    fits: dict[int, Fit]
+    scores: dict[int, dict[str, float]]
+    chosen: int
+
+    def mean(self, metric: str) -> float:
+        """The mean over the splits of one test score."""
+        return statistics.fmean(scores[metric] for scores in self.scores.values())
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return any(fit.interrupted for fit in self.fits.values())
+
+
+def require_extras() -> None:
+    """Raise before the work when a package is missing that would be needed after it.
+
+    Raises:
+        MissingExtraError: matplotlib or tqdm is not installed.
+    """
+    import_demo("tqdm", "the progress bar")
+    import_demo("matplotlib", "the picture of the attention")
+
+
+def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierConfig, FitSettings]:
+    """The data's preset, with what was given in its place; None means not given.
+
+    Raises:
+        InvalidConfigError: a value is out of range, or two do not fit.
+    """
+    preset = preset_for(data)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    training = {item.name for item in fields(FitSettings)}
+    model = {**preset.model, **{name: value for name, value in chosen.items() if name not in training}}
+    if "dropout" in chosen and "attention_dropout" not in chosen:
+        # A dropout that was asked for is meant for both.
+        model["attention_dropout"] = None
+    config = NodeClassifierConfig(in_features=data.in_features, num_classes=data.num_classes, **model)
+    return config, FitSettings(**{**preset.fit, **{name: value for name, value in chosen.items() if name in training}})
+
+
+def run_training(data: NodeData, config: NodeClassifierConfig, settings: FitSettings, split: int | None = None) -> Run:
+    """Train on one split, or with None on all of them, one after the other; then read the test labels.
+
+    Raises:
+        InvalidInputError: there is no such split.
+        NumericalInstabilityError: the loss is NaN or infinite.
+        KeyboardInterrupt: Ctrl-C before a first epoch had finished.
+    """
+    if split is not None and split >= len(data.splits):
+        raise InvalidInputError(argument="--split", expected=f"from 0 to {len(data.splits) - 1}", actual=split)
+    fits: dict[int, Fit] = {}
+    for number in range(len(data.splits)) if split is None else [split]:
+        try:
+            fits[number] = _fit_with_bar(data, number, config, settings)
+        except KeyboardInterrupt:
+            if not fits:
+                raise
+            last = max(fits)
+            fits[last] = fits[last]._replace(interrupted=True)
+        if any(done.interrupted for done in fits.values()):
+            break
+    chosen = max(fits, key=lambda number: fits[number].best.validation_score)
+    scores = {number: _test_scores(data, number, done) for number, done in fits.items()}
+    return Run(data, settings, fits, scores, chosen)
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write model.safetensors, config.json, metrics.json and attention.png.
+
+    Raises:
+        InvalidInputError: the folder cannot be written.
+    """
+    make_folder(folder)
+    model = run.fits[run.chosen].model
+    save(model, folder)
+    write_atomically(folder / "metrics.json", (json.dumps(_metrics(run), indent=2) + "\n").encode())
+    write_atomically(folder / "attention.png", draw_attention(model, run.data, run.data.splits[run.chosen]))
+
+
+def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:
+    tqdm = import_demo("tqdm", "the progress bar").tqdm
+    label = "training" if len(data.splits) == 1 else f"split {number + 1} of {len(data.splits)}"
+    name = f"validation {_METRIC_NAMES[data.metric]}"
+    # A log file is not redrawn in place, so it gets a line now and then.
+    pause = 0.1 if sys.stderr.isatty() else 5.0
+    with tqdm(total=settings.epochs, desc=label, unit="epoch", mininterval=pause, file=sys.stderr) as bar:
+
+        def show(epoch: Epoch) -> None:
+            bar.set_postfix({"loss": f"{epoch.loss:.3f}", name: f"{epoch.validation_score:.3f}"}, refresh=False)
+            bar.update()
+
+        done = fit(data, data.splits[number], config, settings, show)
+    if done.interrupted:
+        print(f"Interrupted after {done.epochs} epochs; the best one, {done.best.number}, is kept.", file=sys.stderr)
+    return done
+
+
+def _test_scores(data: NodeData, number: int, done: Fit) -> dict[str, float]:
+    test = data.splits[number].test
+    logits, labels = predict_logits(done.model, data)[test], data.labels[test]
+    scores = {"accuracy": accuracy(logits, labels)}
+    scores[data.metric] = metric_value(data.metric, logits, labels)
+    return scores
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    data, chosen = run.data, run.fits[run.chosen]
+    metrics: dict[str, Any] = {"data": data.name, "metric": data.metric}
+    for metric in next(iter(run.scores.values())):
+        values = [scores[metric] for scores in run.scores.values()]
+        metrics[f"test_{metric}"] = statistics.fmean(values)
+        if len(values) > 1:
+            metrics[f"test_{metric}_standard_deviation"] = statistics.stdev(values)
+    metrics["splits"] = [
+        {
+            "split": number,
+            "best_epoch": done.best.number,
+            "epochs": done.epochs,
+            f"validation_{data.metric}": done.best.validation_score,
+            **{f"test_{metric}": value for metric, value in run.scores[number].items()},
+        }
+        for number, done in run.fits.items()
+    ]
+    metrics["saved_split"] = run.chosen
+    metrics["interrupted"] = run.interrupted
+    metrics["nodes"] = data.num_nodes
+    metrics["edges"] = data.graph.num_edges
+    metrics["labels"] = {part: len(nodes) for part, nodes in data.splits[run.chosen]._asdict().items()}
+    metrics["model"] = chosen.model.config.to_dict()
+    metrics["training"] = vars(run.settings)
+    return metrics

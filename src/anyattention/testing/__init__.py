@@ -1,0 +1,1 @@
+"""Checks for attention modules, for use in tests."""

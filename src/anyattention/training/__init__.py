@@ -1,0 +1,30 @@
+"""Node classification with a graph attention network: data, model, training."""
+
+from anyattention.training.data import Metric, NodeData, Split
+from anyattention.training.digits import load_digits
+from anyattention.training.fit import Epoch, Fit, FitSettings, fit, predict_logits
+from anyattention.training.model import NodeClassifier, NodeClassifierConfig
+from anyattention.training.npz import load_npz
+from anyattention.training.pictures import draw_attention
+from anyattention.training.presets import preset_for
+from anyattention.training.scoring import accuracy, metric_value, roc_auc
+
+__all__ = [
+    "Epoch",
+    "Fit",
+    "FitSettings",
+    "Metric",
+    "NodeClassifier",
+    "NodeClassifierConfig",
+    "NodeData",
+    "Split",
+    "accuracy",
+    "draw_attention",
+    "fit",
+    "load_digits",
+    "load_npz",
+    "metric_value",
+    "predict_logits",
+    "preset_for",
+    "roc_auc",
+]

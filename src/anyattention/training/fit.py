@@ -1,0 +1,160 @@
+"""Trains a node classifier and keeps the epoch that does best on the validation labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyattention._checks import require_number
+from anyattention.errors import InvalidConfigError, NumericalInstabilityError
+from anyattention.training.data import NodeData, Split
+from anyattention.training.model import NodeClassifier, NodeClassifierConfig
+from anyattention.training.scoring import metric_value
+
+__all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train.
+
+    Args:
+        epochs: at most so many steps; one step sees all nodes.
+        learning_rate: Adam's.
+        weight_decay: Adam's, the squared weights' factor.
+        patience: stop after so many epochs without a better one.
+        seed: of the initial weights and of dropout.
+
+    Raises:
+        InvalidConfigError: a value is out of range.
+    """
+
+    epochs: int = 300
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+    patience: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, at_least in (("epochs", 1), ("patience", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
+                raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
+        require_number("learning_rate", self.learning_rate, above=0.0, error=InvalidConfigError)
+        require_number("weight_decay", self.weight_decay, at_least=0.0, error=InvalidConfigError)
+
+
+class Epoch(NamedTuple):
+    """What a finished epoch reports: its number from 1, the training loss, and the scores on validation labels."""
+
+    number: int
+    loss: float
+    validation_loss: float
+    validation_score: float
+
+
+class Fit(NamedTuple):
+    """A trained classifier, in evaluation mode, at its best epoch.
+
+    Attributes:
+        model: the classifier.
+        best: the epoch that was kept.
+        epochs: number of epochs that were run.
+        interrupted: whether Ctrl-C ended them.
+    """
+
+    model: NodeClassifier
+    best: Epoch
+    epochs: int
+    interrupted: bool
+
+
+def fit(
+    data: NodeData,
+    split: Split,
+    config: NodeClassifierConfig,
+    settings: FitSettings,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Fit:
+    """Train a new classifier on the split's training labels.
+
+    The best epoch has the highest score (`data.metric`) on the validation labels; among equals, the lowest
+    validation loss. Test labels are not looked at. Ctrl-C (KeyboardInterrupt) ends the training early and keeps the
+    best epoch so far; before the first epoch has finished there is none, and it is passed on.
+
+    Args:
+        data: features, graph and labels.
+        split: one of `data.splits`.
+        config: of the classifier.
+        settings: of the training.
+        on_epoch: called after each epoch.
+
+    Raises:
+        NumericalInstabilityError: the loss is NaN or infinite.
+
+    Cost: a forward and backward pass for training and a forward pass for validation, each epoch. The same
+    arguments give the same weights; PyTorch's own random state is left as it was.
+    """
+    # The epoch and its weights in one variable: an interrupt may come between any two lines.
+    kept: tuple[Epoch, dict[str, Tensor]] | None = None
+    number, interrupted = 0, False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = NodeClassifier.from_config(config)
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        try:
+            for number in range(1, settings.epochs + 1):
+                epoch = _run_epoch(number, model, optimizer, data, split)
+                if kept is None or _rank(epoch) > _rank(kept[0]):
+                    kept = epoch, {key: value.clone() for key, value in model.state_dict().items()}
+                if on_epoch is not None:
+                    on_epoch(epoch)
+                if number - kept[0].number >= settings.patience:
+                    break
+        except KeyboardInterrupt:
+            if kept is None:
+                raise
+            interrupted = True
+    assert kept is not None
+    best, weights = kept
+    model.load_state_dict(weights)
+    return Fit(model.eval(), best, number, interrupted)
+
+
+def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
+    """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
+    model.eval()
+    with torch.no_grad():
+        return model(data.features, data.graph).output
+
+
+def _run_epoch(
+    number: int, model: NodeClassifier, optimizer: torch.optim.Optimizer, data: NodeData, split: Split
+) -> Epoch:
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(data.features, data.graph).output
+    loss = F.cross_entropy(logits[split.train], data.labels[split.train])
+    if not math.isfinite(loss.item()):
+        raise NumericalInstabilityError(
+            argument=f"loss of epoch {number}",
+            expected="a finite number",
+            actual=loss.item(),
+            hint="a smaller learning rate may help",
+        )
+    loss.backward()
+    optimizer.step()
+    logits = predict_logits(model, data)[split.validation]
+    labels = data.labels[split.validation]
+    validation_loss = F.cross_entropy(logits, labels).item()
+    return Epoch(number, loss.item(), validation_loss, metric_value(data.metric, logits, labels))
+
+
+def _rank(epoch: Epoch) -> tuple[float, float]:
+    return epoch.validation_score, -epoch.validation_loss
