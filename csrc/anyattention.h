@@ -72,6 +72,39 @@ typedef struct anyattention_graph {
   const int64_t *key_offsets, *queries_by_key, *edges_by_key;
 } anyattention_graph;
 
+/* One direction of a graph: the rows that reduce, and for each slot its column and edge. */
+typedef struct anyattention_rows {
+  int64_t num_rows, num_columns, num_edges;
+  const int64_t *offsets, *columns, *edges;
+} anyattention_rows;
+
+/* What the three primitives and the total work on: numbers of edges (batch, num_edges,
+ * heads) in the caller's edge order, rows (batch, num_rows, heads, width) and columns
+ * (batch, num_columns, column_heads, width), float, or double where is_double. */
+typedef struct anyattention_edge_call {
+  anyattention_rows rows;
+  int64_t batch, heads, column_heads, width, num_threads;
+  int32_t is_double;
+} anyattention_edge_call;
+
+/* result[e, h] = rows[i, h] . columns[j, h]: (batch, num_edges, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_dot(const anyattention_edge_call *call,
+                                                  const void *rows, const void *columns,
+                                                  void *result);
+
+/* result[i, h] = sum of weights[e, h] columns[j, h]: (batch, num_rows, heads, width). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_sum(const anyattention_edge_call *call,
+                                                  const void *weights, const void *columns,
+                                                  void *result);
+
+/* The softmax of the scores of each row's edges: (batch, num_edges, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_softmax(const anyattention_edge_call *call,
+                                                      const void *scores, void *result);
+
+/* result[i, h] = sum of numbers[e, h]: (batch, num_rows, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_total(const anyattention_edge_call *call,
+                                                    const void *numbers, void *result);
+
 /* A number for each batch, edge and head, in the caller's edge order; strides count
  * numbers, 0 where an axis is broadcast. `data` is null where there is none. */
 typedef struct anyattention_edge_numbers {

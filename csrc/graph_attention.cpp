@@ -23,13 +23,13 @@ template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 
 CompressedRows rows_of_queries(const anyattention_graph &graph) {
-  return {graph.num_queries,   graph.num_keys,      graph.num_edges,
-          graph.query_offsets, graph.keys_by_query, graph.edges_by_query};
+  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
+           graph.edges_by_query}};
 }
 
 CompressedRows rows_of_keys(const anyattention_graph &graph) {
-  return {graph.num_keys,    graph.num_queries,    graph.num_edges,
-          graph.key_offsets, graph.queries_by_key, graph.edges_by_key};
+  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
+           graph.edges_by_key}};
 }
 
 template <class T>
@@ -83,19 +83,22 @@ struct Call {
   int64_t output_width() const { return H * C; }
   bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
 
+  // Infinity becomes NaN: -inf would pass for a hidden edge.
+  static T shown(T raw) { return raw + raw * 0; }
+
   // What the softmax sees, and its derivative by the raw score, for each head.
   template <bool NeedsSlope>
   void scores(const T *q, const T *k, int64_t e, T *score, T *derivative) const {
     raw_scores(q, k, e, score, derivative);
     if (cap != 0) {
       for (int64_t h = 0; h < H; ++h) {
-        const T t = std::tanh(scale * score[h] / cap);
+        const T t = std::tanh(scale * shown(score[h]) / cap);
         score[h] = cap * t;
         if (NeedsSlope) derivative[h] *= scale * (1 - t * t);
       }
     } else {
       const T factor = scale;
-      each_head(H, [=](int64_t h) { score[h] *= factor; });
+      each_head(H, [=](int64_t h) { score[h] = shown(score[h]) * factor; });
       if (NeedsSlope) each_head(H, [=](int64_t h) { derivative[h] *= factor; });
     }
     if (bias.data) {

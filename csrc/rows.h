@@ -13,6 +13,8 @@
 #include <new>
 #include <vector>
 
+#include "anyattention.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -50,10 +52,7 @@ inline int thread_number() {
 #endif
 }
 
-struct CompressedRows {
-  int64_t num_rows, num_columns, num_edges;
-  const int64_t *offsets, *columns, *edges;
-
+struct CompressedRows : anyattention_rows {
   // Whether the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
   bool offsets_are_valid() const {
     if (offsets[0] != 0 || offsets[num_rows] != num_edges) return false;
