@@ -19,6 +19,14 @@ class AttentionResult(NamedTuple):
             caller's edge order.
         logsumexp: natural log of the softmax denominator, `(..., queries, heads)`, at least float32.
         indices: the keys a selection picked; None for patterns without one.
+
+    Example:
+        >>> import torch
+        >>> from anyattention import attend
+        >>> x = torch.ones(1, 2, 1, 4)
+        >>> output, weights, logsumexp, indices = attend(x, x, x, return_logsumexp=True)
+        >>> logsumexp.shape, weights is None
+        (torch.Size([1, 2, 1]), True)
     """
 
     output: Tensor
@@ -28,7 +36,20 @@ class AttentionResult(NamedTuple):
 
 
 class AttentionOutput(NamedTuple):
-    """What a module returns: `output, weights = module(query, key, value, mask)`."""
+    """What a module returns: `output, weights = module(query, key, value, mask)`.
+
+    Attributes:
+        output: `(batch, query_length, d_model)`, over a graph `(..., nodes, d_model)`.
+        weights: probabilities before dropout, or None where they were not asked for.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import ScaledDotProductAttention
+        >>> output, weights = ScaledDotProductAttention(4, 2).eval()(torch.ones(1, 2, 4))
+        >>> weights
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
+    """
 
     output: Tensor
     weights: Tensor | None = None
@@ -41,6 +62,13 @@ class AttentionCache:
     Attributes:
         inputs: the floating-point tensors among the arguments, by name, cut from the caller's graph.
         output: the module's output, connected to `inputs` and to the parameters.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import MultiHeadAttention
+        >>> _, cache = MultiHeadAttention(4, 2).cached_forward(torch.ones(1, 3, 4))
+        >>> list(cache.inputs), cache.output.shape
+        (['query'], torch.Size([1, 3, 4]))
     """
 
     inputs: Mapping[str, Tensor]
@@ -54,6 +82,15 @@ class AttentionGradients:
     Attributes:
         inputs: the gradient of each tensor in `AttentionCache.inputs`, by the same name and of its shape.
         parameters: one flat vector in the order of `module.get_parameters()`.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import MultiHeadAttention
+        >>> module = MultiHeadAttention(4, 2)
+        >>> _, cache = module.cached_forward(torch.ones(1, 3, 4))
+        >>> gradients = module.backward(torch.ones(1, 3, 4), cache)
+        >>> gradients.inputs["query"].shape, len(gradients.parameters) == module.parameter_count()
+        (torch.Size([1, 3, 4]), True)
     """
 
     inputs: Mapping[str, Tensor]

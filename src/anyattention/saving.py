@@ -69,6 +69,17 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         folder: with `model.safetensors` and `config.json`.
         device: where the weights go.
 
+    Returns:
+        A module of the class that the folder names.
+
+    Example:
+        >>> import tempfile
+        >>> from anyattention.nn import GraphAttention
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(GraphAttention(8, 2, in_features=3), folder)
+        ...     load(folder)(torch.ones(2, 3), torch.tensor([[0], [1]])).output.shape
+        torch.Size([2, 8])
+
     Raises:
         InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
         InvalidConfigError: the settings name an unknown module or field, or are out of range.
@@ -97,7 +108,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
-    except (RuntimeError, MemoryError) as fault:
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as fault:
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"
         ) from fault

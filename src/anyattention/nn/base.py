@@ -34,7 +34,15 @@ __all__ = ["AttentionModule", "require_factory", "require_finite", "require_para
 
 
 class AttentionModule(nn.Module):
-    """Base of all attention modules; abstract."""
+    """Base of all attention modules; abstract.
+
+    Example:
+        >>> from anyattention.nn import MultiHeadAttention
+        >>> module = MultiHeadAttention(4, 2, use_bias=False)
+        >>> module.set_parameters(torch.zeros(module.parameter_count()))
+        >>> module.get_parameters().shape, module.regularization_loss(0.1).item()
+        (torch.Size([64]), 0.0)
+    """
 
     supports_masking: bool = True
 

@@ -19,7 +19,13 @@ Align = Literal["top_left", "bottom_right"]
 
 
 class Pattern(ABC):
-    """Says which (query, key) pairs exist. Data only; not tied to a length unless it is a Graph."""
+    """Says which (query, key) pairs exist. Data only; not tied to a length unless it is a Graph.
+
+    Example:
+        >>> from anyattention import Causal
+        >>> isinstance(Causal(), Pattern), Causal().to_graph(2, 2).num_edges
+        (True, 3)
+    """
 
     @abstractmethod
     def to_dense(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -54,10 +54,13 @@ def load_npz(path: str | os.PathLike[str]) -> NodeData:
 def _read_arrays(path: Path) -> Arrays:
     expected = "a readable .npz file"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        # numpy leaves a file of its own opening open when the archive is broken.
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise InvalidInputError(argument=str(path), expected=expected, actual="a single array (.npy)")
-            return {key: file[key] for key in file.files}
+            with loaded:
+                return {key: loaded[key] for key in loaded.files}
     except InvalidInputError:
         raise
     except OSError as fault:

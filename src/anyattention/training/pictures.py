@@ -108,8 +108,8 @@ def _draw_images(
         "How the network reads a handwritten digit: it looks at similar ones",
         "On the left of each row, framed: a digit whose answer the network was not told. Right of it: the digits it "
         "paid most attention to, and their share.\n"
-        f"Blue “told: 3”: one of the {len(known)} digits whose answer it was told. Green: read correctly. Red: a mistake; "
-        f"of all digits that it was tested on it reads {right:.0%} correctly.",
+        f"Blue “told: 3”: one of the {len(known)} digits whose answer it was told. Green: read correctly. Red: a "
+        f"mistake; of all test digits it reads {right:.0%} correctly.",
     )
     shown, top, height, half = 6, 0.845, 0.205, 0.485
     for place, row in enumerate(attended):
@@ -127,11 +127,7 @@ def _draw_images(
             axes = _add_image(figure, [start, bottom + 0.012, 0.05, 0.0756], images[neighbour], "#bbbbbb", 1)
             name = "itself, " if neighbour == row.node else ""
             axes.set_xlabel(f"{name}{weight:.0%}", fontsize=9.5, labelpad=7)
-            # The bar hangs under the image; the widest share of the row fills it.
-            axes.plot(
-                [0, weight / row.weights[0]], [-0.08, -0.08], transform=axes.transAxes, color="#e08a1e", linewidth=4,
-                solid_capstyle="butt", clip_on=False,
-            )  # fmt: skip
+            _add_bar(axes, weight / row.weights[0])
             if neighbour in known:
                 axes.set_title(f"told: {int(data.labels[neighbour])}", fontsize=9, color="#1f5fbf", pad=2)
         rest = len(row.neighbours) - shown
@@ -153,6 +149,12 @@ def _add_image(figure: Any, place: list[float], image: Tensor, colour: str, widt
     return axes
 
 
+def _add_bar(axes: Any, share: float) -> None:
+    """A bar under an image; the largest share of a row fills its width."""
+    bar = {"color": "#e08a1e", "linewidth": 4, "solid_capstyle": "butt", "clip_on": False}
+    axes.plot([0, share], [-0.08, -0.08], transform=axes.transAxes, **bar)
+
+
 def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: list[_Attended]) -> None:
     """A panel per test node: itself in the middle, the nodes it attends to most around it."""
     lines = import_demo("matplotlib.lines", _PURPOSE)
@@ -172,7 +174,14 @@ def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: li
         lines.Line2D([], [], marker="o", linestyle="", markersize=10, color=colour, label=f"class {label}")
         for label, colour in enumerate(colours)
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 10), frameon=False, fontsize=10)
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.005),
+        ncols=min(len(handles), 10),
+        frameon=False,
+        fontsize=10,
+    )
 
 
 def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: list[Any], known: set[int]) -> None:
@@ -189,7 +198,7 @@ def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: list
         ring = "black" if neighbour in known else "white"
         colour = colours[int(data.labels[neighbour])]
         axes.scatter([x], [y], s=230, color=[colour], edgecolors=ring, linewidths=2, zorder=2)
-        axes.text(1.3 * x, 1.27 * y, f"{weight:.1%}", ha="center", va="center", fontsize=9.5)
+        axes.text(1.42 * x, 1.27 * y, f"{weight:.1%}", ha="center", va="center", fontsize=9.5)
     axes.scatter([0], [0], s=620, color=[colours[truth]], edgecolors="white", linewidths=2, zorder=3)
     axes.text(0, 0, f"{own_share:.0%}", ha="center", va="center", fontsize=9, color="white", zorder=4)
     is_right = truth == row.predicted

@@ -114,12 +114,13 @@ def _check(arguments: Arguments) -> GraphCall:
 
 
 def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:
+    require_tensor("edges.features", edges.features)
     for name, tensor, names in (
         ("edges.features", edges.features, "edges edge_dim"),
         ("edges.key_weight", edges.key_weight, "heads head_dim edge_dim"),
         ("edges.value_weight", edges.value_weight, "heads value_dim edge_dim"),
     ):
-        if tensor is not None or name == "edges.features":
+        if tensor is not None:
             axes.bind(name, tensor, names)
             require_same_kind(name, tensor, "query", query)
 

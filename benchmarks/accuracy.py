@@ -1,0 +1,131 @@
+"""Accuracy of `anyattention train` with its default settings, repeated: `python -m benchmarks.accuracy digits`.
+
+digits: 5 seeds (each draws other known labels), beside three baselines on the same labels. cora: 10 seeds on the public
+split. tolokers: its ten splits. Every finished run is kept in results/accuracy-<name>.json, so that an interrupted
+benchmark goes on where it stopped; other settings start anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyattention.cli.training import settings_for
+from anyattention.saving import write_atomically
+from anyattention.training import NodeData, fit, load_digits, load_npz, metric_value, predict_logits
+from anyattention.training.baselines import run_baselines
+from benchmarks.harness import RESULTS, environment
+
+# What others reached on the same task, for comparison.
+PUBLISHED = {
+    "digits": None,
+    "cora": "GAT 0.830 +- 0.007 (Velickovic et al., 2018, 100 runs)",
+    "tolokers": "GAT 0.8370 +- 0.0047, graph transformer 0.8323 +- 0.0064 (Platonov et al., 2023)",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Accuracy of the default settings, repeated.")
+    parser.add_argument("name", choices=tuple(PUBLISHED))
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    name = arguments.name
+    path = RESULTS / f"accuracy-{name}.json"
+    runs: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    for data, split, seed in tasks(name):
+        config, training = settings_for(data, {"seed": seed})
+        own = {"model": config.to_dict(), "training": {**vars(training), "seed": "as each run says"}}
+        if not settings:
+            settings, runs = own, kept_runs(path, own)
+        if any((done["split"], done["seed"]) == (split, seed) for done in runs):
+            continue
+        started = time.monotonic()
+        done = fit(data, data.splits[split], config, training)
+        if done.interrupted:
+            raise KeyboardInterrupt
+        test = data.splits[split].test
+        score = metric_value(data.metric, predict_logits(done.model, data)[test], data.labels[test])
+        run = {
+            "split": split,
+            "seed": seed,
+            "test": score,
+            "validation": done.best.validation_score,
+            "best_epoch": done.best.number,
+            "epochs": done.epochs,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        if name == "digits":
+            run["baselines"] = {
+                result.name: {"test": result.test_accuracy, "setting": result.setting}
+                for result in run_baselines(data, data.splits[split])
+            }
+        runs.append(run)
+        print(json.dumps(run), flush=True)
+        write(path, name, data.metric, settings, runs)
+    print(json.dumps(summary(runs), indent=2))
+
+
+def tasks(name: str) -> Iterator[tuple[NodeData, int, int]]:
+    """Data, split and seed of each run."""
+    if name == "digits":
+        for seed in range(5):
+            yield load_digits(seed), 0, seed
+        return
+    folder = Path(os.environ.get("ANYATTENTION_DATA") or Path(__file__).parents[1] / "../shared/data")
+    data = load_npz(folder / f"{name}.npz")
+    for number in range(10):
+        yield (data, 0, number) if name == "cora" else (data, number, 0)
+
+
+def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of an earlier call with the same settings."""
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text())
+    return earlier["runs"] if earlier["settings"] == settings else []
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of the test scores, the baselines' beside them."""
+    values = {"anyattention": [run["test"] for run in runs]}
+    for baseline in runs[0].get("baselines", ()):
+        values[baseline] = [run["baselines"][baseline]["test"] for run in runs]
+    return {
+        name: {
+            "mean": statistics.fmean(scores),
+            "standard_deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+        }
+        for name, scores in values.items()
+    }
+
+
+def write(path: Path, name: str, metric: str, settings: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    source = "digits" if name == "digits" else f"{name}.npz"
+    result = {
+        "workload": f"accuracy {name}",
+        "metric": f"test {metric}",
+        "command": f"anyattention train --data {source}"
+        + (" --seed N, N from 0" if name != "tolokers" else " (all ten splits)"),
+        "summary": summary(runs),
+        "published": PUBLISHED[name],
+        "environment": environment(),
+        "settings": settings,
+        "runs": runs,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

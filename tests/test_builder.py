@@ -1,0 +1,130 @@
+"""Builders: one setter per field, and the same module as made by hand."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from anyattention import AttentionBuilder, AttentionConfig, GraphAttentionBuilder, GraphAttentionConfig
+from anyattention.errors import InvalidConfigError
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+
+# A value for each field, none of them its default.
+_BASE = {
+    "d_model": 30,
+    "num_heads": 5,
+    "dropout": 0.3,
+    "use_bias": False,
+    "scale": 0.7,
+    "check_finite": True,
+}
+_DENSE = {**_BASE, "max_seq_len": 11, "causal": True, "eps": 1e-3, "positions": "learned", "qk_norm": True}
+_GRAPH = {
+    "edge_dim": 7,
+    "aggregation": "mean",
+    "normalize": False,
+    "negative_slope": 0.5,
+    "score": "additive",
+    "in_features": (2, 3),
+    "concat": False,
+    "residual": True,
+}
+
+
+def _setters(builder):
+    members = inspect.getmembers(builder, inspect.isfunction)
+    return {name for name, _ in members if not name.startswith(("_", "build"))}
+
+
+def _set(builder, settings):
+    for name, value in settings.items():
+        assert getattr(builder, name)(value) is builder
+    return builder
+
+
+def _names(config):
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def test_each_dense_field_has_a_setter_and_each_setter_a_field():
+    assert _setters(AttentionBuilder) == _names(AttentionConfig) == set(_DENSE)
+
+
+def test_each_graph_field_has_a_setter_and_each_setter_a_field():
+    # use_edge_features follows from edge_dim; the base's sequence settings cannot be used.
+    fields = _names(GraphAttentionConfig) - {"base", "use_edge_features"}
+    assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == set(_GRAPH) | set(_BASE)
+
+
+@pytest.mark.parametrize("name", _DENSE)
+def test_dense_setter_sets_its_field_alone(name):
+    # num_heads=5 needs a width that it divides.
+    settings = {name: _DENSE[name], **({"d_model": 30} if name == "num_heads" else {})}
+    settings |= {"num_heads": 5} if name == "d_model" else {}
+    config = _set(AttentionBuilder(), settings).build_config()
+    assert getattr(config, name) == _DENSE[name] != getattr(AttentionConfig(), name)
+    assert config == AttentionConfig(**settings)
+
+
+@pytest.mark.parametrize("name", _GRAPH)
+def test_graph_setter_sets_its_field_alone(name):
+    config = getattr(GraphAttentionBuilder(), name)(_GRAPH[name]).build_config()
+    assert getattr(config, name) == _GRAPH[name] != getattr(GraphAttentionConfig(), name)
+    assert config == GraphAttentionConfig(**{name: _GRAPH[name]})
+
+
+def test_multi_head_equals_the_one_made_by_hand():
+    module = _set(AttentionBuilder(), _DENSE).build_multi_head()
+    assert type(module) is MultiHeadAttention
+    assert module.config == AttentionConfig(**_DENSE) == MultiHeadAttention(**_DENSE).config
+
+
+def test_scaled_dot_product_equals_the_one_made_by_hand():
+    settings = {name: _DENSE[name] for name in ("d_model", "num_heads", "dropout", "scale", "causal", "check_finite")}
+    module = _set(AttentionBuilder(), settings).build_scaled_dot_product()
+    assert type(module) is ScaledDotProductAttention
+    assert module.config == AttentionConfig(**settings) == ScaledDotProductAttention(**settings).config
+
+
+def test_graph_attention_equals_the_one_made_by_hand():
+    module = _set(GraphAttentionBuilder(), {**_BASE, **_GRAPH}).build()
+    assert type(module) is GraphAttention
+    assert module.config == GraphAttentionConfig(base=AttentionConfig(**_BASE), **_GRAPH)
+    assert module.config == GraphAttention(**_BASE, **_GRAPH).config
+
+
+def test_switches_need_no_argument():
+    dense = AttentionBuilder().use_bias().causal().qk_norm().check_finite().build_config()
+    assert (dense.use_bias, dense.causal, dense.qk_norm, dense.check_finite) == (True,) * 4
+    graph = GraphAttentionBuilder().normalize().concat().residual().build_config()
+    assert (graph.normalize, graph.concat, graph.residual) == (True,) * 3
+
+
+def test_the_last_setting_counts():
+    assert AttentionBuilder().dropout(0.5).dropout(0.2).build_config().dropout == 0.2
+
+
+def test_builders_share_nothing():
+    first, second = AttentionBuilder().d_model(16), AttentionBuilder()
+    assert second.build_config().d_model == 512
+    assert first.build_multi_head() is not first.build_multi_head()
+
+
+def test_settings_are_checked_together_when_building():
+    # Neither order of the two setters is an error by itself.
+    assert AttentionBuilder().num_heads(5).d_model(30).build_config().d_k == 6
+    builder = AttentionBuilder().d_model(30).num_heads(4)
+    with pytest.raises(InvalidConfigError, match=r"^num_heads: expected a divisor of d_model=30, got 4"):
+        builder.build_multi_head()
+
+
+@pytest.mark.parametrize("name", ["use_bias", "max_seq_len", "eps", "positions", "qk_norm"])
+def test_scaled_dot_product_refuses_what_it_cannot_use(name):
+    builder = getattr(AttentionBuilder(), name)(_DENSE[name])
+    with pytest.raises(InvalidConfigError, match=f"^{name}: expected its default"):
+        builder.build_scaled_dot_product()
+
+
+def test_dot_score_refuses_a_slope():
+    with pytest.raises(InvalidConfigError, match=r"^negative_slope: expected its default 0\.2"):
+        GraphAttentionBuilder().score("dot").negative_slope(0.5).build()
