@@ -92,7 +92,8 @@ ANYATTENTION_EXPORT int32_t anyattention_edge_dot(const anyattention_edge_call *
                                                   const void *rows, const void *columns,
                                                   void *result);
 
-/* result[i, h] = sum of weights[e, h] columns[j, h]: (batch, num_rows, heads, width). */
+/* result[i, h] = sum of weights[e, h] columns[j, h]: (batch, num_rows, heads, width).
+ * An edge of weight 0 is not there, whatever its column holds. */
 ANYATTENTION_EXPORT int32_t anyattention_edge_sum(const anyattention_edge_call *call,
                                                   const void *weights, const void *columns,
                                                   void *result);

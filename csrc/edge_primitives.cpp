@@ -102,6 +102,7 @@ struct EdgeSum : EdgeCall<T> {
       this->prefetch(columns, s, end);
       const T *column = this->column(columns, rows.columns[s]), *weight = weights + rows.edges[s] * H;
       for (int64_t h = 0; h < H; ++h) {
+        if (weight[h] == 0) continue;
         add_scaled<W>(accumulator + h * d, weight[h], column + (G == H ? h : h / group) * d, d);
       }
     }

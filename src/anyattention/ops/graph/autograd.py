@@ -56,7 +56,10 @@ def edge_dot(rows: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool 
 
 
 def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
-    """`result[i, h] = sum of weights[e, h] columns[j, h]`: `(B, N, H, D)` from `(B, E, H)` and `(B, M, G, D)`."""
+    """`result[i, h] = sum of weights[e, h] columns[j, h]`: `(B, N, H, D)` from `(B, E, H)` and `(B, M, G, D)`.
+
+    An edge of weight 0 is not there: what its column holds, NaN too, does not count.
+    """
     return torch.ops.anyattention.edge_sum(weights, columns, list(graph), flip)
 
 
@@ -102,6 +105,7 @@ def edge_scores(
     settings: Settings,
 ) -> Tensor:
     """The score `(B, E, H)` of each edge in differentiable primitives; -inf on hidden edges."""
+    hidden = None if bias is None else bias == -torch.inf
     if settings.score == "Dot":
         raw = edge_dot(query, key, graph)
         raw = raw if term is None else raw + term
@@ -110,17 +114,24 @@ def edge_scores(
         raw = edge_spread(query.squeeze(-1), graph) + edge_spread(key.squeeze(-1), graph, True)
         raw = F.leaky_relu(raw if term is None else raw + term, settings.negative_slope)
     else:
-        raw = _dynamic_scores(query, key, vector, graph, settings)
+        raw = _dynamic_scores(query, key, vector, hidden, graph, settings)
+    if hidden is not None:
+        # A gradient of 0 through NaN would be NaN.
+        raw = torch.where(hidden, 0.0, raw)
+    # Infinity becomes NaN: -inf would pass for a hidden edge.
     scores = raw * torch.where(raw.isfinite(), 1.0, torch.nan) * settings.scale
     if settings.softcap > 0:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
-    if bias is None:
-        return scores
-    return torch.where(bias == -torch.inf, -torch.inf, scores + bias)
+    return scores if hidden is None or bias is None else torch.where(hidden, -torch.inf, scores + bias)
 
 
 def _dynamic_scores(
-    query: Tensor, key: Tensor, vector: Tensor | None, graph: Sequence[Tensor], settings: Settings
+    query: Tensor,
+    key: Tensor,
+    vector: Tensor | None,
+    hidden: Tensor | None,
+    graph: Sequence[Tensor],
+    settings: Settings,
 ) -> Tensor:
     """`vector . LeakyReLU(query + key)` of each edge, head by head: E x D numbers at a time."""
     assert vector is not None
@@ -128,7 +139,10 @@ def _dynamic_scores(
     heads = []
     for head in range(query.shape[2]):
         own = query[:, :, head].index_select(1, graph[6]) + key[:, :, head // group].index_select(1, graph[7])
-        heads.append(F.leaky_relu(own, settings.negative_slope) @ vector[head])
+        if hidden is not None:
+            own = torch.where(hidden[:, :, head, None], 0.0, own)
+        # Not a matrix product, whose bits depend on the number of threads.
+        heads.append((F.leaky_relu(own, settings.negative_slope) * vector[head]).sum(-1))
     return torch.stack(heads, dim=-1)
 
 
@@ -199,7 +213,8 @@ def _define(
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save every tensor among the inputs and outputs, and the rest as it is."""
-    ctx.set_materialize_grads(False)
+    # Of several outputs some may be unused; zeros for them would cost as much as a gradient.
+    ctx.set_materialize_grads(not isinstance(output, tuple))
     flat: list[Tensor | None] = []
     ctx.layout = []
     for item in (*inputs, *(output if isinstance(output, tuple) else ())):

@@ -73,7 +73,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if computed is not None and call.edges is not None and call.edges.value_weight is not None:
         output = output + _edge_values(call, computed, dtype)
     if call.aggregation == "mean":
-        output = output / _pair_counts(call, bias, graph, dtype)[..., None]
+        output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
         output, logsumexp = output[0], logsumexp[0]
         computed = None if computed is None else computed[0]
@@ -100,9 +100,14 @@ def _term(call: GraphCall, query: Tensor, edges: tuple[int, int, int], dtype: to
     weight = call.edges.key_weight.to(dtype)
     features = _shown_features(call, dtype)
     if isinstance(call.score, Additive):
-        return (features @ weight[:, 0].T).expand(edges)
+        weight = weight[:, 0]
+        each = features.shape[2] > 1
+        term = torch.einsum("behf,hf->beh", features, weight) if each else features[:, :, 0] @ weight.T
+        return term.expand(edges)
+    # A query that sees nothing may hold NaN, and its gradient of 0 would carry that into the weight.
+    query = torch.where(_pair_counts(call, dtype)[..., None] > 0, query, 0.0)
     projected = torch.einsum("bnhd,hdf->bnhf", query, weight)
-    rows = features[:, None].expand(query.shape[0], -1, -1, -1)
+    rows = features.expand(query.shape[0], -1, -1, -1)
     return edge_dot(projected, rows, _edges_as_keys(call))
 
 
@@ -111,19 +116,19 @@ def _edge_values(call: GraphCall, weights: Tensor, dtype: torch.dtype) -> Tensor
     assert call.edges is not None and call.edges.value_weight is not None
     if call.seed is not None:
         weights = weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, dtype)
-    rows = _shown_features(call, dtype)[:, None].expand(weights.shape[0], -1, -1, -1)
+    rows = _shown_features(call, dtype).expand(weights.shape[0], -1, -1, -1)
     sums = edge_sum(weights, rows, _edges_as_keys(call))
     return torch.einsum("bnhf,hcf->bnhc", sums, call.edges.value_weight.to(dtype))
 
 
 def _shown_features(call: GraphCall, dtype: torch.dtype) -> Tensor:
-    """The edge features, 0 on edges that are hidden from all heads."""
+    """The edge features `(B | 1, E, 1, F)`, 0 on hidden edges; `(B | 1, E, H, F)` where heads see different edges."""
     assert call.edges is not None
-    features = call.edges.features.to(dtype)
+    features = call.edges.features.to(dtype)[None, :, None]
     if call.mask is None:
         return features
-    shown = call.mask.reshape(-1, *call.mask.shape[-2:]).any(-1).any(0)
-    return torch.where(shown[:, None], features, 0.0)
+    mask = call.mask if call.mask.ndim == 3 else call.mask[None]
+    return torch.where(mask[..., None], features, 0.0)
 
 
 def _edges_as_keys(call: GraphCall) -> list[Tensor]:
@@ -135,8 +140,9 @@ def _edges_as_keys(call: GraphCall) -> list[Tensor]:
     return [*by_query, offsets, graph.query_index, edges, graph.query_index, edges]
 
 
-def _pair_counts(call: GraphCall, bias: Tensor | None, graph: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """The number of visible edges of each query, at least 1, `(N, 1)` or `(B, N, H)`."""
-    if bias is None:
-        return call.graph.query_offsets.diff().clamp(min=1).to(dtype)[:, None]
-    return edge_total((bias.detach() != -torch.inf).to(dtype), graph).clamp(min=1.0)
+def _pair_counts(call: GraphCall, dtype: torch.dtype) -> Tensor:
+    """The number of visible edges of each query, `(1, N, 1)` or `(B, N, H)`."""
+    if call.mask is None:
+        return call.graph.query_offsets.diff().to(dtype)[None, :, None]
+    mask = call.mask if call.mask.ndim == 3 else call.mask[None]
+    return edge_total(mask.to(dtype), arrays_of(call.graph))
