@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy of the default settings, repeated.")
     parser.add_argument("name", choices=tuple(PUBLISHED))
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--runs", type=int, nargs="+", help="these only, so that several processes share the work")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -43,12 +44,13 @@ def main() -> None:
     path = RESULTS / f"accuracy-{name}.json"
     runs: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
-    for data, split, seed in tasks(name):
+    for number, (data, split, seed) in enumerate(tasks(name)):
         config, training = settings_for(data, {"seed": seed})
         own = {"model": config.to_dict(), "training": {**vars(training), "seed": "as each run says"}}
         if not settings:
             settings, runs = own, kept_runs(path, own)
-        if any((done["split"], done["seed"]) == (split, seed) for done in runs):
+        is_done = any((done["split"], done["seed"]) == (split, seed) for done in runs)
+        if is_done or (arguments.runs and number not in arguments.runs):
             continue
         started = time.monotonic()
         done = fit(data, data.splits[split], config, training)
@@ -70,7 +72,8 @@ def main() -> None:
                 result.name: {"test": result.test_accuracy, "setting": result.setting}
                 for result in run_baselines(data, data.splits[split])
             }
-        runs.append(run)
+        # Another process may have finished runs of its own meanwhile.
+        runs = sorted([*kept_runs(path, settings), run], key=lambda run: (run["split"], run["seed"]))
         print(json.dumps(run), flush=True)
         write(path, name, data.metric, settings, runs)
     print(json.dumps(summary(runs), indent=2))

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from anyattention import _checks
+from anyattention import _checks, attend
 from anyattention._checks import (
     Axes,
     allocation_failures_named,
@@ -182,6 +182,8 @@ def test_meta_tensors_have_no_autocast():
         assert _checks.is_autocast_enabled(_CPU)
         assert not _checks.is_autocast_enabled(torch.device("meta"))
     assert not _checks.is_autocast_enabled(_CPU)
+    x = torch.empty(2, 5, 3, 7, device="meta")
+    assert attend(x, x[:, :2], x[:, :2, :, :3]).output.shape == (2, 5, 3, 3)
 
 
 _CPU = torch.device("cpu")

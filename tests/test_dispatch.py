@@ -1,7 +1,10 @@
 """The choice of an implementation, with toy tables."""
 
 import pytest
+import torch
 
+from anyattention import attend
+from anyattention import explain as explain_attend
 from anyattention._dispatch import Explanation, Implementation, choose, explain
 from anyattention.errors import InvalidInputError, UnsupportedError
 
@@ -82,3 +85,12 @@ def test_notes_come_last():
 def test_explain_raises_what_choose_raises(call, forced, error, text):
     with pytest.raises(error, match=text):
         explain(_TABLE, call, forced)
+
+
+def test_under_autocast_explain_takes_what_attend_takes():
+    x = torch.ones(2, 5, 3, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attend(x, x.bfloat16(), x).output.dtype == torch.bfloat16
+        assert explain_attend(x, x.bfloat16(), x).implementation == "torch"
+    with pytest.raises(InvalidInputError, match=r"key: expected torch\.float32, as query, got torch\.bfloat16"):
+        explain_attend(x, x.bfloat16(), x)

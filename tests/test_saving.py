@@ -196,11 +196,17 @@ def test_malicious_settings_are_refused(settings, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [{"d_model": 2**31 - 8}, {"d_model": 10**7}, {"max_seq_len": 2**31 - 1, "positions": "learned"}]
+    ("config", "fault"),
+    [
+        ({"d_model": 10**7, "num_heads": 1}, "Missing key"),
+        ({"max_seq_len": 2**31 - 1, "positions": "learned"}, "Missing key"),
+        ({"d_model": 2**31 - 8}, "overflow"),
+    ],
 )
-def test_settings_cannot_ask_for_memory_that_the_weights_do_not_fill(config, tmp_path):
+def test_settings_cannot_ask_for_memory_that_the_weights_do_not_fill(config, fault, tmp_path):
     _write(tmp_path, {"module": "MultiHeadAttention", "config": config})
-    with pytest.raises(InvalidInputError, match=r"the weights do not fit config\.json"):
+    # The fault is found in the names: no allocator was asked.
+    with pytest.raises(InvalidInputError, match=rf"(?s)the weights do not fit config\.json: .*{fault}"):
         load(tmp_path)
 
 

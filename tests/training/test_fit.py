@@ -115,6 +115,7 @@ def test_a_loss_that_is_not_finite_is_named(data: NodeData) -> None:
         ({"seed": -1}, "seed: expected an int of at least 0, got -1"),
         ({"learning_rate": 0.0}, "learning_rate: expected a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number above 0"),
+        ({"learning_rate": 1e38}, "learning_rate: expected .* below"),
         ({"weight_decay": -1.0}, "weight_decay: expected a finite number at least 0"),
     ],
 )

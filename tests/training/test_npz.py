@@ -63,6 +63,21 @@ def test_dense_features_are_standardised(data_files, tmp_path: Path) -> None:
             assert nodes.tolist() == arrays[f"{key}_masks"][number].nonzero()[0].tolist()
 
 
+def test_large_features_do_not_overflow(data_files, tmp_path: Path) -> None:
+    arrays = data_files.dense_arrays()
+    plain = load_npz(data_files.write(tmp_path / "plain.npz", arrays))
+    arrays["node_features"] = arrays["node_features"] * np.float32(1e38)
+    large = load_npz(data_files.write(tmp_path / "large.npz", arrays))
+    torch.testing.assert_close(large.features, plain.features, atol=1e-5, rtol=0)
+
+
+def test_features_that_cancel_do_not_overflow(data_files, tmp_path: Path) -> None:
+    arrays = data_files.sparse_arrays()
+    arrays["x_data"] = (arrays["x_data"] * (-1.0) ** np.arange(len(arrays["x_data"]))).astype(np.float32)
+    features = load_npz(data_files.write(tmp_path / "signed.npz", arrays)).features.to_dense()
+    torch.testing.assert_close(features.abs().sum(1), torch.ones(13))
+
+
 def test_undirected_edges_go_both_ways_once(data_files, tmp_path: Path) -> None:
     arrays = data_files.dense_arrays()
     arrays["edges"] = np.array([[0, 1], [2, 2], [5, 3]])

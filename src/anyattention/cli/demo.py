@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     split = data.splits[0]
     print(_introduction(data, split), flush=True)
     started = time.monotonic()
-    run = run_training(data, config, settings)
+    run = run_training(data, [0], config, settings)
     seconds = time.monotonic() - started
     write_run(run, folder)
     print(f"\nTrained for {run.fits[0].epochs} epochs in {seconds:.0f} s. Now the three plain methods.", flush=True)

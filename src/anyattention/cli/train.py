@@ -76,15 +76,16 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from anyattention.cli.training import require_extras, run_training, settings_for, write_run
+    from anyattention.cli.training import chosen_splits, require_extras, run_training, settings_for, write_run
     from anyattention.saving import make_folder
 
     require_extras()
     use_threads(arguments.threads)
     data = load_data(arguments.data, arguments.seed)
     config, settings = settings_for(data, _given(arguments))
+    splits = chosen_splits(data, arguments.split)
     folder = make_folder(arguments.out or Path("runs") / data.name)
-    run = run_training(data, config, settings, arguments.split)
+    run = run_training(data, splits, config, settings)
     write_run(run, folder)
     for metric in run.scores[run.chosen]:
         name = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}[metric]

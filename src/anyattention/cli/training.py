@@ -28,7 +28,7 @@ from anyattention.training.extras import import_demo
 if TYPE_CHECKING:
     from anyattention.training import Epoch
 
-__all__ = ["Run", "require_extras", "run_training", "settings_for", "write_run"]
+__all__ = ["Run", "chosen_splits", "require_extras", "run_training", "settings_for", "write_run"]
 
 _METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
 
@@ -88,18 +88,28 @@ def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierC
     return config, FitSettings(**{**preset.fit, **{name: value for name, value in chosen.items() if name in training}})
 
 
-def run_training(data: NodeData, config: NodeClassifierConfig, settings: FitSettings, split: int | None = None) -> Run:
-    """Train on one split, or with None on all of them, one after the other; then read the test labels.
+def chosen_splits(data: NodeData, split: int | None) -> list[int]:
+    """The numbers of the splits to train on: the one given, or all.
 
     Raises:
         InvalidInputError: there is no such split.
+    """
+    if split is None:
+        return list(range(len(data.splits)))
+    if split >= len(data.splits):
+        raise InvalidInputError(argument="--split", expected=f"from 0 to {len(data.splits) - 1}", actual=split)
+    return [split]
+
+
+def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig, settings: FitSettings) -> Run:
+    """Train on each split, one after the other; then read the test labels.
+
+    Raises:
         NumericalInstabilityError: the loss is NaN or infinite.
         KeyboardInterrupt: Ctrl-C before a first epoch had finished.
     """
-    if split is not None and split >= len(data.splits):
-        raise InvalidInputError(argument="--split", expected=f"from 0 to {len(data.splits) - 1}", actual=split)
     fits: dict[int, Fit] = {}
-    for number in range(len(data.splits)) if split is None else [split]:
+    for number in splits:
         try:
             fits[number] = _fit_with_bar(data, number, config, settings)
         except KeyboardInterrupt:

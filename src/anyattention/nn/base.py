@@ -87,13 +87,14 @@ class AttentionModule(nn.Module):
         given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         inputs: dict[str, Tensor] = {}
         for name, argument in given.items():
-            parts = argument if isinstance(argument, tuple) else (argument,)
+            is_pair = isinstance(argument, tuple | list)
+            parts = argument if is_pair else (argument,)
             cut = [self._cut(part) for part in parts]
             for position, part in enumerate(cut):
                 if isinstance(part, Tensor) and part.requires_grad:
-                    label = f"{name}[{position}]" if isinstance(argument, tuple) else name
+                    label = f"{name}[{position}]" if is_pair else name
                     inputs[label] = part
-            given[name] = tuple(cut) if isinstance(argument, tuple) else cut[0]
+            given[name] = tuple(cut) if is_pair else cut[0]
         with torch.enable_grad():
             output = self(**given)
         detached = AttentionOutput(*(None if x is None else x.detach() for x in output))  # pyright: ignore[reportArgumentType]  # output is never None
@@ -165,11 +166,12 @@ class AttentionModule(nn.Module):
                         parameter -= learning_rate * parameter.grad
 
     def regularization_loss(self, l2_weight: float) -> Tensor:
-        """`l2_weight` times the sum of the squared parameters; 0-d, differentiable."""
+        """`l2_weight` times the sum of the squared parameters; 0-d, at least float32, differentiable."""
         require_number("l2_weight", l2_weight, at_least=0.0)
         total = torch.zeros((), device=next(iter(self.parameters()), torch.empty(0)).device)
         for parameter in self.parameters():
-            total = total + parameter.square().sum()
+            # A sum of squares leaves float16's range soon.
+            total = total + parameter.to(torch.promote_types(parameter.dtype, torch.float32)).square().sum()
         return l2_weight * total
 
     def clone(self) -> Self:

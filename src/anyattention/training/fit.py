@@ -46,8 +46,9 @@ class FitSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
                 raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
-        require_number("learning_rate", self.learning_rate, above=0.0, error=InvalidConfigError)
-        require_number("weight_decay", self.weight_decay, at_least=0.0, error=InvalidConfigError)
+        # Far beyond any use, and far below what overflows in float32.
+        require_number("learning_rate", self.learning_rate, above=0.0, below=1e6, error=InvalidConfigError)
+        require_number("weight_decay", self.weight_decay, at_least=0.0, below=1e6, error=InvalidConfigError)
 
 
 class Epoch(NamedTuple):

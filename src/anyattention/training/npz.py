@@ -30,8 +30,8 @@ _DENSE_KEYS = ("node_features", "node_labels", "edges", "train_masks", "val_mask
 def load_npz(path: str | os.PathLike[str]) -> NodeData:
     """Node classification data from a file in one of the two formats of docs/data.md.
 
-    Sparse features stay sparse and each row is divided by its sum; dense ones are standardised, column by column,
-    over all nodes. A graph gets both directions of each edge where the format stores one, and self-loops.
+    Sparse features stay sparse, and each row is divided by the sum of its magnitudes; dense ones are standardised,
+    column by column, over all nodes. A graph gets both directions of each edge where the format stores one, and self-loops.
 
     Args:
         path: of the .npz file. Nothing in it is unpickled.
@@ -114,7 +114,7 @@ def _sparse_format(path: Path, arrays: Arrays) -> NodeData:
 
 
 def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tensor:
-    """CSR features, each row divided by its sum."""
+    """CSR features, each row divided by the sum of its magnitudes."""
     offsets = _array(arrays, "x_indptr", "iu", 1, (num_nodes + 1,)).astype(np.int64)
     columns = _array(arrays, "x_indices", "iu", 1, (None,)).astype(np.int64)
     values = _array(arrays, "x_data", "fiub", 1, columns.shape).astype(np.float32)
@@ -135,7 +135,7 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
     cells = np.sort(rows * num_features + columns)
     if (cells[1:] == cells[:-1]).any():
         raise SparseMatrixError(argument="x_indices", expected="each column once a row", actual="a column twice")
-    sums = np.bincount(rows, weights=values, minlength=num_nodes)
+    sums = np.bincount(rows, weights=np.abs(values), minlength=num_nodes)
     factors = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums != 0)
     scaled = torch.from_numpy((values * factors[rows]).astype(np.float32))
     return sparse_csr(torch.from_numpy(offsets), torch.from_numpy(columns), scaled, (num_nodes, num_features))
@@ -157,8 +157,10 @@ def _dense_format(path: Path, arrays: Arrays) -> NodeData:
     splits = tuple(
         _split({key: rows[number] for key, rows in masks.items()}, known) for number in range(counts["train_masks"])
     )
-    spread = features.std(0)
-    centred = (features - features.mean(0)) / np.where(spread > 0, spread, 1.0)
+    # In float32 the squares of large features would overflow.
+    wide = features.astype(np.float64)
+    spread = wide.std(0)
+    centred = (wide - wide.mean(0)) / np.where(spread > 0, spread, 1.0)
     return NodeData(
         name=path.stem,
         features=torch.from_numpy(centred.astype(np.float32)),

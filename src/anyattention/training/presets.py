@@ -17,8 +17,8 @@ class Preset(NamedTuple):
 
 
 _DIGITS = Preset(
-    {"score": "additive", "hidden": 64, "heads": 8, "dropout": 0.3},
-    {"epochs": 200, "learning_rate": 0.01, "weight_decay": 5e-4, "patience": 100},
+    {"score": "additive", "hidden": 64, "heads": 8, "dropout": 0.5},
+    {"epochs": 100, "learning_rate": 0.01, "weight_decay": 5e-4, "patience": 40},
 )
 
 # Velickovic et al., 2018, section 3.3, for citation graphs with words as features.
@@ -29,16 +29,16 @@ _SPARSE = Preset(
 
 _DENSE = Preset(
     {
-        "score": "additive",
-        "hidden": 32,
+        "score": "dot",
+        "hidden": 16,
         "heads": 4,
-        "output_heads": 8,
-        "dropout": 0.0,
+        "output_heads": 4,
+        "dropout": 0.1,
         "attention_dropout": 0.0,
         "residual": True,
         "layer_norm": True,
     },
-    {"epochs": 150, "learning_rate": 0.03, "weight_decay": 0.0, "patience": 50},
+    {"epochs": 120, "learning_rate": 0.05, "weight_decay": 0.0, "patience": 40},
 )
 
 

@@ -31,6 +31,7 @@ def roc_auc(scores: Tensor, labels: Tensor) -> float:
     Cost: a sort, O(nodes log nodes).
 
     Example:
+        >>> import torch
         >>> roc_auc(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([0, 0, 1, 1]))
         0.875
     """

@@ -123,7 +123,8 @@ def _backward_shapes(
 
 
 def _heads_first(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.transpose(1, 2) for tensor in tensors]
+    """Views `(B, H, L, D)` or `(B, H, L)` whose last axis is dense: the kernel takes that for granted."""
+    return [(tensor if tensor.stride(-1) == 1 else tensor.contiguous()).transpose(1, 2) for tensor in tensors]
 
 
 def _differentiable_backward(

@@ -1,0 +1,234 @@
+"""What the commands say: help, info, the demo, and one line for each mistake, before anything is written."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import anyattention
+from anyattention import _native
+from anyattention.cli import demo, main, train
+from anyattention.nn import MultiHeadAttention
+from anyattention.training import NodeClassifier, NodeData, load_npz
+
+COMMANDS = ("train", "demo", "predict", "info")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], COMMANDS),
+        (["train"], ("--data", "--layer {gat,gatv2,dot}", "--hidden", "--heads", "--epochs", "--lr", "--dropout")),
+        (["train"], ("--weight-decay", "--seed", "--out", "--residual", "--layer-norm", "--split", "metrics.json")),
+        (["demo"], ("--seed", "--out", "three plain")),
+        (["predict"], ("--model", "--data", "--out", "FILE.csv", "FILE.npz", "probabilities")),
+        (["info"], ("kernels", "extras")),
+    ],
+)
+def test_help(command: list[str], words: tuple[str, ...], capsys) -> None:
+    assert main([*command, "--help"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    for word in words:
+        assert word in printed.out
+
+
+def test_info(capsys) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^anyattention +{re.escape(anyattention.__version__)}$", printed, re.MULTILINE)
+    assert torch.__version__ in printed
+    assert f"{torch.get_num_threads()} threads" in printed
+    about = _native.info()
+    assert re.search(rf"^kernels built +{', '.join(about.built) or 'none'}$", printed, re.MULTILINE)
+    assert re.search(rf"^kernels used +{about.level or 'none'}", printed, re.MULTILINE)
+    for extra in ("demo", "pyg", "viz"):
+        assert re.search(rf"^extra {extra} +(not )?installed", printed, re.MULTILINE)
+
+
+def test_info_without_kernels(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(_native, "info", lambda: _native.NativeInfo((), ("baseline",), reason="no compiler was there"))
+    assert main(["info"]) == 0
+    expected = "kernels used  none, the reference implementation runs: no compiler was there"
+    assert expected in capsys.readouterr().out
+
+
+def test_info_says_what_is_missing(monkeypatch, capsys) -> None:
+    from anyattention.cli import info
+
+    def version(package: str) -> str:
+        if package == "matplotlib":
+            raise info.PackageNotFoundError(package)
+        return "1.2.3"
+
+    monkeypatch.setattr(info, "version", version)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "not installed, matplotlib missing: pip install 'anyattention[demo]'" in printed
+    assert re.search(r"^extra pyg +installed: torch_geometric 1\.2\.3$", printed, re.MULTILINE)
+
+
+def test_info_with_an_unknown_level() -> None:
+    environment = {**os.environ, "ANYATTENTION_LEVEL": "v9"}
+    command = [sys.executable, "-m", "anyattention.cli", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"anyattention: error: ANYATTENTION_LEVEL: expected one of .*, got 'v9'\n", done.stderr)
+
+
+def test_demo(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--epochs", "4", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "model.safetensors", "config.json", "metrics.json", "attention.png"
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert f"{metrics['test_accuracy']:.2%}  graph attention (this package)" in printed
+    for name in ("nearest-neighbour vote", "logistic regression", "LabelSpreading"):
+        assert re.search(rf"\d\d\.\d\d%  {name}$", printed, re.MULTILINE)
+    assert "1,597" in printed
+    assert re.search(r" won, | share the first place", printed)
+    assert str(out / "attention.png") in printed
+    assert main(["predict", "--model", str(out), "--out", str(tmp_path / "digits.npz")]) == 0
+    with np.load(tmp_path / "digits.npz") as file:
+        assert file["probabilities"].shape == (1797, 10)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ((0.97, 0.95, 0.92, 0.89), ("Ours won, 2.0 points ahead of A.",)),
+        ((0.93, 0.95, 0.92, 0.89), ("A won, 2.0 points ahead of ours.", "Ours came 2.0 points behind the winner.")),
+        ((0.90, 0.95, 0.92, 0.89), ("A won, 3.0 points ahead of B.", "Ours came 5.0 points behind the winner.")),
+        ((0.95, 0.95, 0.92, 0.89), ("Ours and A share the first place.",)),
+    ],
+)
+def test_the_demo_says_who_won(scores: tuple[float, ...], words: tuple[str, ...]) -> None:
+    results = list(zip(("ours", "A", "B", "C"), scores, strict=True))
+    lines = demo._comparison(results, 1597).splitlines()
+    for line in words:
+        assert line in lines
+    assert ("Ours came" in "\n".join(lines)) == (len(words) == 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, data_files) -> Path:
+    """A working folder with data, broken data and models."""
+    data_files.write(tmp_path / "good.npz", data_files.dense_arrays())
+    whole = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", weights=np.arange(3))
+    np.savez(tmp_path / "pickled.npz", y=np.array([{}, {}], dtype=object))
+    anyattention.save(NodeClassifier(5, 2, hidden=4, heads=2), tmp_path / "five")
+    anyattention.save(MultiHeadAttention(8, 2), tmp_path / "dense")
+    anyattention.save(NodeClassifier(3, 2, hidden=4, heads=2), tmp_path / "cut")
+    weights = (tmp_path / "cut/model.safetensors").read_bytes()
+    (tmp_path / "cut/model.safetensors").write_bytes(weights[:100])
+    return tmp_path
+
+
+MISTAKES = [
+    ("", "the following arguments are required: COMMAND"),
+    ("learn", "invalid choice: 'learn'"),
+    ("train --bogus", "unrecognized arguments: --bogus"),
+    ("train --epochs", "argument --epochs: expected one argument"),
+    ("train --epochs 0", "argument --epochs: expected a whole number from 1 to 2147483647, got '0'"),
+    ("train --epochs many", "argument --epochs: expected a whole number from 1"),
+    ("train --heads 1e99", "argument --heads: expected a whole number"),
+    ("train --seed -1", "argument --seed: expected"),
+    ("train --threads 0", "argument --threads: expected a whole number from 1"),
+    ("train --layer gcn", "argument --layer: invalid choice: 'gcn'"),
+    ("train --lr fast", "argument --lr: invalid float value: 'fast'"),
+    ("train --lr nan", "learning_rate: expected a finite number above 0 and below 1e+06, got nan"),
+    ("train --lr 1e38", "learning_rate: expected a finite number above 0 and below 1e+06, got 1e+38"),
+    ("train --lr -1", "learning_rate: expected a finite number above 0 and below 1e+06, got -1"),
+    ("train --dropout 1", "dropout: expected a finite number at least 0 and below 1, got 1"),
+    ("train --weight-decay -1", "weight_decay: expected a finite number at least 0"),
+    ("train --hidden 8 --heads 3", "heads: expected a divisor of hidden=8, got 3"),
+    ("train --split 1", "--split: expected from 0 to 0, got 1"),
+    ("train --data good.npz --split 2", "--split: expected from 0 to 1, got 2"),
+    ("train --data digit", "--data: expected digits or a path that ends in .npz, got 'digit'"),
+    ("train --data absent.npz", "absent.npz: expected a readable .npz file, got No such file"),
+    ("train --data cut.npz", "cut.npz: expected a readable .npz file"),
+    ("train --data text.npz", "text.npz: expected a readable .npz file"),
+    ("train --data pickled.npz", "pickled.npz: expected a readable .npz file, got it holds pickled objects"),
+    ("train --data other.npz", "other.npz: expected the keys x_indptr"),
+    ("train --data good.npz --out good.npz", "good.npz: expected a folder, got File exists"),
+    ("train --data good.npz --out good.npz/run", "good.npz/run: expected a folder, got Not a directory"),
+    ("demo --out good.npz", "good.npz: expected a folder"),
+    ("demo --epochs 0", "argument --epochs: expected a whole number from 1"),
+    ("predict", "the following arguments are required: --model"),
+    ("predict --model absent", "config.json: expected a readable JSON file"),
+    ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
+    ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
+    ("predict --model five --data good.npz", "--data: expected 5 features and 2 classes, as the model was trained on"),
+    ("predict --model five --data cut.npz", "cut.npz: expected a readable .npz file"),
+    ("predict --model five --out result.txt", "--out: expected a file that ends in .csv or .npz, got 'result.txt'"),
+    ("predict --model five --out good.npz/result.csv", "--data: expected 5 features"),
+    ("info now", "unrecognized arguments: now"),
+]
+
+
+@pytest.mark.parametrize(("command", "text"), MISTAKES)
+def test_a_mistake_is_told_in_one_line(command: str, text: str, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(command.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("anyattention: error: ")
+    assert printed.err.count("\n") == 1
+    assert text in printed.err
+    assert printed.out == ""
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_is_told_in_one_line(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+
+    def load_data(name: str, seed: int) -> NodeData:
+        data = load_npz(name)
+        return dataclasses.replace(data, features=data.features * torch.inf)
+
+    monkeypatch.setattr(train, "load_data", load_data)
+    assert main(["train", "--data", "good.npz", "--out", "run"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"anyattention: error: loss of epoch 1: expected a finite number, got nan\..*rate.*", last)
+    assert list((folder / "run").iterdir()) == []
+
+
+def test_an_unwritable_folder_is_refused_before_training(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["train", "--data", "good.npz", "--out", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error == "anyattention: error: run: expected a writable folder, got read-only\n"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tqdm", "sklearn"])
+def test_a_missing_extra_is_named_before_training(package: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'anyattention[demo]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_commands_load_nothing_heavy_for_their_help() -> None:
+    script = "import sys; from anyattention.cli import main; main(['train', '--help']); print('MODULES', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules = done.stdout.partition("MODULES")[2].split()
+    loaded = {name.split(".")[0] for name in modules}
+    assert not loaded & {"sklearn", "matplotlib", "scipy"}
+    assert "anyattention.cli.training" not in modules

@@ -1,0 +1,198 @@
+"""End to end on small settings: what train and predict write, and that both tell the same."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import anyattention
+from anyattention.cli import main
+from anyattention.cli import training as cli_training
+from anyattention.training import accuracy, load_digits, load_npz, predict_logits, roc_auc
+
+SMALL = ["--hidden", "8", "--heads", "2"]
+FILES = {"model.safetensors", "config.json", "metrics.json", "attention.png"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def is_picture(path: Path) -> bool:
+    content = path.read_bytes()
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82") and len(content) > 10_000
+
+
+@pytest.fixture
+def sparse_file(data_files, tmp_path: Path) -> Path:
+    return data_files.write(tmp_path / "sparse.npz", data_files.sparse_arrays())
+
+
+@pytest.fixture
+def dense_file(data_files, tmp_path: Path) -> Path:
+    return data_files.write(tmp_path / "dense.npz", data_files.dense_arrays())
+
+
+@pytest.mark.parametrize("layer", ["gat", "gatv2", "dot"])
+def test_train_on_digits(layer: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--layer", layer, *SMALL, "--epochs", "3", "--seed", "4", "--out", str(out)]
+    assert main(command) == 0
+    assert names(out) == FILES
+    assert is_picture(out / "attention.png")
+    metrics = json.loads((out / "metrics.json").read_text())
+    model, data = anyattention.load(out), load_digits(4)
+    test = data.splits[0].test
+    assert metrics["test_accuracy"] == accuracy(predict_logits(model, data)[test], data.labels[test])
+    assert metrics["labels"] == {"train": 100, "validation": 100, "test": 1597}
+    assert metrics["training"]["seed"] == 4
+    assert metrics["model"] == model.config.to_dict()
+    assert model.config.score == {"gat": "additive", "gatv2": "dynamic", "dot": "dot"}[layer]
+    printed = capsys.readouterr()
+    assert f"Test accuracy: {metrics['test_accuracy']:.4f}" in printed.out
+    assert "validation accuracy=" in printed.err
+    assert "loss=" in printed.err
+
+
+def test_train_and_predict_on_sparse_features(sparse_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(sparse_file), "--epochs", "4", "--out", str(out)]) == 0
+    assert names(out) == FILES
+    assert is_picture(out / "attention.png")
+    model, data = anyattention.load(out), load_npz(sparse_file)
+    # The published settings of GAT on citation graphs.
+    config = model.config
+    assert (config.score, config.hidden, config.heads, config.dropout) == ("additive", 64, 8, 0.6)
+    expected = predict_logits(model, data).softmax(1).numpy()
+
+    written = tmp_path / "predictions.npz"
+    assert main(["predict", "--model", str(out), "--data", str(sparse_file), "--out", str(written)]) == 0
+    with np.load(written, allow_pickle=False) as file:
+        assert set(file.files) == {"classes", "probabilities"}
+        np.testing.assert_array_equal(file["probabilities"], expected)
+        np.testing.assert_array_equal(file["classes"], expected.argmax(1))
+
+    assert main(["predict", "--model", str(out), "--data", str(sparse_file)]) == 0
+    with open(out / "predictions.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["node", "class", "probability_0", "probability_1"]
+    assert [int(row[0]) for row in rows] == list(range(13))
+    assert [int(row[1]) for row in rows] == expected.argmax(1).tolist()
+    np.testing.assert_array_equal(np.array([row[2:] for row in rows], dtype=np.float32), expected)
+
+
+def test_train_on_all_splits(dense_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(dense_file), "--epochs", "4", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    splits = metrics["splits"]
+    assert [split["split"] for split in splits] == [0, 1]
+    for metric in ("test_roc_auc", "test_accuracy"):
+        values = [split[metric] for split in splits]
+        assert metrics[metric] == pytest.approx(np.mean(values), abs=1e-12)
+        assert metrics[f"{metric}_standard_deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    best = max(splits, key=lambda split: split["validation_roc_auc"])
+    assert metrics["saved_split"] == best["split"]
+    model, data = anyattention.load(out), load_npz(dense_file)
+    assert model.config.residual
+    assert model.config.layer_norm
+    test = data.splits[best["split"]].test
+    logits = predict_logits(model, data)[test]
+    assert roc_auc(logits[:, 1] - logits[:, 0], data.labels[test]) == best["test_roc_auc"]
+
+
+def test_train_on_one_split(dense_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--data", str(dense_file), "--epochs", "2", "--split", "1", "--no-residual", "--no-layer-norm"]
+    assert main([*command, "--dropout", "0.25", "--threads", "1", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [split["split"] for split in metrics["splits"]] == [1]
+    assert metrics["test_roc_auc"] == metrics["splits"][0]["test_roc_auc"]
+    model = anyattention.load(out)
+    assert (model.config.residual, model.config.layer_norm) == (False, False)
+    # A dropout that was asked for is meant for inputs and attention weights.
+    assert model.config.layer_configs()[0].base.dropout == 0.25
+    assert torch.get_num_threads() == 1
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def interrupt_at(epoch: int, monkeypatch, fits: int = 1) -> None:
+    """Ctrl-C in the progress bar's callback, in the given epoch of the given fit."""
+    fit, calls = cli_training.fit, []
+
+    def interrupted_fit(data, split, config, settings, on_epoch):
+        calls.append(None)
+
+        def stop(report) -> None:
+            on_epoch(report)
+            if len(calls) == fits and report.number == epoch:
+                raise KeyboardInterrupt
+
+        return fit(data, split, config, settings, stop)
+
+    monkeypatch.setattr(cli_training, "fit", interrupted_fit)
+
+
+def test_an_interrupt_writes_the_best_epoch_so_far(dense_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    interrupt_at(3, monkeypatch)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(dense_file), "--epochs", "400", "--out", str(out)]) == 0
+    assert names(out) == FILES
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["interrupted"] is True
+    assert [split["epochs"] for split in metrics["splits"]] == [3]
+    assert "Interrupted after 3 epochs; the best one, " in capsys.readouterr().err
+
+
+def test_an_interrupt_in_the_second_split_keeps_the_first(dense_file: Path, tmp_path: Path, monkeypatch) -> None:
+    interrupt_at(2, monkeypatch, fits=2)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(dense_file), "--epochs", "4", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [split["epochs"] for split in metrics["splits"]] == [4, 2]
+
+
+def test_an_interrupt_before_there_is_anything(dense_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(dense_file), "--epochs", "4", "--out", str(out)]) == 130
+    assert names(out) == set()
+    assert "anyattention: interrupted; nothing was written" in capsys.readouterr().err
+
+
+def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "anyattention.cli", "train", "--data", str(dense_file), "--epochs", "1000000"]
+    command += ["--patience", "1000000", "--threads", "1", "--split", "0", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"loss=" not in seen:
+            piece = os.read(process.stderr.fileno(), 4096)
+            assert piece, seen
+            seen += piece
+        process.send_signal(signal.SIGINT)
+        printed, rest = process.communicate()
+    assert process.returncode == 0, rest
+    assert b"Traceback" not in seen + rest
+    assert b"Interrupted after" in rest
+    assert b"Wrote model.safetensors" in printed
+    assert names(out) == FILES
+    assert json.loads((out / "metrics.json").read_text())["interrupted"] is True
+    anyattention.load(out)

@@ -1,0 +1,61 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from anyattention.errors import MissingExtraError
+from anyattention.training import load_digits
+
+
+def test_the_graph_is_that_of_the_nearest_neighbours(require) -> None:
+    datasets, neighbours = require("sklearn.datasets"), require("sklearn.neighbors")
+    decomposition = require("sklearn.decomposition")
+    pixels = datasets.load_digits().data / 16
+    data = load_digits()
+    coordinates = decomposition.PCA(n_components=data.in_features, svd_solver="full").fit_transform(pixels)
+    nearest = neighbours.kneighbors_graph(coordinates, 10, mode="connectivity").toarray() > 0
+    expected = nearest | nearest.T | np.eye(1797, dtype=bool)
+    np.testing.assert_array_equal(data.graph.to_dense().numpy(), expected)
+    assert data.graph.num_edges == expected.sum()
+    scaled = coordinates / coordinates[:, 0].std(ddof=1)
+    np.testing.assert_allclose(data.features.abs().numpy(), np.abs(scaled), atol=1e-5)
+
+
+def test_images_and_labels_are_the_digits(require) -> None:
+    digits = require("sklearn.datasets").load_digits()
+    data = load_digits()
+    assert data.images is not None
+    np.testing.assert_allclose(data.images.numpy(), digits.images / 16)
+    np.testing.assert_array_equal(data.labels.numpy(), digits.target)
+    assert (data.name, data.metric, data.num_classes) == ("digits", "accuracy", 10)
+
+
+def test_the_split_has_ten_labels_of_each_class() -> None:
+    data = load_digits(3)
+    (split,) = data.splits
+    for part in (split.train, split.validation):
+        assert data.labels[part].bincount().tolist() == [10] * 10
+    assert len(split.test) == 1597
+    assert torch.cat(split).sort().values.tolist() == list(range(1797))
+
+
+def test_the_seed_draws_the_labels_and_nothing_else() -> None:
+    first, again, other = load_digits(1), load_digits(1), load_digits(2)
+    assert torch.equal(torch.cat(first.splits[0]), torch.cat(again.splits[0]))
+    assert not torch.equal(first.splits[0].train, other.splits[0].train)
+    assert torch.equal(first.features, other.features)
+    assert torch.equal(first.graph.edge_index, other.graph.edge_index)
+
+
+def test_scikit_learn_is_named_when_it_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingExtraError, match=r"needs scikit-learn\. .*pip install 'anyattention\[demo\]'"):
+        load_digits()
+
+
+def test_the_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    load_digits(5)
+    assert torch.equal(torch.get_rng_state(), before)
