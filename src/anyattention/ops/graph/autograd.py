@@ -321,7 +321,10 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return (*_composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp), *none)
+        return (
+            *_composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
+            *none,
+        )
     gradients = torch.ops.anyattention.graph_attention_backward(
         grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers
     )
@@ -344,7 +347,9 @@ def _composed_gradients(
     tensors = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
     outputs = list(_composed(*tensors, graph, settings, logsumexp.detach()))
     cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
-    pairs = [(out, grad) for out, grad in zip(outputs, cotangents, strict=True) if grad is not None and out.requires_grad]
+    pairs = [
+        (out, grad) for out, grad in zip(outputs, cotangents, strict=True) if grad is not None and out.requires_grad
+    ]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
         [tensors[n] for n in needed],

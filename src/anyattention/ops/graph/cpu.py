@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
-from anyattention.ops.graph.autograd import arrays_of, attention, edge_dot, edge_scores, edge_spread, edge_sum, edge_total
+from anyattention.ops.graph.autograd import (
+    arrays_of,
+    attention,
+    edge_dot,
+    edge_scores,
+    edge_spread,
+    edge_sum,
+    edge_total,
+)
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.graph.kernels import Settings, attention_weights
 from anyattention.ops.random import keep_factors
