@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 1
+#define ANYATTENTION_INTERFACE 2
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -64,6 +64,100 @@ ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
     const int64_t *rows, const int64_t *columns, int64_t num_edges, int64_t num_rows,
     int64_t num_columns, int64_t num_threads, int64_t *row_offsets, int64_t *slot_columns,
     int64_t *slot_edges, int64_t *bad_edge);
+
+/* A graph as compressed rows, one per query, and their transpose, one per key. */
+typedef struct anyattention_graph {
+  int64_t num_queries, num_keys, num_edges;
+  const int64_t *query_offsets, *keys_by_query, *edges_by_query;
+  const int64_t *key_offsets, *queries_by_key, *edges_by_key;
+} anyattention_graph;
+
+/* One direction of a graph: the rows that reduce, and for each slot its column and edge. */
+typedef struct anyattention_rows {
+  int64_t num_rows, num_columns, num_edges;
+  const int64_t *offsets, *columns, *edges;
+} anyattention_rows;
+
+/* What the three primitives and the total work on: numbers of edges (batch, num_edges,
+ * heads) in the caller's edge order, rows (batch, num_rows, heads, width) and columns
+ * (batch, num_columns, column_heads, width), float, or double where is_double. */
+typedef struct anyattention_edge_call {
+  anyattention_rows rows;
+  int64_t batch, heads, column_heads, width, num_threads;
+  int32_t is_double;
+} anyattention_edge_call;
+
+/* result[e, h] = rows[i, h] . columns[j, h]: (batch, num_edges, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_dot(const anyattention_edge_call *call,
+                                                  const void *rows, const void *columns,
+                                                  void *result);
+
+/* result[i, h] = sum of weights[e, h] columns[j, h]: (batch, num_rows, heads, width).
+ * An edge of weight 0 is not there, whatever its column holds. */
+ANYATTENTION_EXPORT int32_t anyattention_edge_sum(const anyattention_edge_call *call,
+                                                  const void *weights, const void *columns,
+                                                  void *result);
+
+/* The softmax of the scores of each row's edges: (batch, num_edges, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_softmax(const anyattention_edge_call *call,
+                                                      const void *scores, void *result);
+
+/* result[i, h] = sum of numbers[e, h]: (batch, num_rows, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_edge_total(const anyattention_edge_call *call,
+                                                    const void *numbers, void *result);
+
+/* A number for each batch, edge and head, in the caller's edge order; strides count
+ * numbers, 0 where an axis is broadcast. `data` is null where there is none. */
+typedef struct anyattention_edge_numbers {
+  const void *data;
+  int64_t batch_stride, edge_stride, head_stride;
+} anyattention_edge_numbers;
+
+enum anyattention_score {
+  ANYATTENTION_DOT = 0,      /* query . key + term */
+  ANYATTENTION_ADDITIVE = 1, /* LeakyReLU(query + key + term), head_dim 1 */
+  ANYATTENTION_DYNAMIC = 2   /* vector . LeakyReLU(query + key) */
+};
+
+/* One call of graph attention. All numbers are float, or double where is_double.
+ *
+ *   query (batch, num_queries, heads, head_dim)
+ *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
+ *   value (batch, num_keys, key_heads, value_dim)
+ *   vector (heads, head_dim)                        ANYATTENTION_DYNAMIC only
+ *   term                                            added to the raw score
+ *   bias                                            added to the scaled, capped score;
+ *                                                   -inf hides the edge from the head
+ *   softcap                                         0 for none
+ *   normalize                                       softmax, else sigmoid
+ *   dropout, seed                                   0 for none; Philox4x32-10
+ */
+typedef struct anyattention_graph_attention {
+  anyattention_graph graph;
+  int64_t batch, heads, key_heads, head_dim, value_dim, num_threads, seed;
+  int32_t is_double, score, normalize;
+  double scale, softcap, negative_slope, dropout;
+  const void *query, *key, *value, *vector;
+  anyattention_edge_numbers term, bias;
+} anyattention_graph_attention;
+
+/* output (batch, num_queries, heads, value_dim), logsumexp (batch, num_queries, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_graph_attention_forward(
+    const anyattention_graph_attention *call, void *output, void *logsumexp);
+
+/* weights (batch, num_edges, heads), before dropout, in the caller's edge order. */
+ANYATTENTION_EXPORT int32_t anyattention_graph_attention_weights(
+    const anyattention_graph_attention *call, const void *logsumexp, void *weights);
+
+/* From the forward's results and the gradients by them (grad_logsumexp may be null):
+ * grad_query, grad_key, grad_value as their inputs; grad_vector (heads, head_dim), null
+ * but for ANYATTENTION_DYNAMIC; grad_raw (batch, num_edges, heads), by the raw score (for
+ * ANYATTENTION_ADDITIVE: by what the LeakyReLU takes), which is the term's gradient;
+ * grad_score, of the same shape, by the score, which is the bias's gradient, or null. */
+ANYATTENTION_EXPORT int32_t anyattention_graph_attention_backward(
+    const anyattention_graph_attention *call, const void *output, const void *logsumexp,
+    const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
+    void *grad_value, void *grad_vector, void *grad_raw, void *grad_score);
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,7 @@ import threading
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +32,11 @@ __all__ = [
     "info",
     "library",
     "num_threads",
+    "run",
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 1
+_INTERFACE = 2
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -57,6 +58,18 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
         ctypes.c_int32,
         [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER],
     ),
+    **{
+        f"anyattention_{name}": (ctypes.c_int32, [_POINTER] * arguments)
+        for name, arguments in (
+            ("edge_dot", 4),
+            ("edge_sum", 4),
+            ("edge_softmax", 3),
+            ("edge_total", 3),
+            ("graph_attention_forward", 3),
+            ("graph_attention_weights", 3),
+            ("graph_attention_backward", 11),
+        )
+    },
 }
 
 # The codes of csrc/anyattention.h.
@@ -231,6 +244,20 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
         raise EdgeOutOfRange("columns", edge, column, num_columns)
     _check_status(status, "compressed_rows")
     return CompressedRows(offsets, slot_columns, slot_edges)
+
+
+def run(function: str, *arguments: Any) -> None:
+    """Calls a kernel by its name, without the prefix; the caller has checked what the pointers lead to.
+
+    Raises:
+        IndexError: a row, column or edge outside its bounds.
+        OutOfMemoryError: there is no memory for the workspace.
+        RuntimeError: no kernels are available; ask `available()` first.
+    """
+    status = getattr(_require(), f"anyattention_{function}")(*arguments)
+    if status == _OUT_OF_RANGE:
+        raise IndexError(f"{function}: the graph's arrays name a row, column or edge that does not exist")
+    _check_status(status, function)
 
 
 def _check_indices(**arrays: Tensor) -> None:

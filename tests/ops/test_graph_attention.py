@@ -88,7 +88,7 @@ def run(case: Case, **asked: Any) -> Any:
     features = None
     if "features" in tensors:
         features = EdgeFeatures(tensors["features"], tensors.get("key_weight"), tensors.get("value_weight"))
-    asked = {"return_weights": "heads", "return_logsumexp": case.normalize, "implementation": "reference"} | asked
+    asked = {"return_weights": "heads", "return_logsumexp": case.normalize} | asked
     return attend(
         tensors["query"],
         tensors["key"],

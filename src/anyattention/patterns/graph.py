@@ -145,7 +145,9 @@ class Graph(Pattern):
                     expected=f"(edges={edge_index.shape[1]},)",
                     actual=describe_shape(values),
                 )
-        key_index, query_index = edge_index[0].contiguous(), edge_index[1].contiguous()
+        # Kernels read both rows; a transposed list of pairs would have them interleaved.
+        edge_index = edge_index.contiguous()
+        key_index, query_index = edge_index[0], edge_index[1]
         with allocation_failures_named():
             by_query = _compressed_rows(query_index, key_index, queries, keys)
             by_key = _compressed_rows(key_index, query_index, keys, queries)

@@ -23,7 +23,7 @@ from anyattention.errors import (
     UnsupportedError,
 )
 from anyattention.ops.arguments import Arguments, check_score, default_scale
-from anyattention.ops.graph import reference
+from anyattention.ops.graph import cpu, reference
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.random import draw_seed
 from anyattention.output import AttentionResult
@@ -32,7 +32,10 @@ from anyattention.scores import EdgeFeatures
 
 __all__ = ["explain_graph", "graph_attention"]
 
-_TABLE = (Implementation("reference", reference.run, reference.refusal),)
+_TABLE = (
+    Implementation("cpu", cpu.run, cpu.refusal),
+    Implementation("reference", reference.run, reference.refusal),
+)
 
 
 def graph_attention(arguments: Arguments) -> AttentionResult:

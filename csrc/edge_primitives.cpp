@@ -1,0 +1,299 @@
+// What attention over edges is made of: products of rows per edge (SDDMM), weighted sums of rows (SpMM), the softmax of
+// a row's edges, and totals. Each one's derivatives are again among them.
+//
+//   i  row     j  column     e  edge, in the caller's order     s  slot     h  head     g  column head, h / group
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "anyattention.h"
+#include "rows.h"
+#include "simd.h"
+
+namespace anyattention {
+namespace {
+
+constexpr int64_t kPrefetch = 6;  // slots ahead
+
+// One batch entry of a call.
+template <class T>
+struct EdgeCall {
+  CompressedRows rows;
+  int64_t b, H, G, D, group;
+
+  EdgeCall(const anyattention_edge_call &c, int64_t batch)
+      : rows{c.rows}, b(batch), H(c.heads), G(c.column_heads), D(c.width), group(c.heads / c.column_heads) {}
+
+  template <class Number>
+  Number *edge_numbers(Number *numbers) const {
+    return numbers + b * rows.num_edges * H;
+  }
+  const T *column(const T *columns, int64_t j) const { return columns + (b * rows.num_columns + j) * G * D; }
+  void prefetch(const T *columns, int64_t s, int64_t end) const {
+    if (s + kPrefetch < end) {
+      prefetch_row(column(columns, rows.columns[s + kPrefetch]), G * D * static_cast<int64_t>(sizeof(T)));
+    }
+  }
+  bool slots_are_valid(int64_t begin, int64_t end) const {
+    for (int64_t s = begin; s < end; ++s) {
+      if (!rows.slot_is_valid(s)) return false;
+    }
+    return true;
+  }
+};
+
+template <class T, int W>
+struct EdgeDot : EdgeCall<T> {
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  const T *left, *right;
+  T *result;
+
+  EdgeDot(const anyattention_edge_call &c, int64_t b, const void *l, const void *r, void *out)
+      : EdgeCall<T>(c, b),
+        left(static_cast<const T *>(l) + b * c.rows.num_rows * c.heads * c.width),
+        right(static_cast<const T *>(r)),
+        result(this->edge_numbers(static_cast<T *>(out))) {}
+
+  int64_t accumulator_size() const { return 1; }
+  int64_t scratch_size() const { return 1; }
+  void start(T *) const {}
+  void combine(T *, const T *) const {}
+  void finish(int64_t, const T *) const {}
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *) const {
+    if (!this->slots_are_valid(begin, end)) return false;
+    const T *row = left + i * H * D;
+    const int64_t d = channels<W>(D);
+    for (int64_t s = begin; s < end; ++s) {
+      this->prefetch(right, s, end);
+      const T *column = this->column(right, rows.columns[s]);
+      T *out = result + rows.edges[s] * H;
+      for (int64_t h = 0; h < H; ++h) {
+        out[h] = dot<W>(row + h * d, column + (G == H ? h : h / group) * d, d);
+      }
+    }
+    return true;
+  }
+};
+
+template <class T, int W>
+struct EdgeSum : EdgeCall<T> {
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  const T *weights, *columns;
+  T *result;
+
+  EdgeSum(const anyattention_edge_call &c, int64_t b, const void *w, const void *r, void *out)
+      : EdgeCall<T>(c, b),
+        weights(this->edge_numbers(static_cast<const T *>(w))),
+        columns(static_cast<const T *>(r)),
+        result(static_cast<T *>(out) + b * c.rows.num_rows * c.heads * c.width) {}
+
+  int64_t accumulator_size() const { return H * D; }
+  int64_t scratch_size() const { return 1; }
+  void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
+  void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
+  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, result + i * H * D); }
+
+  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
+    if (!this->slots_are_valid(begin, end)) return false;
+    const int64_t d = channels<W>(D);
+    for (int64_t s = begin; s < end; ++s) {
+      this->prefetch(columns, s, end);
+      const T *column = this->column(columns, rows.columns[s]), *weight = weights + rows.edges[s] * H;
+      for (int64_t h = 0; h < H; ++h) {
+        if (weight[h] == 0) continue;
+        add_scaled<W>(accumulator + h * d, weight[h], column + (G == H ? h : h / group) * d, d);
+      }
+    }
+    return true;
+  }
+};
+
+template <class T>
+struct EdgeTotal : EdgeCall<T> {
+  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  const T *numbers;
+  T *result;
+
+  EdgeTotal(const anyattention_edge_call &c, int64_t b, const void *n, void *out)
+      : EdgeCall<T>(c, b),
+        numbers(this->edge_numbers(static_cast<const T *>(n))),
+        result(static_cast<T *>(out) + b * c.rows.num_rows * c.heads) {}
+
+  int64_t accumulator_size() const { return H; }
+  int64_t scratch_size() const { return 1; }
+  void start(T *accumulator) const { std::fill_n(accumulator, H, T{0}); }
+  void combine(T *accumulator, const T *next) const { add(accumulator, next, H); }
+  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H, result + i * H); }
+
+  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
+    if (!this->slots_are_valid(begin, end)) return false;
+    for (int64_t s = begin; s < end; ++s) {
+      const T *row = numbers + rows.edges[s] * H;
+      each_head(H, [=](int64_t h) { accumulator[h] += row[h]; });
+    }
+    return true;
+  }
+};
+
+// The logsumexp of each row's scores: (num_rows, H), as largest score (H) and sum of exponentials (H).
+template <class T>
+struct EdgeLogsumexp : EdgeCall<T> {
+  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  const T *scores;
+  T *result;
+
+  EdgeLogsumexp(const anyattention_edge_call &c, int64_t b, const void *s, T *out)
+      : EdgeCall<T>(c, b), scores(this->edge_numbers(static_cast<const T *>(s))), result(out) {}
+
+  static constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  int64_t accumulator_size() const { return 2 * H; }
+  int64_t scratch_size() const { return H + 32; }
+  void start(T *accumulator) const {
+    std::fill_n(accumulator, H, kLowest);
+    std::fill_n(accumulator + H, H, T{0});
+  }
+
+  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
+    if (!this->slots_are_valid(begin, end)) return false;
+    T *sum = accumulator + H;
+    for (int64_t s = begin; s < end; ++s) {
+      const T *row = scores + rows.edges[s] * H;
+      each_head(H, [=](int64_t h) { accumulator[h] = row[h] > accumulator[h] ? row[h] : accumulator[h]; });
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      const T *row = scores + rows.edges[s] * H;
+      for (int64_t h = 0; h < H; ++h) scratch[h] = row[h] - (accumulator[h] == kLowest ? T{0} : accumulator[h]);
+      exponentials(scratch, H);
+      each_head(H, [=](int64_t h) { sum[h] += scratch[h]; });
+    }
+    return true;
+  }
+
+  void combine(T *accumulator, const T *next) const {
+    for (int64_t h = 0; h < H; ++h) {
+      const T both = std::max(accumulator[h], next[h]);
+      const T shift = both == kLowest ? T{0} : both;
+      accumulator[H + h] = accumulator[H + h] * std::exp(accumulator[h] - shift) +
+                           next[H + h] * std::exp(next[h] - shift);
+      accumulator[h] = both;
+    }
+  }
+
+  void finish(int64_t i, const T *accumulator) const {
+    for (int64_t h = 0; h < H; ++h) {
+      const T sum = accumulator[H + h];
+      result[i * H + h] = sum == 0 ? T{0} : accumulator[h] + std::log(sum);
+    }
+  }
+};
+
+// exp(score - logsumexp); the accumulator is not used.
+template <class T>
+struct EdgeNormalize : EdgeCall<T> {
+  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  const T *scores, *logsumexp;
+  T *result;
+
+  EdgeNormalize(const anyattention_edge_call &c, int64_t b, const void *s, const T *l, void *out)
+      : EdgeCall<T>(c, b),
+        scores(this->edge_numbers(static_cast<const T *>(s))),
+        logsumexp(l),
+        result(this->edge_numbers(static_cast<T *>(out))) {}
+
+  int64_t accumulator_size() const { return 1; }
+  int64_t scratch_size() const { return H + 32; }
+  void start(T *) const {}
+  void combine(T *, const T *) const {}
+  void finish(int64_t, const T *) const {}
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
+    if (!this->slots_are_valid(begin, end)) return false;
+    for (int64_t s = begin; s < end; ++s) {
+      const T *row = scores + rows.edges[s] * H, *shift = logsumexp + i * H;
+      each_head(H, [=](int64_t h) { scratch[h] = row[h] - shift[h]; });
+      exponentials(scratch, H);
+      std::copy_n(scratch, H, result + rows.edges[s] * H);
+    }
+    return true;
+  }
+};
+
+bool is_valid(const anyattention_edge_call *c) {
+  if (!c || c->batch < 0 || c->heads < 1 || c->column_heads < 1 || c->heads % c->column_heads) return false;
+  if (c->width < 1 || c->num_threads < 1) return false;
+  if (c->rows.num_rows < 0 || c->rows.num_columns < 0 || c->rows.num_edges < 0) return false;
+  return CompressedRows{c->rows}.offsets_are_valid();
+}
+
+template <class T, class Reduction>
+bool reduce_call(const anyattention_edge_call &c, const Reduction &reduction) {
+  return reduce_rows<T>(reduction.rows, c.num_threads, reduction);
+}
+
+// Runs body(T{}) for each batch entry.
+template <class Body>
+int32_t run(const anyattention_edge_call *call, const Body &body) {
+  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
+  try {
+    bool valid = true;
+    for (int64_t b = 0; b < call->batch; ++b) {
+      valid &= call->is_double ? body(double{}, b) : body(float{}, b);
+    }
+    return valid ? ANYATTENTION_OK : ANYATTENTION_OUT_OF_RANGE;
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
+}
+
+template <template <class, int> class Reduction, class T>
+bool with_width(const anyattention_edge_call &c, int64_t b, const void *first, const void *second, void *result) {
+  switch (sizeof(T) == sizeof(float) ? c.width : 0) {
+    case 8: return reduce_call<T>(c, Reduction<T, 8>(c, b, first, second, result));
+    case 16: return reduce_call<T>(c, Reduction<T, 16>(c, b, first, second, result));
+    case 32: return reduce_call<T>(c, Reduction<T, 32>(c, b, first, second, result));
+    case 64: return reduce_call<T>(c, Reduction<T, 64>(c, b, first, second, result));
+    default: return reduce_call<T>(c, Reduction<T, 0>(c, b, first, second, result));
+  }
+}
+
+}  // namespace
+}  // namespace anyattention
+
+extern "C" {
+
+int32_t anyattention_edge_dot(const anyattention_edge_call *call, const void *rows, const void *columns,
+                              void *result) {
+  using namespace anyattention;
+  return run(call, [=](auto zero, int64_t b) {
+    return with_width<EdgeDot, decltype(zero)>(*call, b, rows, columns, result);
+  });
+}
+
+int32_t anyattention_edge_sum(const anyattention_edge_call *call, const void *weights, const void *columns,
+                              void *result) {
+  using namespace anyattention;
+  return run(call, [=](auto zero, int64_t b) {
+    return with_width<EdgeSum, decltype(zero)>(*call, b, weights, columns, result);
+  });
+}
+
+int32_t anyattention_edge_softmax(const anyattention_edge_call *call, const void *scores, void *result) {
+  using namespace anyattention;
+  return run(call, [=](auto zero, int64_t b) {
+    using T = decltype(zero);
+    const Workspace<T> logsumexp(call->rows.num_rows * call->heads);
+    return reduce_call<T>(*call, EdgeLogsumexp<T>(*call, b, scores, logsumexp.get())) &&
+           reduce_call<T>(*call, EdgeNormalize<T>(*call, b, scores, logsumexp.get(), result));
+  });
+}
+
+int32_t anyattention_edge_total(const anyattention_edge_call *call, const void *numbers, void *result) {
+  using namespace anyattention;
+  return run(call, [=](auto zero, int64_t b) {
+    using T = decltype(zero);
+    return reduce_call<T>(*call, EdgeTotal<T>(*call, b, numbers, result));
+  });
+}
+}

@@ -1,0 +1,609 @@
+// Attention over the edges of a graph: forward over the rows of queries, backward over the rows of keys (the gradient
+// of key, value and score) and then over the rows of queries (the gradient of query). No edge keeps a channel.
+//
+//   i  query     j  key     e  edge, in the caller's order     s  slot of compressed rows
+//   h  head      g  key head, h / group                        H, G, D, C  heads, key heads, head_dim, value_dim
+//   p  weight    f  keep factor of dropout                     l  logsumexp
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "anyattention.h"
+#include "philox.h"
+#include "rows.h"
+#include "simd.h"
+
+namespace anyattention {
+namespace {
+
+constexpr int64_t kPrefetch = 6;  // slots ahead
+
+template <class T>
+constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
+
+CompressedRows rows_of_queries(const anyattention_graph &graph) {
+  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
+           graph.edges_by_query}};
+}
+
+CompressedRows rows_of_keys(const anyattention_graph &graph) {
+  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
+           graph.edges_by_key}};
+}
+
+template <class T>
+struct EdgeNumbers {
+  const T *data;
+  int64_t edge_stride, head_stride;
+
+  EdgeNumbers(const anyattention_edge_numbers &numbers, int64_t batch)
+      : data(static_cast<const T *>(numbers.data)),
+        edge_stride(numbers.edge_stride),
+        head_stride(numbers.head_stride) {
+    if (data) data += batch * numbers.batch_stride;
+  }
+  T at(int64_t e, int64_t h) const { return data[e * edge_stride + h * head_stride]; }
+};
+
+// One batch entry of a call, typed, and the arithmetic of one edge. `DW` and `CW` are head_dim and value_dim where they
+// are known at compile time, else 0.
+template <class T, int Score, int DW, int CW>
+struct Call {
+  const anyattention_graph_attention &call;
+  int64_t b, H, G, D, C, group;
+  const T *query, *key, *value, *vector;
+  EdgeNumbers<T> term, bias;
+  T scale, cap, slope;
+  bool normalize, drops;
+
+  Call(const anyattention_graph_attention &c, int64_t batch)
+      : call(c),
+        b(batch),
+        H(c.heads),
+        G(c.key_heads),
+        D(c.head_dim),
+        C(c.value_dim),
+        group(c.heads / c.key_heads),
+        query(static_cast<const T *>(c.query) + batch * c.graph.num_queries * H * D),
+        key(static_cast<const T *>(c.key) + batch * c.graph.num_keys * G * D),
+        value(static_cast<const T *>(c.value) + batch * c.graph.num_keys * G * C),
+        vector(static_cast<const T *>(c.vector)),
+        term(c.term, batch),
+        bias(c.bias, batch),
+        scale(static_cast<T>(c.scale)),
+        cap(static_cast<T>(c.softcap)),
+        slope(static_cast<T>(c.negative_slope)),
+        normalize(c.normalize != 0),
+        drops(c.dropout > 0) {}
+
+  int64_t query_width() const { return H * D; }
+  int64_t key_width() const { return G * D; }
+  int64_t value_width() const { return G * C; }
+  int64_t output_width() const { return H * C; }
+  bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
+
+  // Infinity becomes NaN: -inf would pass for a hidden edge.
+  static T shown(T raw) { return raw + raw * 0; }
+
+  // What the softmax sees, and its derivative by the raw score, for each head.
+  template <bool NeedsSlope>
+  void scores(const T *q, const T *k, int64_t e, T *score, T *derivative) const {
+    raw_scores(q, k, e, score, derivative);
+    if (cap != 0) {
+      for (int64_t h = 0; h < H; ++h) {
+        const T t = std::tanh(scale * shown(score[h]) / cap);
+        score[h] = cap * t;
+        if (NeedsSlope) derivative[h] *= scale * (1 - t * t);
+      }
+    } else {
+      const T factor = scale;
+      each_head(H, [=](int64_t h) { score[h] = shown(score[h]) * factor; });
+      if (NeedsSlope) each_head(H, [=](int64_t h) { derivative[h] *= factor; });
+    }
+    if (bias.data) {
+      for (int64_t h = 0; h < H; ++h) {
+        const T added = bias.at(e, h);
+        // A hidden edge may have NaN in its key.
+        score[h] = added == kMinusInfinity<T> ? added : score[h] + added;
+      }
+    }
+  }
+
+  // The raw scores, and their derivative by what `term` is added to.
+  void raw_scores(const T *q, const T *k, int64_t e, T *raw, T *derivative) const {
+    if (Score == ANYATTENTION_ADDITIVE) {
+      if (G == H) {
+        each_head(H, [=](int64_t h) { raw[h] = q[h] + k[h]; });
+      } else {
+        for (int64_t h = 0; h < H; ++h) raw[h] = q[h] + k[h / group];
+      }
+      if (term.data) {
+        for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
+      }
+      const T below = slope;
+      each_head(H, [=](int64_t h) { derivative[h] = raw[h] > 0 ? T{1} : below; });
+      each_head(H, [=](int64_t h) { raw[h] *= derivative[h]; });
+      return;
+    }
+    const int64_t d = channels<DW>(D);
+    for (int64_t h = 0; h < H; ++h) {
+      const T *qh = q + h * d, *kh = k + (G == H ? h : h / group) * d;
+      raw[h] = Score == ANYATTENTION_DOT ? dot<DW>(qh, kh, d) : rectified_dot<DW>(vector + h * d, qh, kh, slope, d);
+      derivative[h] = 1;
+    }
+    if (Score == ANYATTENTION_DOT && term.data) {
+      for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
+    }
+  }
+
+  // Weights from scores less `shift` (the logsumexp, or a row's largest score), for `count` edges of H heads.
+  void weights(T *score, const T *shift, int64_t count) const {
+    if (!normalize) {
+      for (int64_t n = 0; n < count * H; ++n) score[n] = sigmoid(score[n]);
+      return;
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      T *row = score + n * H;
+      each_head(H, [=](int64_t h) { row[h] -= shift[h]; });
+    }
+    exponentials(score, count * H);
+  }
+
+  static T sigmoid(T x) {
+    const T small = std::exp(x > 0 ? -x : x);
+    return (x > 0 ? T{1} : small) / (1 + small);
+  }
+
+  void keep(int64_t e, T *factors) const {
+    const auto position = static_cast<uint64_t>((b * call.graph.num_edges + e) * H);
+    keep_factors(position, H, static_cast<uint64_t>(call.seed), call.dropout,
+                 static_cast<T>(1.0 / (1.0 - call.dropout)), factors);
+  }
+};
+
+// Accumulator: largest score (H), sum of exponentials (H), output (H, C).
+template <class T, int Score, int DW, int CW>
+struct Forward : Call<T, Score, DW, CW> {
+  using Base = Call<T, Score, DW, CW>;
+  using Base::C, Base::D, Base::G, Base::H, Base::bias, Base::drops, Base::group, Base::key, Base::normalize,
+      Base::query, Base::value;
+  CompressedRows rows;
+  T *output, *logsumexp;
+
+  Forward(const anyattention_graph_attention &c, int64_t b, T *out, T *l)
+      : Base(c, b),
+        rows(rows_of_queries(c.graph)),
+        output(out + b * c.graph.num_queries * H * C),
+        logsumexp(l + b * c.graph.num_queries * H) {}
+
+  int64_t accumulator_size() const { return 2 * H + H * C; }
+  int64_t scratch_size() const { return kSlotsPerPiece * H + 3 * H + 64; }
+
+  void start(T *accumulator) const {
+    std::fill_n(accumulator, H, kMinusInfinity<T>);
+    std::fill_n(accumulator + H, H + H * C, T{0});
+  }
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
+    T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
+    T *shift = scratch, *factors = scratch + H, *score = scratch + 3 * H;
+    const T *q = query + i * this->query_width();
+    const int64_t key_width = this->key_width(), value_width = this->value_width();
+    for (int64_t s = begin; s < end; ++s) {
+      if (!rows.slot_is_valid(s)) return false;
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      if (s + kPrefetch < end) {
+        const int64_t next = rows.columns[s + kPrefetch];
+        prefetch_row(key + next * key_width, key_width * static_cast<int64_t>(sizeof(T)));
+        prefetch_row(value + next * value_width, value_width * static_cast<int64_t>(sizeof(T)));
+      }
+      T *row = score + (s - begin) * H;
+      this->template scores<false>(q, key + rows.columns[s] * key_width, rows.edges[s], row, factors);
+      each_head(H, [=](int64_t h) { largest[h] = row[h] > largest[h] ? row[h] : largest[h]; });
+    }
+    for (int64_t h = 0; h < H; ++h) shift[h] = largest[h] == kMinusInfinity<T> ? T{0} : largest[h];
+    this->weights(score, shift, end - begin);
+    for (int64_t s = begin; s < end; ++s) {
+      T *row = score + (s - begin) * H;
+      const int64_t e = rows.edges[s];
+      each_head(H, [=](int64_t h) { sum[h] += row[h]; });
+      if (drops) {
+        this->keep(e, factors);
+        for (int64_t h = 0; h < H; ++h) row[h] *= factors[h];
+      }
+      const T *v = value + rows.columns[s] * value_width;
+      const int64_t c = channels<CW>(C);
+      for (int64_t h = 0; h < H; ++h) {
+        if (this->hides(e, h)) continue;
+        add_scaled<CW>(out + h * c, row[h], v + (G == H ? h : h / group) * c, c);
+      }
+    }
+    return true;
+  }
+
+  void combine(T *accumulator, const T *next) const {
+    T *out = accumulator + 2 * H;
+    const T *out_next = next + 2 * H;
+    for (int64_t h = 0; h < H; ++h) {
+      T mine = 1, theirs = 1;
+      if (normalize) {
+        const T both = std::max(accumulator[h], next[h]);
+        const T shift = both == kMinusInfinity<T> ? T{0} : both;
+        mine = std::exp(accumulator[h] - shift);
+        theirs = std::exp(next[h] - shift);
+        accumulator[h] = both;
+      }
+      accumulator[H + h] = accumulator[H + h] * mine + next[H + h] * theirs;
+      for (int64_t c = 0; c < C; ++c) out[h * C + c] = out[h * C + c] * mine + out_next[h * C + c] * theirs;
+    }
+  }
+
+  void finish(int64_t i, const T *accumulator) const {
+    const T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
+    for (int64_t h = 0; h < H; ++h) {
+      // No visible edge leaves a sum of 0; a NaN anywhere leaves NaN.
+      const T inverse = !normalize ? T{1} : sum[h] == 0 ? T{0} : 1 / sum[h];
+      if (logsumexp) logsumexp[i * H + h] = sum[h] == 0 ? kMinusInfinity<T> : largest[h] + std::log(sum[h]);
+      T *target = output + (i * H + h) * C;
+#pragma omp simd
+      for (int64_t c = 0; c < C; ++c) target[c] = out[h * C + c] * inverse;
+    }
+  }
+};
+
+// Weights from logsumexp; the accumulator is not used.
+template <class T, int Score, int DW>
+struct Weights : Call<T, Score, DW, 0> {
+  using Base = Call<T, Score, DW, 0>;
+  using Base::H, Base::key, Base::query;
+  CompressedRows rows;
+  const T *logsumexp;
+  T *result;
+
+  Weights(const anyattention_graph_attention &c, int64_t b, const T *l, T *w)
+      : Base(c, b),
+        rows(rows_of_queries(c.graph)),
+        logsumexp(l + b * c.graph.num_queries * H),
+        result(w + b * c.graph.num_edges * H) {}
+
+  int64_t accumulator_size() const { return 1; }
+  int64_t scratch_size() const { return 3 * H + 64; }
+  void start(T *) const {}
+  void combine(T *, const T *) const {}
+  void finish(int64_t, const T *) const {}
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
+    T *score = scratch, *ignored = scratch + H + 32, *shift = scratch + 2 * H + 32;
+    for (int64_t h = 0; h < H; ++h) {
+      const T l = this->normalize ? logsumexp[i * H + h] : T{0};
+      shift[h] = l == kMinusInfinity<T> ? T{0} : l;
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      if (!rows.slot_is_valid(s)) return false;
+      const int64_t e = rows.edges[s];
+      this->template scores<false>(query + i * this->query_width(), key + rows.columns[s] * this->key_width(), e,
+                                   score, ignored);
+      this->weights(score, shift, 1);
+      std::copy_n(score, H, result + e * H);
+    }
+    return true;
+  }
+};
+
+// Over the rows of keys. Accumulator: gradient of key (G, D), of value (G, C), of vector (H, D).
+template <class T, int Score, int DW, int CW>
+struct BackwardKeys : Call<T, Score, DW, CW> {
+  using Base = Call<T, Score, DW, CW>;
+  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::normalize, Base::query,
+      Base::slope, Base::value, Base::vector;
+  CompressedRows rows;
+  const T *shift, *delta, *grad_output;  // shift: logsumexp, 0 where it is -inf
+  T *grad_key, *grad_value, *grad_vectors, *grad_raw, *grad_score;
+
+  BackwardKeys(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_keys(c.graph)) {}
+
+  int64_t vector_size() const { return Score == ANYATTENTION_DYNAMIC ? H * D : 0; }
+  int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
+  int64_t scratch_size() const { return 6 * H + 128; }
+  void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
+  void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
+
+  bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
+    T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
+    T *p = scratch, *derivative = p + H + 32, *factors = derivative + H, *gp = factors + H;
+    const int64_t query_width = this->query_width(), output_width = this->output_width();
+    const T *k = key + j * this->key_width(), *v = value + j * this->value_width();
+    const int64_t d = channels<DW>(D), c = channels<CW>(C);
+    for (int64_t s = begin; s < end; ++s) {
+      if (!rows.slot_is_valid(s)) return false;
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      if (s + kPrefetch < end) {
+        const int64_t next = rows.columns[s + kPrefetch], bytes = static_cast<int64_t>(sizeof(T));
+        prefetch_row(query + next * query_width, query_width * bytes);
+        prefetch_row(grad_output + next * output_width, output_width * bytes);
+        prefetch_row(shift + next * H, H * bytes);
+        prefetch_row(delta + next * H, H * bytes);
+        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H, 1);
+      }
+      const int64_t i = rows.columns[s], e = rows.edges[s];
+      const T *q = query + i * query_width, *go = grad_output + i * output_width;
+      this->template scores<true>(q, k, e, p, derivative);
+      this->weights(p, shift + i * H, 1);
+      for (int64_t h = 0; h < H; ++h) gp[h] = dot<CW>(go + h * c, v + (G == H ? h : h / group) * c, c);
+      if (drops) {
+        this->keep(e, factors);
+        for (int64_t h = 0; h < H; ++h) gp[h] *= factors[h];
+      }
+      T *raw = grad_raw + e * H;
+      const T *deltas = delta + i * H;
+      if (normalize) {
+        each_head(H, [=](int64_t h) { gp[h] = p[h] * (gp[h] - deltas[h]); });
+      } else {
+        each_head(H, [=](int64_t h) { gp[h] = p[h] * (1 - p[h]) * gp[h]; });
+      }
+      if (this->bias.data) {
+        for (int64_t h = 0; h < H; ++h) gp[h] = this->hides(e, h) ? T{0} : gp[h];
+      }
+      if (grad_score) std::copy_n(gp, H, grad_score + e * H);
+      each_head(H, [=](int64_t h) { raw[h] = gp[h] * derivative[h]; });
+      if (Score == ANYATTENTION_ADDITIVE) {
+        for (int64_t h = 0; G != H && h < H; ++h) gk[h / group] += raw[h];
+        if (G == H) each_head(H, [=](int64_t h) { gk[h] += raw[h]; });
+      }
+      for (int64_t h = 0; h < H; ++h) {
+        if (this->hides(e, h)) continue;
+        const int64_t g = G == H ? h : h / group;
+        add_scaled<CW>(gv + g * c, drops ? p[h] * factors[h] : p[h], go + h * c, c);
+        if (Score == ANYATTENTION_DOT) add_scaled<DW>(gk + g * d, raw[h], q + h * d, d);
+        if (Score == ANYATTENTION_DYNAMIC) {
+          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, k + g * d, slope, d, gk + g * d, ga + h * d);
+        }
+      }
+    }
+    return true;
+  }
+
+  void finish(int64_t j, const T *accumulator) const {
+    std::copy_n(accumulator, G * D, grad_key + j * G * D);
+    std::copy_n(accumulator + G * D, G * C, grad_value + j * G * C);
+    if (vector_size()) std::copy_n(accumulator + G * D + G * C, H * D, grad_vectors + j * H * D);
+  }
+};
+
+// Over the rows of queries, from grad_raw. Accumulator: gradient of query (H, D).
+template <class T, int Score, int DW>
+struct BackwardQueries : Call<T, Score, DW, 0> {
+  using Base = Call<T, Score, DW, 0>;
+  using Base::D, Base::G, Base::H, Base::group, Base::key, Base::query, Base::slope, Base::vector;
+  CompressedRows rows;
+  const T *grad_raw;
+  T *grad_query;
+
+  BackwardQueries(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_queries(c.graph)) {}
+
+  int64_t accumulator_size() const { return H * D; }
+  int64_t scratch_size() const { return 1; }
+  void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
+  void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
+    const int64_t d = channels<DW>(D), key_width = this->key_width();
+    const T *q = query + i * this->query_width();
+    for (int64_t s = begin; s < end; ++s) {
+      if (!rows.slot_is_valid(s)) return false;
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      if (s + kPrefetch < end) {
+        if (Score != ANYATTENTION_ADDITIVE) {
+          prefetch_row(key + rows.columns[s + kPrefetch] * key_width, key_width * static_cast<int64_t>(sizeof(T)));
+        }
+        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
+      }
+      const T *raw = grad_raw + rows.edges[s] * H;
+      if (Score == ANYATTENTION_ADDITIVE) {
+        each_head(H, [=](int64_t h) { accumulator[h] += raw[h]; });
+        continue;
+      }
+      const T *k = key + rows.columns[s] * key_width;
+      for (int64_t h = 0; h < H; ++h) {
+        if (this->hides(rows.edges[s], h)) continue;
+        const T *kh = k + (G == H ? h : h / group) * d;
+        if (Score == ANYATTENTION_DOT) {
+          add_scaled<DW>(accumulator + h * d, raw[h], kh, d);
+        } else {
+          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, kh, slope, d, accumulator + h * d, static_cast<T *>(nullptr));
+        }
+      }
+    }
+    return true;
+  }
+
+  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, grad_query + i * H * D); }
+};
+
+// shift (0 where logsumexp is -inf) and delta = sum(grad_output * output) - grad_logsumexp, for each query and head.
+template <class T>
+void prepare_backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
+                      const T *grad_logsumexp, T *shift, T *delta) {
+  const int64_t count = c.batch * c.graph.num_queries * c.heads, C = c.value_dim;
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, count * C / 16384)));
+#pragma omp parallel for num_threads(team) if (team > 1)
+  for (int64_t n = 0; n < count; ++n) {
+    const bool empty = !c.normalize || logsumexp[n] == kMinusInfinity<T>;
+    shift[n] = empty ? T{0} : logsumexp[n];
+    delta[n] = !c.normalize ? T{0} : dot<0>(grad_output + n * C, output + n * C, C);
+    if (grad_logsumexp && !empty) delta[n] -= grad_logsumexp[n];
+  }
+}
+
+// Sums the vector's gradient over keys, in blocks of fixed size and then in order.
+template <class T>
+void sum_rows(const T *rows, int64_t count, int64_t width, int64_t threads, T *total) {
+  constexpr int64_t block = 1024;
+  const int64_t blocks = (count + block - 1) / block;
+  const Workspace<T> sums(blocks * width);
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min(threads, blocks)));
+#pragma omp parallel for num_threads(team) if (team > 1)
+  for (int64_t n = 0; n < blocks; ++n) {
+    for (int64_t r = n * block; r < std::min(count, (n + 1) * block); ++r) {
+      add(sums.get() + n * width, rows + r * width, width);
+    }
+  }
+  std::fill_n(total, width, T{0});
+  for (int64_t n = 0; n < blocks; ++n) add(total, sums.get() + n * width, width);
+}
+
+template <class T, int Score, int DW, int CW>
+bool forward(const anyattention_graph_attention &c, T *output, T *logsumexp) {
+  bool valid = true;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    Forward<T, Score, DW, CW> reduction(c, b, output, logsumexp);
+    if (!logsumexp) reduction.logsumexp = nullptr;
+    valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
+  }
+  return valid;
+}
+
+template <class T, int Score, int DW, int CW>
+bool backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
+              const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector, T *grad_raw,
+              T *grad_score) {
+  const anyattention_graph &graph = c.graph;
+  const int64_t nodes = c.batch * graph.num_queries * c.heads, H = c.heads;
+  const Workspace<T> shift(nodes), delta(nodes);
+  prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, shift.get(), delta.get());
+  const int64_t vector_width = Score == ANYATTENTION_DYNAMIC ? H * c.head_dim : 0;
+  const Workspace<T> grad_vectors(c.batch * graph.num_keys * vector_width);
+  bool valid = true;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    BackwardKeys<T, Score, DW, CW> keys(c, b);
+    keys.shift = shift.get() + b * graph.num_queries * H;
+    keys.delta = delta.get() + b * graph.num_queries * H;
+    keys.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
+    keys.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
+    keys.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
+    keys.grad_vectors = grad_vectors.get() + b * graph.num_keys * vector_width;
+    keys.grad_raw = grad_raw + b * graph.num_edges * H;
+    keys.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
+    valid &= reduce_rows<T>(keys.rows, c.num_threads, keys);
+    BackwardQueries<T, Score, DW> queries(c, b);
+    queries.grad_raw = keys.grad_raw;
+    queries.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;
+    valid &= reduce_rows<T>(queries.rows, c.num_threads, queries);
+  }
+  if (vector_width) sum_rows(grad_vectors.get(), c.batch * graph.num_keys, vector_width, c.num_threads, grad_vector);
+  return valid;
+}
+
+bool is_valid(const anyattention_graph_attention *c) {
+  if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
+  if (c->head_dim < 1 || c->value_dim < 1 || c->num_threads < 1) return false;
+  if (c->score < ANYATTENTION_DOT || c->score > ANYATTENTION_DYNAMIC) return false;
+  if (c->score == ANYATTENTION_ADDITIVE && c->head_dim != 1) return false;
+  if (!(c->dropout >= 0 && c->dropout < 1)) return false;
+  const anyattention_graph &graph = c->graph;
+  if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
+  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
+}
+
+// Widths that have code of their own: the same for head_dim and value_dim, but for the additive score's 1.
+#define ANYATTENTION_WIDTHS(RUN)                                            \
+  switch (sizeof(T) == sizeof(float) ? call->value_dim : 0) {               \
+    case 8: return RUN(8);                                                 \
+    case 16: return RUN(16);                                               \
+    case 32: return RUN(32);                                               \
+    case 64: return RUN(64);                                               \
+    default: return RUN(0);                                                \
+  }
+
+template <template <class, int, int, int> class Runner, class T, class... Arguments>
+bool with_widths(const anyattention_graph_attention *call, Arguments... arguments) {
+  if (call->score == ANYATTENTION_ADDITIVE) {
+#define RUN(CW) (Runner<T, ANYATTENTION_ADDITIVE, 1, CW>::run(*call, arguments...))
+    ANYATTENTION_WIDTHS(RUN)
+#undef RUN
+  }
+  const bool same = call->head_dim == call->value_dim;
+  if (call->score == ANYATTENTION_DOT) {
+    if (!same) return Runner<T, ANYATTENTION_DOT, 0, 0>::run(*call, arguments...);
+#define RUN(W) (Runner<T, ANYATTENTION_DOT, W, W>::run(*call, arguments...))
+    ANYATTENTION_WIDTHS(RUN)
+#undef RUN
+  }
+  if (!same) return Runner<T, ANYATTENTION_DYNAMIC, 0, 0>::run(*call, arguments...);
+#define RUN(W) (Runner<T, ANYATTENTION_DYNAMIC, W, W>::run(*call, arguments...))
+  ANYATTENTION_WIDTHS(RUN)
+#undef RUN
+}
+
+template <class T, int Score, int DW, int CW>
+struct ForwardRunner {
+  static bool run(const anyattention_graph_attention &c, void *output, void *logsumexp) {
+    return forward<T, Score, DW, CW>(c, static_cast<T *>(output), static_cast<T *>(logsumexp));
+  }
+};
+
+template <class T, int Score, int DW, int CW>
+struct WeightsRunner {
+  static bool run(const anyattention_graph_attention &c, const void *logsumexp, void *weights) {
+    bool valid = true;
+    for (int64_t b = 0; b < c.batch; ++b) {
+      const Weights<T, Score, DW> reduction(c, b, static_cast<const T *>(logsumexp), static_cast<T *>(weights));
+      valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
+    }
+    return valid;
+  }
+};
+
+template <class T, int Score, int DW, int CW>
+struct BackwardRunner {
+  static bool run(const anyattention_graph_attention &c, const void *output, const void *logsumexp,
+                  const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
+                  void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
+    return backward<T, Score, DW, CW>(
+        c, static_cast<const T *>(output), static_cast<const T *>(logsumexp), static_cast<const T *>(grad_output),
+        static_cast<const T *>(grad_logsumexp), static_cast<T *>(grad_query), static_cast<T *>(grad_key),
+        static_cast<T *>(grad_value), static_cast<T *>(grad_vector), static_cast<T *>(grad_raw),
+        static_cast<T *>(grad_score));
+  }
+};
+
+template <template <class, int, int, int> class Runner, class... Arguments>
+int32_t run(const anyattention_graph_attention *call, Arguments... arguments) {
+  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
+  try {
+    const bool valid = call->is_double ? with_widths<Runner, double>(call, arguments...)
+                                       : with_widths<Runner, float>(call, arguments...);
+    return valid ? ANYATTENTION_OK : ANYATTENTION_OUT_OF_RANGE;
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
+}
+
+}  // namespace
+}  // namespace anyattention
+
+extern "C" {
+
+int32_t anyattention_graph_attention_forward(const anyattention_graph_attention *call, void *output,
+                                             void *logsumexp) {
+  return anyattention::run<anyattention::ForwardRunner>(call, output, logsumexp);
+}
+
+int32_t anyattention_graph_attention_weights(const anyattention_graph_attention *call, const void *logsumexp,
+                                             void *weights) {
+  return anyattention::run<anyattention::WeightsRunner>(call, logsumexp, weights);
+}
+
+int32_t anyattention_graph_attention_backward(const anyattention_graph_attention *call, const void *output,
+                                              const void *logsumexp, const void *grad_output,
+                                              const void *grad_logsumexp, void *grad_query, void *grad_key,
+                                              void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
+  return anyattention::run<anyattention::BackwardRunner>(call, output, logsumexp, grad_output, grad_logsumexp,
+                                                         grad_query, grad_key, grad_value, grad_vector, grad_raw,
+                                                         grad_score);
+}
+}

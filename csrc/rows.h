@@ -1,0 +1,150 @@
+// Runs a reduction over each row of compressed rows, in parallel and with one result for any number of threads.
+//
+// Short rows are whole pieces of work. A long row is cut every kSlotsPerPiece slots, each piece reduced into an
+// accumulator of its own, and the pieces combined in order.
+#ifndef ANYATTENTION_ROWS_H
+#define ANYATTENTION_ROWS_H
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "anyattention.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace anyattention {
+
+constexpr int64_t kSlotsPerPiece = 2048;
+constexpr int64_t kSlotsPerTurn = 8192;  // what a thread takes at a time
+
+struct FreeMemory {
+  void operator()(void *pointer) const { std::free(pointer); }
+};
+
+// 64-byte aligned numbers, padded so that a vector may run past the end; throws std::bad_alloc.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count) {
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 191) / 64 * 64;
+    pointer_.reset(static_cast<T *>(std::aligned_alloc(64, bytes)));
+    if (!pointer_) throw std::bad_alloc();
+    std::fill_n(reinterpret_cast<char *>(pointer_.get()), bytes, char{0});
+  }
+  T *get() const { return pointer_.get(); }
+
+ private:
+  std::unique_ptr<T[], FreeMemory> pointer_;
+};
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+struct CompressedRows : anyattention_rows {
+  // Whether the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
+  bool offsets_are_valid() const {
+    if (offsets[0] != 0 || offsets[num_rows] != num_edges) return false;
+    for (int64_t r = 0; r < num_rows; ++r) {
+      if (offsets[r] > offsets[r + 1]) return false;
+    }
+    return true;
+  }
+  bool slot_is_valid(int64_t slot) const {
+    return static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
+           static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
+  }
+};
+
+// A Reduction has
+//   accumulator_size(), scratch_size()         numbers per accumulator and per thread
+//   start(accumulator)                         the value of no slots
+//   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
+//   combine(accumulator, next)                 accumulator, then next
+//   finish(row, accumulator)                   writes the row's result
+// Returns false when an index was out of range. Throws std::bad_alloc.
+template <class T, class Reduction>
+bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction) {
+  std::vector<int64_t> turns{0};  // the first row of each turn
+  std::vector<int64_t> long_rows, first_piece;
+  int64_t num_pieces = 0, taken = 0;
+  for (int64_t r = 0; r < rows.num_rows; ++r) {
+    const int64_t degree = rows.offsets[r + 1] - rows.offsets[r];
+    if (degree > kSlotsPerPiece) {
+      long_rows.push_back(r);
+      first_piece.push_back(num_pieces);
+      num_pieces += (degree + kSlotsPerPiece - 1) / kSlotsPerPiece;
+    } else {
+      taken += degree + 4;  // a row costs something without slots, too
+      if (taken >= kSlotsPerTurn) turns.push_back(r + 1), taken = 0;
+    }
+  }
+  first_piece.push_back(num_pieces);
+  if (turns.back() < rows.num_rows) turns.push_back(rows.num_rows);
+  const int64_t num_turns = static_cast<int64_t>(turns.size()) - 1;
+  const int64_t size = reduction.accumulator_size();
+  const Workspace<T> pieces(num_pieces * size);
+  std::vector<int64_t> row_of_piece(static_cast<std::size_t>(num_pieces));
+  for (std::size_t i = 0; i < long_rows.size(); ++i) {
+    for (int64_t p = first_piece[i]; p < first_piece[i + 1]; ++p) {
+      row_of_piece[static_cast<std::size_t>(p)] = static_cast<int64_t>(i);
+    }
+  }
+  std::atomic<bool> valid{true};
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min(threads, num_turns + num_pieces)));
+  // Allocated here: an exception must not leave a parallel region.
+  const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
+  const Workspace<T> workspaces(team * own);
+
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+    T *accumulator = workspaces.get() + thread_number() * own;
+    T *scratch = accumulator + (size + 15) / 16 * 16;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t p = 0; p < num_pieces; ++p) {
+      const int64_t i = row_of_piece[static_cast<std::size_t>(p)];
+      const int64_t row = long_rows[static_cast<std::size_t>(i)];
+      const int64_t begin =
+          rows.offsets[row] + (p - first_piece[static_cast<std::size_t>(i)]) * kSlotsPerPiece;
+      const int64_t end = std::min(begin + kSlotsPerPiece, rows.offsets[row + 1]);
+      T *piece = pieces.get() + p * size;
+      reduction.start(piece);
+      if (!reduction.reduce(row, begin, end, piece, scratch)) valid = false;
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t turn = 0; turn < num_turns; ++turn) {
+      const int64_t last = turns[static_cast<std::size_t>(turn) + 1];
+      for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last; ++row) {
+        const int64_t begin = rows.offsets[row], end = rows.offsets[row + 1];
+        if (end - begin > kSlotsPerPiece) continue;
+        reduction.start(accumulator);
+        if (!reduction.reduce(row, begin, end, accumulator, scratch)) valid = false;
+        reduction.finish(row, accumulator);
+      }
+    }
+  }
+
+  for (std::size_t i = 0; i < long_rows.size(); ++i) {
+    T *whole = pieces.get() + first_piece[i] * size;
+    for (int64_t p = first_piece[i] + 1; p < first_piece[i + 1]; ++p) {
+      reduction.combine(whole, pieces.get() + p * size);
+    }
+    reduction.finish(long_rows[i], whole);
+  }
+  return valid;
+}
+
+}  // namespace anyattention
+
+#endif

@@ -1,0 +1,229 @@
+// Short loops over one row's channels, and exponentials over contiguous numbers.
+//
+// A reduction is vectorised by `omp simd`, in an order that the compiler fixes: the result does not
+// depend on threads. Vectors are the compiler's own; a machine with narrower registers splits them.
+#ifndef ANYATTENTION_SIMD_H
+#define ANYATTENTION_SIMD_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace anyattention {
+
+// `Width` is the number of channels where it is known at compile time (a multiple of a vector's), else 0.
+template <int Width>
+inline int64_t channels(int64_t count) {
+  return Width ? Width : count;
+}
+
+// Runs body(h) for each head; the common numbers of heads are known to the compiler, which makes vectors of them.
+template <class Body>
+inline void each_head(int64_t heads, const Body &body) {
+  if (heads == 8) {
+#pragma omp simd
+    for (int64_t h = 0; h < 8; ++h) body(h);
+  } else if (heads == 4) {
+#pragma omp simd
+    for (int64_t h = 0; h < 4; ++h) body(h);
+  } else {
+#pragma omp simd
+    for (int64_t h = 0; h < heads; ++h) body(h);
+  }
+}
+
+template <class T, int Count>
+using Vector __attribute__((vector_size(Count * sizeof(T)))) = T;
+
+template <int Width, class T>
+constexpr int kLanes = Width * sizeof(T) < 64 ? Width : 64 / static_cast<int>(sizeof(T));
+
+template <int Count, class T>
+inline Vector<T, Count> load(const T *from) {
+  Vector<T, Count> vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+template <class T, int Count>
+inline void store(T *to, Vector<T, Count> vector) {
+  std::memcpy(to, &vector, sizeof vector);
+}
+
+// The sum of a vector's numbers, by halves.
+template <class T, int Count>
+inline T sum_of(Vector<T, Count> vector) {
+  if constexpr (Count == 1) {
+    return vector[0];
+  } else {
+    Vector<T, Count / 2> halves[2];
+    std::memcpy(halves, &vector, sizeof vector);
+    return sum_of<T, Count / 2>(halves[0] + halves[1]);
+  }
+}
+
+template <int Width, class T>
+inline T dot(const T *a, const T *b, int64_t count) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>;
+    Vector<T, lanes> sum = load<lanes>(a) * load<lanes>(b);
+    for (int c = lanes; c < Width; c += lanes) sum += load<lanes>(a + c) * load<lanes>(b + c);
+    return sum_of<T, lanes>(sum);
+  } else {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < count; ++c) sum += a[c] * b[c];
+    return sum;
+  }
+}
+
+// a . LeakyReLU(q + k)
+template <int Width, class T>
+inline T rectified_dot(const T *a, const T *q, const T *k, T slope, int64_t count) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>;
+    Vector<T, lanes> sum{};
+    for (int c = 0; c < Width; c += lanes) {
+      const Vector<T, lanes> x = load<lanes>(q + c) + load<lanes>(k + c);
+      sum += load<lanes>(a + c) * (x > 0 ? x : x * slope);
+    }
+    return sum_of<T, lanes>(sum);
+  } else {
+    T sum = 0;
+    for (int64_t c = 0; c < count; ++c) {
+      const T x = q[c] + k[c];
+      sum += a[c] * (x > 0 ? x : slope * x);
+    }
+    return sum;
+  }
+}
+
+// Adds the gradients of `factor * rectified_dot`: by q (or k, they are equal) and, where `by_a` is given, by a.
+template <int Width, class T>
+inline void add_rectified_gradients(T factor, const T *a, const T *q, const T *k, T slope, int64_t count,
+                                    T *by_row, T *by_a) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>;
+    const Vector<T, lanes> above = Vector<T, lanes>{} + factor, below = above * slope;
+    for (int c = 0; c < Width; c += lanes) {
+      const Vector<T, lanes> x = load<lanes>(q + c) + load<lanes>(k + c);
+      const Vector<T, lanes> part = x > 0 ? above : below;
+      store<T, lanes>(by_row + c, load<lanes>(by_row + c) + part * load<lanes>(a + c));
+      if (by_a) store<T, lanes>(by_a + c, load<lanes>(by_a + c) + part * x);
+    }
+  } else {
+    for (int64_t c = 0; c < count; ++c) {
+      const T x = q[c] + k[c];
+      const T part = x > 0 ? factor : factor * slope;
+      by_row[c] += part * a[c];
+      if (by_a) by_a[c] += part * x;
+    }
+  }
+}
+
+// accumulator += factor * row
+template <int Width, class T>
+inline void add_scaled(T *__restrict accumulator, T factor, const T *__restrict row,
+                       int64_t count) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>;
+    for (int c = 0; c < Width; c += lanes) {
+      store<T, lanes>(accumulator + c, load<lanes>(accumulator + c) + factor * load<lanes>(row + c));
+    }
+  } else {
+    const int64_t n = channels<Width>(count);
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) accumulator[c] += factor * row[c];
+  }
+}
+
+template <class T>
+inline void add(T *__restrict accumulator, const T *__restrict row, int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) accumulator[c] += row[c];
+}
+
+inline void prefetch_row(const void *row, int64_t bytes) {
+  const char *line = static_cast<const char *>(row);
+  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 3);
+}
+
+// The exponential of x <= 0 (or a little above), NaN kept, -inf to 0: x = n ln 2 + r with |r| <= ln 2 / 2, a
+// polynomial in r, and n added to the exponent's bits. Error below 2 units in the last place.
+template <class T>
+struct Exponential;
+
+template <>
+struct Exponential<float> {
+  static constexpr int width = 16;
+  typedef float Vector __attribute__((vector_size(64)));
+  typedef int32_t Integers __attribute__((vector_size(64)));
+
+  static inline Vector run(Vector x) {
+    const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Vector lowest = Vector{} - 87.0f;
+    const Vector highest = Vector{} + 88.0f;
+    Vector inside = x < lowest ? lowest : x;
+    inside = inside > highest ? highest : inside;
+    const Vector shifted = inside * 1.44269504088896341f + magic;
+    const Vector n = shifted - magic;
+    const Vector r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
+    Vector p = Vector{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Integers bits = ((Integers)shifted - (Integers)magic) << 23;
+    const Vector result = (Vector)((Integers)p + bits);
+    const Vector small = x < lowest ? Vector{} : result;
+    return x != x ? x : small;
+  }
+};
+
+template <>
+struct Exponential<double> {
+  static constexpr int width = 8;
+  typedef double Vector __attribute__((vector_size(64)));
+  typedef int64_t Integers __attribute__((vector_size(64)));
+
+  static inline Vector run(Vector x) {
+    const Vector magic = Vector{} + 6755399441055744.0;  // 1.5 * 2^52
+    const Vector lowest = Vector{} - 708.0;
+    const Vector highest = Vector{} + 709.0;
+    Vector inside = x < lowest ? lowest : x;
+    inside = inside > highest ? highest : inside;
+    const Vector shifted = inside * 1.4426950408889634074 + magic;
+    const Vector n = shifted - magic;
+    const Vector r = (inside - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+    Vector p = Vector{} + 1.0 / 6227020800.0;
+    const double inverse_factorials[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+                                         1.0 / 362880.0,    1.0 / 40320.0,    1.0 / 5040.0,
+                                         1.0 / 720.0,       1.0 / 120.0,      1.0 / 24.0,
+                                         1.0 / 6.0,         0.5,              1.0};
+    for (double coefficient : inverse_factorials) p = p * r + coefficient;
+    p = p * r + 1.0;
+    const Integers bits = ((Integers)shifted - (Integers)magic) << 52;
+    const Vector result = (Vector)((Integers)p + bits);
+    const Vector small = x < lowest ? Vector{} : result;
+    return x != x ? x : small;
+  }
+};
+
+// values[i] = exp(values[i]); `values` must have room up to the next multiple of the vector's width.
+template <class T>
+inline void exponentials(T *values, int64_t count) {
+  using Exp = Exponential<T>;
+  for (int64_t i = 0; i < count; i += Exp::width) {
+    typename Exp::Vector x;
+    std::memcpy(&x, values + i, sizeof x);
+    x = Exp::run(x);
+    std::memcpy(values + i, &x, sizeof x);
+  }
+}
+
+}  // namespace anyattention
+
+#endif

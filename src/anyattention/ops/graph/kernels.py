@@ -1,0 +1,282 @@
+"""The compiled kernels of graph attention, called on tensors: plain functions without gradients.
+
+Every tensor is on the CPU and has a batch axis; float32 or float64.
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention import _native
+
+__all__ = ["Settings", "attention", "attention_backward", "attention_weights", "edge_dot", "edge_sum", "edge_total"]
+
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_SCORES = {"Dot": 0, "Additive": 1, "Dynamic": 2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a call, as the operators pass them.
+
+    Attributes:
+        score: "Dot", "Additive" or "Dynamic".
+        normalize: softmax, or a sigmoid of each edge.
+        scale: factor of the raw score.
+        softcap: 0 for none.
+        negative_slope: of the LeakyReLU.
+        dropout: 0 for none.
+    """
+
+    score: str
+    normalize: bool
+    scale: float
+    softcap: float
+    negative_slope: float
+    dropout: float
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012  # ctypes' own way
+        *((name, _SIZE) for name in ("num_rows", "num_columns", "num_edges")),
+        *((name, _POINTER) for name in ("offsets", "columns", "edges")),
+    ]
+
+
+class _EdgeCall(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        ("rows", _Rows),
+        *((name, _SIZE) for name in ("batch", "heads", "column_heads", "width", "num_threads")),
+        ("is_double", ctypes.c_int32),
+    ]
+
+
+class _Graph(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        *((name, _SIZE) for name in ("num_queries", "num_keys", "num_edges")),
+        *((name, _POINTER) for name in ("query_offsets", "keys_by_query", "edges_by_query")),
+        *((name, _POINTER) for name in ("key_offsets", "queries_by_key", "edges_by_key")),
+    ]
+
+
+class _EdgeNumbers(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        ("data", _POINTER),
+        *((name, _SIZE) for name in ("batch_stride", "edge_stride", "head_stride")),
+    ]
+
+
+class _AttentionCall(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        ("graph", _Graph),
+        *((name, _SIZE) for name in ("batch", "heads", "key_heads", "head_dim", "value_dim", "num_threads", "seed")),
+        *((name, ctypes.c_int32) for name in ("is_double", "score", "normalize")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap", "negative_slope", "dropout")),
+        *((name, _POINTER) for name in ("query", "key", "value", "vector")),
+        ("term", _EdgeNumbers),
+        ("bias", _EdgeNumbers),
+    ]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call's structure, and the tensors that its pointers look into."""
+
+    structure: _AttentionCall
+    kept: tuple[Tensor, ...]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    graph: Sequence[Tensor],
+    settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """Output `(B, N, H, C)` and logsumexp `(B, N, H)`.
+
+    Args:
+        query, key, value: `(B, N, H, D)`, `(B, M, G, D)`, `(B, M, G, C)`.
+        vector: `(H, D)`, Dynamic only.
+        term, bias: `(B, E, H)`, added to the raw score and to the score; -inf in the bias hides the edge.
+        seed: 0-d int64, with dropout.
+        graph: a Graph's six row arrays, in the order of its fields.
+        settings: the numbers.
+    """
+    call = _call(query, key, value, vector, term, bias, seed, graph, settings)
+    batch, num_queries, heads, _ = query.shape
+    output = query.new_empty(batch, num_queries, heads, value.shape[3])
+    logsumexp = query.new_empty(batch, num_queries, heads)
+    _run("graph_attention_forward", ctypes.byref(call.structure), output.data_ptr(), logsumexp.data_ptr())
+    return output, logsumexp
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    logsumexp: Tensor,
+    graph: Sequence[Tensor],
+    settings: Settings,
+) -> Tensor:
+    """Weights `(B, E, H)` before dropout, in the caller's edge order."""
+    call = _call(query, key, value, vector, term, bias, None, graph, settings)
+    weights = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
+    logsumexp = logsumexp.contiguous()
+    _run("graph_attention_weights", ctypes.byref(call.structure), logsumexp.data_ptr(), weights.data_ptr())
+    return weights
+
+
+def attention_backward(
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    output: Tensor,
+    logsumexp: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    graph: Sequence[Tensor],
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients of query, key, value, vector, term `(B, E, H)` and bias `(B, E, H)`; None for what is not there."""
+    call = _call(query, key, value, vector, term, bias, seed, graph, settings)
+    grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
+    grad_vector = None if vector is None else vector.new_empty(vector.shape)
+    edges = (query.shape[0], graph[1].shape[0], query.shape[2])
+    grad_term = query.new_empty(edges)
+    grad_bias = None if bias is None else query.new_empty(edges)
+    gradients = [grad_output.contiguous(), None if grad_logsumexp is None else grad_logsumexp.contiguous()]
+    _run(
+        "graph_attention_backward",
+        ctypes.byref(call.structure),
+        *map(_pointer, (output, logsumexp, *gradients)),
+        *map(_pointer, (grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias)),
+    )
+    return grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias
+
+
+def edge_dot(rows: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tensor:
+    """`result[e, h] = rows[i, h] . columns[j, h]`: `(B, E, H)` from `(B, N, H, D)` and `(B, M, G, D)`."""
+    rows, columns = rows.contiguous(), columns.contiguous()
+    result = rows.new_empty(rows.shape[0], arrays[1].shape[0], rows.shape[2])
+    if rows.shape[3] == 0 or result.numel() == 0:
+        return result.zero_()
+    call = _edge_call(rows.shape, columns.shape[1], columns.shape[2], arrays, rows.dtype)
+    _run("edge_dot", ctypes.byref(call), rows.data_ptr(), columns.data_ptr(), result.data_ptr())
+    return result
+
+
+def edge_sum(weights: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tensor:
+    """`result[i, h] = sum of weights[e, h] columns[j, h]`: `(B, N, H, D)` from `(B, E, H)` and `(B, M, G, D)`."""
+    weights, columns = weights.contiguous(), columns.contiguous()
+    shape = (weights.shape[0], arrays[0].shape[0] - 1, weights.shape[2], columns.shape[3])
+    result = weights.new_empty(shape)
+    if result.numel() == 0:
+        return result
+    call = _edge_call(shape, columns.shape[1], columns.shape[2], arrays, weights.dtype)
+    _run("edge_sum", ctypes.byref(call), weights.data_ptr(), columns.data_ptr(), result.data_ptr())
+    return result
+
+
+def edge_softmax(scores: Tensor, arrays: Sequence[Tensor], num_columns: int) -> Tensor:
+    """The softmax of the scores `(B, E, H)` of each row's edges."""
+    scores = scores.contiguous()
+    result = scores.new_empty(scores.shape)
+    if result.numel() == 0:
+        return result
+    shape = (scores.shape[0], arrays[0].shape[0] - 1, scores.shape[2], 1)
+    call = _edge_call(shape, num_columns, scores.shape[2], arrays, scores.dtype)
+    _run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
+    return result
+
+
+def edge_total(numbers: Tensor, arrays: Sequence[Tensor], num_columns: int) -> Tensor:
+    """`result[i, h] = sum of numbers[e, h]`: `(B, N, H)` from `(B, E, H)`."""
+    numbers = numbers.contiguous()
+    result = numbers.new_empty(numbers.shape[0], arrays[0].shape[0] - 1, numbers.shape[2])
+    if result.numel() == 0:
+        return result
+    call = _edge_call((*result.shape, 1), num_columns, result.shape[2], arrays, numbers.dtype)
+    _run("edge_total", ctypes.byref(call), numbers.data_ptr(), result.data_ptr())
+    return result
+
+
+def _call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    graph: Sequence[Tensor],
+    settings: Settings,
+) -> _Call:
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    vector = None if vector is None else vector.contiguous()
+    pointers = [array.data_ptr() for array in graph[:6]]
+    structure = _AttentionCall(
+        graph=_Graph(query.shape[1], key.shape[1], graph[1].shape[0], *pointers),
+        batch=query.shape[0],
+        heads=query.shape[2],
+        key_heads=key.shape[2],
+        head_dim=query.shape[3],
+        value_dim=value.shape[3],
+        num_threads=_native.num_threads(),
+        seed=0 if seed is None else int(seed),
+        is_double=query.dtype == torch.float64,
+        score=_SCORES[settings.score],
+        normalize=settings.normalize,
+        scale=settings.scale,
+        softcap=settings.softcap,
+        negative_slope=settings.negative_slope,
+        dropout=settings.dropout,
+        query=query.data_ptr(),
+        key=key.data_ptr(),
+        value=value.data_ptr(),
+        vector=_pointer(vector),
+        term=_edge_numbers(term),
+        bias=_edge_numbers(bias),
+    )
+    kept = tuple(x for x in (query, key, value, vector, term, bias) if x is not None)
+    return _Call(structure, kept)
+
+
+def _edge_call(
+    shape: Sequence[int], num_columns: int, column_heads: int, arrays: Sequence[Tensor], dtype: torch.dtype
+) -> _EdgeCall:
+    batch, num_rows, heads, width = shape
+    rows = _Rows(num_rows, num_columns, arrays[1].shape[0], *(array.data_ptr() for array in arrays))
+    threads = _native.num_threads()
+    return _EdgeCall(rows, batch, heads, column_heads, width, threads, dtype == torch.float64)
+
+
+def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
+    return _EdgeNumbers() if numbers is None else _EdgeNumbers(numbers.data_ptr(), *numbers.stride())
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _run(function: str, *arguments: Any) -> None:
+    _native.run(function, *arguments)

@@ -1,0 +1,23 @@
+"""Every test of graph attention runs twice: on the compiled kernels, and on the reference."""
+
+import pytest
+
+from anyattention.ops.graph import api
+
+_BOTH = ("test_graph_attention", "test_graph_compile", "test_graph_gradients", "test_graph_laws", "test_graph_nan")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rsplit(".", 1)[-1] in _BOTH:
+        metafunc.parametrize("graph_implementation", ["cpu", "reference"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def graph_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The implementation that runs; "cpu" leaves to the reference what it refuses, as it does for users."""
+    wanted = getattr(request, "param", None)
+    if wanted == "cpu":
+        request.getfixturevalue("native")
+    if wanted == "reference":
+        monkeypatch.setattr(api, "_TABLE", tuple(row for row in api._TABLE if row.name == "reference"))
+    return wanted
