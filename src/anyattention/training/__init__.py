@@ -2,7 +2,7 @@
 
 from anyattention.training.data import Metric, NodeData, Split
 from anyattention.training.digits import load_digits
-from anyattention.training.fit import Epoch, Fit, FitSettings, fit, predict_logits
+from anyattention.training.fitting import Epoch, Fit, FitSettings, fit, predict_logits
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.npz import load_npz
 from anyattention.training.pictures import draw_attention

@@ -31,7 +31,8 @@ def load_npz(path: str | os.PathLike[str]) -> NodeData:
     """Node classification data from a file in one of the two formats of docs/data.md.
 
     Sparse features stay sparse, and each row is divided by the sum of its magnitudes; dense ones are standardised,
-    column by column, over all nodes. A graph gets both directions of each edge where the format stores one, and self-loops.
+    column by column, over all nodes. A graph gets both directions of each edge where the format stores one, and
+    self-loops.
 
     Args:
         path: of the .npz file. Nothing in it is unpickled.
