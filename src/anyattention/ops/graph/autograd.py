@@ -158,7 +158,7 @@ def _composed(
     settings: Settings,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp written in the primitives, differentiable to any order; `shift` is a constant near logsumexp."""
+    """Output and logsumexp in the primitives, differentiable to any order; `shift` is a constant near logsumexp."""
     scores = edge_scores(query, key, vector, term, bias, graph, settings)
     hidden = scores == -torch.inf
     if settings.normalize:
@@ -280,7 +280,7 @@ def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _run_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return kernels.attention(*arguments[:8], Settings(*arguments[8:]))
+    return kernels.attention(*arguments[:8], settings=Settings(*arguments[8:]))
 
 
 def _attention_shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -288,7 +288,7 @@ def _attention_shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> 
 
 
 def _run_attention_backward(*arguments: Any) -> list[Tensor]:
-    gradients = kernels.attention_backward(*arguments[:12], Settings(*arguments[12:]))
+    gradients = kernels.attention_backward(*arguments[:12], settings=Settings(*arguments[12:]))
     return [arguments[0].new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
@@ -334,7 +334,7 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
 
 def _composed_gradients(
     ctx: Any,
-    tensors: list[Any],
+    tensors: Sequence[Any],
     graph: list[Tensor],
     settings: Settings,
     grad_output: Tensor,
@@ -344,15 +344,15 @@ def _composed_gradients(
     """The gradients as a graph of primitives, which autograd differentiates again."""
     needed = [n for n in range(6) if ctx.needs_input_grad[n]]
     # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-    tensors = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
-    outputs = list(_composed(*tensors, graph, settings, logsumexp.detach()))
+    own: Any = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
+    outputs = list(_composed(*own, graph=graph, settings=settings, shift=logsumexp.detach()))
     cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
     pairs = [
         (out, grad) for out, grad in zip(outputs, cotangents, strict=True) if grad is not None and out.requires_grad
     ]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
-        [tensors[n] for n in needed],
+        [own[n] for n in needed],
         [grad for _, grad in pairs],
         create_graph=True,
         allow_unused=True,

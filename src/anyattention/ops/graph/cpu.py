@@ -76,10 +76,11 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return attention_weights(query, key, value, vector, term, bias, logsumexp, graph, settings)
 
     computed = None
-    if call.needs_weights or (call.edges is not None and call.edges.value_weight is not None):
+    value_weight = None if call.edges is None else call.edges.value_weight
+    if call.needs_weights or value_weight is not None:
         computed = weights()
-    if computed is not None and call.edges is not None and call.edges.value_weight is not None:
-        output = output + _edge_values(call, computed, dtype)
+    if computed is not None and value_weight is not None:
+        output = output + _edge_values(call, computed, value_weight.to(dtype))
     if call.aggregation == "mean":
         output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
@@ -119,14 +120,14 @@ def _term(call: GraphCall, query: Tensor, edges: tuple[int, int, int], dtype: to
     return edge_dot(projected, rows, _edges_as_keys(call))
 
 
-def _edge_values(call: GraphCall, weights: Tensor, dtype: torch.dtype) -> Tensor:
+def _edge_values(call: GraphCall, weights: Tensor, value_weight: Tensor) -> Tensor:
     """`value_weight (sum of p e)`: what edge features add to the output, `(B, N, H, C)`."""
-    assert call.edges is not None and call.edges.value_weight is not None
+    dtype = weights.dtype
     if call.seed is not None:
         weights = weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, dtype)
     rows = _shown_features(call, dtype).expand(weights.shape[0], -1, -1, -1)
     sums = edge_sum(weights, rows, _edges_as_keys(call))
-    return torch.einsum("bnhf,hcf->bnhc", sums, call.edges.value_weight.to(dtype))
+    return torch.einsum("bnhf,hcf->bnhc", sums, value_weight)
 
 
 def _shown_features(call: GraphCall, dtype: torch.dtype) -> Tensor:

@@ -45,14 +45,14 @@ class Settings:
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012  # ctypes' own way
+    _fields_ = [  # ctypes' own way
         *((name, _SIZE) for name in ("num_rows", "num_columns", "num_edges")),
         *((name, _POINTER) for name in ("offsets", "columns", "edges")),
     ]
 
 
 class _EdgeCall(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("rows", _Rows),
         *((name, _SIZE) for name in ("batch", "heads", "column_heads", "width", "num_threads")),
         ("is_double", ctypes.c_int32),
@@ -60,7 +60,7 @@ class _EdgeCall(ctypes.Structure):
 
 
 class _Graph(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _SIZE) for name in ("num_queries", "num_keys", "num_edges")),
         *((name, _POINTER) for name in ("query_offsets", "keys_by_query", "edges_by_query")),
         *((name, _POINTER) for name in ("key_offsets", "queries_by_key", "edges_by_key")),
@@ -68,14 +68,14 @@ class _Graph(ctypes.Structure):
 
 
 class _EdgeNumbers(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", _POINTER),
         *((name, _SIZE) for name in ("batch_stride", "edge_stride", "head_stride")),
     ]
 
 
 class _AttentionCall(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("graph", _Graph),
         *((name, _SIZE) for name in ("batch", "heads", "key_heads", "head_dim", "value_dim", "num_threads", "seed")),
         *((name, ctypes.c_int32) for name in ("is_double", "score", "normalize")),
