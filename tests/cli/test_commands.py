@@ -16,7 +16,7 @@ import anyattention
 from anyattention import _native
 from anyattention.cli import demo, main, train
 from anyattention.nn import MultiHeadAttention
-from anyattention.training import NodeClassifier, NodeData, load_npz
+from anyattention.training import NodeClassifier, NodeData, load_digits, load_npz
 
 COMMANDS = ("train", "demo", "predict", "info")
 
@@ -100,6 +100,34 @@ def test_demo(tmp_path: Path, capsys) -> None:
     assert main(["predict", "--model", str(out), "--out", str(tmp_path / "digits.npz")]) == 0
     with np.load(tmp_path / "digits.npz") as file:
         assert file["probabilities"].shape == (1797, 10)
+
+
+def test_the_demo_says_what_was_learnt(require) -> None:
+    data = load_digits(0)
+    (split,) = data.splits
+    model = NodeClassifier(data.in_features, 10, hidden=8, heads=2).eval()
+    text = " ".join(demo._what_it_learnt(model, data, split).split())
+    logits, weights = model(data.features, data.graph, return_weights=True)
+    truth, read = data.labels[split.test].numpy(), logits[split.test].argmax(1).numpy()
+    counts = require("sklearn.metrics").confusion_matrix(truth, read, labels=range(10))
+    correct = counts.diagonal() / counts.sum(1)
+    np.fill_diagonal(counts, 0)
+    assert f"reads {correct.argmax()} best ({correct.max():.0%} correct)" in text
+    assert f"and {correct.argmin()} worst ({correct.min():.0%})" in text
+    found = re.search(r"made (\d+) times, is to take an? (\d) for an? (\d)\.", text)
+    assert found
+    times, taken, said = map(int, found.groups())
+    assert times == counts[taken, said] == counts.max()
+
+    test, attended, total, linked, rows = set(split.test.tolist()), 0.0, 0.0, 0.0, 0.0
+    degrees = data.graph.query_index.bincount(minlength=1797)
+    for (key, query), weight in zip(data.graph.edge_index.T.tolist(), weights.tolist(), strict=True):
+        if query in test and key != query:
+            same = bool(data.labels[key] == data.labels[query])
+            attended, total = attended + weight * same, total + weight
+            linked, rows = linked + same / int(degrees[query]), rows + 1 / int(degrees[query])
+    assert f"{attended / total:.1%} of its attention goes" in text
+    assert f"it would be {linked / rows:.1%}." in text
 
 
 @pytest.mark.parametrize(

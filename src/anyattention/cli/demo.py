@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anyattention.cli.arguments import count, load_data, seed, use_threads
 
 if TYPE_CHECKING:
-    from anyattention.training import NodeData, Split
+    from anyattention.training import NodeClassifier, NodeData, Split
 
 __all__ = ["add_parser"]
 
@@ -47,7 +47,9 @@ def _run(arguments: argparse.Namespace) -> int:
     run = run_training(data, [0], config, settings)
     seconds = time.monotonic() - started
     write_run(run, folder)
-    print(f"\nTrained for {run.fits[0].epochs} epochs in {seconds:.0f} s. Now the three plain methods.", flush=True)
+    print(f"\nTrained for {run.fits[0].epochs} epochs in {seconds:.0f} s.")
+    print(_what_it_learnt(run.fits[0].model, data, split))
+    print("\nNow the three plain methods.", flush=True)
     results = [("graph attention (this package)", run.mean("accuracy"))]
     results += [(result.name, result.test_accuracy) for result in run_baselines(data, split)]
     print(_comparison(results, len(split.test)))
@@ -67,6 +69,45 @@ The other {test:,} are the test.
 """
 
 
+def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
+    """The digits it reads best and worst, its commonest mistake, and where its attention goes."""
+    import torch
+
+    from anyattention.training import predict_logits
+
+    truth, read = data.labels[split.test], predict_logits(model, data)[split.test].argmax(1)
+    counts = torch.zeros(10, 10, dtype=torch.int64).index_put_((truth, read), torch.tensor(1), accumulate=True)
+    correct = counts.diagonal() / counts.sum(1)
+    best, worst = int(correct.argmax()), int(correct.argmin())
+    mistakes = counts.clone().fill_diagonal_(0)
+    taken, said = divmod(int(mistakes.argmax()), 10)
+    attended, linked = _same_number(model, data, split)
+    return f"""\
+What it learnt: of the test digits, it reads {best} best ({correct[best]:.0%} correct) and {worst} worst \
+({correct[worst]:.0%}).
+Its commonest mistake, made {int(mistakes.max())} times, is to take {_with_article(taken)} for {_with_article(said)}.
+When it looks at other digits, {attended:.1%} of its attention goes to digits of the same number; paid evenly to all
+linked digits, it would be {linked:.1%}."""
+
+
+def _same_number(model: NodeClassifier, data: NodeData, split: Split) -> tuple[float, float]:
+    """The share of test nodes' attention to others that stays in their class; and the same for even attention."""
+    import torch
+
+    graph = data.graph
+    with torch.no_grad():
+        weights = model(data.features, graph, return_weights=True).weights
+    assert weights is not None
+    is_test = torch.zeros(data.num_nodes, dtype=torch.bool)
+    is_test[split.test] = True
+    query, key = graph.query_index, graph.key_index
+    counted = is_test[query] & (query != key)
+    same = (data.labels[query] == data.labels[key])[counted]
+    even = 1 / graph.query_offsets.diff()[query].to(weights.dtype)
+    attended, linked = (float(part[counted][same].sum() / part[counted].sum()) for part in (weights, even))
+    return attended, linked
+
+
 def _comparison(results: list[tuple[str, float]], num_test: int) -> str:
     """A table of the results, best first, and who won in words."""
     ranked = sorted(results, key=lambda result: -result[1])
@@ -82,6 +123,10 @@ def _comparison(results: list[tuple[str, float]], num_test: int) -> str:
     if own < best:
         lines.append(f"{_capital(own_name)} came {100 * (best - own):.1f} points behind the winner.")
     return "\n".join(lines)
+
+
+def _with_article(digit: int) -> str:
+    return f"{'an' if digit == 8 else 'a'} {digit}"
 
 
 def _capital(text: str) -> str:
