@@ -13,6 +13,8 @@ BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The libraries of the CPU levels are compiled side by side.
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help setup demo test check bench clean
 .DELETE_ON_ERROR:
