@@ -18,7 +18,7 @@ from anyattention.config import (
     SparseAttentionConfig,
 )
 from anyattention.masks import mask_from_blocked
-from anyattention.ops import attend, explain
+from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain
 from anyattention.output import (
     AttentionCache,
     AttentionGradients,
@@ -50,6 +50,9 @@ __all__ = [
     "SparseAttentionConfig",
     "__version__",
     "attend",
+    "edge_dot",
+    "edge_softmax",
+    "edge_sum",
     "errors",
     "explain",
     "interfaces",

@@ -52,6 +52,18 @@ class Axes:
             elif self.sizes[axis] != size:
                 raise self._mismatch(argument, tensor, axes, axis)
 
+    def bind_keys(self, argument: str, tensor: Tensor, names: str) -> None:
+        """`bind` for a tensor whose `key_heads` are shared by groups of `heads`, bound before: they divide them."""
+        self.bind(argument, tensor, names)
+        heads, key_heads = self.sizes["heads"], self.sizes["key_heads"]
+        if heads != key_heads and (heads == 0 or key_heads == 0 or heads % key_heads):
+            raise DimensionMismatchError(
+                argument=argument,
+                expected=f"a number of key_heads that divides heads={heads}",
+                actual=describe_shape(tensor),
+                hint=f"heads is {heads} in {self._named_by['heads']}",
+            )
+
     def set(self, axis: str, size: int, named_by: str) -> None:
         """Bind a size that no tensor carries, such as a graph's number of nodes."""
         self.sizes[axis] = size

@@ -1,5 +1,6 @@
 """Operations: tensors in, tensors out; one folder each, with its implementations side by side."""
 
 from anyattention.ops.attend import attend, explain
+from anyattention.ops.graph import edge_dot, edge_softmax, edge_sum
 
-__all__ = ["attend", "explain"]
+__all__ = ["attend", "edge_dot", "edge_softmax", "edge_sum", "explain"]

@@ -48,9 +48,10 @@ def attend(
 
     Args:
         query: `(batch, query_length, heads, head_dim)`; with a Graph also without batch, `(queries, heads, head_dim)`.
-        key: `(batch, key_length, heads, head_dim)`, or `(keys, heads, head_dim)`.
-        value: `(batch, key_length, heads, value_dim)`, or `(keys, heads, value_dim)`. All three of one floating
-            dtype and device; float16 and bfloat16 are summed in float32.
+        key: `(batch, key_length, heads, head_dim)`, or `(keys, key_heads, head_dim)`.
+        value: `(batch, key_length, heads, value_dim)`, or `(keys, key_heads, value_dim)`. All three of one floating
+            dtype and device; float16 and bfloat16 are summed in float32. With a Graph key_heads may be a divisor of
+            heads: each key head then serves heads / key_heads heads in a row.
         pattern: which pairs exist: Full() (also None), Causal(), a Graph.
         score: Dot(), Additive(negative_slope) (head_dim 1) or Dynamic(vector, negative_slope).
         mask: boolean, True = may attend. Rank 1, 2 or 4, broadcast to (batch, heads, query_length, key_length);

@@ -1,5 +1,6 @@
 """Attention over the edges of a graph."""
 
 from anyattention.ops.graph.api import explain_graph, graph_attention
+from anyattention.ops.graph.primitives import edge_dot, edge_softmax, edge_sum
 
-__all__ = ["explain_graph", "graph_attention"]
+__all__ = ["edge_dot", "edge_softmax", "edge_sum", "explain_graph", "graph_attention"]

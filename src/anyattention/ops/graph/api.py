@@ -67,8 +67,8 @@ def _check(arguments: Arguments) -> GraphCall:
     axes.set("keys", graph.num_keys, "the graph")
     axes.set("edges", graph.num_edges, "the graph")
     axes.bind("query", query, f"{batch}queries heads head_dim")
-    axes.bind("key", key, f"{batch}keys heads head_dim")
-    axes.bind("value", value, f"{batch}keys heads value_dim")
+    axes.bind_keys("key", key, f"{batch}keys key_heads head_dim")
+    axes.bind("value", value, f"{batch}keys key_heads value_dim")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     require_device("graph", graph.edge_index, query.device, "query")

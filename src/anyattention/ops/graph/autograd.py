@@ -25,7 +25,16 @@ from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
 from anyattention.patterns import Graph
 
-__all__ = ["arrays_of", "attention", "edge_dot", "edge_scores", "edge_spread", "edge_sum", "edge_total"]
+__all__ = [
+    "arrays_of",
+    "attention",
+    "edge_dot",
+    "edge_scores",
+    "edge_softmax",
+    "edge_spread",
+    "edge_sum",
+    "edge_total",
+]
 
 _ATTENTION = (
     "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? term, Tensor? bias, Tensor? seed, Tensor[] graph,"
@@ -252,8 +261,11 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, columns, graph, flip = _kept(ctx)
-    by_weights = edge_dot(grad, columns, graph, flip) if ctx.needs_input_grad[0] else None
-    by_columns = None
+    by_weights = by_columns = None
+    if ctx.needs_input_grad[0]:
+        by_weights = edge_dot(grad, columns, graph, flip)
+        # An edge of weight 0 is not there for its gradient either, whatever its column holds.
+        by_weights = torch.where((weights == 0) & ~by_weights.isfinite(), 0.0, by_weights)
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(weights, grad, graph, not flip), columns)
     return by_weights, by_columns, _NO_GRAPH, None
@@ -265,7 +277,8 @@ def _edge_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, *graph = ctx.saved_tensors
-    product = weights * grad
+    # A hidden edge's gradient may be NaN.
+    product = torch.where(weights == 0, 0.0, weights * grad)
     return product - weights * edge_spread(edge_total(product, graph), graph), _NO_GRAPH
 
 

@@ -1,6 +1,6 @@
 """One graph attention call after its checks: what every implementation of it receives.
 
-Axes: ... batch or nothing, N queries, M keys, E edges, H heads, D head_dim, C value_dim, F edge_dim.
+Axes: ... batch or nothing, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim, F edge_dim.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class GraphCall:
     """Checked arguments of graph attention.
 
     Attributes:
-        query, key, value: `(..., N, H, D)`, `(..., M, H, D)`, `(..., M, H, C)`, one dtype and device.
+        query, key, value: `(..., N, H, D)`, `(..., M, G, D)`, `(..., M, G, C)`, one dtype and device; G divides H.
         graph: the pairs.
         score: how an edge is scored.
         edges: features `(E, F)` with their weights `(H, D, F)` and `(H, C, F)`, or None.

@@ -1,7 +1,9 @@
 """Graph attention in plain PyTorch: the definition, and the oracle of every other implementation.
 
-Axes: ... batch or nothing, N queries, M keys, E edges, H heads, D head_dim, C value_dim, F edge_dim.
+Axes: ... batch or nothing, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim, F edge_dim.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,10 @@ from torch import Tensor
 
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.random import keep_factors
+from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Score
 
-__all__ = ["refusal", "run"]
+__all__ = ["edge_dot", "edge_softmax", "edge_sum", "refusal", "run"]
 
 
 def refusal(call: GraphCall) -> str | None:
@@ -27,6 +30,8 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     target = call.graph.query_index
     num_queries = call.graph.num_queries
+    heads = call.query.shape[-2]
+    call = replace(call, key=_to_heads(call.key, heads), value=_to_heads(call.value, heads))
     scores = _scores(call, dtype)
     if call.mask is not None:
         scores = torch.where(call.mask, scores, -torch.inf)
@@ -55,6 +60,35 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
             output = output / pairs.clamp(min=1.0)[..., None]
     weights = weights.to(call.query.dtype) if call.needs_weights else None
     return output.to(call.value.dtype), weights, logsumexp if call.needs_logsumexp else None
+
+
+def edge_dot(query: Tensor, key: Tensor, graph: Graph) -> Tensor:
+    """Products `(B, E, H)` of each edge's query `(B, N, H, D)` and key `(B, M, G, D)`."""
+    key = _to_heads(key, query.shape[2])
+    return (query.index_select(1, graph.query_index) * key.index_select(1, graph.key_index)).sum(-1)
+
+
+def edge_sum(weights: Tensor, value: Tensor, graph: Graph) -> Tensor:
+    """Sums `(B, N, H, C)` of values `(B, M, G, C)` by weights `(B, E, H)`; an edge of weight 0 is not there."""
+    values = _to_heads(value, weights.shape[2]).index_select(1, graph.key_index)
+    # 0 x NaN; a finite value stays, for the gradient of its weight.
+    is_absent = (weights == 0) & ~values.isfinite().all(-1)
+    values = torch.where(is_absent[..., None], 0.0, values)
+    return _sum_by_query(weights[..., None] * values, -3, graph.query_index, graph.num_queries)
+
+
+def edge_softmax(scores: Tensor, graph: Graph) -> Tensor:
+    """The softmax of the scores `(B, E, H)` of each query's edges."""
+    scores = torch.where(scores == torch.inf, torch.nan, scores)
+    logsumexp = _logsumexp(scores, graph.query_index, graph.num_queries)
+    shift = torch.where(logsumexp == -torch.inf, 0.0, logsumexp)
+    return (scores - shift.index_select(1, graph.query_index)).exp()
+
+
+def _to_heads(rows: Tensor, heads: int) -> Tensor:
+    """Rows `(..., G, D)` for each of the heads that share them, `(..., H, D)`."""
+    key_heads = rows.shape[-2]
+    return rows if key_heads == heads else rows.repeat_interleave(heads // key_heads, dim=-2)
 
 
 def _scores(call: GraphCall, dtype: torch.dtype) -> Tensor:
