@@ -1,6 +1,8 @@
 """The compiled kernels of graph attention, called on tensors: plain functions without gradients.
 
-Every tensor is on the CPU and has a batch axis; float32 or float64.
+Every tensor is on the CPU and has a batch axis; float32 or float64. Sizes and dtypes are checked here once more, so
+that no call, however it came about, hands out a pointer to less than the kernel reads.
+
 Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
 """
 
@@ -15,11 +17,13 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
+from anyattention.errors import InvalidInputError
 
 __all__ = ["Settings", "attention", "attention_backward", "attention_weights", "edge_dot", "edge_sum", "edge_total"]
 
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
+_DTYPES = (torch.float32, torch.float64)
 _SCORES = {"Dot": 0, "Additive": 1, "Dynamic": 2}
 
 
@@ -138,6 +142,7 @@ def attention_weights(
     call = _call(query, key, value, vector, term, bias, None, graph, settings)
     weights = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
     logsumexp = logsumexp.contiguous()
+    _require_numbers("logsumexp", logsumexp, query.shape[:3], query.dtype)
     _run("graph_attention_weights", ctypes.byref(call.structure), logsumexp.data_ptr(), weights.data_ptr())
     return weights
 
@@ -164,11 +169,21 @@ def attention_backward(
     edges = (query.shape[0], graph[1].shape[0], query.shape[2])
     grad_term = query.new_empty(edges)
     grad_bias = None if bias is None else query.new_empty(edges)
-    gradients = [grad_output.contiguous(), None if grad_logsumexp is None else grad_logsumexp.contiguous()]
+    whole, by_query = (*query.shape[:3], value.shape[3]), query.shape[:3]
+    results = {
+        "output": (output, whole),
+        "logsumexp": (logsumexp, by_query),
+        "grad_output": (grad_output, whole),
+        "grad_logsumexp": (grad_logsumexp, by_query),
+    }
+    for name, (tensor, shape) in results.items():
+        if tensor is not None:
+            _require_numbers(name, tensor, shape, query.dtype)
+    kept = [None if tensor is None else tensor.contiguous() for tensor, _ in results.values()]
     _run(
         "graph_attention_backward",
         ctypes.byref(call.structure),
-        *map(_pointer, (output, logsumexp, *gradients)),
+        *map(_pointer, kept),
         *map(_pointer, (grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias)),
     )
     return grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias
@@ -180,6 +195,8 @@ def edge_dot(rows: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tensor:
     result = rows.new_empty(rows.shape[0], arrays[1].shape[0], rows.shape[2])
     if rows.shape[3] == 0 or result.numel() == 0:
         return result.zero_()
+    _require_numbers("rows", rows, (rows.shape[0], arrays[0].shape[0] - 1, *rows.shape[2:]), rows.dtype)
+    _require_numbers("columns", columns, (rows.shape[0], *columns.shape[1:3], rows.shape[3]), rows.dtype)
     call = _edge_call(rows.shape, columns.shape[1], columns.shape[2], arrays, rows.dtype)
     _run("edge_dot", ctypes.byref(call), rows.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
@@ -192,6 +209,8 @@ def edge_sum(weights: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tens
     result = weights.new_empty(shape)
     if result.numel() == 0:
         return result
+    _require_numbers("weights", weights, (shape[0], arrays[1].shape[0], shape[2]), weights.dtype)
+    _require_numbers("columns", columns, (shape[0], *columns.shape[1:3], shape[3]), weights.dtype)
     call = _edge_call(shape, columns.shape[1], columns.shape[2], arrays, weights.dtype)
     _run("edge_sum", ctypes.byref(call), weights.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
@@ -203,6 +222,7 @@ def edge_softmax(scores: Tensor, arrays: Sequence[Tensor], num_columns: int) -> 
     result = scores.new_empty(scores.shape)
     if result.numel() == 0:
         return result
+    _require_numbers("scores", scores, (scores.shape[0], arrays[1].shape[0], scores.shape[2]), scores.dtype)
     shape = (scores.shape[0], arrays[0].shape[0] - 1, scores.shape[2], 1)
     call = _edge_call(shape, num_columns, scores.shape[2], arrays, scores.dtype)
     _run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
@@ -215,6 +235,7 @@ def edge_total(numbers: Tensor, arrays: Sequence[Tensor], num_columns: int) -> T
     result = numbers.new_empty(numbers.shape[0], arrays[0].shape[0] - 1, numbers.shape[2])
     if result.numel() == 0:
         return result
+    _require_numbers("numbers", numbers, (numbers.shape[0], arrays[1].shape[0], numbers.shape[2]), numbers.dtype)
     call = _edge_call((*result.shape, 1), num_columns, result.shape[2], arrays, numbers.dtype)
     _run("edge_total", ctypes.byref(call), numbers.data_ptr(), result.data_ptr())
     return result
@@ -233,6 +254,7 @@ def _call(
 ) -> _Call:
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     vector = None if vector is None else vector.contiguous()
+    _require_call(query, key, value, vector, term, bias, graph)
     pointers = [array.data_ptr() for array in graph[:6]]
     structure = _AttentionCall(
         graph=_Graph(query.shape[1], key.shape[1], graph[1].shape[0], *pointers),
@@ -265,9 +287,59 @@ def _edge_call(
     shape: Sequence[int], num_columns: int, column_heads: int, arrays: Sequence[Tensor], dtype: torch.dtype
 ) -> _EdgeCall:
     batch, num_rows, heads, width = shape
+    _require_rows(arrays, num_rows, arrays[1].shape[0])
     rows = _Rows(num_rows, num_columns, arrays[1].shape[0], *(array.data_ptr() for array in arrays))
     threads = _native.num_threads()
     return _EdgeCall(rows, batch, heads, column_heads, width, threads, dtype == torch.float64)
+
+
+def _require_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    graph: Sequence[Tensor],
+) -> None:
+    """Raise unless the sizes of an attention call fit each other."""
+    batch, num_queries, heads, head_dim = query.shape
+    num_keys, key_heads, num_edges = key.shape[1], key.shape[2], graph[1].shape[0]
+    _require_rows(graph[:3], num_queries, num_edges)
+    _require_rows(graph[3:6], num_keys, num_edges)
+    edges = (batch, num_edges, heads)
+    for name, tensor, shape in (
+        ("query", query, query.shape),
+        ("key", key, (batch, num_keys, key_heads, head_dim)),
+        ("value", value, (batch, num_keys, key_heads, value.shape[3])),
+        ("vector", vector, (heads, head_dim)),
+        ("term", term, edges),
+        ("bias", bias, edges),
+    ):
+        if tensor is not None:
+            _require_numbers(name, tensor, shape, query.dtype)
+
+
+def _require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> None:
+    """Raise unless the arrays are as long as the kernels take them for; what is in them, the kernels compare."""
+    for array, size in zip(arrays, (num_rows + 1, num_edges, num_edges), strict=True):
+        fits = array.dtype == torch.int64 and array.shape == (size,)
+        if not fits or array.device.type != "cpu" or not array.is_contiguous():
+            raise InvalidInputError(
+                argument="graph",
+                expected=f"arrays of contiguous int64 on the CPU, here ({size},)",
+                actual=f"{array.dtype} on {array.device}, {tuple(array.shape)}",
+            )
+
+
+def _require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise unless a tensor has the shape and the dtype that its pointer is read with."""
+    if tensor.shape != tuple(shape) or tensor.dtype != dtype or dtype not in _DTYPES or tensor.device.type != "cpu":
+        raise InvalidInputError(
+            argument=name,
+            expected=f"{dtype if dtype in _DTYPES else 'float32 or float64'} on cpu, {tuple(shape)}",
+            actual=f"{tensor.dtype} on {tensor.device}, {tuple(tensor.shape)}",
+        )
 
 
 def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
