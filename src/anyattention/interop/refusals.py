@@ -1,0 +1,135 @@
+"""Why a layer leaves a call to PyTorch Geometric's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch_geometric.nn import Linear
+from torch_geometric.nn.aggr import SumAggregation
+
+__all__ = ["call_refusal", "is_plain"]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_METHODS = ("message", "edge_update", "aggregate", "update", "message_and_aggregate", "propagate", "edge_updater")
+_HOOKS = tuple(
+    f"_{method}_forward_{kind}"
+    for method in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    for kind in ("pre_hooks", "hooks")
+)
+_LINEAR_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def call_refusal(
+    layer: Any, ours: type, nodes: Sequence[Any], edge_index: Any, edge_attr: Any, folded: Sequence[nn.Module | None]
+) -> str | None:
+    """Why the parent's forward runs a call; None where ours does.
+
+    Args:
+        layer: a layer of class `ours`, or of a subclass.
+        nodes: source features, and target features where there are any.
+        folded: the projections whose weight is read without calling them.
+    """
+    # First, so that a compiler that traces this sees nothing else of it.
+    if torch.compiler.is_compiling():
+        return "torch.compile or torch.export is tracing"
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
+        return "torch.jit is tracing"
+    return (
+        _layer_refusal(layer, ours)
+        or _edge_index_refusal(edge_index)
+        or _features_refusal(layer, nodes, edge_index, edge_attr)
+        or _projection_refusal(layer, folded)
+    )
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a projection does nothing but multiply by its weight and add its bias."""
+    if type(linear) is not Linear or "forward" in vars(linear):
+        return False
+    return not any(getattr(linear, hooks) for hooks in _LINEAR_HOOKS)
+
+
+def _layer_refusal(layer: Any, ours: type) -> str | None:
+    if layer.explain:
+        return "an explainer is at work (explain=True)"
+    for hooks in _HOOKS:
+        if getattr(layer, hooks):
+            return f"a hook is registered ({hooks.removeprefix('_').removesuffix('s')})"
+    overridden = _overridden(layer, ours)
+    if overridden is not None:
+        return f"{type(layer).__name__} overrides {overridden}"
+    if layer.flow != "source_to_target":
+        return f"flow={layer.flow!r}"
+    if layer.node_dim != 0:
+        return f"node_dim={layer.node_dim}"
+    if layer.decomposed_layers != 1:
+        return f"decomposed_layers={layer.decomposed_layers}"
+    if type(layer.aggr_module) is not SumAggregation:
+        return f"the aggregation is {layer.aggr_module}, not a sum"
+    if layer.training and not 0.0 <= layer.dropout < 1.0:
+        return f"dropout={layer.dropout}"
+    return None
+
+
+def _overridden(layer: Any, ours: type) -> str | None:
+    """A step of message passing that a subclass, or the instance, does in its own way."""
+    kinds = type(layer).__mro__
+    for kind in kinds[: kinds.index(ours)]:
+        for name in _METHODS:
+            own = kind.__dict__.get(name)
+            # PyTorch Geometric puts generated functions there, of a module named after the class.
+            if own is not None and not own.__module__.startswith(f"{kind.__module__}_{kind.__name__}"):
+                return name
+    # `propagate` is there after an explanation: PyTorch Geometric's own again.
+    for name in _METHODS[:-2]:
+        if name in vars(layer):
+            return name
+    return None
+
+
+def _edge_index_refusal(edge_index: Any) -> str | None:
+    if type(edge_index) is not Tensor or edge_index.layout != torch.strided:
+        layout = f" of layout {edge_index.layout}" if type(edge_index) is Tensor else ""
+        return f"edge_index is a {type(edge_index).__name__}{layout}"
+    if edge_index.dtype != torch.int64 or edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        return f"edge_index is {edge_index.dtype} of shape {tuple(edge_index.shape)}, not int64 of shape (2, edges)"
+    if edge_index.device.type != "cpu":
+        return f"edge_index is on {edge_index.device}"
+    return None
+
+
+def _features_refusal(layer: Any, nodes: Sequence[Any], edge_index: Tensor, edge_attr: Any) -> str | None:
+    named: list[tuple[str, Any]] = list(zip(("x_source", "x_target"), nodes, strict=False))
+    if edge_attr is not None:
+        named.append(("edge_attr", edge_attr))
+    for name, features in named:
+        if type(features) not in (Tensor, nn.Parameter) or features.layout != torch.strided:
+            return f"{name} is not a plain dense tensor"
+        if features.device.type != "cpu":
+            return f"{name} is on {features.device}"
+        if features.dtype not in _DTYPES:
+            return f"{name} is {features.dtype}"
+        if features.ndim != 2:
+            return f"{name} has {features.ndim} axes"
+    if edge_attr is not None and edge_attr.shape[0] != edge_index.shape[1]:
+        return f"edge_attr has {edge_attr.shape[0]} rows for {edge_index.shape[1]} edges"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    for name, parameter in layer.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            return f"{name} gets its size from the first call"
+        for given, features in named:
+            if features.dtype != parameter.dtype:
+                return f"{given} is {features.dtype} and {name} {parameter.dtype}"
+    return None
+
+
+def _projection_refusal(layer: Any, folded: Sequence[nn.Module | None]) -> str | None:
+    for name, linear in layer.named_children():
+        if any(linear is each for each in folded) and not is_plain(linear):
+            return f"{name} has hooks or is no plain Linear"
+    return None
