@@ -5,7 +5,7 @@ WORKLOAD ?= dense
 
 BIN := .venv/bin
 # What an installation depends on; Python files need none, since it is editable.
-BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
 # pip reads its settings from the environment, PIP_INDEX_URL for one; `make NAME=value` sets
 # them too. The versions in constraints.txt also bind the isolated build: older pips take
@@ -16,13 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The libraries of the CPU levels are compiled side by side.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check sanitize bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a small model on the handwritten digits that scikit-learn ships"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint and type checks"
+	@echo "make sanitize   run the kernels on random graphs under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   run a benchmark: make bench WORKLOAD=$(WORKLOAD)"
 	@echo "make setup   install everything for development into .venv"
 	@echo "make clean   remove .venv, builds and caches"
@@ -44,6 +45,25 @@ check: .venv/installed-dev
 	@$(BIN)/ruff check .
 	@echo "Checking the types."
 	@$(BIN)/pyright
+
+# Needs g++ and its sanitizers, and nothing of .venv. SEED=n draws other graphs.
+SANITIZE_SECONDS ?= 30
+SEED ?= 0
+SANITIZE := -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fopenmp -fno-math-errno -fno-trapping-math \
+  -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZED := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(wildcard csrc/*.cpp csrc/tests/*.cpp))
+
+sanitize: build/sanitize/properties
+	@echo "Running the kernels under AddressSanitizer and UndefinedBehaviorSanitizer."
+	@build/sanitize/properties $(SANITIZE_SECONDS) $(SEED)
+
+build/sanitize/properties: $(SANITIZED)
+	@$(CXX) $(SANITIZE) $^ -o $@
+
+build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h)
+	@echo "Compiling $< with sanitizers."
+	@mkdir -p $(@D)
+	@$(CXX) $(SANITIZE) -DANYATTENTION_VERSION='"sanitize"' -DANYATTENTION_LEVEL='"baseline"' -c $< -o $@
 
 bench: .venv/installed-bench
 	@echo "Running the benchmark $(WORKLOAD)."

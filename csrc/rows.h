@@ -53,8 +53,9 @@ inline int thread_number() {
 }
 
 struct CompressedRows : anyattention_rows {
-  // Whether the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
+  // Whether the arrays are there and the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
   bool offsets_are_valid() const {
+    if (!offsets || (num_edges > 0 && (!columns || !edges))) return false;
     if (offsets[0] != 0 || offsets[num_rows] != num_edges) return false;
     for (int64_t r = 0; r < num_rows; ++r) {
       if (offsets[r] > offsets[r + 1]) return false;
@@ -62,7 +63,7 @@ struct CompressedRows : anyattention_rows {
     return true;
   }
   bool slot_is_valid(int64_t slot) const {
-    return static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
+    return slot < num_edges && static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
            static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
   }
 };

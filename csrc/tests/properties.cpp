@@ -1,0 +1,276 @@
+// Drives every exported function over random graphs, for a build with AddressSanitizer and
+// UndefinedBehaviorSanitizer: `make sanitize`. Every array is its own allocation of exactly its size, so that one step
+// outside is seen. Half of the rounds plant a fault in the graph's arrays, which must be refused.
+//
+//   properties SECONDS [SEED]
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../anyattention.h"
+
+namespace {
+
+std::mt19937_64 generator;
+
+int64_t up_to(int64_t last) { return std::uniform_int_distribution<int64_t>(0, last)(generator); }
+bool chance(double probability) { return std::uniform_real_distribution<double>(0, 1)(generator) < probability; }
+template <class T>
+T one_of(const std::vector<T> &choices) {
+  return choices[static_cast<std::size_t>(up_to(static_cast<int64_t>(choices.size()) - 1))];
+}
+
+void require(bool holds, const char *what, long long detail = 0) {
+  if (holds) return;
+  std::fprintf(stderr, "failed: %s (%lld)\n", what, detail);
+  std::exit(1);
+}
+
+// Exactly `count` numbers on the heap; null where there are none, as torch has it.
+template <class T>
+struct Array {
+  std::unique_ptr<T[]> numbers;
+  int64_t count = 0;
+
+  explicit Array(int64_t n) : numbers(n > 0 ? new T[static_cast<std::size_t>(n)]() : nullptr), count(n) {}
+  T *get() const { return numbers.get(); }
+  T &operator[](int64_t i) const { return numbers[static_cast<std::size_t>(i)]; }
+};
+
+// Numbers of either type, now and then one that is not finite.
+struct Numbers {
+  bool is_double;
+  Array<float> floats;
+  Array<double> doubles;
+
+  Numbers(bool doubled, int64_t count) : is_double(doubled), floats(doubled ? 0 : count), doubles(doubled ? count : 0) {
+    std::normal_distribution<double> normal;
+    const double odd[] = {NAN, INFINITY, -INFINITY, 1e30, 0};
+    const bool has_odd = chance(0.2);
+    for (int64_t i = 0; i < count; ++i) {
+      const double x = has_odd && chance(0.02) ? odd[up_to(4)] : normal(generator);
+      doubled ? doubles[i] = x : floats[i] = static_cast<float>(x);
+    }
+  }
+  void *get() const { return is_double ? static_cast<void *>(doubles.get()) : static_cast<void *>(floats.get()); }
+};
+
+struct Graph {
+  int64_t num_queries, num_keys, num_edges;
+  Array<int64_t> query_offsets, keys_by_query, edges_by_query, key_offsets, queries_by_key, edges_by_key;
+
+  Graph(int64_t queries, int64_t keys, int64_t edges)
+      : num_queries(queries),
+        num_keys(keys),
+        num_edges(edges),
+        query_offsets(queries + 1),
+        keys_by_query(edges),
+        edges_by_query(edges),
+        key_offsets(keys + 1),
+        queries_by_key(edges),
+        edges_by_key(edges) {}
+
+  anyattention_graph fields() const {
+    return {num_queries,         num_keys,          num_edges,           query_offsets.get(), keys_by_query.get(),
+            edges_by_query.get(), key_offsets.get(), queries_by_key.get(), edges_by_key.get()};
+  }
+  anyattention_rows rows(bool flip) const {
+    if (flip) return {num_keys, num_queries, num_edges, key_offsets.get(), queries_by_key.get(), edges_by_key.get()};
+    return {num_queries, num_keys, num_edges, query_offsets.get(), keys_by_query.get(), edges_by_query.get()};
+  }
+};
+
+// Duplicates and isolated nodes come by themselves; now and then one query has a large part of the edges.
+Graph random_graph(bool large) {
+  const int64_t queries = chance(0.05) ? 0 : 1 + up_to(large ? 900 : 12);
+  const int64_t keys = chance(0.05) ? 0 : 1 + up_to(large ? 700 : 12);
+  const int64_t most = large ? 40000 : 60;
+  const int64_t edges = queries == 0 || keys == 0 || chance(0.05) ? 0 : up_to(most);
+  Array<int64_t> query_index(edges), key_index(edges);
+  const double skew = chance(0.4) ? 0.5 : 0.0;
+  for (int64_t e = 0; e < edges; ++e) {
+    query_index[e] = chance(skew) ? queries / 2 : up_to(queries - 1);
+    key_index[e] = chance(skew) ? keys / 3 : up_to(keys - 1);
+  }
+  Graph graph(queries, keys, edges);
+  int64_t bad = 0;
+  const int64_t threads = 1 + up_to(2);
+  const int32_t by_query = anyattention_compressed_rows(query_index.get(), key_index.get(), edges, queries, keys, threads,
+                                                        graph.query_offsets.get(), graph.keys_by_query.get(),
+                                                        graph.edges_by_query.get(), &bad);
+  require(by_query == ANYATTENTION_OK && bad == -1, "rows of queries", by_query);
+  const int32_t by_key = anyattention_compressed_rows(key_index.get(), query_index.get(), edges, keys, queries, threads,
+                                                      graph.key_offsets.get(), graph.queries_by_key.get(),
+                                                      graph.edges_by_key.get(), &bad);
+  require(by_key == ANYATTENTION_OK && bad == -1, "rows of keys", by_key);
+  if (edges > 0) {
+    Array<int64_t> &broken = chance(0.5) ? query_index : key_index;
+    const int64_t position = up_to(edges - 1);
+    broken[position] = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40, &broken == &key_index ? keys : queries});
+    const int32_t status = anyattention_compressed_rows(query_index.get(), key_index.get(), edges, queries, keys, threads,
+                                                        Array<int64_t>(queries + 1).get(), Array<int64_t>(edges).get(),
+                                                        Array<int64_t>(edges).get(), &bad);
+    require(status == ANYATTENTION_OUT_OF_RANGE && bad == position, "a bad edge is named", status);
+  }
+  return graph;
+}
+
+// Spoils one direction of the graph; returns whether it could.
+bool plant_fault(Graph &graph, bool of_keys) {
+  const Array<int64_t> &offsets = of_keys ? graph.key_offsets : graph.query_offsets;
+  const int64_t rows = offsets.count - 1, edges = graph.num_edges;
+  const int64_t wild = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40});
+  const int64_t kind = up_to(4);
+  if (kind < 2) {
+    if (edges == 0) return false;
+    const Array<int64_t> &columns = of_keys ? graph.queries_by_key : graph.keys_by_query;
+    const Array<int64_t> &ids = of_keys ? graph.edges_by_key : graph.edges_by_query;
+    const int64_t limit = kind == 1 ? edges : of_keys ? graph.num_queries : graph.num_keys;
+    (kind == 1 ? ids : columns)[up_to(edges - 1)] = chance(0.5) ? limit : wild;
+  } else if (kind == 2) {
+    offsets[rows] += one_of<int64_t>({-1, 1, 1000});
+  } else if (kind == 3) {
+    offsets[0] = one_of<int64_t>({-1, 1, INT64_MIN});
+  } else {
+    if (rows < 2 || edges == 0) return false;
+    offsets[1 + up_to(rows - 2)] = chance(0.5) ? edges + 1 : wild;
+  }
+  return true;
+}
+
+void drive_primitives(const Graph &graph, bool flip, bool faulty) {
+  const bool is_double = chance(0.5);
+  const int64_t column_heads = 1 + up_to(3), heads = column_heads * (1 + up_to(2));
+  const int64_t width = one_of<int64_t>({1, 3, 7, 8, 16, 32, 40, 64}), batch = chance(0.1) ? 0 : 1 + up_to(1);
+  const anyattention_rows rows = graph.rows(flip);
+  const anyattention_edge_call call{rows, batch, heads, column_heads, width, 1 + up_to(2), is_double};
+  const Numbers left(is_double, batch * rows.num_rows * heads * width);
+  const Numbers right(is_double, batch * rows.num_columns * column_heads * width);
+  const Numbers edges(is_double, batch * rows.num_edges * heads);
+  const Numbers by_edge(is_double, batch * rows.num_edges * heads), by_row(is_double, batch * rows.num_rows * heads);
+  const int32_t statuses[] = {
+      anyattention_edge_dot(&call, left.get(), right.get(), by_edge.get()),
+      anyattention_edge_sum(&call, edges.get(), right.get(), left.get()),
+      anyattention_edge_softmax(&call, edges.get(), by_edge.get()),
+      anyattention_edge_total(&call, edges.get(), by_row.get()),
+  };
+  for (const int32_t status : statuses) {
+    require((status == ANYATTENTION_OK) == (!faulty || (batch == 0 && status == ANYATTENTION_OK)), "a primitive", status);
+  }
+}
+
+// Numbers per edge and head, with axes that are broadcast or further apart than they need be.
+struct Strided {
+  Numbers numbers;
+  anyattention_edge_numbers fields;
+
+  static Strided random(bool is_double, int64_t batch, int64_t edges, int64_t heads) {
+    const int64_t head = chance(0.3) ? 0 : 1 + up_to(1), edge = chance(0.3) ? 0 : heads * 2;
+    const int64_t each = chance(0.3) ? 0 : edges * heads * 2;
+    const int64_t count = batch * edges == 0 ? 0 : (batch - 1) * each + (edges - 1) * edge + (heads - 1) * head + 1;
+    Strided strided{Numbers(is_double, count), {}};
+    for (int64_t i = 0; i < count; ++i) {
+      if (!chance(0.1)) continue;
+      is_double ? strided.numbers.doubles[i] = -INFINITY : strided.numbers.floats[i] = -INFINITY;
+    }
+    strided.fields = {chance(0.3) ? nullptr : strided.numbers.get(), each, edge, head};
+    return strided;
+  }
+};
+
+void drive_attention(const Graph &graph, bool faulty) {
+  const bool is_double = chance(0.5), normalize = chance(0.7);
+  const int32_t score = static_cast<int32_t>(up_to(2));
+  const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
+  const std::vector<int64_t> widths{1, 3, 7, 8, 16, 32, 40, 64};
+  const int64_t value_dim = one_of(widths);
+  const int64_t head_dim = score == ANYATTENTION_ADDITIVE ? 1 : chance(0.5) ? value_dim : one_of(widths);
+  const int64_t batch = chance(0.05) ? 0 : 1 + up_to(1);
+  const int64_t queries = graph.num_queries, keys = graph.num_keys, edges = graph.num_edges;
+  const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
+  const Numbers query = numbers(batch * queries * heads * head_dim), key = numbers(batch * keys * key_heads * head_dim);
+  const Numbers value = numbers(batch * keys * key_heads * value_dim), vector = numbers(heads * head_dim);
+  const Strided term = Strided::random(is_double, batch, edges, heads);
+  const Strided bias = Strided::random(is_double, batch, edges, heads);
+  const anyattention_graph_attention call{
+      graph.fields(), batch, heads, key_heads, head_dim, value_dim, 1 + up_to(2), up_to(INT64_MAX),
+      is_double, score, normalize, 0.7, chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
+      query.get(), key.get(), value.get(), score == ANYATTENTION_DYNAMIC ? vector.get() : nullptr,
+      term.fields, bias.fields};
+
+  const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
+  const Numbers weights = numbers(batch * edges * heads);
+  const Numbers grad_output = numbers(output.is_double ? output.doubles.count : output.floats.count);
+  const Numbers grad_logsumexp = numbers(batch * queries * heads);
+  const Numbers grad_query = numbers(batch * queries * heads * head_dim);
+  const Numbers grad_key = numbers(batch * keys * key_heads * head_dim);
+  const Numbers grad_value = numbers(batch * keys * key_heads * value_dim), grad_vector = numbers(heads * head_dim);
+  const Numbers grad_raw = numbers(batch * edges * heads), grad_score = numbers(batch * edges * heads);
+  const int32_t statuses[] = {
+      anyattention_graph_attention_forward(&call, output.get(), logsumexp.get()),
+      anyattention_graph_attention_weights(&call, logsumexp.get(), weights.get()),
+      anyattention_graph_attention_backward(
+          &call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
+          grad_query.get(), grad_key.get(), grad_value.get(),
+          score == ANYATTENTION_DYNAMIC ? grad_vector.get() : nullptr, grad_raw.get(),
+          chance(0.5) ? nullptr : grad_score.get()),
+  };
+  // The forward reads the rows of queries only: of a fault in those of keys it may see nothing.
+  for (const int32_t status : statuses) {
+    require(faulty || status == ANYATTENTION_OK, "attention refused a sound graph", status);
+  }
+  require(!faulty || batch == 0 || statuses[2] != ANYATTENTION_OK, "attention took a fault", statuses[2]);
+}
+
+void refuse_arguments() {
+  anyattention_edge_call call{};
+  const Array<int64_t> offsets(1);
+  call.rows.offsets = offsets.get();
+  call.heads = call.column_heads = call.width = call.num_threads = call.batch = 1;
+  require(anyattention_edge_total(&call, nullptr, nullptr) == ANYATTENTION_OK, "no rows at all");
+  for (int64_t anyattention_edge_call::*field : {&anyattention_edge_call::heads, &anyattention_edge_call::column_heads,
+                                                &anyattention_edge_call::width, &anyattention_edge_call::num_threads}) {
+    anyattention_edge_call wrong = call;
+    wrong.*field = 0;
+    require(anyattention_edge_dot(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
+  }
+  anyattention_edge_call wrong = call;
+  wrong.rows.offsets = nullptr;
+  require(anyattention_edge_softmax(&wrong, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no offsets");
+  wrong = call;
+  wrong.rows.num_edges = -1;
+  require(anyattention_edge_sum(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
+  require(anyattention_edge_total(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  require(anyattention_graph_attention_forward(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_graph_attention empty{};
+  require(anyattention_graph_attention_forward(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
+  generator.seed(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0);
+  refuse_arguments();
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [start] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  int64_t rounds = 0, faults = 0;
+  for (; elapsed() < seconds; ++rounds) {
+    Graph graph = random_graph(rounds % 16 == 0);
+    const bool of_keys = chance(0.5), faulty = chance(0.5) && plant_fault(graph, of_keys);
+    faults += faulty;
+    drive_primitives(graph, of_keys, faulty);
+    drive_attention(graph, faulty);
+  }
+  std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
+              elapsed(), static_cast<long long>(faults));
+  return 0;
+}
