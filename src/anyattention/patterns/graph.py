@@ -371,4 +371,9 @@ _pytree.register_pytree_node(
     lambda graph: (_parts(graph), None),
     lambda parts, _: Graph(*parts),
     serialized_type_name="anyattention.Graph",
+    # For torch.export, which names its inputs.
+    flatten_with_keys_fn=lambda graph: (
+        [(_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)],
+        None,
+    ),
 )

@@ -28,6 +28,7 @@ from anyattention.patterns import Graph
 __all__ = [
     "arrays_of",
     "attention",
+    "attention_weights",
     "edge_dot",
     "edge_scores",
     "edge_softmax",
@@ -36,10 +37,9 @@ __all__ = [
     "edge_total",
 ]
 
-_ATTENTION = (
-    "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? term, Tensor? bias, Tensor? seed, Tensor[] graph,"
-    " str score, bool normalize, float scale, float softcap, float negative_slope, float dropout"
-)
+_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? term, Tensor? bias"
+_NUMBERS = "str score, bool normalize, float scale, float softcap, float negative_slope, float dropout"
+_ATTENTION = f"{_TENSORS}, Tensor? seed, Tensor[] graph, {_NUMBERS}"
 _library = torch.library.Library("anyattention", "FRAGMENT")
 # What a backward returns for the arrays of the graph.
 _NO_GRAPH = [None] * 8
@@ -101,6 +101,23 @@ def attention(
     """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; see `kernels.attention`."""
     return torch.ops.anyattention.graph_attention(
         query, key, value, vector, term, bias, seed, list(graph), *_numbers(settings)
+    )
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor | None,
+    term: Tensor | None,
+    bias: Tensor | None,
+    logsumexp: Tensor,
+    graph: Sequence[Tensor],
+    settings: Settings,
+) -> Tensor:
+    """Weights `(B, E, H)` before dropout, without gradients; see `kernels.attention_weights`."""
+    return torch.ops.anyattention.graph_attention_weights(
+        query, key, value, vector, term, bias, logsumexp, list(graph), *_numbers(settings)
     )
 
 
@@ -321,9 +338,8 @@ def _attention_backward_shapes(
     *settings: Any,
 ) -> list[Tensor]:
     edges = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
-    none = query.new_empty(0)
-    by_vector = none if vector is None else vector.new_empty(vector.shape)
-    by_bias = none if bias is None else edges.new_empty(edges.shape)
+    by_vector = query.new_empty(0 if vector is None else vector.shape)
+    by_bias = query.new_empty(0 if bias is None else edges.shape)
     return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, edges, by_bias]
 
 
@@ -422,6 +438,13 @@ _define(
     _run_attention,
     _attention_shapes,
     _attention_gradients,
+)
+_define(
+    "graph_attention_weights",
+    f"{_TENSORS}, Tensor logsumexp, Tensor[] graph, {_NUMBERS}) -> Tensor",
+    lambda *arguments: kernels.attention_weights(*arguments[:8], settings=Settings(*arguments[8:])),
+    lambda query, *rest: query.new_empty(query.shape[0], rest[6][1].shape[0], query.shape[2]),
+    None,
 )
 _define(
     "graph_attention_backward",

@@ -12,6 +12,7 @@ from anyattention import _native
 from anyattention.ops.graph.autograd import (
     arrays_of,
     attention,
+    attention_weights,
     edge_dot,
     edge_scores,
     edge_spread,
@@ -19,7 +20,7 @@ from anyattention.ops.graph.autograd import (
     edge_total,
 )
 from anyattention.ops.graph.call import GraphCall
-from anyattention.ops.graph.kernels import Settings, attention_weights
+from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
 from anyattention.scores import Additive, Dynamic
 
