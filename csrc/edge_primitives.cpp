@@ -30,8 +30,8 @@ struct EdgeCall {
     return numbers + b * rows.num_edges * H;
   }
   const T *column(const T *columns, int64_t j) const { return columns + (b * rows.num_columns + j) * G * D; }
-  void prefetch(const T *columns, int64_t s, int64_t end) const {
-    if (s + kPrefetch < end) {
+  void prefetch(const T *columns, int64_t s) const {
+    if (rows.slot_is_valid(s + kPrefetch)) {
       prefetch_row(column(columns, rows.columns[s + kPrefetch]), G * D * static_cast<int64_t>(sizeof(T)));
     }
   }
@@ -66,7 +66,7 @@ struct EdgeDot : EdgeCall<T> {
     const T *row = left + i * H * D;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(right, s, end);
+      this->prefetch(right, s);
       const T *column = this->column(right, rows.columns[s]);
       T *out = result + rows.edges[s] * H;
       for (int64_t h = 0; h < H; ++h) {
@@ -99,7 +99,7 @@ struct EdgeSum : EdgeCall<T> {
     if (!this->slots_are_valid(begin, end)) return false;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(columns, s, end);
+      this->prefetch(columns, s);
       const T *column = this->column(columns, rows.columns[s]), *weight = weights + rows.edges[s] * H;
       for (int64_t h = 0; h < H; ++h) {
         if (weight[h] == 0) continue;

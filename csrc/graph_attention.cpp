@@ -18,6 +18,7 @@ namespace anyattention {
 namespace {
 
 constexpr int64_t kPrefetch = 6;  // slots ahead
+constexpr int64_t kTile = 16;     // slots whose rows stay in the first cache while each head reads its part
 
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
@@ -127,11 +128,14 @@ struct Call {
       return;
     }
     const int64_t d = channels<DW>(D);
-    for (int64_t h = 0; h < H; ++h) {
-      const T *qh = q + h * d, *kh = k + (G == H ? h : h / group) * d;
-      raw[h] = Score == ANYATTENTION_DOT ? dot<DW>(qh, kh, d) : rectified_dot<DW>(vector + h * d, qh, kh, slope, d);
-      derivative[h] = 1;
+    if (Score == ANYATTENTION_DOT) {
+      head_dots<DW>(q, k, H, group, d, raw);
+    } else {
+      for (int64_t h = 0; h < H; ++h) {
+        raw[h] = rectified_dot<DW>(vector + h * d, q + h * d, k + (G == H ? h : h / group) * d, slope, d);
+      }
     }
+    each_head(H, [=](int64_t h) { derivative[h] = 1; });
     if (Score == ANYATTENTION_DOT && term.data) {
       for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
     }
@@ -139,20 +143,38 @@ struct Call {
 
   // Weights from scores less `shift` (the logsumexp, or a row's largest score), for `count` edges of H heads.
   void weights(T *score, const T *shift, int64_t count) const {
-    if (!normalize) {
-      for (int64_t n = 0; n < count * H; ++n) score[n] = sigmoid(score[n]);
-      return;
-    }
-    for (int64_t n = 0; n < count; ++n) {
+    for (int64_t n = 0; normalize && n < count; ++n) {
       T *row = score + n * H;
       each_head(H, [=](int64_t h) { row[h] -= shift[h]; });
     }
-    exponentials(score, count * H);
+    to_weights(score, count);
+  }
+
+  // Weights from scores that are shifted already.
+  void to_weights(T *score, int64_t count) const {
+    if (normalize) {
+      exponentials(score, count * H);
+    } else {
+      for (int64_t n = 0; n < count * H; ++n) score[n] = sigmoid(score[n]);
+    }
   }
 
   static T sigmoid(T x) {
     const T small = std::exp(x > 0 ? -x : x);
     return (x > 0 ? T{1} : small) / (1 + small);
+  }
+
+  // accumulator += sum over a tile's slots of weights[n * H] * (tile[n] + offset), leaving out hidden edges: 0 x NaN.
+  template <int W>
+  void add_visible(int64_t h, const int64_t *edges, T *accumulator, const T *weights, const T *const *tile,
+                   int64_t offset, int64_t count, int64_t width) const {
+    if (!bias.data) {
+      add_weighted_rows<W>(accumulator, weights, H, tile, offset, count, width);
+      return;
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      if (!hides(edges[n], h)) add_scaled<W>(accumulator, weights[n * H], tile[n] + offset, width);
+    }
   }
 
   void keep(int64_t e, T *factors) const {
@@ -194,7 +216,7 @@ struct Forward : Call<T, Score, DW, CW> {
       if (!rows.slot_is_valid(s)) return false;
     }
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < end) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
         const int64_t next = rows.columns[s + kPrefetch];
         prefetch_row(key + next * key_width, key_width * static_cast<int64_t>(sizeof(T)));
         prefetch_row(value + next * value_width, value_width * static_cast<int64_t>(sizeof(T)));
@@ -207,17 +229,21 @@ struct Forward : Call<T, Score, DW, CW> {
     this->weights(score, shift, end - begin);
     for (int64_t s = begin; s < end; ++s) {
       T *row = score + (s - begin) * H;
-      const int64_t e = rows.edges[s];
       each_head(H, [=](int64_t h) { sum[h] += row[h]; });
       if (drops) {
-        this->keep(e, factors);
-        for (int64_t h = 0; h < H; ++h) row[h] *= factors[h];
+        this->keep(rows.edges[s], factors);
+        each_head(H, [=](int64_t h) { row[h] *= factors[h]; });
       }
-      const T *v = value + rows.columns[s] * value_width;
-      const int64_t c = channels<CW>(C);
+    }
+    const int64_t c = channels<CW>(C);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t count = std::min(kTile, end - first);
+      const T *tile[kTile];
+      for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[first + n] * value_width;
       for (int64_t h = 0; h < H; ++h) {
-        if (this->hides(e, h)) continue;
-        add_scaled<CW>(out + h * c, row[h], v + (G == H ? h : h / group) * c, c);
+        const T *weight = score + (first - begin) * H + h;
+        this->template add_visible<CW>(h, rows.edges + first, out + h * c, weight, tile, (G == H ? h : h / group) * c,
+                                       count, c);
       }
     }
     return true;
@@ -306,64 +332,86 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 
   int64_t vector_size() const { return Score == ANYATTENTION_DYNAMIC ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
-  int64_t scratch_size() const { return 6 * H + 128; }
+  int64_t scratch_size() const { return 4 * kTile * H + 192; }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
 
   bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
-    T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
-    T *p = scratch, *derivative = p + H + 32, *factors = derivative + H, *gp = factors + H;
-    const int64_t query_width = this->query_width(), output_width = this->output_width();
-    const T *k = key + j * this->key_width(), *v = value + j * this->value_width();
-    const int64_t d = channels<DW>(D), c = channels<CW>(C);
     for (int64_t s = begin; s < end; ++s) {
       if (!rows.slot_is_valid(s)) return false;
     }
-    for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < end) {
-        const int64_t next = rows.columns[s + kPrefetch], bytes = static_cast<int64_t>(sizeof(T));
-        prefetch_row(query + next * query_width, query_width * bytes);
-        prefetch_row(grad_output + next * output_width, output_width * bytes);
-        prefetch_row(shift + next * H, H * bytes);
-        prefetch_row(delta + next * H, H * bytes);
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H, 1);
-      }
-      const int64_t i = rows.columns[s], e = rows.edges[s];
-      const T *q = query + i * query_width, *go = grad_output + i * output_width;
-      this->template scores<true>(q, k, e, p, derivative);
-      this->weights(p, shift + i * H, 1);
-      for (int64_t h = 0; h < H; ++h) gp[h] = dot<CW>(go + h * c, v + (G == H ? h : h / group) * c, c);
-      if (drops) {
-        this->keep(e, factors);
-        for (int64_t h = 0; h < H; ++h) gp[h] *= factors[h];
-      }
-      T *raw = grad_raw + e * H;
-      const T *deltas = delta + i * H;
+    for (int64_t first = begin; first < end; first += kTile) {
+      add_tile(j, first, std::min(kTile, end - first), accumulator, scratch);
+    }
+    return true;
+  }
+
+  void add_tile(int64_t j, int64_t first, int64_t count, T *accumulator, T *scratch) const {
+    T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
+    T *p = scratch, *gp = p + kTile * H + 32, *derivative = gp + kTile * H, *factors = derivative + kTile * H;
+    const int64_t query_width = this->query_width(), output_width = this->output_width();
+    const T *k = key + j * this->key_width(), *v = value + j * this->value_width();
+    const int64_t d = channels<DW>(D), c = channels<CW>(C), *edges = rows.edges + first;
+    const T *queries[kTile], *grads[kTile];
+    for (int64_t n = 0; n < count; ++n) {
+      prefetch(first + n + kPrefetch);
+      const int64_t i = rows.columns[first + n];
+      queries[n] = query + i * query_width;
+      grads[n] = grad_output + i * output_width;
+      T *score = p + n * H;
+      this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
+      const T *shifts = shift + i * H;
+      each_head(H, [=](int64_t h) { score[h] -= shifts[h]; });
+      head_dots<CW>(grads[n], v, H, group, c, gp + n * H);
+    }
+    this->to_weights(p, count);
+    if (drops) {
+      for (int64_t n = 0; n < count; ++n) this->keep(edges[n], factors + n * H);
+      for (int64_t n = 0; n < count * H; ++n) gp[n] *= factors[n];
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      T *g = gp + n * H, *raw = grad_raw + edges[n] * H;
+      const T *weight = p + n * H, *deltas = delta + rows.columns[first + n] * H, *slopes = derivative + n * H;
       if (normalize) {
-        each_head(H, [=](int64_t h) { gp[h] = p[h] * (gp[h] - deltas[h]); });
+        each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
-        each_head(H, [=](int64_t h) { gp[h] = p[h] * (1 - p[h]) * gp[h]; });
+        each_head(H, [=](int64_t h) { g[h] = weight[h] * (1 - weight[h]) * g[h]; });
       }
       if (this->bias.data) {
-        for (int64_t h = 0; h < H; ++h) gp[h] = this->hides(e, h) ? T{0} : gp[h];
+        for (int64_t h = 0; h < H; ++h) g[h] = this->hides(edges[n], h) ? T{0} : g[h];
       }
-      if (grad_score) std::copy_n(gp, H, grad_score + e * H);
-      each_head(H, [=](int64_t h) { raw[h] = gp[h] * derivative[h]; });
+      if (grad_score) std::copy_n(g, H, grad_score + edges[n] * H);
+      each_head(H, [=](int64_t h) { g[h] *= slopes[h]; });
+      std::copy_n(g, H, raw);
+    }
+    if (drops) {
+      for (int64_t n = 0; n < count * H; ++n) p[n] *= factors[n];
+    }
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t g = G == H ? h : h / group;
+      this->template add_visible<CW>(h, edges, gv + g * c, p + h, grads, h * c, count, c);
       if (Score == ANYATTENTION_ADDITIVE) {
-        for (int64_t h = 0; G != H && h < H; ++h) gk[h / group] += raw[h];
-        if (G == H) each_head(H, [=](int64_t h) { gk[h] += raw[h]; });
-      }
-      for (int64_t h = 0; h < H; ++h) {
-        if (this->hides(e, h)) continue;
-        const int64_t g = G == H ? h : h / group;
-        add_scaled<CW>(gv + g * c, drops ? p[h] * factors[h] : p[h], go + h * c, c);
-        if (Score == ANYATTENTION_DOT) add_scaled<DW>(gk + g * d, raw[h], q + h * d, d);
-        if (Score == ANYATTENTION_DYNAMIC) {
-          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, k + g * d, slope, d, gk + g * d, ga + h * d);
+        for (int64_t n = 0; n < count; ++n) gk[g] += gp[n * H + h];
+      } else if (Score == ANYATTENTION_DOT) {
+        this->template add_visible<DW>(h, edges, gk + g * d, gp + h, queries, h * d, count, d);
+      } else {
+        for (int64_t n = 0; n < count; ++n) {
+          if (this->hides(edges[n], h)) continue;
+          add_rectified_gradients<DW>(gp[n * H + h], vector + h * d, queries[n] + h * d, k + g * d, slope, d,
+                                      gk + g * d, ga + h * d);
         }
       }
     }
-    return true;
+  }
+
+  void prefetch(int64_t s) const {
+    if (!rows.slot_is_valid(s)) return;
+    const int64_t i = rows.columns[s], bytes = static_cast<int64_t>(sizeof(T));
+    prefetch_row(query + i * this->query_width(), this->query_width() * bytes);
+    prefetch_row(grad_output + i * this->output_width(), this->output_width() * bytes);
+    prefetch_row(shift + i * H, H * bytes);
+    prefetch_row(delta + i * H, H * bytes);
+    __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
   void finish(int64_t j, const T *accumulator) const {
@@ -396,7 +444,7 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
       if (!rows.slot_is_valid(s)) return false;
     }
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < end) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
         if (Score != ANYATTENTION_ADDITIVE) {
           prefetch_row(key + rows.columns[s + kPrefetch] * key_width, key_width * static_cast<int64_t>(sizeof(T)));
         }

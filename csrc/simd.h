@@ -63,6 +63,29 @@ inline T sum_of(Vector<T, Count> vector) {
   }
 }
 
+#ifdef __AVX512F__
+// The sums of eight vectors, side by side: two vectors become one at each step.
+inline Vector<float, 8> sums_of_8(const Vector<float, 16> *v) {
+  typedef int32_t Lanes __attribute__((vector_size(64)));
+  const Lanes low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+  const Lanes low4 = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
+  const Lanes low2 = {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29};
+  const Lanes even = {0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14};
+  const auto join = [](Vector<float, 16> a, Vector<float, 16> b, Lanes low, int step) {
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + step);
+  };
+  Vector<float, 16> quarters[2];
+  for (int n = 0; n < 2; ++n) {
+    quarters[n] = join(join(v[4 * n], v[4 * n + 1], low8, 8), join(v[4 * n + 2], v[4 * n + 3], low8, 8), low4, 4);
+  }
+  const Vector<float, 16> pairs = join(quarters[0], quarters[1], low2, 2);
+  const Vector<float, 16> sums = __builtin_shuffle(pairs, even) + __builtin_shuffle(pairs, even + 1);
+  Vector<float, 8> result;
+  std::memcpy(&result, &sums, sizeof result);
+  return result;
+}
+#endif
+
 template <int Width, class T>
 inline T dot(const T *a, const T *b, int64_t count) {
   if constexpr (Width > 1) {
@@ -75,6 +98,59 @@ inline T dot(const T *a, const T *b, int64_t count) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < count; ++c) sum += a[c] * b[c];
     return sum;
+  }
+}
+
+// result[h] = a_h . b_h for each head h of `Width` channels; `shared` is 1 where b has a row per head, else how many heads
+// share one.
+template <int Width, class T>
+inline void head_dots(const T *a, const T *b, int64_t heads, int64_t shared, int64_t count, T *result) {
+  int64_t h = 0;
+#ifdef __AVX512F__
+  if constexpr (Width == 16 && sizeof(T) == 4) {
+    for (; shared == 1 && h + 8 <= heads; h += 8) {
+      Vector<T, 16> products[8];
+      for (int n = 0; n < 8; ++n) products[n] = load<16>(a + (h + n) * 16) * load<16>(b + (h + n) * 16);
+      store<T, 8>(result + h, sums_of_8(products));
+    }
+  }
+#endif
+  const int64_t n = channels<Width>(count);
+  for (; h < heads; ++h) result[h] = dot<Width>(a + h * n, b + (shared == 1 ? h : h / shared) * n, n);
+}
+
+// accumulator += factor * row
+template <int Width, class T>
+inline void add_scaled(T *__restrict accumulator, T factor, const T *__restrict row,
+                       int64_t count) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>;
+    for (int c = 0; c < Width; c += lanes) {
+      store<T, lanes>(accumulator + c, load<lanes>(accumulator + c) + factor * load<lanes>(row + c));
+    }
+  } else {
+    const int64_t n = channels<Width>(count);
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) accumulator[c] += factor * row[c];
+  }
+}
+
+// accumulator += sum over n of weights[n * stride] * (rows[n] + offset)
+template <int Width, class T>
+inline void add_weighted_rows(T *accumulator, const T *weights, int64_t stride, const T *const *rows, int64_t offset,
+                              int64_t num_rows, int64_t count) {
+  if constexpr (Width > 1) {
+    constexpr int lanes = kLanes<Width, T>, parts = Width / lanes;
+    Vector<T, lanes> sums[parts];
+    for (int part = 0; part < parts; ++part) sums[part] = load<lanes>(accumulator + part * lanes);
+    for (int64_t n = 0; n < num_rows; ++n) {
+      const T weight = weights[n * stride];
+      const T *row = rows[n] + offset;
+      for (int part = 0; part < parts; ++part) sums[part] += weight * load<lanes>(row + part * lanes);
+    }
+    for (int part = 0; part < parts; ++part) store<T, lanes>(accumulator + part * lanes, sums[part]);
+  } else {
+    for (int64_t n = 0; n < num_rows; ++n) add_scaled<Width>(accumulator, weights[n * stride], rows[n] + offset, count);
   }
 }
 
@@ -119,22 +195,6 @@ inline void add_rectified_gradients(T factor, const T *a, const T *q, const T *k
       by_row[c] += part * a[c];
       if (by_a) by_a[c] += part * x;
     }
-  }
-}
-
-// accumulator += factor * row
-template <int Width, class T>
-inline void add_scaled(T *__restrict accumulator, T factor, const T *__restrict row,
-                       int64_t count) {
-  if constexpr (Width > 1) {
-    constexpr int lanes = kLanes<Width, T>;
-    for (int c = 0; c < Width; c += lanes) {
-      store<T, lanes>(accumulator + c, load<lanes>(accumulator + c) + factor * load<lanes>(row + c));
-    }
-  } else {
-    const int64_t n = channels<Width>(count);
-#pragma omp simd
-    for (int64_t c = 0; c < n; ++c) accumulator[c] += factor * row[c];
   }
 }
 
