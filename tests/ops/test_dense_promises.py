@@ -139,6 +139,35 @@ def test_a_row_of_nothing_but_broken_scores_shows(implementation, number, patter
 
 
 @both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bias_below_the_range_of_half_precision_hides_nothing(implementation, dtype):
+    inputs = [torch.randn(2, 5, 3, 8).to(dtype).requires_grad_() for _ in range(3)]
+    bias = torch.full((5, 5), -1e5)
+    bias[3, 1:] = torch.finfo(torch.float32).min
+    result = attend(*inputs, bias=bias, return_logsumexp=True, implementation=implementation)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    expected = attend(*wide, bias=bias, return_logsumexp=True, implementation="reference")
+    tolerance = {"rtol": 2e-2, "atol": 3e-2}
+    torch.testing.assert_close(result.output.double(), expected.output, **tolerance)
+    torch.testing.assert_close(result.logsumexp.double(), expected.logsumexp, rtol=1e-5, atol=1e-5)
+    cotangent = torch.randn(result.output.shape)
+    found = torch.autograd.grad(result.output, inputs, cotangent.to(dtype))
+    for one, other in zip(found, torch.autograd.grad(expected.output, wide, cotangent.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, **tolerance)
+
+
+@both
+def test_a_bias_below_the_range_of_the_sums_hides_its_pair(implementation):
+    x = torch.randn(2, 5, 3, 8)
+    bias = torch.zeros(5, 5, dtype=torch.float64)
+    bias[1], bias[2, 3] = -1e300, -1e300
+    infinite = torch.where(bias < 0, -torch.inf, bias).float()
+    result, expected = (attend(x, x, x, bias=b, implementation=implementation).output for b in (bias, infinite))
+    assert torch.equal(result, expected)
+    assert (result[:, 1] == 0).all()
+
+
+@both
 def test_a_broken_bias_shows(implementation):
     inputs = [x.detach() for x in tensors()]
     bias = torch.randn(1, 3, 5, 7, dtype=torch.float64)

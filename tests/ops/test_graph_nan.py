@@ -210,6 +210,18 @@ def test_a_query_without_pairs_gets_zero(score: str, normalize: bool, aggregatio
         assert logsumexp[0][[0, 2, 3]].isfinite().all()
 
 
+def test_weights_beside_a_large_bias_sum_to_one() -> None:
+    inputs = [torch.randn(3, _HEADS, 4, requires_grad=True) for _ in range(3)]
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2], [0, 0, 0]]), num_nodes=3)
+    settings: dict[str, Any] = {"return_weights": "heads", "implementation": "reference"}
+    result = attend(*inputs, graph, bias=torch.full((3,), -1e9), **settings)
+    # float32 has no digits left for the scores beside such a bias: all edges are alike.
+    torch.testing.assert_close(result.weights, torch.full((3, _HEADS), 1 / 3))
+    torch.testing.assert_close(result.output[0], inputs[2].mean(0))
+    (gradient,) = torch.autograd.grad(result.output[0].sum(), inputs[2])
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / 3))
+
+
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
 def test_a_bias_of_minus_infinity_is_a_mask(score: str, aggregation: str) -> None:

@@ -7,12 +7,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anyattention._checks import Axes, require_floating, require_number, require_same_kind
+from anyattention._checks import (
+    Axes,
+    require_dense,
+    require_device,
+    require_floating,
+    require_number,
+    require_same_kind,
+)
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.patterns import Full, Pattern
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
-__all__ = ["Aggregation", "Arguments", "Weights", "check_score", "default_scale", "read_weights"]
+__all__ = ["Aggregation", "Arguments", "Weights", "check_score", "default_scale", "read_bias", "read_weights"]
 
 Aggregation = Literal["sum", "mean", "max"]
 Weights = Literal["mean", "heads"]
@@ -123,6 +130,15 @@ def read_weights(return_weights: bool | str) -> Weights | None:
         expected="False, True, 'mean' or 'heads'",
         actual=repr(return_weights),
     )
+
+
+def read_bias(bias: Tensor, query: Tensor) -> Tensor:
+    """The bias, checked, in a dtype no wider than the sums': a number too low for them is -inf, and hides its pair."""
+    require_dense("bias", bias)
+    require_floating("bias", bias)
+    require_device("bias", bias, query.device, "query")
+    sums = torch.promote_types(query.dtype, torch.float32)
+    return bias if torch.promote_types(bias.dtype, sums) == sums else bias.to(sums)
 
 
 def check_score(score: Score, axes: Axes, query: Tensor) -> None:

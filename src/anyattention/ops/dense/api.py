@@ -8,16 +8,14 @@ from torch import Tensor
 from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
-    require_dense,
     require_device,
-    require_floating,
     require_mask,
     require_same_kind,
     to_four_axes,
 )
 from anyattention._dispatch import Explanation, Implementation
 from anyattention.errors import InvalidInputError, UnsupportedError
-from anyattention.ops.arguments import Arguments, check_score, default_scale
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
 from anyattention.ops.dense import reference, torch_fused
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import draw_seed
@@ -73,10 +71,7 @@ def _check(arguments: Arguments) -> DenseCall:
         allowed = mask if allowed is None else allowed & mask
     bias = arguments.bias
     if bias is not None:
-        require_dense("bias", bias)
-        require_floating("bias", bias)
-        require_device("bias", bias, query.device, "query")
-        bias = to_four_axes("bias", bias, *sizes)
+        bias = to_four_axes("bias", read_bias(bias, query), *sizes)
         # A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
         visible = bias != -torch.inf
         bias = torch.where(visible, bias, 0.0)

@@ -33,7 +33,7 @@ def fused_dense(
 
     Args:
         query, key, value: `(B, L, H, D)`, `(B, S, H, D)`, `(B, S, H, D)`.
-        bias: `(B | 1, H | 1, L | 1, S | 1)` of the query's dtype, without gradient, or None.
+        bias: `(B | 1, H | 1, L | 1, S | 1)` of the query's dtype or float32, without gradient, or None.
         causal: query i attends to keys 0 to i.
         scale: the factor of the dot product.
     """

@@ -38,6 +38,7 @@ def refusal(call: DenseCall) -> str | None:
 def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
     """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
     query, key, value, causal, bias = call.query, call.key, call.value, call.causal, None
+    largest_bias = None
     if causal and call.allowed is None and call.bias is None:
         # Keys past the last query are never used; the kernel would read them all the same.
         key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
@@ -46,7 +47,8 @@ def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
         pairs, causal = call.pairs(), False
         has_pairs = None if pairs is None else pairs.any(-1, keepdim=True)
         if call.bias is not None:
-            bias = call.bias.to(query.dtype)
+            # A narrower dtype would turn numbers into -inf; the kernel takes this one beside half precision.
+            bias = call.bias.to(torch.promote_types(query.dtype, torch.float32))
         if pairs is not None and has_pairs is not None:
             query = _zero_where_not(has_pairs[..., 0], query)
             used = pairs.any(-2)
@@ -55,12 +57,18 @@ def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
             hidden = ~pairs & has_pairs
             bias = torch.zeros((), dtype=query.dtype) if bias is None else bias
             bias = torch.where(hidden, -torch.inf, bias)
+        if bias is not None and call.bias is not None:
+            # The kernel's backward takes exp(score - logsumexp), whose digits a large bias would use up.
+            largest_bias = bias.amax(-1, keepdim=True)
+            bias = bias - largest_bias
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     width = max(head_dim, value_dim)
     query, key = (F.pad(x, (0, width - head_dim)) if head_dim < width else x for x in (query, key))
     value = F.pad(value, (0, width - value_dim)) if value_dim < width else value
     output, logsumexp = fused_dense(query, key, value, bias, causal, call.scale)
     output = output[..., :value_dim]
+    if largest_bias is not None:
+        logsumexp = logsumexp + largest_bias[..., 0].transpose(1, 2)
     if has_pairs is not None:
         rows = has_pairs.transpose(1, 2)
         output = torch.where(rows, output, 0.0)

@@ -8,9 +8,7 @@ from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
     describe_shape,
-    require_dense,
     require_device,
-    require_floating,
     require_mask,
     require_same_kind,
     require_tensor,
@@ -22,7 +20,7 @@ from anyattention.errors import (
     InvalidMaskError,
     UnsupportedError,
 )
-from anyattention.ops.arguments import Arguments, check_score, default_scale
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
 from anyattention.ops.graph import cpu, reference
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.random import draw_seed
@@ -81,10 +79,7 @@ def _check(arguments: Arguments) -> GraphCall:
         require_device("mask", mask, query.device, "query")
         mask = _to_edges_and_heads("mask", mask, axes, InvalidMaskError)
     if bias is not None:
-        require_dense("bias", bias)
-        require_floating("bias", bias)
-        require_device("bias", bias, query.device, "query")
-        bias = _to_edges_and_heads("bias", bias, axes, DimensionMismatchError)
+        bias = _to_edges_and_heads("bias", read_bias(bias, query), axes, DimensionMismatchError)
         visible = bias != -float("inf")
         bias = bias.masked_fill(~visible, 0.0)
         mask = visible if mask is None else mask & visible

@@ -37,10 +37,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         scores = torch.where(call.mask, scores, -torch.inf)
     logsumexp = None
     if call.normalize:
-        logsumexp = _logsumexp(scores, target, num_queries)
-        # An empty query's edges are all hidden: any finite number does in place of its -inf.
-        shift = torch.where(logsumexp == -torch.inf, 0.0, logsumexp)
-        weights = (scores - shift.index_select(-2, target)).exp()
+        weights, logsumexp = _softmax(scores, target, num_queries)
     else:
         weights = scores.sigmoid()
     if call.mask is not None:
@@ -80,9 +77,7 @@ def edge_sum(weights: Tensor, value: Tensor, graph: Graph) -> Tensor:
 def edge_softmax(scores: Tensor, graph: Graph) -> Tensor:
     """The softmax of the scores `(B, E, H)` of each query's edges."""
     scores = torch.where(scores == torch.inf, torch.nan, scores)
-    logsumexp = _logsumexp(scores, graph.query_index, graph.num_queries)
-    shift = torch.where(logsumexp == -torch.inf, 0.0, logsumexp)
-    return (scores - shift.index_select(1, graph.query_index)).exp()
+    return _softmax(scores, graph.query_index, graph.num_queries)[0]
 
 
 def _to_heads(rows: Tensor, heads: int) -> Tensor:
@@ -147,8 +142,8 @@ def _sum_by_query(rows: Tensor, axis: int, target: Tensor, num_queries: int) -> 
     return rows.new_zeros(shape).index_add(axis, target, rows)
 
 
-def _logsumexp(scores: Tensor, target: Tensor, num_queries: int) -> Tensor:
-    """The logsumexp of edge scores `(..., E, H)` by query, `(..., N, H)`; -inf for empty queries."""
+def _softmax(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """The softmax of edge scores `(..., E, H)` by query, and its logsumexp `(..., N, H)`, -inf for empty queries."""
     shape = (*scores.shape[:-2], num_queries, scores.shape[-1])
     index = target[:, None].expand(scores.shape)
     largest = scores.new_full(shape, -torch.inf)
@@ -156,10 +151,12 @@ def _logsumexp(scores: Tensor, target: Tensor, num_queries: int) -> Tensor:
     largest = torch.where(largest.isfinite(), largest, 0.0)
     terms = (scores - largest.index_select(-2, target)).exp()
     sums = _sum_by_query(terms, -2, target, num_queries)
-    # log(0) = -inf has gradient inf, and inf x 0 is NaN: empty queries take another branch.
+    # 0 / 0 is NaN, log(0) = -inf has gradient inf, and inf x 0 is NaN: empty queries take another branch.
     is_empty = sums == 0
-    logs = torch.where(is_empty, 1.0, sums).log() + largest
-    return torch.where(is_empty, -torch.inf, logs)
+    sums = torch.where(is_empty, 1.0, sums)
+    # Not exp(scores - logsumexp): beside large scores the logarithm of the sum has no digits left.
+    weights = terms / sums.index_select(-2, target)
+    return weights, torch.where(is_empty, -torch.inf, sums.log() + largest)
 
 
 def _maximum(messages: Tensor, mask: Tensor | None, target: Tensor, num_queries: int) -> Tensor:
