@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anyattention._checks import require_number
@@ -41,11 +41,12 @@ class Config:
         """The config of a dictionary; fields that are absent keep their default.
 
         Raises:
-            InvalidConfigError: an unknown name, or a value out of range.
+            InvalidConfigError: an unknown name, a field without a default that is absent, or a value out of range.
         """
         if not isinstance(values, Mapping):
             raise InvalidConfigError(argument=cls.__name__, expected="a dictionary", actual=type(values).__name__)
-        known = [item.name for item in fields(cls)]  # pyright: ignore[reportArgumentType]  # every subclass is a dataclass
+        items = fields(cls)  # pyright: ignore[reportArgumentType]  # every subclass is a dataclass
+        known = [item.name for item in items]
         for name in values:
             if name not in known:
                 raise InvalidConfigError(
@@ -53,6 +54,9 @@ class Config:
                     expected="only the fields " + ", ".join(known),
                     actual=repr(name),
                 )
+        for item in items:
+            if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+                raise InvalidConfigError(argument=item.name, expected=f"a value, in {cls.__name__}", actual="none")
         given = dict(values)
         if "base" in given and not isinstance(given["base"], AttentionConfig):
             given["base"] = AttentionConfig.from_dict(given["base"])

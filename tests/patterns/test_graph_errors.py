@@ -54,6 +54,13 @@ def _sparse_csr_is_not_warned_about() -> Iterator[None]:
         ),
         (_EDGES, {"num_queries": 3}, GraphStructureError, "num_keys: expected a number of nodes, got None"),
         (_EDGES, {"num_keys": 3}, GraphStructureError, "num_queries: expected a number of nodes, got None"),
+        (
+            _EDGES,
+            {"num_nodes": 3, "num_queries": 3, "num_keys": 2},
+            GraphStructureError,
+            "num_nodes: expected None beside num_queries and num_keys, got 3",
+        ),
+        (_EDGES, {"num_nodes": 3, "num_keys": 3}, GraphStructureError, "num_nodes: expected None beside"),
         (_EDGES, {"num_nodes": -1}, GraphStructureError, "num_queries: expected an int >= 0.*, got -1"),
         (_EDGES, {"num_nodes": 3.0}, GraphStructureError, r"num_queries: expected an int >= 0.*, got 3\.0"),
         (_EDGES, {"num_nodes": True}, GraphStructureError, "num_queries: expected an int >= 0.*, got True"),
@@ -105,6 +112,11 @@ def broken_csr(offsets: list[int], columns: list[int], size: tuple[int, int]) ->
         (lambda: torch.ones(3), DimensionMismatchError, r"adjacency: expected a matrix, got \(3,\)"),
         (lambda: torch.ones(2, 3, 3), DimensionMismatchError, r"adjacency: expected a matrix, got \(2, 3, 3\)"),
         (lambda: np.ones(3), DimensionMismatchError, r"adjacency: expected a matrix, got \(3,\)"),
+        (
+            lambda: torch.ones(2, 3).to_sparse(1),
+            SparseMatrixError,
+            "adjacency: expected one number per stored entry, got a hybrid tensor",
+        ),
         (lambda: scipy.sparse.coo_array(np.ones(3)), DimensionMismatchError, r"expected a matrix, got \(3,\)"),
         (
             lambda: torch.eye(2)[None].expand(3, 2, 2).to_sparse_csr(),

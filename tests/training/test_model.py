@@ -141,3 +141,8 @@ def test_saved_and_loaded(tmp_path) -> None:
 def test_settings_are_checked(settings, text: str) -> None:
     with pytest.raises(InvalidConfigError, match=text):
         NodeClassifierConfig(**{"in_features": 5, "num_classes": 3, **settings})
+
+
+def test_a_config_without_its_sizes_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="num_classes: expected a value, in NodeClassifierConfig, got none"):
+        NodeClassifierConfig.from_dict({"in_features": 3})

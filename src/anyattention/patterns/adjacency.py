@@ -63,6 +63,10 @@ def read_networkx(graph: Any) -> Any:
 def _read_torch(matrix: Tensor) -> Entries:
     if matrix.ndim != 2:
         raise DimensionMismatchError(argument="adjacency", expected="a matrix", actual=describe_shape(matrix))
+    if matrix.dense_dim() and matrix.layout != torch.strided:
+        raise SparseMatrixError(
+            argument="adjacency", expected="one number per stored entry", actual="a hybrid tensor, which has dense axes"
+        )
     shape = (matrix.shape[0], matrix.shape[1])
     if matrix.layout == torch.strided:
         rows, columns = matrix.nonzero(as_tuple=True)

@@ -107,11 +107,11 @@ class Graph(Pattern):
             edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
             num_nodes: number of nodes, when queries and keys are the same ones. It is never read off the
                 edges: the last nodes may be isolated.
-            num_queries, num_keys: the two numbers of a bipartite graph.
+            num_queries, num_keys: the two numbers of a bipartite graph, in place of num_nodes.
             values: `(edges,)`, kept as `graph.values`.
 
         Raises:
-            GraphStructureError: an index outside its range, or no number of nodes.
+            GraphStructureError: an index outside its range, or no number of nodes, or two.
             InvalidInputError: `edge_index` is not an int64 tensor.
             DimensionMismatchError: `edge_index` is not `(2, edges)`.
 
@@ -130,8 +130,14 @@ class Graph(Pattern):
             raise DimensionMismatchError(
                 argument="edge_index", expected="(2, edges)", actual=describe_shape(edge_index)
             )
-        num_queries = num_nodes if num_queries is None else num_queries
-        num_keys = num_nodes if num_keys is None else num_keys
+        if num_nodes is not None:
+            if num_queries is not None or num_keys is not None:
+                raise GraphStructureError(
+                    argument="num_nodes",
+                    expected="None beside num_queries and num_keys",
+                    actual=num_nodes,
+                )
+            num_queries = num_keys = num_nodes
         queries = _require_count("num_queries", num_queries)
         keys = _require_count("num_keys", num_keys)
         _require_range("source (key)", edge_index[0], keys)
@@ -159,8 +165,9 @@ class Graph(Pattern):
 
         Args:
             adjacency: `(num_queries, num_keys)`: a scipy sparse matrix or array, a torch sparse CSR, CSC or COO
-                tensor (stored entries, explicit zeros included; duplicates coalesced), or a dense matrix (non-zero
-                entries). Note the direction: rows attend to columns. `from_edge_index` reads source, then target.
+                tensor (stored entries, explicit zeros included; duplicates of scipy and COO added up), or a dense
+                matrix (non-zero entries). Note the direction: rows attend to columns. `from_edge_index` reads source,
+                then target.
 
         Returns:
             The Graph with `values`; edges by row, then column. CSR and CSC: as the matrix stores them, after
