@@ -77,9 +77,9 @@ class AttentionBuilder(_Builder):
         """The positional encoding: "none", "sinusoidal" or "learned"."""
         return self._set(positions=kind)
 
-    def qk_norm(self, normalise: bool = True) -> Self:
+    def qk_norm(self, normalize: bool = True) -> Self:
         """Normalise queries and keys by their root mean square."""
-        return self._set(qk_norm=normalise)
+        return self._set(qk_norm=normalize)
 
     def eps(self, eps: float) -> Self:
         """Added inside the root mean square of query/key normalisation."""

@@ -302,7 +302,7 @@ def test_check_finite_names_what_broke(module_class):
 
 @pytest.mark.parametrize("module_class", [MultiHeadAttention, ScaledDotProductAttention])
 def test_causal_needs_equal_lengths(module_class):
-    with pytest.raises(DimensionMismatchError, match="Causal: expected as many queries as keys"):
+    with pytest.raises(DimensionMismatchError, match="causal: expected as many queries as keys"):
         module_class(WIDTH, HEADS, causal=True)(*features(QUERIES, KEYS, dtype=torch.float32))
 
 

@@ -1,6 +1,7 @@
 """check_attention must catch a fault planted in each thing that it checks."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -273,6 +274,11 @@ def test_a_planted_fault_is_named(match):
 
 def test_the_same_module_without_a_fault_passes():
     check_attention(broken()(12, 3), *inputs())
+
+
+def test_inputs_may_come_by_keyword():
+    names = inspect.signature(ScaledDotProductAttention.forward).parameters
+    check_attention(broken()(12, 3), **dict(zip(list(names)[1:], inputs(), strict=False)))
 
 
 def test_a_clone_that_shares_is_named():

@@ -360,6 +360,14 @@ def _attend(
     if mask is not None:
         require_mask("mask", mask)
     query, key, value = heads
+    if config.causal and query.shape[1] != key.shape[1]:
+        raise DimensionMismatchError(
+            argument="causal",
+            expected="as many queries as keys",
+            actual=f"{query.shape[1]} queries and {key.shape[1]} keys",
+            hint="for others build the module without causal, and call it with "
+            "mask=Causal(align='bottom_right').to_dense(query_length, key_length)",
+        )
     return attend(
         query,
         key,

@@ -289,9 +289,10 @@ class GraphAttention(AttentionModule):
             )
         source, target = (x[0], x[1]) if is_pair else (x, x)
         names = ("x[0]", "x[1]") if is_pair else ("x", "x")
+        sides = ("source_", "target_") if is_pair else ("", "")
         widths = (self.config.source_features, self.config.target_features)
         axes = Axes()
-        for name, features, axis, width in zip(names, (source, target), "st", widths, strict=True):
+        for name, features, side, width in zip(names, (source, target), sides, widths, strict=True):
             require_floating(name, features)
             if features.layout not in (torch.strided, torch.sparse_csr):
                 raise InvalidInputError(
@@ -300,8 +301,8 @@ class GraphAttention(AttentionModule):
                     actual=features.layout,
                 )
             batch = "batch " if source.ndim == 3 else ""
-            axes.set(f"{axis}_features", width, "the module")
-            axes.bind(name, features, f"{batch}{axis}_nodes {axis}_features")
+            axes.set(f"{side}features", width, "the module")
+            axes.bind(name, features, f"{batch}{side}nodes {side}features")
             require_parameter_kind(name, features, next(self.parameters()))
         return source, target
 

@@ -54,6 +54,9 @@ def check_attention(module: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         Traceback (most recent call last):
         AssertionError: Forgetful, zero_grad: query_projection.weight still holds a gradient
     """
+    # By position, whichever way they came: the first one says how many queries there are.
+    call = inspect.signature(module.forward).bind(*inputs, **kwargs)
+    inputs, kwargs = call.args, call.kwargs
     for check in _CHECKS:
         label = f"{type(module).__name__}, {check.__name__.removeprefix('_check_')}"
         try:
