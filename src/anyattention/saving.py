@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -121,21 +122,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         InvalidInputError: the folder cannot be written; no half-written file stays.
     """
-    temporary = None
+    # Not tempfile's, which are private: the result gets the permissions of any new file.
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # Temporary files are private; the result gets the permissions of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except BaseException as fault:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(fault, OSError):
             raise InvalidInputError(argument=str(path), expected="a writable file", actual=fault.strerror) from fault
         raise
@@ -167,7 +164,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=str(fault)) from fault
+        reason = getattr(fault, "strerror", None) or str(fault)
+        raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=reason) from fault
     if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
         raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
     if settings["module"] not in tuple(_MODULES):
