@@ -219,6 +219,15 @@ def test_a_mistake_is_told_in_one_line(command: str, text: str, folder: Path, mo
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "anyattention.cli", "info"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 def test_a_loss_that_is_not_finite_is_told_in_one_line(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
 

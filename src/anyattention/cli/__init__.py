@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,7 +13,7 @@ from anyattention.errors import AttentionError, InvalidInputError
 
 __all__ = ["main"]
 
-_MISTAKE, _INTERRUPTED = 2, 130
+_MISTAKE, _INTERRUPTED, _NO_READER = 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,17 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 after a mistake of the user, told in one line on stderr; 130 when Ctrl-C came before there
-        was anything to keep.
+        was anything to keep; 141 when nobody reads the output any more.
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except SystemExit as finished:
         # argparse ends `--help` this way.
         return finished.code if isinstance(finished.code, int) else 0
     except AttentionError as mistake:
         print("anyattention: error:", " ".join(str(mistake).split()), file=sys.stderr)
         return _MISTAKE
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough; Python's own last flush would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NO_READER
     except KeyboardInterrupt:
         print("anyattention: interrupted; nothing was written", file=sys.stderr)
         return _INTERRUPTED

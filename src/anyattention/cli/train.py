@@ -16,7 +16,7 @@ _DESCRIPTION = """\
 Train a two-layer graph attention network to tell the classes of all nodes from the labels of a few, and write to DIR:
 
   model.safetensors, config.json   the network, for `anyattention predict` and `anyattention.load`
-  metrics.json                     test_accuracy (and test_roc_auc for two classes over several splits) and settings
+  metrics.json                     test_accuracy (and test_roc_auc where the data is judged by it), and settings
   attention.png                    what some test nodes attend to
 
 The epoch that does best on the validation labels is kept; the test labels are read once, after training. Ctrl-C ends
@@ -76,7 +76,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from anyattention.cli.training import chosen_splits, require_extras, run_training, settings_for, write_run
+    from anyattention.cli.training import (
+        METRIC_NAMES,
+        chosen_splits,
+        require_extras,
+        run_training,
+        settings_for,
+        write_run,
+    )
     from anyattention.saving import make_folder
 
     require_extras()
@@ -88,9 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
     run = run_training(data, splits, config, settings)
     write_run(run, folder)
     for metric in run.scores[run.chosen]:
-        name = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}[metric]
         over = f", mean of {len(run.scores)} splits" if len(run.scores) > 1 else ""
-        print(f"Test {name}: {run.mean(metric):.4f}{over}")
+        print(f"Test {METRIC_NAMES[metric]}: {run.mean(metric):.4f}{over}")
     print(f"Wrote model.safetensors, config.json, metrics.json and attention.png to {folder}")
     return 0
 

@@ -28,9 +28,10 @@ from anyattention.training.extras import import_demo
 if TYPE_CHECKING:
     from anyattention.training import Epoch
 
-__all__ = ["Run", "chosen_splits", "require_extras", "run_training", "settings_for", "write_run"]
+__all__ = ["METRIC_NAMES", "Run", "chosen_splits", "require_extras", "run_training", "settings_for", "write_run"]
 
-_METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
+# As people call them.
+METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ def write_run(run: Run, folder: Path) -> None:
 def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:
     tqdm = import_demo("tqdm", "the progress bar").tqdm
     label = "training" if len(data.splits) == 1 else f"split {number + 1} of {len(data.splits)}"
-    name = f"validation {_METRIC_NAMES[data.metric]}"
+    name = f"validation {METRIC_NAMES[data.metric]}"
     # A log file is not redrawn in place, so it gets a line now and then.
     pause = 0.1 if sys.stderr.isatty() else 5.0
     with tqdm(total=settings.epochs, desc=label, unit="epoch", mininterval=pause, file=sys.stderr) as bar:
