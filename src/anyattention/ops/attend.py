@@ -65,7 +65,8 @@ def attend(
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
         return_logsumexp: also return the natural log of the softmax denominator.
-        implementation: force "torch" or "reference"; None takes the first that can run the call. See `explain`.
+        implementation: force "reference", or "torch" (with a Graph "cpu"); None takes the first that can run the call.
+            See `explain`.
 
     Returns:
         AttentionResult(output, weights, logsumexp, indices); what was not asked for is None. The output has the
@@ -77,7 +78,8 @@ def attend(
         OutOfMemoryError: the weights would not fit in memory.
 
     Cost: dense O(batch x heads x query_length x key_length x head_dim) time; "torch" takes memory linear in the
-    lengths, "reference" and weights quadratic. Graph: O(edges x heads x head_dim) time.
+    lengths, "reference" and weights quadratic. Graph: O(edges x heads x head_dim) time; "cpu" takes memory for each
+    edge and head, "reference" for each channel too.
 
     Source: Vaswani et al., 2017 (Dot); Velickovic et al., 2018 (Additive); Brody et al., 2022 (Dynamic).
 
