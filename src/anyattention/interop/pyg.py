@@ -21,8 +21,8 @@ from anyattention.interop.remembered import prepared_graph
 try:
     import torch_geometric.nn as parent
 except ModuleNotFoundError as missing:
-    # A broken installation of torch_geometric itself is not ours to explain away.
-    if missing.name != "torch_geometric":
+    # What torch_geometric itself lacks is not ours to explain away.
+    if missing.name is None or missing.name.split(".")[0] != "torch_geometric":
         raise
     raise MissingExtraError(
         "anyattention.interop.pyg needs torch_geometric",

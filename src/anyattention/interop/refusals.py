@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
@@ -38,6 +39,10 @@ def call_refusal(
         return "torch.compile or torch.export is tracing"
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
         return "torch.jit is tracing"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
     return (
         _layer_refusal(layer, ours)
         or _edge_index_refusal(edge_index)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anyattention.patterns import Graph
 
-__all__ = ["PreparedGraph", "forget_graph", "prepared_graph"]
+__all__ = ["PreparedGraph", "prepared_graph"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +93,6 @@ def prepared_graph(
         _shared[id(edge_index), state] = prepared
     memory.hold(edge_index, prepared)
     return prepared
-
-
-def forget_graph(layer: nn.Module) -> None:
-    """Drop the layer's Graph."""
-    _memories.pop(layer, None)
 
 
 def _is_current(prepared: PreparedGraph, edge_index: Tensor, state: tuple[Any, ...]) -> bool:
