@@ -45,8 +45,10 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
 
 def explain_dense(arguments: Arguments) -> Explanation:
     """`explain` for patterns without edges."""
-    explanation = _dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
-    if explanation.implementation != "torch":
+    call = _check(arguments)
+    explanation = _dispatch.explain(_TABLE, call, arguments.implementation)
+    hides_pairs = call.causal or call.allowed is not None
+    if explanation.implementation != "torch" or not hides_pairs:
         return explanation
     return Explanation("torch", explanation.refusals, (torch_fused.NOTE,))
 

@@ -11,7 +11,7 @@ from anyattention.scores import Dot
 __all__ = ["NOTE", "refusal", "run"]
 
 NOTE = (
-    "torch: a NaN in a key or value that some queries may attend to and others may not (causal) "
+    "torch: a NaN in a key or value that some queries may attend to and others may not (causal, a mask) "
     "reaches all of them; implementation='reference' keeps it where it belongs"
 )
 
