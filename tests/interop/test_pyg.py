@@ -125,9 +125,10 @@ def test_return_attention_weights_has_the_parents_convention(name: str) -> None:
 def test_edges_that_were_given_out_may_be_changed() -> None:
     ours, _ = make_layers("GATConv", 3, 4)
     x, edge_index = make_graph()
-    expected, (edges, _) = ours(x, edge_index, return_attention_weights=True)
+    _, (edges, _) = ours(x, edge_index, return_attention_weights=True)
+    expected = edges.clone()
     edges.zero_()
-    close(ours(x, edge_index), expected)
+    assert torch.equal(ours(x, edge_index, return_attention_weights=True)[1][0], expected)
 
 
 @pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
@@ -186,11 +187,9 @@ def test_widths_that_the_first_call_decides(name: str) -> None:
     close(layer(x, edge_index), first)
 
 
-@pytest.mark.parametrize("name", _NAMES)
-@pytest.mark.parametrize("order", ["ours first", "parent first"])
-def test_explainers_give_what_they_give_with_the_parents_layer(name: str, order: str) -> None:
+@pytest.mark.parametrize("order", [("pyg", "parent"), ("parent", "pyg")])
+def test_explainers_give_what_they_give_with_the_parents_layer(order: tuple[str, str]) -> None:
     """In a fresh process: PyTorch Geometric writes methods into a class when its first object is made."""
-    first, second = ("pyg", "parent") if order == "ours first" else ("parent", "pyg")
     run(f"""
 import warnings; warnings.filterwarnings("ignore", ".torch.jit", DeprecationWarning)
 import torch
@@ -199,20 +198,22 @@ from anyattention.interop import pyg
 from torch_geometric.explain import Explainer, GNNExplainer
 torch.set_num_threads(1)
 torch.manual_seed(0)
-layers = [getattr(home, "{name}")(3, 2, heads=2).double() for home in ({first}, {second})]
-layers[0].load_state_dict(layers[1].state_dict())
+config = dict(mode="regression", task_level="node", return_type="raw")
 x, edge_index = torch.randn(7, 3, dtype=torch.float64), torch.randint(7, (2, 20))
-masks = []
-for layer in layers:
-    torch.manual_seed(0)
-    explainer = Explainer(layer, GNNExplainer(epochs=5), "model", edge_mask_type="object", node_mask_type="attributes",
-        model_config=dict(mode="regression", task_level="node", return_type="raw"))
-    masks.append(explainer(x, edge_index, index=2))
-assert masks[0].edge_mask.any()
-for kind in ("edge_mask", "node_mask"):
-    torch.testing.assert_close(masks[0][kind], masks[1][kind], rtol=1e-9, atol=1e-9)
-ours = layers[0] if "{first}" == "pyg" else layers[1]
-assert ours.explain_forward(x, edge_index).implementation != "torch_geometric"
+for name in {_NAMES}:
+    layers = [getattr(home, name)(3, 2, heads=2).double() for home in ({order[0]}, {order[1]})]
+    layers[0].load_state_dict(layers[1].state_dict())
+    masks = []
+    for layer in layers:
+        torch.manual_seed(0)
+        explainer = Explainer(layer, GNNExplainer(epochs=5), "model", edge_mask_type="object",
+            node_mask_type="attributes", model_config=config)
+        masks.append(explainer(x, edge_index, index=2))
+    assert masks[0].edge_mask.any()
+    for kind in ("edge_mask", "node_mask"):
+        torch.testing.assert_close(masks[0][kind], masks[1][kind], rtol=1e-9, atol=1e-9)
+    ours = layers[{order.index("pyg")}]
+    assert ours.explain_forward(x, edge_index).implementation != "torch_geometric"
 """)
 
 
