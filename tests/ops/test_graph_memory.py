@@ -1,0 +1,203 @@
+"""Memory: no channel per edge, nothing read outside the arrays, and offsets beyond 2^31."""
+
+import mmap
+import subprocess
+import sys
+import textwrap
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anyattention.errors import InvalidInputError
+from anyattention.ops.graph import autograd, kernels
+from anyattention.ops.graph.kernels import Settings
+from anyattention.patterns import Graph
+
+pytestmark = pytest.mark.usefixtures("native")
+
+_SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
+
+_PEAK = """
+import sys
+import torch
+from anyattention import Additive, Dot, Graph, attend
+
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+
+torch.set_num_threads(1)
+score, second = sys.argv[1], sys.argv[2] == "second"
+edges, nodes, heads, channels = 400_000, 1_000, 2, 128
+graph = Graph.from_edge_index(torch.randint(nodes, (2, edges)), num_nodes=nodes)
+head_dim = 1 if score == "additive" else channels
+
+def step(graph):
+    leaves = [torch.randn(graph.num_queries, heads, d).requires_grad_() for d in (head_dim, head_dim, channels)]
+    kind = Additive() if score == "additive" else Dot()
+    output = attend(*leaves, graph, score=kind, implementation="cpu").output
+    gradients = torch.autograd.grad(output, leaves, torch.randn_like(output), create_graph=second)
+    if second:
+        torch.autograd.grad(gradients, leaves, [torch.randn_like(each) for each in gradients])
+
+# Code, thread pools and allocator are there before the measurement.
+step(Graph.from_edge_index(torch.randint(50, (2, 99)), num_nodes=50))
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = peak()
+step(graph)
+print((peak() - before) / (edges * heads * 4))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("score", ["dot", "additive"])
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_no_edge_keeps_a_channel(score: str, order: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_PEAK), score, order], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    # In tensors of one number per edge and head: one of edges x heads x channels would be 128 of them.
+    assert float(finished.stdout) < (8 if order == "first" else 64), finished.stdout
+
+
+class TestBrokenArrays:
+    """The Graph's own constructor checks nothing: the kernels must."""
+
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2, 0, 3, 3], [0, 0, 1, 2, 2, 2]]), num_queries=4, num_keys=5)
+
+    def broken(self, name: str, position: int, number: int) -> Graph:
+        array = getattr(self.graph, name).clone()
+        array[position] = number
+        return replace(self.graph, **{name: array})
+
+    def calls(self, graph: Graph, dtype: torch.dtype) -> list[Any]:
+        """Each kernel that reads the whole graph; the forward reads the rows of queries alone."""
+        query, key = torch.randn(1, 4, 2, 3, dtype=dtype), torch.randn(1, 5, 2, 3, dtype=dtype)
+        output, logsumexp = torch.zeros_like(query), torch.zeros(1, 4, 2, dtype=dtype)
+        numbers, arrays = torch.randn(1, 6, 2, dtype=dtype), autograd.arrays_of(graph)
+        none = (None, None, None, None)
+        by_query = [
+            lambda: kernels.attention(query, key, key, *none, arrays, _SETTINGS),
+            lambda: kernels.attention_weights(query, key, key, None, None, None, logsumexp, arrays, _SETTINGS),
+            lambda: autograd.edge_dot(query, key, arrays),
+            lambda: autograd.edge_sum(numbers, key, arrays),
+            lambda: autograd.edge_softmax(numbers, arrays),
+            lambda: autograd.edge_total(numbers, arrays),
+        ]
+        by_key = [
+            lambda: autograd.edge_dot(key, query, arrays, True),
+            lambda: autograd.edge_sum(numbers, query, arrays, True),
+            lambda: autograd.edge_total(numbers, arrays, True),
+        ]
+        both = [
+            lambda: kernels.attention_backward(
+                query, None, output, logsumexp, query, key, key, *none, arrays, _SETTINGS
+            )
+        ]
+        return [by_query, by_key, both]
+
+    def assert_refused(self, graph: Graph, name: str, error: type[Exception], match: str) -> None:
+        for dtype in (torch.float32, torch.float64):
+            by_query, by_key, both = self.calls(graph, dtype)
+            reads = by_query if name in ("query_offsets", "keys_by_query", "edges_by_query") else by_key
+            for call in [*reads, *both]:
+                with pytest.raises(error, match=match):
+                    call()
+
+    def test_whole_ones_run(self) -> None:
+        for dtype in (torch.float32, torch.float64):
+            for calls in self.calls(self.graph, dtype):
+                assert all(call() is not None for call in calls)
+
+    @pytest.mark.parametrize("number", [-1, 6, 2**31, 2**40, -(2**63), 2**63 - 1])
+    @pytest.mark.parametrize("position", [0, 3, 5])
+    @pytest.mark.parametrize("name", ["keys_by_query", "edges_by_query", "queries_by_key", "edges_by_key"])
+    def test_an_index_out_of_range(self, name: str, position: int, number: int) -> None:
+        graph = self.broken(name, position, number)
+        self.assert_refused(graph, name, IndexError, "name a row, column or edge that does not exist")
+
+    @pytest.mark.parametrize(
+        ("position", "number"),
+        [(0, 1), (0, -1), (1, -1), (1, 2**40), (2, 1), (3, 7), (-1, 5), (-1, 7), (-1, 2**62), (1, -(2**63))],
+    )
+    @pytest.mark.parametrize("name", ["query_offsets", "key_offsets"])
+    def test_offsets_that_do_not_rise_from_0_to_the_number_of_edges(
+        self, name: str, position: int, number: int
+    ) -> None:
+        graph = self.broken(name, position, number)
+        self.assert_refused(graph, name, ValueError, "invalid argument")
+
+    @pytest.mark.parametrize("name", [item.name for item in fields(Graph) if item.name not in ("edge_index", "values")])
+    def test_arrays_of_another_length_dtype_or_layout(self, name: str) -> None:
+        array = getattr(self.graph, name)
+        for wrong in (array[:-1], torch.cat([array, array]), array.int(), array.repeat_interleave(2)[::2], array[None]):
+            graph = replace(self.graph, **{name: wrong})
+            for call in self.calls(graph, torch.float32)[2]:
+                with pytest.raises(InvalidInputError, match="graph: expected arrays of contiguous int64"):
+                    call()
+
+    def test_numbers_of_another_size_or_dtype(self) -> None:
+        arrays = autograd.arrays_of(self.graph)
+        rows, columns, numbers = torch.ones(1, 4, 2, 3), torch.ones(1, 5, 2, 3), torch.ones(1, 6, 2)
+        for call, name in (
+            (lambda: autograd.edge_dot(rows[:, :3], columns, arrays), "rows"),
+            (lambda: autograd.edge_dot(rows, columns.double(), arrays), "columns"),
+            (lambda: autograd.edge_dot(rows, columns[..., :2], arrays), "columns"),
+            (lambda: autograd.edge_dot(rows.half(), columns.half(), arrays), "rows"),
+            (lambda: autograd.edge_sum(numbers[:, :5], columns, arrays), "weights"),
+            (lambda: autograd.edge_softmax(numbers[:, :5], arrays), "scores"),
+            (lambda: autograd.edge_total(numbers[:, :5], arrays), "numbers"),
+        ):
+            with pytest.raises(InvalidInputError, match=f"{name}: expected "):
+                call()
+
+
+def untouched(count: int, dtype: torch.dtype) -> Tensor:
+    """So many zeros without memory: pages that nobody has written, which the system promises to nobody either."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs pages without memory")
+class TestOffsetsBeyond31Bits:
+    """What stands 2^32 numbers on, where an offset of 32 bits leads back to the beginning."""
+
+    def test_rows_of_keys(self) -> None:
+        width, last = 64, 2**26
+        keys = untouched((last + 1) * width, torch.float32).view(1, last + 1, 1, width)
+        key_offsets = untouched(last + 2, torch.int64)
+        key_offsets[-1] = 2
+        keys[0, 0], keys[0, -1] = torch.randn(width), torch.randn(width)
+        index = torch.tensor([0, last])
+        by_query = [torch.tensor([0, 2]), index, torch.tensor([0, 1])]
+        arrays = [*by_query, key_offsets, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])]
+        query = torch.randn(1, 1, 1, width)
+        output, logsumexp = kernels.attention(query, keys, keys, None, None, None, None, arrays, _SETTINGS)
+        used = keys[0, index, 0]
+        scores = used @ query.flatten() * _SETTINGS.scale
+        torch.testing.assert_close(output.flatten(), scores.softmax(0) @ used)
+        torch.testing.assert_close(logsumexp.flatten(), scores.logsumexp(0, keepdim=True))
+        products = kernels.edge_dot(query, keys, by_query)
+        torch.testing.assert_close(products.flatten(), used @ query.flatten())
+        sums = kernels.edge_sum(products, keys, by_query)
+        torch.testing.assert_close(sums.flatten(), products.flatten() @ used)
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_strides_of_a_bias(self, axis: int) -> None:
+        # Of shape (batch, edges, heads) = (2, 2, 2); the second entry of one axis is far away.
+        far = 2**32
+        strides = [far if n == axis else n + 1 for n in range(3)]
+        numbers = untouched(far + 10, torch.float32)
+        numbers[:10], numbers[far:] = torch.randn(10), torch.randn(10)
+        bias = numbers.as_strided((2, 2, 2), strides)
+        graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_queries=1, num_keys=2)
+        zeros, value = torch.zeros(2, 2, 2, 1), torch.randn(2, 2, 2, 3)
+        arrays = autograd.arrays_of(graph)
+        output, _ = kernels.attention(zeros[:, :1], zeros, value, None, None, bias, None, arrays, _SETTINGS)
+        torch.testing.assert_close(output[:, 0], torch.einsum("beh,behc->bhc", bias.softmax(1), value))
