@@ -330,3 +330,61 @@ class TestExplain:
     def test_missing_kernels(self, native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "available", lambda: False)
         assert self.reasons() == ("reference", {"cpu": "no kernels are compiled (see `anyattention info`)"})
+
+
+@pytest.mark.parametrize("score", _SCORES)
+def test_third_derivatives(score: str) -> None:
+    bias = torch.randn(7, 2, dtype=torch.float64)
+    bias[3, 1] = -torch.inf
+    arguments, leaves = make_call(random_graph(3, 4, 7), score, 2, 2, bias=bias)
+    cotangent = torch.randn(3, 2, 2, dtype=torch.float64)
+
+    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = arguments | dict(zip(("query", "key", "value"), tensors, strict=False))
+        if score == "dynamic":
+            given["score"] = Dynamic(tensors[3])
+        output = attend(**given, implementation="cpu").output
+        return torch.autograd.grad(output, tensors, cotangent, create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradients, leaves, fast_mode=True)
+
+
+class Layer(torch.nn.Module):
+    """Attention whose weights are asked for, as a module for torch.export."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, graph: Graph) -> tuple[Tensor, ...]:
+        result = attend(query, key, value, graph, bias=bias, return_weights="heads", return_logsumexp=True)
+        assert result.weights is not None
+        assert result.logsumexp is not None
+        return result.output, result.weights, result.logsumexp.exp()
+
+
+def layer_inputs(num_edges: int) -> tuple[Any, ...]:
+    graph = random_graph(5, 7, num_edges)
+    return torch.randn(5, 4, 3), torch.randn(7, 2, 3), torch.randn(7, 2, 3), torch.randn(num_edges, 4), graph
+
+
+def test_exports_with_any_number_of_edges() -> None:
+    inputs = layer_inputs(20)
+    graph, num_edges = inputs[4], torch.export.Dim("num_edges", min=2)
+    shapes = torch.export.ShapesCollection()
+    shapes[inputs[3]] = {0: num_edges}
+    shapes[graph.edge_index] = {1: num_edges}
+    for array in (graph.keys_by_query, graph.edges_by_query, graph.queries_by_key, graph.edges_by_key):
+        shapes[array] = {0: num_edges}
+    program = torch.export.export(Layer(), inputs, dynamic_shapes=shapes)
+    called = {str(node.target) for node in program.graph.nodes if "anyattention" in str(node.target)}
+    assert called == {"anyattention.graph_attention.default", "anyattention.graph_attention_weights.default"}
+    for size in (20, 2, 33):
+        other = layer_inputs(size)
+        torch.testing.assert_close(program.module()(*other), Layer()(*other))
+
+
+def test_compiles_without_gradients() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
+    for size in (20, 33):
+        inputs = layer_inputs(size)
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(*inputs), Layer()(*inputs))
+        torch.testing.assert_close(compiled(*inputs), Layer()(*inputs))
