@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "anyattention.h"
+#include "pages.h"
 #include "philox.h"
 #include "rows.h"
 #include "simd.h"
@@ -506,6 +507,8 @@ void sum_rows(const T *rows, int64_t count, int64_t width, int64_t threads, T *t
 
 template <class T, int Score, int DW, int CW>
 bool forward(const anyattention_graph_attention &c, T *output, T *logsumexp) {
+  const int64_t size = static_cast<int64_t>(sizeof(T));
+  prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * size);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
     Forward<T, Score, DW, CW> reduction(c, b, output, logsumexp);
@@ -521,26 +524,32 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
               T *grad_score) {
   const anyattention_graph &graph = c.graph;
   const int64_t nodes = c.batch * graph.num_queries * c.heads, H = c.heads;
+  const int64_t size = static_cast<int64_t>(sizeof(T)), keys = c.batch * graph.num_keys * c.key_heads;
+  prefer_large_pages(grad_query, nodes * c.head_dim * size);
+  prefer_large_pages(grad_key, keys * c.head_dim * size);
+  prefer_large_pages(grad_value, keys * c.value_dim * size);
+  prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
+  if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> shift(nodes), delta(nodes);
   prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, shift.get(), delta.get());
   const int64_t vector_width = Score == ANYATTENTION_DYNAMIC ? H * c.head_dim : 0;
   const Workspace<T> grad_vectors(c.batch * graph.num_keys * vector_width);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
-    BackwardKeys<T, Score, DW, CW> keys(c, b);
-    keys.shift = shift.get() + b * graph.num_queries * H;
-    keys.delta = delta.get() + b * graph.num_queries * H;
-    keys.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
-    keys.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
-    keys.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
-    keys.grad_vectors = grad_vectors.get() + b * graph.num_keys * vector_width;
-    keys.grad_raw = grad_raw + b * graph.num_edges * H;
-    keys.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
-    valid &= reduce_rows<T>(keys.rows, c.num_threads, keys);
-    BackwardQueries<T, Score, DW> queries(c, b);
-    queries.grad_raw = keys.grad_raw;
-    queries.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;
-    valid &= reduce_rows<T>(queries.rows, c.num_threads, queries);
+    BackwardKeys<T, Score, DW, CW> by_key(c, b);
+    by_key.shift = shift.get() + b * graph.num_queries * H;
+    by_key.delta = delta.get() + b * graph.num_queries * H;
+    by_key.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
+    by_key.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
+    by_key.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
+    by_key.grad_vectors = grad_vectors.get() + b * graph.num_keys * vector_width;
+    by_key.grad_raw = grad_raw + b * graph.num_edges * H;
+    by_key.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
+    valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key);
+    BackwardQueries<T, Score, DW> by_query(c, b);
+    by_query.grad_raw = by_key.grad_raw;
+    by_query.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;
+    valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);
   }
   if (vector_width) sum_rows(grad_vectors.get(), c.batch * graph.num_keys, vector_width, c.num_threads, grad_vector);
   return valid;

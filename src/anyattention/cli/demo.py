@@ -82,12 +82,13 @@ def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
     mistakes = counts.clone().fill_diagonal_(0)
     taken, said = divmod(int(mistakes.argmax()), 10)
     attended, linked = _same_number(model, data, split)
+    verdict = "\nSo here the links do most of the work." if attended - linked < 0.01 else ""
     return f"""\
 What it learnt: of the test digits, it reads {best} best ({correct[best]:.0%} correct) and {worst} worst \
 ({correct[worst]:.0%}).
 Its commonest mistake, made {int(mistakes.max())} times, is to take {_with_article(taken)} for {_with_article(said)}.
 When it looks at other digits, {attended:.1%} of its attention goes to digits of the same number; paid evenly to all
-linked digits, it would be {linked:.1%}."""
+linked digits, it would be {linked:.1%}.{verdict}"""
 
 
 def _same_number(model: NodeClassifier, data: NodeData, split: Split) -> tuple[float, float]:
