@@ -137,14 +137,15 @@ struct EdgeTotal : EdgeCall<T> {
   }
 };
 
-// The logsumexp of each row's scores: (num_rows, H), as largest score (H) and sum of exponentials (H).
+// The softmax's denominator: for each row (2, H), the largest score and the inverse of the sum of exponentials less it.
+// They stay apart, since their logsumexp would lose the sum beside a large score.
 template <class T>
-struct EdgeLogsumexp : EdgeCall<T> {
+struct EdgeDenominator : EdgeCall<T> {
   using EdgeCall<T>::H, EdgeCall<T>::rows;
   const T *scores;
   T *result;
 
-  EdgeLogsumexp(const anyattention_edge_call &c, int64_t b, const void *s, T *out)
+  EdgeDenominator(const anyattention_edge_call &c, int64_t b, const void *s, T *out)
       : EdgeCall<T>(c, b), scores(this->edge_numbers(static_cast<const T *>(s))), result(out) {}
 
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
@@ -182,24 +183,27 @@ struct EdgeLogsumexp : EdgeCall<T> {
   }
 
   void finish(int64_t i, const T *accumulator) const {
+    T *shift = result + 2 * i * H, *inverse = shift + H;
     for (int64_t h = 0; h < H; ++h) {
+      // No visible edge: any finite shift does.
       const T sum = accumulator[H + h];
-      result[i * H + h] = sum == 0 ? T{0} : accumulator[h] + std::log(sum);
+      shift[h] = sum == 0 ? T{0} : accumulator[h];
+      inverse[h] = sum == 0 ? T{0} : 1 / sum;
     }
   }
 };
 
-// exp(score - logsumexp); the accumulator is not used.
+// exp(score - shift) inverse; the accumulator is not used.
 template <class T>
 struct EdgeNormalize : EdgeCall<T> {
   using EdgeCall<T>::H, EdgeCall<T>::rows;
-  const T *scores, *logsumexp;
+  const T *scores, *denominator;
   T *result;
 
-  EdgeNormalize(const anyattention_edge_call &c, int64_t b, const void *s, const T *l, void *out)
+  EdgeNormalize(const anyattention_edge_call &c, int64_t b, const void *s, const T *d, void *out)
       : EdgeCall<T>(c, b),
         scores(this->edge_numbers(static_cast<const T *>(s))),
-        logsumexp(l),
+        denominator(d),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
   int64_t accumulator_size() const { return 1; }
@@ -211,10 +215,11 @@ struct EdgeNormalize : EdgeCall<T> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
     if (!this->slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
-      const T *row = scores + rows.edges[s] * H, *shift = logsumexp + i * H;
+      const T *row = scores + rows.edges[s] * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
       each_head(H, [=](int64_t h) { scratch[h] = row[h] - shift[h]; });
       exponentials(scratch, H);
-      std::copy_n(scratch, H, result + rows.edges[s] * H);
+      T *out = result + rows.edges[s] * H;
+      each_head(H, [=](int64_t h) { out[h] = scratch[h] * inverse[h]; });
     }
     return true;
   }
@@ -283,9 +288,9 @@ int32_t anyattention_edge_softmax(const anyattention_edge_call *call, const void
   using namespace anyattention;
   return run(call, [=](auto zero, int64_t b) {
     using T = decltype(zero);
-    const Workspace<T> logsumexp(call->rows.num_rows * call->heads);
-    return reduce_call<T>(*call, EdgeLogsumexp<T>(*call, b, scores, logsumexp.get())) &&
-           reduce_call<T>(*call, EdgeNormalize<T>(*call, b, scores, logsumexp.get(), result));
+    const Workspace<T> denominator(call->rows.num_rows * 2 * call->heads);
+    return reduce_call<T>(*call, EdgeDenominator<T>(*call, b, scores, denominator.get())) &&
+           reduce_call<T>(*call, EdgeNormalize<T>(*call, b, scores, denominator.get(), result));
   });
 }
 

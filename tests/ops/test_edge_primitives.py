@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from anyattention import edge_dot, edge_softmax, edge_sum
 from anyattention.errors import AttentionError, DimensionMismatchError, InvalidInputError, UnsupportedError
-from anyattention.ops.graph import autograd
+from anyattention.ops.graph import edge_operators
 from anyattention.patterns import Graph
 
 
@@ -125,6 +125,13 @@ def test_edge_softmax_of_large_scores(implementation: str, shift: float) -> None
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
 
 
+def test_edge_softmax_beside_which_the_logarithm_of_the_sum_vanishes(implementation: str) -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2, 0], [0, 0, 0, 1]]), num_nodes=3)
+    scores = torch.tensor([3e9, 3e9, 3e9, -3e9])[:, None].expand(4, 8)
+    expected = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0])[:, None].expand(4, 8)
+    torch.testing.assert_close(edge_softmax(scores, graph, implementation=implementation), expected)
+
+
 def test_edge_sum_against_scipy(implementation: str, require: Any) -> None:
     sparse = require("scipy.sparse")
     graph = random_graph(50, 70, 1_001)
@@ -217,6 +224,16 @@ class TestNaN:
         assert all(gradient.isfinite().all() for gradient in gradients)
         second = torch.autograd.grad(gradients, [scores, value], [torch.randn_like(each) for each in gradients])
         assert all(gradient.isfinite().all() for gradient in second)
+
+    def test_what_comes_back_to_a_hidden_edge_is_dropped(self, implementation: str) -> None:
+        graph = Graph.from_edge_index(torch.tensor([[0, 1, 2], [0, 0, 0]]), num_nodes=3)
+        scores = torch.tensor([[0.3], [-torch.inf], [0.7]], dtype=torch.float64, requires_grad=True)
+        weights = edge_softmax(scores, graph, implementation=implementation)
+        clean, poisoned = (torch.tensor([[2.0], [at], [5.0]], dtype=torch.float64) for at in (0.0, math.nan))
+        (expected,) = torch.autograd.grad(weights, scores, clean, retain_graph=True)
+        (actual,) = torch.autograd.grad(weights, scores, poisoned)
+        assert torch.equal(actual, expected)
+        assert actual[0] < 0 < actual[2]
 
     @pytest.mark.parametrize("poison", [math.nan, math.inf])
     def test_a_used_one_shows(self, implementation: str, poison: float) -> None:
@@ -320,7 +337,7 @@ def test_compiles_once_for_any_number_of_edges(native: Any) -> None:
 
 
 def arguments_of(name: str) -> tuple[Any, ...]:
-    arrays = autograd.arrays_of(random_graph())
+    arrays = edge_operators.arrays_of(random_graph())
     flips = (leaf(2, 7, 6, 3), leaf(2, 5, 2, 3))
     numbers = (True, 0.5, 1.5, 0.2, 0.3)
     seed = torch.tensor(5)

@@ -77,7 +77,9 @@ def edge_sum(weights: Tensor, value: Tensor, graph: Graph) -> Tensor:
 def edge_softmax(scores: Tensor, graph: Graph) -> Tensor:
     """The softmax of the scores `(B, E, H)` of each query's edges."""
     scores = torch.where(scores == torch.inf, torch.nan, scores)
-    return _softmax(scores, graph.query_index, graph.num_queries)[0]
+    weights = _softmax(scores, graph.query_index, graph.num_queries)[0]
+    # What comes back to a hidden edge may be NaN, and 0 x NaN is.
+    return torch.where(scores == -torch.inf, 0.0, weights)
 
 
 def _to_heads(rows: Tensor, heads: int) -> Tensor:
