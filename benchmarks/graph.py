@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from anyattention import Additive, Graph, attend, explain
 from anyattention.nn import GraphAttention
 from anyattention.ops.graph import kernels
-from anyattention.ops.graph.autograd import arrays_of
+from anyattention.ops.graph.edge_operators import arrays_of
 from anyattention.ops.graph.kernels import Settings
 from benchmarks.harness import RESULTS, Timing, measure, peak_memory, print_table, require_tests, write_result
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
-from anyattention.ops.graph import autograd, kernels
+from anyattention.ops.graph import edge_operators, kernels
 from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 
@@ -80,20 +80,20 @@ class TestBrokenArrays:
         """Each kernel that reads the whole graph; the forward reads the rows of queries alone."""
         query, key = torch.randn(1, 4, 2, 3, dtype=dtype), torch.randn(1, 5, 2, 3, dtype=dtype)
         output, logsumexp = torch.zeros_like(query), torch.zeros(1, 4, 2, dtype=dtype)
-        numbers, arrays = torch.randn(1, 6, 2, dtype=dtype), autograd.arrays_of(graph)
+        numbers, arrays = torch.randn(1, 6, 2, dtype=dtype), edge_operators.arrays_of(graph)
         none = (None, None, None, None)
         by_query = [
             lambda: kernels.attention(query, key, key, *none, arrays, _SETTINGS),
             lambda: kernels.attention_weights(query, key, key, None, None, None, logsumexp, arrays, _SETTINGS),
-            lambda: autograd.edge_dot(query, key, arrays),
-            lambda: autograd.edge_sum(numbers, key, arrays),
-            lambda: autograd.edge_softmax(numbers, arrays),
-            lambda: autograd.edge_total(numbers, arrays),
+            lambda: edge_operators.edge_dot(query, key, arrays),
+            lambda: edge_operators.edge_sum(numbers, key, arrays),
+            lambda: edge_operators.edge_softmax(numbers, arrays),
+            lambda: edge_operators.edge_total(numbers, arrays),
         ]
         by_key = [
-            lambda: autograd.edge_dot(key, query, arrays, True),
-            lambda: autograd.edge_sum(numbers, query, arrays, True),
-            lambda: autograd.edge_total(numbers, arrays, True),
+            lambda: edge_operators.edge_dot(key, query, arrays, True),
+            lambda: edge_operators.edge_sum(numbers, query, arrays, True),
+            lambda: edge_operators.edge_total(numbers, arrays, True),
         ]
         both = [
             lambda: kernels.attention_backward(
@@ -143,16 +143,16 @@ class TestBrokenArrays:
                     call()
 
     def test_numbers_of_another_size_or_dtype(self) -> None:
-        arrays = autograd.arrays_of(self.graph)
+        arrays = edge_operators.arrays_of(self.graph)
         rows, columns, numbers = torch.ones(1, 4, 2, 3), torch.ones(1, 5, 2, 3), torch.ones(1, 6, 2)
         for call, name in (
-            (lambda: autograd.edge_dot(rows[:, :3], columns, arrays), "rows"),
-            (lambda: autograd.edge_dot(rows, columns.double(), arrays), "columns"),
-            (lambda: autograd.edge_dot(rows, columns[..., :2], arrays), "columns"),
-            (lambda: autograd.edge_dot(rows.half(), columns.half(), arrays), "rows"),
-            (lambda: autograd.edge_sum(numbers[:, :5], columns, arrays), "weights"),
-            (lambda: autograd.edge_softmax(numbers[:, :5], arrays), "scores"),
-            (lambda: autograd.edge_total(numbers[:, :5], arrays), "numbers"),
+            (lambda: edge_operators.edge_dot(rows[:, :3], columns, arrays), "rows"),
+            (lambda: edge_operators.edge_dot(rows, columns.double(), arrays), "columns"),
+            (lambda: edge_operators.edge_dot(rows, columns[..., :2], arrays), "columns"),
+            (lambda: edge_operators.edge_dot(rows.half(), columns.half(), arrays), "rows"),
+            (lambda: edge_operators.edge_sum(numbers[:, :5], columns, arrays), "weights"),
+            (lambda: edge_operators.edge_softmax(numbers[:, :5], arrays), "scores"),
+            (lambda: edge_operators.edge_total(numbers[:, :5], arrays), "numbers"),
         ):
             with pytest.raises(InvalidInputError, match=f"{name}: expected "):
                 call()
@@ -198,6 +198,6 @@ class TestOffsetsBeyond31Bits:
         bias = numbers.as_strided((2, 2, 2), strides)
         graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_queries=1, num_keys=2)
         zeros, value = torch.zeros(2, 2, 2, 1), torch.randn(2, 2, 2, 3)
-        arrays = autograd.arrays_of(graph)
+        arrays = edge_operators.arrays_of(graph)
         output, _ = kernels.attention(zeros[:, :1], zeros, value, None, None, bias, None, arrays, _SETTINGS)
         torch.testing.assert_close(output[:, 0], torch.einsum("beh,behc->bhc", bias.softmax(1), value))

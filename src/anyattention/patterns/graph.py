@@ -374,14 +374,18 @@ def _parts(graph: Graph) -> list[Any]:
     return [getattr(graph, item.name) for item in fields(graph)]
 
 
+def _named_parts(graph: Graph) -> tuple[list[tuple[_pytree.KeyEntry, Any]], Any]:
+    """The fields with their names, for torch.export, which names its inputs."""
+    named: list[tuple[Any, Any]] = [
+        (_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)
+    ]
+    return named, None
+
+
 _pytree.register_pytree_node(
     Graph,
     lambda graph: (_parts(graph), None),
     lambda parts, _: Graph(*parts),
     serialized_type_name="anyattention.Graph",
-    # For torch.export, which names its inputs.
-    flatten_with_keys_fn=lambda graph: (
-        [(_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)],
-        None,
-    ),
+    flatten_with_keys_fn=_named_parts,
 )

@@ -9,17 +9,10 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
-from anyattention.ops.graph.autograd import (
-    arrays_of,
-    attention,
-    attention_weights,
-    edge_dot,
-    edge_scores,
-    edge_spread,
-    edge_sum,
-    edge_total,
-)
+from anyattention.ops.graph.autograd import attention, attention_weights
 from anyattention.ops.graph.call import GraphCall
+from anyattention.ops.graph.composed import edge_scores
+from anyattention.ops.graph.edge_operators import arrays_of, edge_dot, edge_spread, edge_sum, edge_total
 from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
 from anyattention.scores import Additive, Dynamic

@@ -20,7 +20,7 @@ from anyattention._checks import (
 )
 from anyattention._dispatch import Implementation
 from anyattention.errors import InvalidInputError
-from anyattention.ops.graph import autograd, reference
+from anyattention.ops.graph import edge_operators, reference
 from anyattention.patterns import Graph
 
 __all__ = ["edge_dot", "edge_softmax", "edge_sum"]
@@ -215,7 +215,7 @@ def _refusal(call: _Call) -> str | None:
 
 def _table(fused: Callable[..., Tensor], plain: Callable[..., Tensor]) -> tuple[Implementation, ...]:
     def run_fused(call: _Call) -> Any:
-        return fused(*call.tensors, autograd.arrays_of(call.graph))
+        return fused(*call.tensors, edge_operators.arrays_of(call.graph))
 
     def run_plain(call: _Call) -> Any:
         return plain(*call.tensors, call.graph)
@@ -226,6 +226,6 @@ def _table(fused: Callable[..., Tensor], plain: Callable[..., Tensor]) -> tuple[
     )
 
 
-_DOT = _table(autograd.edge_dot, reference.edge_dot)
-_SUM = _table(autograd.edge_sum, reference.edge_sum)
-_SOFTMAX = _table(autograd.edge_softmax, reference.edge_softmax)
+_DOT = _table(edge_operators.edge_dot, reference.edge_dot)
+_SUM = _table(edge_operators.edge_sum, reference.edge_sum)
+_SOFTMAX = _table(edge_operators.edge_softmax, reference.edge_softmax)

@@ -1,0 +1,218 @@
+"""The primitives of attention over edges, as operators that autograd, opcheck and torch.compile know.
+
+`anyattention::edge_dot`, `edge_sum`, `edge_softmax`, `edge_total` and `edge_spread` are closed under differentiation:
+the backward of each is made of the others.
+
+A graph crosses as a list of eight arrays: query_offsets, keys_by_query, edges_by_query, key_offsets, queries_by_key,
+edges_by_key, query_index, key_index. `flip` exchanges queries and keys.
+
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention.ops.graph import kernels
+from anyattention.patterns import Graph
+
+__all__ = [
+    "NO_GRAPH",
+    "arrays_of",
+    "define",
+    "edge_dot",
+    "edge_softmax",
+    "edge_spread",
+    "edge_sum",
+    "edge_total",
+    "kept_inputs",
+]
+
+_library = torch.library.Library("anyattention", "FRAGMENT")
+# What a backward returns for the arrays of the graph.
+NO_GRAPH = [None] * 8
+
+
+def arrays_of(graph: Graph) -> list[Tensor]:
+    """A Graph as the operators take it."""
+    return [
+        graph.query_offsets,
+        graph.keys_by_query,
+        graph.edges_by_query,
+        graph.key_offsets,
+        graph.queries_by_key,
+        graph.edges_by_key,
+        graph.query_index,
+        graph.key_index,
+    ]
+
+
+def edge_dot(rows: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
+    """`result[e, h] = rows[i, h] . columns[j, h]`: `(B, E, H)` from `(B, N, H, D)` and `(B, M, G, D)`."""
+    return torch.ops.anyattention.edge_dot(rows, columns, list(graph), flip)
+
+
+def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
+    """`result[i, h] = sum of weights[e, h] columns[j, h]`: `(B, N, H, D)` from `(B, E, H)` and `(B, M, G, D)`.
+
+    An edge of weight 0 is not there: what its column holds, NaN too, does not count.
+    """
+    return torch.ops.anyattention.edge_sum(weights, columns, list(graph), flip)
+
+
+def edge_softmax(scores: Tensor, graph: Sequence[Tensor]) -> Tensor:
+    """The softmax of the scores `(B, E, H)` of each query's edges."""
+    return torch.ops.anyattention.edge_softmax(scores, list(graph))
+
+
+def edge_total(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
+    """The sum of each query's numbers `(B, E, H)`, `(B, N, H)`."""
+    return torch.ops.anyattention.edge_total(numbers, list(graph), flip)
+
+
+def edge_spread(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
+    """Each query's numbers `(B, N, H)` on its edges, `(B, E, H)`."""
+    return torch.ops.anyattention.edge_spread(numbers, list(graph), flip)
+
+
+def _side(graph: Sequence[Tensor], flip: bool) -> list[Tensor]:
+    """Offsets, columns and edges of the rows that reduce."""
+    return list(graph[3:6]) if flip else list(graph[:3])
+
+
+def _sum_groups(heads: Tensor, like: Tensor) -> Tensor:
+    """The gradients of H heads added up to the G heads that they share."""
+    if heads.shape[2] == like.shape[2]:
+        return heads
+    return heads.unflatten(2, (like.shape[2], -1)).sum(3)
+
+
+def define(
+    name: str, schema: str, run: Callable[..., Any], shapes: Callable[..., Any], backward: Callable[..., Any] | None
+) -> None:
+    """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`."""
+    _library.define(f"{name}({schema}")
+    _library.impl(name, run, "CPU")
+    torch.library.register_fake(f"anyattention::{name}", shapes, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"anyattention::{name}", backward, setup_context=_keep_inputs, lib=_library)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save every tensor among the inputs and outputs, and the rest as it is."""
+    # Of several outputs some may be unused; zeros for them would cost as much as a gradient.
+    ctx.set_materialize_grads(not isinstance(output, tuple))
+    flat: list[Tensor | None] = []
+    ctx.layout = []
+    for item in (*inputs, *(output if isinstance(output, tuple) else ())):
+        if isinstance(item, list | tuple):
+            ctx.layout.append(len(item))
+            flat.extend(item)
+        elif isinstance(item, Tensor) or item is None:
+            ctx.layout.append(None)
+            flat.append(item)
+        else:
+            ctx.layout.append((item,))
+    ctx.save_for_backward(*flat)
+
+
+def kept_inputs(ctx: Any) -> list[Any]:
+    """What `_keep_inputs` saved, in order."""
+    saved = iter(ctx.saved_tensors)
+    kept: list[Any] = []
+    for entry in ctx.layout:
+        if isinstance(entry, int):
+            kept.append([next(saved) for _ in range(entry)])
+        else:
+            kept.append(next(saved) if entry is None else entry[0])
+    return kept
+
+
+def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    rows, columns, graph, flip = kept_inputs(ctx)
+    by_rows = edge_sum(grad, columns, graph, flip) if ctx.needs_input_grad[0] else None
+    by_columns = None
+    if ctx.needs_input_grad[1]:
+        by_columns = _sum_groups(edge_sum(grad, rows, graph, not flip), columns)
+    return by_rows, by_columns, NO_GRAPH, None
+
+
+def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weights, columns, graph, flip = kept_inputs(ctx)
+    by_weights = by_columns = None
+    if ctx.needs_input_grad[0]:
+        by_weights = edge_dot(grad, columns, graph, flip)
+        # An edge of weight 0 is not there for its gradient either, whatever its column holds.
+        by_weights = torch.where((weights == 0) & ~by_weights.isfinite(), 0.0, by_weights)
+    if ctx.needs_input_grad[1]:
+        by_columns = _sum_groups(edge_sum(weights, grad, graph, not flip), columns)
+    return by_weights, by_columns, NO_GRAPH, None
+
+
+def _edge_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output, *inputs[1])
+
+
+def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weights, *graph = ctx.saved_tensors
+    # A hidden edge's gradient may be NaN.
+    product = torch.where(weights == 0, 0.0, weights * grad)
+    return product - weights * edge_spread(edge_total(product, graph), graph), NO_GRAPH
+
+
+def _edge_total_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    _, graph, flip = kept_inputs(ctx)
+    return edge_spread(grad, graph, flip), NO_GRAPH, None
+
+
+def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    _, graph, flip = kept_inputs(ctx)
+    return edge_total(grad, graph, flip), NO_GRAPH, None
+
+
+define(
+    "edge_dot",
+    "Tensor rows, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
+    lambda rows, columns, graph, flip: kernels.edge_dot(rows, columns, _side(graph, flip)),
+    lambda rows, columns, graph, flip: rows.new_empty(rows.shape[0], graph[1].shape[0], rows.shape[2]),
+    _edge_dot_backward,
+)
+define(
+    "edge_sum",
+    "Tensor weights, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
+    lambda weights, columns, graph, flip: kernels.edge_sum(weights, columns, _side(graph, flip)),
+    lambda weights, columns, graph, flip: weights.new_empty(
+        weights.shape[0], graph[3 if flip else 0].shape[0] - 1, weights.shape[2], columns.shape[3]
+    ),
+    _edge_sum_backward,
+)
+define(
+    "edge_total",
+    "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
+    lambda numbers, graph, flip: kernels.edge_total(numbers, _side(graph, flip), graph[0 if flip else 3].shape[0] - 1),
+    lambda numbers, graph, flip: numbers.new_empty(
+        numbers.shape[0], graph[3 if flip else 0].shape[0] - 1, numbers.shape[2]
+    ),
+    _edge_total_backward,
+)
+define(
+    "edge_spread",
+    "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
+    lambda numbers, graph, flip: numbers.index_select(1, graph[7 if flip else 6]),
+    lambda numbers, graph, flip: numbers.new_empty(numbers.shape[0], graph[1].shape[0], numbers.shape[2]),
+    _edge_spread_backward,
+)
+define(
+    "edge_softmax",
+    "Tensor scores, Tensor[] graph) -> Tensor",
+    lambda scores, graph: kernels.edge_softmax(scores, _side(graph, False), graph[3].shape[0] - 1),
+    lambda scores, graph: scores.new_empty(scores.shape),
+    None,
+)
+torch.library.register_autograd(
+    "anyattention::edge_softmax", _edge_softmax_backward, setup_context=_edge_softmax_setup, lib=_library
+)
