@@ -337,14 +337,11 @@ class GraphAttention(AttentionModule):
     def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
         if self.config.score == "additive":
-            value = self._heads(source, self.value_projection)
             is_pair = isinstance(self.config.in_features, tuple)
-            if is_pair:
-                own = self._heads(target, self.query_projection)
-            else:
-                own = value if target is source else self._heads(target, self.value_projection)
-            query = (own * self.query_vector).sum(-1, keepdim=True)
-            key = (value * self.key_vector).sum(-1, keepdim=True)
+            own = self.query_projection if is_pair else self.value_projection
+            query = _linear_terms(target, own, self.query_vector)
+            key = _linear_terms(source, self.value_projection, self.key_vector)
+            value = self._heads(source, self.value_projection)
             return query, key, value, Additive(self.config.negative_slope)
         query = self._heads(target, self.query_projection)
         key = self._heads(source, self.key_projection)
@@ -370,3 +367,14 @@ def _linear(x: Tensor, projection: nn.Linear) -> Tensor:
         return projection(x)
     product = torch.sparse.mm(x, projection.weight.T)
     return product if projection.bias is None else product + projection.bias
+
+
+def _linear_terms(x: Tensor, projection: nn.Linear, vector: Tensor) -> Tensor:
+    """`vector . (W x)` in each head, `(..., nodes, heads, 1)`, for a projection without bias.
+
+    The vector is folded into the projection: a `(nodes, heads)` product, and no `(nodes, d_model)` temporary.
+    """
+    weight = projection.weight.unflatten(0, vector.shape)
+    folded = torch.einsum("hcf,hc->fh", weight, vector)
+    product = x @ folded if x.layout == torch.strided else torch.sparse.mm(x, folded)
+    return product.unsqueeze(-1)
