@@ -172,7 +172,10 @@ def test_an_interrupt_before_there_is_anything(dense_file: Path, tmp_path: Path,
 
 def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "anyattention.cli", "train", "--data", str(dense_file), "--epochs", "1000000"]
+    # A shell's background jobs ignore interrupts, and so do their children, this test's among them.
+    run = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    run += "from anyattention.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", run, "train", "--data", str(dense_file), "--epochs", "1000000"]
     command += ["--patience", "1000000", "--threads", "1", "--split", "0", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stderr is not None
