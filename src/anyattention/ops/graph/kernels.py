@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +122,7 @@ def attention(
     batch, num_queries, heads, _ = query.shape
     output = query.new_empty(batch, num_queries, heads, value.shape[3])
     logsumexp = query.new_empty(batch, num_queries, heads)
-    _run("graph_attention_forward", ctypes.byref(call.structure), output.data_ptr(), logsumexp.data_ptr())
+    _native.run("graph_attention_forward", ctypes.byref(call.structure), output.data_ptr(), logsumexp.data_ptr())
     return output, logsumexp
 
 
@@ -143,7 +142,7 @@ def attention_weights(
     weights = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
     logsumexp = logsumexp.contiguous()
     _require_numbers("logsumexp", logsumexp, query.shape[:3], query.dtype)
-    _run("graph_attention_weights", ctypes.byref(call.structure), logsumexp.data_ptr(), weights.data_ptr())
+    _native.run("graph_attention_weights", ctypes.byref(call.structure), logsumexp.data_ptr(), weights.data_ptr())
     return weights
 
 
@@ -180,7 +179,7 @@ def attention_backward(
         if tensor is not None:
             _require_numbers(name, tensor, shape, query.dtype)
     kept = [None if tensor is None else tensor.contiguous() for tensor, _ in results.values()]
-    _run(
+    _native.run(
         "graph_attention_backward",
         ctypes.byref(call.structure),
         *map(_pointer, kept),
@@ -198,7 +197,7 @@ def edge_dot(rows: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tensor:
     _require_numbers("rows", rows, (rows.shape[0], arrays[0].shape[0] - 1, *rows.shape[2:]), rows.dtype)
     _require_numbers("columns", columns, (rows.shape[0], *columns.shape[1:3], rows.shape[3]), rows.dtype)
     call = _edge_call(rows.shape, columns.shape[1], columns.shape[2], arrays, rows.dtype)
-    _run("edge_dot", ctypes.byref(call), rows.data_ptr(), columns.data_ptr(), result.data_ptr())
+    _native.run("edge_dot", ctypes.byref(call), rows.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
 
 
@@ -212,7 +211,7 @@ def edge_sum(weights: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tens
     _require_numbers("weights", weights, (shape[0], arrays[1].shape[0], shape[2]), weights.dtype)
     _require_numbers("columns", columns, (shape[0], *columns.shape[1:3], shape[3]), weights.dtype)
     call = _edge_call(shape, columns.shape[1], columns.shape[2], arrays, weights.dtype)
-    _run("edge_sum", ctypes.byref(call), weights.data_ptr(), columns.data_ptr(), result.data_ptr())
+    _native.run("edge_sum", ctypes.byref(call), weights.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
 
 
@@ -225,7 +224,7 @@ def edge_softmax(scores: Tensor, arrays: Sequence[Tensor], num_columns: int) -> 
     _require_numbers("scores", scores, (scores.shape[0], arrays[1].shape[0], scores.shape[2]), scores.dtype)
     shape = (scores.shape[0], arrays[0].shape[0] - 1, scores.shape[2], 1)
     call = _edge_call(shape, num_columns, scores.shape[2], arrays, scores.dtype)
-    _run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
+    _native.run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
     return result
 
 
@@ -237,7 +236,7 @@ def edge_total(numbers: Tensor, arrays: Sequence[Tensor], num_columns: int) -> T
         return result
     _require_numbers("numbers", numbers, (numbers.shape[0], arrays[1].shape[0], numbers.shape[2]), numbers.dtype)
     call = _edge_call((*result.shape, 1), num_columns, result.shape[2], arrays, numbers.dtype)
-    _run("edge_total", ctypes.byref(call), numbers.data_ptr(), result.data_ptr())
+    _native.run("edge_total", ctypes.byref(call), numbers.data_ptr(), result.data_ptr())
     return result
 
 
@@ -348,7 +347,3 @@ def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _run(function: str, *arguments: Any) -> None:
-    _native.run(function, *arguments)
