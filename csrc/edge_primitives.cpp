@@ -30,16 +30,10 @@ struct EdgeCall {
     return numbers + b * rows.num_edges * H;
   }
   const T *column(const T *columns, int64_t j) const { return columns + (b * rows.num_columns + j) * G * D; }
-  void prefetch(const T *columns, int64_t s) const {
+  ANYATTENTION_INLINE void prefetch(const T *columns, int64_t s) const {
     if (rows.slot_is_valid(s + kPrefetch)) {
       prefetch_row(column(columns, rows.columns[s + kPrefetch]), G * D * static_cast<int64_t>(sizeof(T)));
     }
-  }
-  bool slots_are_valid(int64_t begin, int64_t end) const {
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
-    }
-    return true;
   }
 };
 
@@ -62,7 +56,7 @@ struct EdgeDot : EdgeCall<T> {
   void finish(int64_t, const T *) const {}
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *) const {
-    if (!this->slots_are_valid(begin, end)) return false;
+    if (!this->rows.slots_are_valid(begin, end)) return false;
     const T *row = left + i * H * D;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
@@ -96,7 +90,7 @@ struct EdgeSum : EdgeCall<T> {
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, result + i * H * D); }
 
   bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
-    if (!this->slots_are_valid(begin, end)) return false;
+    if (!this->rows.slots_are_valid(begin, end)) return false;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
       this->prefetch(columns, s);
@@ -128,7 +122,7 @@ struct EdgeTotal : EdgeCall<T> {
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H, result + i * H); }
 
   bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
-    if (!this->slots_are_valid(begin, end)) return false;
+    if (!this->rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
       const T *row = numbers + rows.edges[s] * H;
       each_head(H, [=](int64_t h) { accumulator[h] += row[h]; });
@@ -157,7 +151,7 @@ struct EdgeDenominator : EdgeCall<T> {
   }
 
   bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
-    if (!this->slots_are_valid(begin, end)) return false;
+    if (!this->rows.slots_are_valid(begin, end)) return false;
     T *sum = accumulator + H;
     for (int64_t s = begin; s < end; ++s) {
       const T *row = scores + rows.edges[s] * H;
@@ -213,7 +207,7 @@ struct EdgeNormalize : EdgeCall<T> {
   void finish(int64_t, const T *) const {}
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
-    if (!this->slots_are_valid(begin, end)) return false;
+    if (!this->rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
       const T *row = scores + rows.edges[s] * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
       each_head(H, [=](int64_t h) { scratch[h] = row[h] - shift[h]; });

@@ -160,6 +160,35 @@ struct Call {
     }
   }
 
+  // Whether a row's sums stay in registers: eight heads of 16, and nothing beside the scores.
+  static constexpr bool kHasRegisters =
+      sizeof(T) == sizeof(float) && CW == 16 && (DW == 16 || Score == ANYATTENTION_ADDITIVE);
+  bool fits_registers() const {
+    return kHasRegisters && H == 8 && G == 8 && normalize && !drops && cap == 0 && !bias.data && !term.data;
+  }
+
+  // The scores of one edge's eight heads; `slopes` are what the raw score's derivative adds to the scale.
+  Vector<T, 8> eight_scores(const T *q, const T *k, Vector<T, 8> &slopes) const {
+    const Vector<T, 8> one = Vector<T, 8>{} + T{1};
+    Vector<T, 8> raw;
+    slopes = one * scale;
+    if constexpr (Score == ANYATTENTION_ADDITIVE) {
+      raw = load<8>(q) + load<8>(k);
+      slopes = raw > 0 ? slopes : slopes * slope;
+      return (raw + raw * 0) * slopes;
+    } else if constexpr (Score == ANYATTENTION_DOT) {
+      raw = EightHeads<T>::at(q).dots(k);
+    } else {
+      EightHeads<T> parts;
+      for (int h = 0; h < 8; ++h) {
+        const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
+        parts.head[h] = load<16>(vector + h * 16) * (x > 0 ? x : x * slope);
+      }
+      raw = parts.sums();
+    }
+    return (raw + raw * 0) * scale;
+  }
+
   static T sigmoid(T x) {
     const T small = std::exp(x > 0 ? -x : x);
     return (x > 0 ? T{1} : small) / (1 + small);
@@ -213,8 +242,9 @@ struct Forward : Call<T, Score, DW, CW> {
     T *shift = scratch, *factors = scratch + H, *score = scratch + 3 * H;
     const T *q = query + i * this->query_width();
     const int64_t key_width = this->key_width(), value_width = this->value_width();
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
+    if (!rows.slots_are_valid(begin, end)) return false;
+    if constexpr (Base::kHasRegisters) {
+      if (this->fits_registers()) return reduce_in_registers(q, begin, end, accumulator, score);
     }
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
@@ -247,6 +277,35 @@ struct Forward : Call<T, Score, DW, CW> {
                                        count, c);
       }
     }
+    return true;
+  }
+
+  bool reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
+    const int64_t key_width = this->key_width(), value_width = this->value_width();
+    const int64_t bytes = static_cast<int64_t>(sizeof(T));
+    Vector<T, 8> largest = Vector<T, 8>{} + kMinusInfinity<T>, ignored;
+    for (int64_t s = begin; s < end; ++s) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
+        prefetch_row(key + rows.columns[s + kPrefetch] * key_width, key_width * bytes);
+      }
+      const Vector<T, 8> x = this->eight_scores(q, key + rows.columns[s] * key_width, ignored);
+      store<T, 8>(score + (s - begin) * 8, x);
+      largest = x > largest ? x : largest;
+    }
+    const Vector<T, 8> shift = largest == kMinusInfinity<T> ? Vector<T, 8>{} : largest;
+    Vector<T, 8> sum{};
+    EightHeads<T> out = EightHeads<T>::zero();
+    for (int64_t s = begin; s < end; ++s) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
+        prefetch_row(value + rows.columns[s + kPrefetch] * value_width, value_width * bytes);
+      }
+      const Vector<T, 8> weight = Exponential<T, 8>::run(load<8>(score + (s - begin) * 8) - shift);
+      sum += weight;
+      out.add(weight, value + rows.columns[s] * value_width);
+    }
+    store<T, 8>(accumulator, largest);
+    store<T, 8>(accumulator + 8, sum);
+    out.write(accumulator + 16);
     return true;
   }
 
@@ -327,7 +386,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       Base::slope, Base::value, Base::vector;
   CompressedRows rows;
   const T *shift, *delta, *grad_output;  // shift: logsumexp, 0 where it is -inf
-  T *grad_key, *grad_value, *grad_vectors, *grad_raw, *grad_score;
+  T *grad_key, *grad_value, *grad_raw, *grad_score;
 
   BackwardKeys(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
@@ -338,12 +397,52 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
 
   bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
+    if (!rows.slots_are_valid(begin, end)) return false;
+    if constexpr (Base::kHasRegisters) {
+      if (this->fits_registers() && !grad_score) return reduce_in_registers(j, begin, end, accumulator);
     }
     for (int64_t first = begin; first < end; first += kTile) {
       add_tile(j, first, std::min(kTile, end - first), accumulator, scratch);
     }
+    return true;
+  }
+
+  bool reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
+    const int64_t query_width = this->query_width();
+    const T *k = key + j * this->key_width(), *v = value + j * 128;
+    EightHeads<T> by_value = EightHeads<T>::zero(), by_key = by_value, by_vector = by_value;
+    Vector<T, 8> by_term{}, slopes;
+    for (int64_t s = begin; s < end; ++s) {
+      prefetch(s + kPrefetch);
+      const int64_t i = rows.columns[s];
+      const T *q = query + i * query_width, *grad = grad_output + i * 128;
+      const Vector<T, 8> score = this->eight_scores(q, k, slopes);
+      const Vector<T, 8> weight = Exponential<T, 8>::run(score - load<8>(shift + i * 8));
+      const Vector<T, 8> by_score = weight * (EightHeads<T>::at(grad).dots(v) - load<8>(delta + i * 8));
+      const Vector<T, 8> by_raw = by_score * slopes;
+      store<T, 8>(grad_raw + rows.edges[s] * 8, by_raw);
+      by_value.add(weight, grad);
+      if constexpr (Score == ANYATTENTION_ADDITIVE) {
+        by_term += by_raw;
+      } else if constexpr (Score == ANYATTENTION_DOT) {
+        by_key.add(by_raw, q);
+      } else {
+        for (int h = 0; h < 8; ++h) {
+          const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
+          const Vector<T, 16> above = Vector<T, 16>{} + by_raw[h], part = x > 0 ? above : above * slope;
+          by_key.head[h] += part * load<16>(vector + h * 16);
+          by_vector.head[h] += part * x;
+        }
+      }
+    }
+    T *gk = accumulator, *gv = gk + G * D;
+    by_value.write(gv);
+    if constexpr (Score == ANYATTENTION_ADDITIVE) {
+      store<T, 8>(gk, by_term);
+    } else {
+      by_key.write(gk);
+    }
+    if constexpr (Score == ANYATTENTION_DYNAMIC) by_vector.write(gv + 128);
     return true;
   }
 
@@ -405,7 +504,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     }
   }
 
-  void prefetch(int64_t s) const {
+  ANYATTENTION_INLINE void prefetch(int64_t s) const {
     if (!rows.slot_is_valid(s)) return;
     const int64_t i = rows.columns[s], bytes = static_cast<int64_t>(sizeof(T));
     prefetch_row(query + i * this->query_width(), this->query_width() * bytes);
@@ -418,8 +517,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   void finish(int64_t j, const T *accumulator) const {
     std::copy_n(accumulator, G * D, grad_key + j * G * D);
     std::copy_n(accumulator + G * D, G * C, grad_value + j * G * C);
-    if (vector_size()) std::copy_n(accumulator + G * D + G * C, H * D, grad_vectors + j * H * D);
   }
+  int64_t total_size() const { return vector_size(); }
+  void add_total(const T *accumulator, T *total) const { add(total, accumulator + G * D + G * C, vector_size()); }
 };
 
 // Over the rows of queries, from grad_raw. Accumulator: gradient of query (H, D).
@@ -441,8 +541,9 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
     const int64_t d = channels<DW>(D), key_width = this->key_width();
     const T *q = query + i * this->query_width();
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
+    if (!rows.slots_are_valid(begin, end)) return false;
+    if constexpr (Score != ANYATTENTION_ADDITIVE && sizeof(T) == sizeof(float) && DW == 16) {
+      if (H == 8 && G == 8 && !this->bias.data) return reduce_in_registers(q, begin, end, accumulator);
     }
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
@@ -470,6 +571,32 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
     return true;
   }
 
+  bool reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+    EightHeads<T> by_query = EightHeads<T>::zero();
+    for (int64_t s = begin; s < end; ++s) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
+        prefetch_row(key + rows.columns[s + kPrefetch] * 128, 128 * static_cast<int64_t>(sizeof(T)));
+        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * 8);
+      }
+      const Vector<T, 8> raw = load<8>(grad_raw + rows.edges[s] * 8);
+      const T *k = key + rows.columns[s] * 128;
+      if constexpr (Score == ANYATTENTION_DOT) {
+        by_query.add(raw, k);
+        continue;
+      }
+      for (int h = 0; h < 8; ++h) {
+        const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
+        const Vector<T, 16> above = Vector<T, 16>{} + raw[h];
+        by_query.head[h] += x > 0 ? above : above * slope;
+      }
+    }
+    if constexpr (Score == ANYATTENTION_DYNAMIC) {
+      for (int h = 0; h < 8; ++h) by_query.head[h] *= load<16>(vector + h * 16);
+    }
+    by_query.write(accumulator);
+    return true;
+  }
+
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, grad_query + i * H * D); }
 };
 
@@ -486,23 +613,6 @@ void prepare_backward(const anyattention_graph_attention &c, const T *output, co
     delta[n] = !c.normalize ? T{0} : dot<0>(grad_output + n * C, output + n * C, C);
     if (grad_logsumexp && !empty) delta[n] -= grad_logsumexp[n];
   }
-}
-
-// Sums the vector's gradient over keys, in blocks of fixed size and then in order.
-template <class T>
-void sum_rows(const T *rows, int64_t count, int64_t width, int64_t threads, T *total) {
-  constexpr int64_t block = 1024;
-  const int64_t blocks = (count + block - 1) / block;
-  const Workspace<T> sums(blocks * width);
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min(threads, blocks)));
-#pragma omp parallel for num_threads(team) if (team > 1)
-  for (int64_t n = 0; n < blocks; ++n) {
-    for (int64_t r = n * block; r < std::min(count, (n + 1) * block); ++r) {
-      add(sums.get() + n * width, rows + r * width, width);
-    }
-  }
-  std::fill_n(total, width, T{0});
-  for (int64_t n = 0; n < blocks; ++n) add(total, sums.get() + n * width, width);
 }
 
 template <class T, int Score, int DW, int CW>
@@ -532,8 +642,9 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> shift(nodes), delta(nodes);
   prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, shift.get(), delta.get());
-  const int64_t vector_width = Score == ANYATTENTION_DYNAMIC ? H * c.head_dim : 0;
-  const Workspace<T> grad_vectors(c.batch * graph.num_keys * vector_width);
+  const bool has_vector = Score == ANYATTENTION_DYNAMIC;
+  if (has_vector) std::fill_n(grad_vector, H * c.head_dim, T{0});
+  const Workspace<T> by_vector(has_vector ? H * c.head_dim : 0);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
@@ -542,16 +653,15 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
     by_key.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
     by_key.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
     by_key.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
-    by_key.grad_vectors = grad_vectors.get() + b * graph.num_keys * vector_width;
     by_key.grad_raw = grad_raw + b * graph.num_edges * H;
     by_key.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
-    valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key);
+    valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key, has_vector ? by_vector.get() : nullptr);
+    if (has_vector) add(grad_vector, by_vector.get(), H * c.head_dim);
     BackwardQueries<T, Score, DW> by_query(c, b);
     by_query.grad_raw = by_key.grad_raw;
     by_query.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;
     valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);
   }
-  if (vector_width) sum_rows(grad_vectors.get(), c.batch * graph.num_keys, vector_width, c.num_threads, grad_vector);
   return valid;
 }
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "anyattention.h"
@@ -62,11 +63,24 @@ struct CompressedRows : anyattention_rows {
     }
     return true;
   }
+  bool slots_are_valid(int64_t begin, int64_t end) const {
+    bool valid = true;
+    for (int64_t s = begin; s < end; ++s) {
+      valid &= static_cast<uint64_t>(columns[s]) < static_cast<uint64_t>(num_columns);
+      valid &= static_cast<uint64_t>(edges[s]) < static_cast<uint64_t>(num_edges);
+    }
+    return valid;
+  }
   bool slot_is_valid(int64_t slot) const {
     return slot < num_edges && static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
            static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
   }
 };
+
+template <class Reduction, class = void>
+constexpr bool kHasTotal = false;
+template <class Reduction>
+constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
 
 // A Reduction has
 //   accumulator_size(), scratch_size()         numbers per accumulator and per thread
@@ -74,9 +88,10 @@ struct CompressedRows : anyattention_rows {
 //   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
 //   combine(accumulator, next)                 accumulator, then next
 //   finish(row, accumulator)                   writes the row's result
+//   total_size(), add_total(accumulator, total)     where there are numbers to sum over all rows
 // Returns false when an index was out of range. Throws std::bad_alloc.
 template <class T, class Reduction>
-bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction) {
+bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
   std::vector<int64_t> turns{0};  // the first row of each turn
   std::vector<int64_t> long_rows, first_piece;
   int64_t num_pieces = 0, taken = 0;
@@ -96,6 +111,10 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   const int64_t num_turns = static_cast<int64_t>(turns.size()) - 1;
   const int64_t size = reduction.accumulator_size();
   const Workspace<T> pieces(num_pieces * size);
+  // One sum for each turn and one for all long rows: cut by the graph alone, and added up in order.
+  int64_t total_size = 0;
+  if constexpr (kHasTotal<Reduction>) total_size = total ? reduction.total_size() : 0;
+  const Workspace<T> totals((num_turns + 1) * total_size);
   std::vector<int64_t> row_of_piece(static_cast<std::size_t>(num_pieces));
   for (std::size_t i = 0; i < long_rows.size(); ++i) {
     for (int64_t p = first_piece[i]; p < first_piece[i + 1]; ++p) {
@@ -132,6 +151,9 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
         reduction.start(accumulator);
         if (!reduction.reduce(row, begin, end, accumulator, scratch)) valid = false;
         reduction.finish(row, accumulator);
+        if constexpr (kHasTotal<Reduction>) {
+          if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
+        }
       }
     }
   }
@@ -142,6 +164,13 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
       reduction.combine(whole, pieces.get() + p * size);
     }
     reduction.finish(long_rows[i], whole);
+    if constexpr (kHasTotal<Reduction>) {
+      if (total) reduction.add_total(whole, totals.get() + num_turns * total_size);
+    }
+  }
+  if (total) std::fill_n(total, total_size, T{0});
+  for (int64_t turn = 0; total && turn <= num_turns; ++turn) {
+    for (int64_t n = 0; n < total_size; ++n) total[n] += totals.get()[turn * total_size + n];
   }
   return valid;
 }

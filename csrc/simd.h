@@ -204,32 +204,34 @@ inline void add(T *__restrict accumulator, const T *__restrict row, int64_t coun
   for (int64_t c = 0; c < count; ++c) accumulator[c] += row[c];
 }
 
-inline void prefetch_row(const void *row, int64_t bytes) {
+// For functions that only prefetch: g++ takes a call of such a function for one without effect, and drops it.
+#define ANYATTENTION_INLINE __attribute__((always_inline)) inline
+
+ANYATTENTION_INLINE void prefetch_row(const void *row, int64_t bytes) {
   const char *line = static_cast<const char *>(row);
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 3);
 }
 
 // The exponential of x <= 0 (or a little above), NaN kept, -inf to 0: x = n ln 2 + r with |r| <= ln 2 / 2, a
 // polynomial in r, and n added to the exponent's bits. Error below 2 units in the last place.
-template <class T>
+template <class T, int Count>
 struct Exponential;
 
-template <>
-struct Exponential<float> {
-  static constexpr int width = 16;
-  typedef float Vector __attribute__((vector_size(64)));
-  typedef int32_t Integers __attribute__((vector_size(64)));
+template <int Count>
+struct Exponential<float, Count> {
+  using Numbers = Vector<float, Count>;
+  using Integers = Vector<int32_t, Count>;
 
-  static inline Vector run(Vector x) {
-    const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const Vector lowest = Vector{} - 87.0f;
-    const Vector highest = Vector{} + 88.0f;
-    Vector inside = x < lowest ? lowest : x;
+  static inline Numbers run(Numbers x) {
+    const Numbers magic = Numbers{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Numbers lowest = Numbers{} - 87.0f;
+    const Numbers highest = Numbers{} + 88.0f;
+    Numbers inside = x < lowest ? lowest : x;
     inside = inside > highest ? highest : inside;
-    const Vector shifted = inside * 1.44269504088896341f + magic;
-    const Vector n = shifted - magic;
-    const Vector r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
-    Vector p = Vector{} + 1.9875691500e-4f;
+    const Numbers shifted = inside * 1.44269504088896341f + magic;
+    const Numbers n = shifted - magic;
+    const Numbers r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
+    Numbers p = Numbers{} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -237,28 +239,27 @@ struct Exponential<float> {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     const Integers bits = ((Integers)shifted - (Integers)magic) << 23;
-    const Vector result = (Vector)((Integers)p + bits);
-    const Vector small = x < lowest ? Vector{} : result;
+    const Numbers result = (Numbers)((Integers)p + bits);
+    const Numbers small = x < lowest ? Numbers{} : result;
     return x != x ? x : small;
   }
 };
 
-template <>
-struct Exponential<double> {
-  static constexpr int width = 8;
-  typedef double Vector __attribute__((vector_size(64)));
-  typedef int64_t Integers __attribute__((vector_size(64)));
+template <int Count>
+struct Exponential<double, Count> {
+  using Numbers = Vector<double, Count>;
+  using Integers = Vector<int64_t, Count>;
 
-  static inline Vector run(Vector x) {
-    const Vector magic = Vector{} + 6755399441055744.0;  // 1.5 * 2^52
-    const Vector lowest = Vector{} - 708.0;
-    const Vector highest = Vector{} + 709.0;
-    Vector inside = x < lowest ? lowest : x;
+  static inline Numbers run(Numbers x) {
+    const Numbers magic = Numbers{} + 6755399441055744.0;  // 1.5 * 2^52
+    const Numbers lowest = Numbers{} - 708.0;
+    const Numbers highest = Numbers{} + 709.0;
+    Numbers inside = x < lowest ? lowest : x;
     inside = inside > highest ? highest : inside;
-    const Vector shifted = inside * 1.4426950408889634074 + magic;
-    const Vector n = shifted - magic;
-    const Vector r = (inside - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-    Vector p = Vector{} + 1.0 / 6227020800.0;
+    const Numbers shifted = inside * 1.4426950408889634074 + magic;
+    const Numbers n = shifted - magic;
+    const Numbers r = (inside - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+    Numbers p = Numbers{} + 1.0 / 6227020800.0;
     const double inverse_factorials[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
                                          1.0 / 362880.0,    1.0 / 40320.0,    1.0 / 5040.0,
                                          1.0 / 720.0,       1.0 / 120.0,      1.0 / 24.0,
@@ -266,21 +267,53 @@ struct Exponential<double> {
     for (double coefficient : inverse_factorials) p = p * r + coefficient;
     p = p * r + 1.0;
     const Integers bits = ((Integers)shifted - (Integers)magic) << 52;
-    const Vector result = (Vector)((Integers)p + bits);
-    const Vector small = x < lowest ? Vector{} : result;
+    const Numbers result = (Numbers)((Integers)p + bits);
+    const Numbers small = x < lowest ? Numbers{} : result;
     return x != x ? x : small;
+  }
+};
+
+// A row of eight heads of 16 channels, kept in registers.
+template <class T>
+struct EightHeads {
+  static constexpr int lanes = 16;
+  Vector<T, lanes> head[8];
+
+  static EightHeads zero() { return {}; }
+  static EightHeads at(const T *row) {
+    EightHeads heads;
+    for (int h = 0; h < 8; ++h) heads.head[h] = load<lanes>(row + h * lanes);
+    return heads;
+  }
+  void write(T *row) const {
+    for (int h = 0; h < 8; ++h) store<T, lanes>(row + h * lanes, head[h]);
+  }
+  // Adds factors[h] times each head of a row.
+  void add(Vector<T, 8> factors, const T *row) {
+    for (int h = 0; h < 8; ++h) head[h] += factors[h] * load<lanes>(row + h * lanes);
+  }
+  // The product of each head with that of a row.
+  Vector<T, 8> dots(const T *row) const {
+    EightHeads products;
+    for (int h = 0; h < 8; ++h) products.head[h] = head[h] * load<lanes>(row + h * lanes);
+    return products.sums();
+  }
+  Vector<T, 8> sums() const {
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == sizeof(float)) return sums_of_8(head);
+#endif
+    Vector<T, 8> result;
+    for (int h = 0; h < 8; ++h) result[h] = sum_of<T, lanes>(head[h]);
+    return result;
   }
 };
 
 // values[i] = exp(values[i]); `values` must have room up to the next multiple of the vector's width.
 template <class T>
 inline void exponentials(T *values, int64_t count) {
-  using Exp = Exponential<T>;
-  for (int64_t i = 0; i < count; i += Exp::width) {
-    typename Exp::Vector x;
-    std::memcpy(&x, values + i, sizeof x);
-    x = Exp::run(x);
-    std::memcpy(values + i, &x, sizeof x);
+  constexpr int lanes = 64 / static_cast<int>(sizeof(T));
+  for (int64_t i = 0; i < count; i += lanes) {
+    store<T, lanes>(values + i, Exponential<T, lanes>::run(load<lanes>(values + i)));
   }
 }
 
