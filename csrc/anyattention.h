@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 2
+#define ANYATTENTION_INTERFACE 3
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -43,6 +43,9 @@ ANYATTENTION_EXPORT const char *anyattention_level(void);
 
 /* 1 where the kernels use OpenMP threads, 0 where they run on one. */
 ANYATTENTION_EXPORT int32_t anyattention_threaded(void);
+
+/* Asks for large pages behind memory that is not touched yet; only advice. */
+ANYATTENTION_EXPORT int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes);
 
 /* Sorts an edge list into compressed rows; with `rows` and `columns` exchanged
  * (and their sizes) it gives the transpose.

@@ -1,4 +1,5 @@
 #include "anyattention.h"
+#include "pages.h"
 
 extern "C" {
 
@@ -14,5 +15,11 @@ int32_t anyattention_threaded(void) {
 #else
   return 0;
 #endif
+}
+
+int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes) {
+  if (!pointer || bytes < 0) return ANYATTENTION_INVALID_ARGUMENT;
+  anyattention::prefer_large_pages(pointer, bytes);
+  return ANYATTENTION_OK;
 }
 }

@@ -12,6 +12,7 @@ import os
 import platform
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,13 +31,14 @@ __all__ = [
     "available",
     "compressed_rows",
     "info",
+    "large_empty",
     "library",
     "num_threads",
     "run",
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 2
+_INTERFACE = 3
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -54,6 +56,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
     "anyattention_version": (ctypes.c_char_p, []),
     "anyattention_level": (ctypes.c_char_p, []),
     "anyattention_threaded": (ctypes.c_int32, []),
+    "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
     "anyattention_compressed_rows": (
         ctypes.c_int32,
         [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER],
@@ -244,6 +247,13 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
         raise EdgeOutOfRange("columns", edge, column, num_columns)
     _check_status(status, "compressed_rows")
     return CompressedRows(offsets, slot_columns, slot_edges)
+
+
+def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor of another's dtype on the CPU, in large pages where the system gives them."""
+    tensor = like.new_empty(shape)
+    run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
 
 
 def run(function: str, *arguments: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
@@ -12,6 +13,7 @@ from anyattention.config import AttentionConfig, GraphAttentionConfig, require_c
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
+from anyattention.ops.rows import add_bias, linear_maps
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
@@ -250,9 +252,9 @@ class GraphAttention(AttentionModule):
         )
         output = result.output.flatten(-2) if self.config.concat else result.output.mean(-2)
         if self.config.residual:
-            output = output + _linear(target, self.residual_projection)
+            output = output + _map(target, self.residual_projection)
         if self.bias is not None:
-            output = output + self.bias
+            output = add_bias(output, self.bias)
         if self.config.base.check_finite:
             require_finite(self.name, output)
         return AttentionOutput(output, result.weights)
@@ -336,23 +338,31 @@ class GraphAttention(AttentionModule):
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
-        if self.config.score == "additive":
-            is_pair = isinstance(self.config.in_features, tuple)
-            own = self.query_projection if is_pair else self.value_projection
-            query = _linear_terms(target, own, self.query_vector)
-            key = _linear_terms(source, self.value_projection, self.key_vector)
-            value = self._heads(source, self.value_projection)
-            return query, key, value, Additive(self.config.negative_slope)
-        query = self._heads(target, self.query_projection)
-        key = self._heads(source, self.key_projection)
-        if self.config.score == "dot":
-            return query, key, self._heads(source, self.value_projection), Dot()
-        vector = self.score_vector.to(query.dtype)
-        return query, key, key, Dynamic(vector, self.config.negative_slope)
+        config = self.config
+        if config.score == "additive":
+            is_pair = isinstance(config.in_features, tuple)
+            by_query = _folded(self.query_projection if is_pair else self.value_projection, self.query_vector)
+            by_key = _folded(self.value_projection, self.key_vector)
+            if source is target:
+                value, terms = _maps(source, self.value_projection, torch.cat([by_key, by_query]))
+                key, query = terms.chunk(2, dim=-1)
+            else:
+                value, key = _maps(source, self.value_projection, by_key)
+                (query,) = _maps(target, by_query)
+            return query.unsqueeze(-1), key.unsqueeze(-1), self._heads(value), Additive(config.negative_slope)
+        keys = [self.key_projection] if config.score == "dynamic" else [self.key_projection, self.value_projection]
+        if source is target:
+            *rows, query = map(self._heads, _maps(source, *keys, self.query_projection))
+        else:
+            rows = [self._heads(row) for row in _maps(source, *keys)]
+            query = self._heads(_maps(target, self.query_projection)[0])
+        if config.score == "dot":
+            return query, rows[0], rows[1], Dot()
+        return query, rows[0], rows[0], Dynamic(self.score_vector.to(query.dtype), config.negative_slope)
 
-    def _heads(self, x: Tensor, projection: nn.Linear) -> Tensor:
+    def _heads(self, rows: Tensor) -> Tensor:
         heads = self.config.base.num_heads
-        return _linear(x, projection).unflatten(-1, (heads, projection.out_features // heads))
+        return rows.unflatten(-1, (heads, rows.shape[-1] // heads))
 
     def _edge_features(self, edge_attr: Tensor | None) -> EdgeFeatures | None:
         if edge_attr is None:
@@ -361,20 +371,32 @@ class GraphAttention(AttentionModule):
         return EdgeFeatures(edge_attr, self.edge_weight, self.edge_weight if is_value else None)
 
 
-def _linear(x: Tensor, projection: nn.Linear) -> Tensor:
-    """`x W' + b` for dense or sparse x."""
+def _maps(x: Tensor, *maps: nn.Linear | Tensor) -> list[Tensor]:
+    """`x W' + b` for each projection, or weight alone; x is dense or sparse."""
+    is_bare = all(isinstance(item, Tensor) or _is_bare(item) for item in maps)
+    if x.layout == torch.strided and is_bare:
+        weights = [item if isinstance(item, Tensor) else item.weight for item in maps]
+        return linear_maps(x, weights, [None if isinstance(item, Tensor) else item.bias for item in maps])
+    return [_map(x, item) for item in maps]
+
+
+def _map(x: Tensor, item: nn.Linear | Tensor) -> Tensor:
     if x.layout == torch.strided:
-        return projection(x)
-    product = torch.sparse.mm(x, projection.weight.T)
-    return product if projection.bias is None else product + projection.bias
+        return F.linear(x, item) if isinstance(item, Tensor) else item(x)
+    weight, bias = (item, None) if isinstance(item, Tensor) else (item.weight, item.bias)
+    product = torch.sparse.mm(x, weight.T)
+    return product if bias is None else product + bias
 
 
-def _linear_terms(x: Tensor, projection: nn.Linear, vector: Tensor) -> Tensor:
-    """`vector . (W x)` in each head, `(..., nodes, heads, 1)`, for a projection without bias.
+def _is_bare(projection: nn.Linear) -> bool:
+    """Whether a projection is a matrix product and nothing else: no subclass, no hooks."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(projection) is nn.Linear and not any(getattr(projection, name) for name in hooks)
 
-    The vector is folded into the projection: a `(nodes, heads)` product, and no `(nodes, d_model)` temporary.
+
+def _folded(projection: nn.Linear, vector: Tensor) -> Tensor:
+    """`(heads, in_features)`: what a projection without bias and a vector in each head make of a row.
+
+    Folding spares the `(nodes, d_model)` temporary of the vector times the projected rows.
     """
-    weight = projection.weight.unflatten(0, vector.shape)
-    folded = torch.einsum("hcf,hc->fh", weight, vector)
-    product = x @ folded if x.layout == torch.strided else torch.sparse.mm(x, folded)
-    return product.unsqueeze(-1)
+    return torch.einsum("hcf,hc->hf", projection.weight.unflatten(0, vector.shape), vector)
