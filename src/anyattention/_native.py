@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 2
+_INTERFACE = 3
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -68,6 +68,8 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("graph_attention_forward", 3),
             ("graph_attention_weights", 3),
             ("graph_attention_backward", 11),
+            ("dynamic_dot", 2),
+            ("dynamic_sums", 7),
         )
     },
 }
