@@ -175,9 +175,9 @@ def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _sums_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     # What is differentiated is numbers . (dot of the vector at `beside`) + numbers . (dot of `by_vector` at the
     # arguments): the operator's results, each times its cotangent.
-    numbers, vector, *rows = kept_inputs(ctx)[:13]
-    arguments, base, settings = rows[:4], rows[4:8], rows[8:10]
-    by_vector, *beside = cotangents
+    numbers, vector, *rows, needed = kept_inputs(ctx)[:13]
+    arguments, base, settings = rows[:4], rows[4:8], rows[8:]
+    by_vector, *beside = (x if is_needed else None for x, is_needed in zip(cotangents, needed, strict=True))
     needs = ctx.needs_input_grad
     found: list[list[Tensor | None]] = []
     by_numbers: list[Tensor | None] = []
