@@ -30,7 +30,7 @@ def threads() -> Iterator[Any]:
 
 
 def random_graph(num_edges: int = 23, hub: float = 0.0) -> Graph:
-    """Bipartite, with duplicates; query 1 and key 2 are in no edge; `hub` is the part of the edges of query 3, and key 4."""
+    """Bipartite, with duplicates and isolated nodes; `hub` is the part of the edges of query 3, and again of key 4."""
     query_index, key_index = torch.randint(2, 5, (num_edges,)), torch.randint(3, 7, (num_edges,))
     query_index[torch.rand(num_edges) < hub] = 3
     key_index[torch.rand(num_edges) < hub] = 4
@@ -164,7 +164,9 @@ def test_the_same_bits_on_any_number_of_threads(threads: Any, dtype: torch.dtype
 def test_the_operators_keep_their_promises_to_pytorch(name: str, num_features: int) -> None:
     graph = random_graph()
     query, key, vector, *edges = make_inputs(graph, 3, num_features=num_features)
-    weight, features = (edges[0].detach().permute(2, 0, 1).contiguous().requires_grad_(), edges[1]) if edges else (None, None)
+    weight, features = (
+        (edges[0].detach().permute(2, 0, 1).contiguous().requires_grad_(), edges[1]) if edges else (None, None)
+    )
     arguments = [query, key, weight, features]
     base = [None if each is None else each.detach() for each in arguments]
     given: list[Any] = [vector, *arguments, *base, arrays_of(graph), _SLOPE]

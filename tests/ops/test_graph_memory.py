@@ -107,7 +107,19 @@ class TestBrokenArrays:
                 query, None, output, logsumexp, query, key, key, *none, arrays, _SETTINGS
             ),
             lambda: torch.ops.anyattention.dynamic_sums(
-                numbers, query[0, 0], query, key, None, None, query, key, None, None, arrays, 0.2, [True] * 3 + [False] * 2
+                numbers,
+                query[0, 0],
+                query,
+                key,
+                None,
+                None,
+                query,
+                key,
+                None,
+                None,
+                arrays,
+                0.2,
+                [True] * 3 + [False] * 2,
             ),
         ]
         return [by_query, by_key, both]

@@ -58,7 +58,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     bias = _bias(call, edges, dtype)
     if vector is not None and call.edges is not None and call.edges.key_weight is not None:
         # The scores come whole, as a term beside the product of nothing.
-        term: Tensor | None = _dynamic_term(call, query, key, vector, bias)
+        term: Tensor | None = _dynamic_term(call, query, key, vector, bias, settings.negative_slope)
         query, key, vector = query.new_zeros(*query.shape[:3], 1), key.new_zeros(*key.shape[:3], 1), None
         settings = replace(settings, score="Dot")
     else:
@@ -121,12 +121,14 @@ def _term(call: GraphCall, query: Tensor, edges: tuple[int, int, int], dtype: to
     return edge_dot(projected, rows, _edges_as_keys(call))
 
 
-def _dynamic_term(call: GraphCall, query: Tensor, key: Tensor, vector: Tensor, bias: Tensor | None) -> Tensor:
+def _dynamic_term(
+    call: GraphCall, query: Tensor, key: Tensor, vector: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
     """The raw scores `(B, E, H)` by Dynamic with edge features inside; 0 on hidden edges, and so is their gradient."""
-    assert call.edges is not None and call.edges.key_weight is not None and isinstance(call.score, Dynamic)
+    assert call.edges is not None
+    assert call.edges.key_weight is not None
     features, weight = call.edges.features.to(query.dtype), call.edges.key_weight.to(query.dtype)
-    graph = arrays_of(call.graph)
-    scores = dynamic_scores(query, key, vector, weight, features, graph, call.score.negative_slope)
+    scores = dynamic_scores(query, key, vector, weight, features, arrays_of(call.graph), negative_slope)
     return scores if bias is None else torch.where(bias == -torch.inf, 0.0, scores)
 
 

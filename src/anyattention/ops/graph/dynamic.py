@@ -63,9 +63,9 @@ def _sums(
     vector: Tensor,
     arguments: _Arguments,
     base: _Arguments,
+    needed: Sequence[bool],
     graph: Sequence[Tensor],
     negative_slope: float,
-    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of `(numbers * _dot(...)).sum()` by the vector and the arguments, where needed."""
     found = torch.ops.anyattention.dynamic_sums(
@@ -98,7 +98,8 @@ def _call(
 ) -> _Call:
     """The call's structure; its pointers look into the tensors given, which are contiguous."""
     query, key = base[:2]
-    assert query is not None and key is not None
+    assert query is not None
+    assert key is not None
     batch, num_queries, heads, width = query.shape
     num_keys, key_heads, num_edges = key.shape[1], key.shape[2], graph[1].shape[0]
     require_rows(graph[:3], num_queries, num_edges)
@@ -161,14 +162,13 @@ def _sums_shapes(*given: Any) -> tuple[Tensor, ...]:
     vector, weight, features, query, key = given[1], *given[4:8]
     like = (vector, query, key, weight, features)
     return tuple(
-        vector.new_empty(shaped.shape if is_needed else 0)
-        for shaped, is_needed in zip(like, given[12], strict=True)
+        vector.new_empty(shaped.shape if is_needed else 0) for shaped, is_needed in zip(like, given[12], strict=True)
     )
 
 
 def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     vector, *rows = kept_inputs(ctx)
-    gradients = _sums(grad, vector, rows[:4], rows[4:8], *rows[8:], ctx.needs_input_grad[:5])
+    gradients = _sums(grad, vector, rows[:4], rows[4:8], ctx.needs_input_grad[:5], *rows[8:])
     return (*gradients, *(None,) * 4, NO_GRAPH, None)
 
 
@@ -183,6 +183,7 @@ def _sums_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     by_numbers: list[Tensor | None] = []
     if any(x is not None for x in beside):
         _, _, weight, features = arguments
+        num_features = 0 if features is None else features.shape[1]
         if features is not None:
             # Both (cotangent of the weight) features and weight (cotangent of the features): more features, that is.
             beside[2] = torch.cat([_or_zeros(beside[2], weight), weight])
@@ -190,17 +191,17 @@ def _sums_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         if needs[0]:
             by_numbers.append(_dot(vector, beside, base, *settings))
         of_vector, _, _, of_weight, of_features = _sums(
-            numbers, vector, beside, base, *settings, (needs[1], False, False, needs[4], needs[5])
+            numbers, vector, beside, base, (needs[1], False, False, needs[4], needs[5]), *settings
         )
         if of_weight is not None:
-            of_weight = of_weight[weight.shape[0] :]
+            of_weight = of_weight[num_features:]
         if of_features is not None:
-            of_features = of_features[:, : features.shape[1]]
+            of_features = of_features[:, :num_features]
         found.append([of_vector, None, None, of_weight, of_features])
     if by_vector is not None:
         if needs[0]:
             by_numbers.append(_dot(by_vector, arguments, base, *settings))
-        found.append(_sums(numbers, by_vector, arguments, base, *settings, (False, *needs[2:6])))
+        found.append(_sums(numbers, by_vector, arguments, base, (False, *needs[2:6]), *settings))
     gradients = [_total(parts) for parts in zip(*found, strict=True)] if found else [None] * 5
     return (_total(by_numbers), *gradients, *(None,) * 4, NO_GRAPH, None, None)
 
@@ -220,8 +221,7 @@ _SETTINGS = "Tensor[] graph, float negative_slope"
 define("dynamic_dot", f"{_ARGUMENTS}, {_BASE}, {_SETTINGS}) -> Tensor", _run_dot, _dot_shapes, _dot_backward)
 define(
     "dynamic_sums",
-    f"Tensor numbers, {_ARGUMENTS}, {_BASE}, {_SETTINGS}, bool[] needed)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor numbers, {_ARGUMENTS}, {_BASE}, {_SETTINGS}, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_sums,
     _sums_shapes,
     _sums_backward,

@@ -75,6 +75,8 @@ class _EdgeCall(ctypes.Structure):
 
 
 class GraphArrays(ctypes.Structure):
+    """`anyattention_graph` of csrc/anyattention.h."""
+
     _fields_ = [
         *((name, _SIZE) for name in ("num_queries", "num_keys", "num_edges")),
         *((name, _POINTER) for name in ("query_offsets", "keys_by_query", "edges_by_query")),
@@ -358,4 +360,5 @@ def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
 
 
 def pointer(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin; None without a tensor."""
     return None if tensor is None else tensor.data_ptr()
