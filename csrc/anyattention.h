@@ -162,6 +162,43 @@ ANYATTENTION_EXPORT int32_t anyattention_graph_attention_backward(
     const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
     void *grad_value, void *grad_vector, void *grad_raw, void *grad_score);
 
+/* A sum x[e, h] = query[i, h] + key[j, g] + sum over p of features[e, p] weight[p, h].
+ *
+ *   query (batch, num_queries, heads, width), or null for 0
+ *   key   (batch, num_keys, key_heads, width), or null for 0    key_heads divides heads
+ *   weight (num_features, heads, width)     features (num_edges, num_features)
+ */
+typedef struct anyattention_dynamic_arguments {
+  const void *query, *key, *weight, *features;
+  int64_t num_features;
+} anyattention_dynamic_arguments;
+
+/* The score Dynamic and its derivatives. With y the sum of `at`, vector (heads, width) and
+ * slopes[e, h, d] = LeakyReLU'(x[e, h, d]), x the sum of `base`, both functions are about
+ *
+ *   product[e, h] = sum over d of vector[h, d] slopes[e, h, d] y[e, h, d]
+ *
+ * which is the score where `at` is `base`. All numbers are float, or double where is_double. */
+typedef struct anyattention_dynamic {
+  anyattention_graph graph;
+  int64_t batch, heads, key_heads, width, num_threads;
+  int32_t is_double;
+  double negative_slope;
+  const void *vector;
+  anyattention_dynamic_arguments base, at;
+} anyattention_dynamic;
+
+/* result = product: (batch, num_edges, heads). */
+ANYATTENTION_EXPORT int32_t anyattention_dynamic_dot(const anyattention_dynamic *call, void *result);
+
+/* The derivatives of the sum of numbers[e, h] product[e, h], numbers (batch, num_edges,
+ * heads), with constant slopes: by_vector, and by `at`'s arrays, of their shapes; null for
+ * those not wanted. Those that have no batch axis are added to, the others are written. An
+ * edge of number 0 is not there, whatever its rows hold. */
+ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
+    const anyattention_dynamic *call, const void *numbers, void *by_vector, void *by_query,
+    void *by_key, void *by_weight, void *by_features);
+
 #ifdef __cplusplus
 }
 #endif

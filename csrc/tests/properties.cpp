@@ -229,6 +229,58 @@ void drive_attention(const Graph &graph, bool faulty) {
   require(!faulty || batch == 0 || statuses[2] != ANYATTENTION_OK, "attention took a fault", statuses[2]);
 }
 
+// The arrays that are summed up before the LeakyReLU; queries, keys or features may be missing.
+struct Summed {
+  int64_t num_features;
+  Numbers query, key, weight, features;
+  anyattention_dynamic_arguments fields;
+
+  static Summed random(bool is_double, const anyattention_dynamic &call, bool is_base) {
+    const anyattention_graph &graph = call.graph;
+    const int64_t num_features = chance(0.4) ? 0 : 1 + up_to(3), width = call.width;
+    Summed summed{num_features,
+                  Numbers(is_double, call.batch * graph.num_queries * call.heads * width),
+                  Numbers(is_double, call.batch * graph.num_keys * call.key_heads * width),
+                  Numbers(is_double, num_features * call.heads * width),
+                  Numbers(is_double, graph.num_edges * num_features),
+                  {}};
+    const bool has_query = is_base || chance(0.7), has_key = is_base || chance(0.7);
+    summed.fields = {has_query ? summed.query.get() : nullptr, has_key ? summed.key.get() : nullptr,
+                     summed.weight.get(), summed.features.get(), num_features};
+    return summed;
+  }
+};
+
+void drive_dynamic(const Graph &graph, bool faulty) {
+  const bool is_double = chance(0.5);
+  const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
+  const int64_t width = one_of<int64_t>({1, 3, 7, 8, 16, 32, 40, 64}), batch = chance(0.05) ? 0 : 1 + up_to(1);
+  const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
+  const Numbers vector = numbers(heads * width);
+  anyattention_dynamic call{graph.fields(), batch, heads, key_heads, width, 1 + up_to(2), is_double, 0.2, vector.get(), {}, {}};
+  const Summed base = Summed::random(is_double, call, true), other = Summed::random(is_double, call, false);
+  call.base = base.fields;
+  const Summed &at = chance(0.5) ? base : other;
+  call.at = at.fields;
+  const Numbers products = numbers(batch * graph.num_edges * heads), by_vector = numbers(heads * width);
+  const Numbers by_query = numbers(batch * graph.num_queries * heads * width);
+  const Numbers by_key = numbers(batch * graph.num_keys * key_heads * width);
+  const Numbers by_weight = numbers(at.num_features * heads * width);
+  const Numbers by_features = numbers(graph.num_edges * at.num_features);
+  const auto wanted = [](const Numbers &result) { return chance(0.7) ? result.get() : nullptr; };
+  const int32_t statuses[] = {
+      anyattention_dynamic_dot(&call, products.get()),
+      anyattention_dynamic_sums(&call, products.get(), wanted(by_vector), wanted(by_query), wanted(by_key),
+                                wanted(by_weight), wanted(by_features)),
+      anyattention_dynamic_sums(&call, products.get(), by_vector.get(), by_query.get(), by_key.get(), by_weight.get(),
+                                by_features.get()),
+  };
+  for (const int32_t status : statuses) {
+    require(faulty || status == ANYATTENTION_OK, "Dynamic refused a sound graph", status);
+  }
+  require(!faulty || batch == 0 || statuses[2] != ANYATTENTION_OK, "Dynamic took a fault", statuses[2]);
+}
+
 void refuse_arguments() {
   anyattention_edge_call call{};
   const Array<int64_t> offsets(1);
@@ -251,6 +303,10 @@ void refuse_arguments() {
   require(anyattention_graph_attention_forward(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_graph_attention empty{};
   require(anyattention_graph_attention_forward(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_dynamic_dot(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_dynamic nothing{};
+  require(anyattention_dynamic_sums(&nothing, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
+              ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 
@@ -269,6 +325,7 @@ int main(int argc, char **argv) {
     faults += faulty;
     drive_primitives(graph, of_keys, faulty);
     drive_attention(graph, faulty);
+    drive_dynamic(graph, faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
               elapsed(), static_cast<long long>(faults));

@@ -71,6 +71,8 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("graph_attention_forward", 3),
             ("graph_attention_weights", 3),
             ("graph_attention_backward", 11),
+            ("dynamic_dot", 2),
+            ("dynamic_sums", 7),
         )
     },
 }

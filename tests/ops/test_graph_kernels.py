@@ -308,12 +308,11 @@ class TestExplain:
 
     def test_what_the_kernels_lack(self) -> None:
         assert self.reasons(aggregation="max") == ("reference", {"cpu": "it has no aggregation='max'"})
+
+    @pytest.mark.parametrize("score", ["dot", "dynamic"])
+    def test_edge_features_run_on_the_kernels(self, score: str) -> None:
         features = [torch.ones(*shape, dtype=torch.float64) for shape in ((11, 2), (3, 4, 2), (3, 4, 2))]
-        for given, refusals in (
-            (EdgeFeatures(features[0], features[1]), {"cpu": "it has no edge features inside the score Dynamic"}),
-            (EdgeFeatures(features[0], None, features[2]), {}),
-        ):
-            assert self.reasons("dynamic", edges=given) == ("reference" if refusals else "cpu", refusals)
+        assert self.reasons(score, edges=EdgeFeatures(*features)) == ("cpu", {})
 
     def test_other_sizes_and_devices(self) -> None:
         shapes = [(5, 3, 0), (7, 3, 0), (7, 3, 4)]

@@ -23,7 +23,7 @@ _SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
 _PEAK = """
 import sys
 import torch
-from anyattention import Additive, Dot, Graph, attend
+from anyattention import Additive, Dot, Dynamic, EdgeFeatures, Graph, attend
 
 def peak():
     for line in open("/proc/self/status"):
@@ -37,9 +37,16 @@ graph = Graph.from_edge_index(torch.randint(nodes, (2, edges)), num_nodes=nodes)
 head_dim = 1 if score == "additive" else channels
 
 def step(graph):
-    leaves = [torch.randn(graph.num_queries, heads, d).requires_grad_() for d in (head_dim, head_dim, channels)]
-    kind = Additive() if score == "additive" else Dot()
-    output = attend(*leaves, graph, score=kind, implementation="cpu").output
+    shapes = [(graph.num_queries, heads, d) for d in (head_dim, head_dim, channels)]
+    if score.startswith("dynamic"):
+        shapes.append((heads, head_dim))
+    if score == "dynamic with features":
+        shapes += [(graph.num_edges, 2), (heads, head_dim, 2)]
+    leaves = [torch.randn(*shape).requires_grad_() for shape in shapes]
+    query, key, value, *others = leaves
+    kind = {"dot": Dot(), "additive": Additive()}.get(score) or Dynamic(others[0])
+    edges = EdgeFeatures(*others[1:]) if others[1:] else None
+    output = attend(query, key, value, graph, score=kind, edges=edges, implementation="cpu").output
     gradients = torch.autograd.grad(output, leaves, torch.randn_like(output), create_graph=second)
     if second:
         torch.autograd.grad(gradients, leaves, [torch.randn_like(each) for each in gradients])
@@ -55,7 +62,7 @@ print((peak() - before) / (edges * heads * 4))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-@pytest.mark.parametrize("score", ["dot", "additive"])
+@pytest.mark.parametrize("score", ["dot", "additive", "dynamic", "dynamic with features"])
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_no_edge_keeps_a_channel(score: str, order: str) -> None:
     finished = subprocess.run(
@@ -98,7 +105,22 @@ class TestBrokenArrays:
         both = [
             lambda: kernels.attention_backward(
                 query, None, output, logsumexp, query, key, key, *none, arrays, _SETTINGS
-            )
+            ),
+            lambda: torch.ops.anyattention.dynamic_sums(
+                numbers,
+                query[0, 0],
+                query,
+                key,
+                None,
+                None,
+                query,
+                key,
+                None,
+                None,
+                arrays,
+                0.2,
+                [True] * 3 + [False] * 2,
+            ),
         ]
         return [by_query, by_key, both]
 

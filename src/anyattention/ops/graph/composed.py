@@ -1,4 +1,4 @@
-"""Graph attention written in the primitives: differentiable to any order, and no channel per edge for Dot and Additive.
+"""Graph attention written in the primitives: differentiable to any order, and no channel per edge.
 
 Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.ops.graph.dynamic import dynamic_scores
 from anyattention.ops.graph.edge_operators import edge_dot, edge_spread, edge_sum, edge_total
 from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
@@ -37,7 +38,8 @@ def edge_scores(
         raw = edge_spread(query.squeeze(-1), graph) + edge_spread(key.squeeze(-1), graph, True)
         raw = F.leaky_relu(raw if term is None else raw + term, settings.negative_slope)
     else:
-        raw = _dynamic_scores(query, key, vector, hidden, graph, settings)
+        assert vector is not None
+        raw = dynamic_scores(query, key, vector, None, None, graph, settings.negative_slope)
     if hidden is not None:
         # A gradient of 0 through NaN would be NaN.
         raw = torch.where(hidden, 0.0, raw)
@@ -46,27 +48,6 @@ def edge_scores(
     if settings.softcap > 0:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
     return scores if hidden is None or bias is None else torch.where(hidden, -torch.inf, scores + bias)
-
-
-def _dynamic_scores(
-    query: Tensor,
-    key: Tensor,
-    vector: Tensor | None,
-    hidden: Tensor | None,
-    graph: Sequence[Tensor],
-    settings: Settings,
-) -> Tensor:
-    """`vector . LeakyReLU(query + key)` of each edge, head by head: E x D numbers at a time."""
-    assert vector is not None
-    group = query.shape[2] // key.shape[2]
-    heads = []
-    for head in range(query.shape[2]):
-        own = query[:, :, head].index_select(1, graph[6]) + key[:, :, head // group].index_select(1, graph[7])
-        if hidden is not None:
-            own = torch.where(hidden[:, :, head, None], 0.0, own)
-        # Not a matrix product, whose bits depend on the number of threads.
-        heads.append((F.leaky_relu(own, settings.negative_slope) * vector[head]).sum(-1))
-    return torch.stack(heads, dim=-1)
 
 
 def composed_attention(

@@ -5,6 +5,8 @@ Axes: ... batch or nothing, N queries, M keys, E edges, H heads, D head_dim, C v
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from anyattention import _native
 from anyattention.ops.graph.autograd import attention, attention_weights
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.graph.composed import edge_scores
+from anyattention.ops.graph.dynamic import dynamic_scores
 from anyattention.ops.graph.edge_operators import arrays_of, edge_dot, edge_spread, edge_sum, edge_total
 from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
@@ -28,8 +31,6 @@ def refusal(call: GraphCall) -> str | None:
         return "no kernels are compiled (see `anyattention info`)"
     if call.aggregation == "max":
         return "it has no aggregation='max'"
-    if isinstance(call.score, Dynamic) and call.edges is not None and call.edges.key_weight is not None:
-        return "it has no edge features inside the score Dynamic"
     if 0 in (*call.query.shape[-2:], call.value.shape[-1]):
         return "a size is 0"
     return None
@@ -55,7 +56,13 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     vector = call.score.vector.to(dtype) if isinstance(call.score, Dynamic) else None
     edges = (query.shape[0], call.graph.num_edges, query.shape[2])
     bias = _bias(call, edges, dtype)
-    term = _term(call, query, edges, dtype)
+    if vector is not None and call.edges is not None and call.edges.key_weight is not None:
+        # The scores come whole, as a term beside the product of nothing.
+        term: Tensor | None = _dynamic_term(call, query, key, vector, bias, settings.negative_slope)
+        query, key, vector = query.new_zeros(*query.shape[:3], 1), key.new_zeros(*key.shape[:3], 1), None
+        settings = replace(settings, score="Dot")
+    else:
+        term = _term(call, query, edges, dtype)
     output, logsumexp = attention(query, key, value, vector, term, bias, call.seed, graph, settings)
 
     def weights() -> Tensor:
@@ -112,6 +119,17 @@ def _term(call: GraphCall, query: Tensor, edges: tuple[int, int, int], dtype: to
     projected = torch.einsum("bnhd,hdf->bnhf", query, weight)
     rows = features.expand(query.shape[0], -1, -1, -1)
     return edge_dot(projected, rows, _edges_as_keys(call))
+
+
+def _dynamic_term(
+    call: GraphCall, query: Tensor, key: Tensor, vector: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    """The raw scores `(B, E, H)` by Dynamic with edge features inside; 0 on hidden edges, and so is their gradient."""
+    assert call.edges is not None
+    assert call.edges.key_weight is not None
+    features, weight = call.edges.features.to(query.dtype), call.edges.key_weight.to(query.dtype)
+    scores = dynamic_scores(query, key, vector, weight, features, arrays_of(call.graph), negative_slope)
+    return scores if bias is None else torch.where(bias == -torch.inf, 0.0, scores)
 
 
 def _edge_values(call: GraphCall, weights: Tensor, value_weight: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     flat: list[Tensor | None] = []
     ctx.layout = []
     for item in (*inputs, *(output if isinstance(output, tuple) else ())):
-        if isinstance(item, list | tuple):
+        if isinstance(item, list | tuple) and all(isinstance(each, Tensor) for each in item):
             ctx.layout.append(len(item))
             flat.extend(item)
         elif isinstance(item, Tensor) or item is None:

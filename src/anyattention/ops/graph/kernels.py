@@ -18,7 +18,19 @@ from torch import Tensor
 from anyattention import _native
 from anyattention.errors import InvalidInputError
 
-__all__ = ["Settings", "attention", "attention_backward", "attention_weights", "edge_dot", "edge_sum", "edge_total"]
+__all__ = [
+    "GraphArrays",
+    "Settings",
+    "attention",
+    "attention_backward",
+    "attention_weights",
+    "edge_dot",
+    "edge_sum",
+    "edge_total",
+    "pointer",
+    "require_numbers",
+    "require_rows",
+]
 
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
@@ -62,7 +74,9 @@ class _EdgeCall(ctypes.Structure):
     ]
 
 
-class _Graph(ctypes.Structure):
+class GraphArrays(ctypes.Structure):
+    """`anyattention_graph` of csrc/anyattention.h."""
+
     _fields_ = [
         *((name, _SIZE) for name in ("num_queries", "num_keys", "num_edges")),
         *((name, _POINTER) for name in ("query_offsets", "keys_by_query", "edges_by_query")),
@@ -79,7 +93,7 @@ class _EdgeNumbers(ctypes.Structure):
 
 class _AttentionCall(ctypes.Structure):
     _fields_ = [
-        ("graph", _Graph),
+        ("graph", GraphArrays),
         *((name, _SIZE) for name in ("batch", "heads", "key_heads", "head_dim", "value_dim", "num_threads", "seed")),
         *((name, ctypes.c_int32) for name in ("is_double", "score", "normalize")),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "negative_slope", "dropout")),
@@ -141,7 +155,7 @@ def attention_weights(
     call = _call(query, key, value, vector, term, bias, None, graph, settings)
     weights = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
     logsumexp = logsumexp.contiguous()
-    _require_numbers("logsumexp", logsumexp, query.shape[:3], query.dtype)
+    require_numbers("logsumexp", logsumexp, query.shape[:3], query.dtype)
     _native.run("graph_attention_weights", ctypes.byref(call.structure), logsumexp.data_ptr(), weights.data_ptr())
     return weights
 
@@ -177,13 +191,13 @@ def attention_backward(
     }
     for name, (tensor, shape) in results.items():
         if tensor is not None:
-            _require_numbers(name, tensor, shape, query.dtype)
+            require_numbers(name, tensor, shape, query.dtype)
     kept = [None if tensor is None else tensor.contiguous() for tensor, _ in results.values()]
     _native.run(
         "graph_attention_backward",
         ctypes.byref(call.structure),
-        *map(_pointer, kept),
-        *map(_pointer, (grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias)),
+        *map(pointer, kept),
+        *map(pointer, (grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias)),
     )
     return grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias
 
@@ -194,8 +208,8 @@ def edge_dot(rows: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tensor:
     result = rows.new_empty(rows.shape[0], arrays[1].shape[0], rows.shape[2])
     if rows.shape[3] == 0 or result.numel() == 0:
         return result.zero_()
-    _require_numbers("rows", rows, (rows.shape[0], arrays[0].shape[0] - 1, *rows.shape[2:]), rows.dtype)
-    _require_numbers("columns", columns, (rows.shape[0], *columns.shape[1:3], rows.shape[3]), rows.dtype)
+    require_numbers("rows", rows, (rows.shape[0], arrays[0].shape[0] - 1, *rows.shape[2:]), rows.dtype)
+    require_numbers("columns", columns, (rows.shape[0], *columns.shape[1:3], rows.shape[3]), rows.dtype)
     call = _edge_call(rows.shape, columns.shape[1], columns.shape[2], arrays, rows.dtype)
     _native.run("edge_dot", ctypes.byref(call), rows.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
@@ -208,8 +222,8 @@ def edge_sum(weights: Tensor, columns: Tensor, arrays: Sequence[Tensor]) -> Tens
     result = weights.new_empty(shape)
     if result.numel() == 0:
         return result
-    _require_numbers("weights", weights, (shape[0], arrays[1].shape[0], shape[2]), weights.dtype)
-    _require_numbers("columns", columns, (shape[0], *columns.shape[1:3], shape[3]), weights.dtype)
+    require_numbers("weights", weights, (shape[0], arrays[1].shape[0], shape[2]), weights.dtype)
+    require_numbers("columns", columns, (shape[0], *columns.shape[1:3], shape[3]), weights.dtype)
     call = _edge_call(shape, columns.shape[1], columns.shape[2], arrays, weights.dtype)
     _native.run("edge_sum", ctypes.byref(call), weights.data_ptr(), columns.data_ptr(), result.data_ptr())
     return result
@@ -221,7 +235,7 @@ def edge_softmax(scores: Tensor, arrays: Sequence[Tensor], num_columns: int) -> 
     result = scores.new_empty(scores.shape)
     if result.numel() == 0:
         return result
-    _require_numbers("scores", scores, (scores.shape[0], arrays[1].shape[0], scores.shape[2]), scores.dtype)
+    require_numbers("scores", scores, (scores.shape[0], arrays[1].shape[0], scores.shape[2]), scores.dtype)
     shape = (scores.shape[0], arrays[0].shape[0] - 1, scores.shape[2], 1)
     call = _edge_call(shape, num_columns, scores.shape[2], arrays, scores.dtype)
     _native.run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
@@ -234,7 +248,7 @@ def edge_total(numbers: Tensor, arrays: Sequence[Tensor], num_columns: int) -> T
     result = numbers.new_empty(numbers.shape[0], arrays[0].shape[0] - 1, numbers.shape[2])
     if result.numel() == 0:
         return result
-    _require_numbers("numbers", numbers, (numbers.shape[0], arrays[1].shape[0], numbers.shape[2]), numbers.dtype)
+    require_numbers("numbers", numbers, (numbers.shape[0], arrays[1].shape[0], numbers.shape[2]), numbers.dtype)
     call = _edge_call((*result.shape, 1), num_columns, result.shape[2], arrays, numbers.dtype)
     _native.run("edge_total", ctypes.byref(call), numbers.data_ptr(), result.data_ptr())
     return result
@@ -256,7 +270,7 @@ def _call(
     _require_call(query, key, value, vector, term, bias, graph)
     pointers = [array.data_ptr() for array in graph[:6]]
     structure = _AttentionCall(
-        graph=_Graph(query.shape[1], key.shape[1], graph[1].shape[0], *pointers),
+        graph=GraphArrays(query.shape[1], key.shape[1], graph[1].shape[0], *pointers),
         batch=query.shape[0],
         heads=query.shape[2],
         key_heads=key.shape[2],
@@ -274,7 +288,7 @@ def _call(
         query=query.data_ptr(),
         key=key.data_ptr(),
         value=value.data_ptr(),
-        vector=_pointer(vector),
+        vector=pointer(vector),
         term=_edge_numbers(term),
         bias=_edge_numbers(bias),
     )
@@ -286,7 +300,7 @@ def _edge_call(
     shape: Sequence[int], num_columns: int, column_heads: int, arrays: Sequence[Tensor], dtype: torch.dtype
 ) -> _EdgeCall:
     batch, num_rows, heads, width = shape
-    _require_rows(arrays, num_rows, arrays[1].shape[0])
+    require_rows(arrays, num_rows, arrays[1].shape[0])
     rows = _Rows(num_rows, num_columns, arrays[1].shape[0], *(array.data_ptr() for array in arrays))
     threads = _native.num_threads()
     return _EdgeCall(rows, batch, heads, column_heads, width, threads, dtype == torch.float64)
@@ -304,8 +318,8 @@ def _require_call(
     """Raise unless the sizes of an attention call fit each other."""
     batch, num_queries, heads, head_dim = query.shape
     num_keys, key_heads, num_edges = key.shape[1], key.shape[2], graph[1].shape[0]
-    _require_rows(graph[:3], num_queries, num_edges)
-    _require_rows(graph[3:6], num_keys, num_edges)
+    require_rows(graph[:3], num_queries, num_edges)
+    require_rows(graph[3:6], num_keys, num_edges)
     edges = (batch, num_edges, heads)
     for name, tensor, shape in (
         ("query", query, query.shape),
@@ -316,10 +330,10 @@ def _require_call(
         ("bias", bias, edges),
     ):
         if tensor is not None:
-            _require_numbers(name, tensor, shape, query.dtype)
+            require_numbers(name, tensor, shape, query.dtype)
 
 
-def _require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> None:
+def require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> None:
     """Raise unless the arrays are as long as the kernels take them for; what is in them, the kernels compare."""
     for array, size in zip(arrays, (num_rows + 1, num_edges, num_edges), strict=True):
         fits = array.dtype == torch.int64 and array.shape == (size,)
@@ -331,7 +345,7 @@ def _require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> No
             )
 
 
-def _require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+def require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise unless a tensor has the shape and the dtype that its pointer is read with."""
     if tensor.shape != tuple(shape) or tensor.dtype != dtype or dtype not in _DTYPES or tensor.device.type != "cpu":
         raise InvalidInputError(
@@ -345,5 +359,6 @@ def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
     return _EdgeNumbers() if numbers is None else _EdgeNumbers(numbers.data_ptr(), *numbers.stride())
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin; None without a tensor."""
     return None if tensor is None else tensor.data_ptr()
