@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 2
+_INTERFACE = 3
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -65,6 +65,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("edge_sum", 4),
             ("edge_softmax", 3),
             ("edge_total", 3),
+            ("edge_argmax", 5),
             ("graph_attention_forward", 3),
             ("graph_attention_weights", 3),
             ("graph_attention_backward", 11),
