@@ -1,8 +1,9 @@
-"""The maximum over each query's edges on the compiled kernels: against a loop, against the reference, and its promises."""
+"""The maximum over each query's edges on the compiled kernels: against a loop and the reference, and its promises."""
 
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -133,7 +134,9 @@ def make_call(
             EdgeFeatures(named["features"], named.get("key_weight"), named.get("value_weight")) if features else None
         )
         normalize = settings.get("normalize", True)
-        torch.manual_seed(7)
+        if not torch.compiler.is_compiling():
+            # The same dropout at every call.
+            torch.manual_seed(7)
         given: dict[str, Any] = {
             **{name: named[name] for name in ("query", "key", "value", "bias")},
             "pattern": graph,
@@ -154,24 +157,24 @@ def make_call(
     return run, leaves
 
 
+def random_like(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Random cotangents; `randn_like` would follow strides, which no two implementations share."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(each.shape, dtype=each.dtype, generator=generator) for each in tensors]
+
+
 def assert_equals_reference(run: Any, leaves: list[Tensor]) -> None:
     """Results, and gradients of first and second order."""
     found = []
     for implementation in ("cpu", "reference"):
-        torch.manual_seed(1)
         results = run(*leaves, implementation=implementation)
-        loss = sum((torch.randn_like(each) * each).sum() for each in results)
-        first = torch.autograd.grad(loss, leaves, create_graph=True)  # pyright: ignore[reportArgumentType]
-        torch.manual_seed(2)
-        loss = sum((torch.randn_like(each) * each).sum() for each in first)
-        second = torch.autograd.grad(loss, leaves)  # pyright: ignore[reportArgumentType]
-        # Without a graph the first gradient goes another way.
-        torch.manual_seed(1)
+        first = torch.autograd.grad(results, leaves, random_like(results, 1), create_graph=True)
+        second = torch.autograd.grad(first, leaves, random_like(first, 2))
+        # Without a graph the first gradient goes another way, and so do results without gradients.
         results = run(*leaves, implementation=implementation)
-        fused = torch.autograd.grad(results, leaves, [torch.randn_like(each) for each in results])
-        found.append([*results, *first, *second, *fused])
+        alone = torch.autograd.grad(results, leaves, random_like(results, 1))
         with torch.no_grad():
-            found[-1] += run(*leaves, implementation=implementation)
+            found.append([*results, *first, *second, *alone, *run(*leaves, implementation=implementation)])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
@@ -225,15 +228,17 @@ def test_no_poison_reaches_a_query_without_edges_nor_what_hides_it(name: str, po
     # Edge 0 is hidden, and what stands at the beginning of every array is taken by nobody.
     mask = torch.tensor([False, True, False, True])
     run, leaves = make_call(graph, "dot", "kv", mask=mask)
-    position = {"value": 2, "features": 5, "value_weight": 7}[name]
+    position = {"value": 2, "features": 4, "value_weight": 6}[name]
     with torch.no_grad():
         leaves[position][0] = poison
     output = run(*leaves)[0]
     shown = slice(1, None) if name == "value_weight" else slice(None)
     assert not output[[1, 2]].any()
     assert output[:, shown].isfinite().all()
-    gradients = torch.autograd.grad(output[:, shown].sum(), leaves)
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    if name != "value_weight":
+        # That one is used, and shows in its own head, where a gradient of 0 meets it.
+        gradients = torch.autograd.grad(output.sum(), leaves)
+        assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("features", ["", "kv"])
@@ -244,9 +249,8 @@ def test_the_same_bits_on_any_number_of_threads(score: str, features: str) -> No
     try:
         for count in (2, 1, 3, *[2] * 7):
             torch.set_num_threads(count)
-            torch.manual_seed(5)
             results = run(*leaves)
-            gradients = torch.autograd.grad(results, leaves, [torch.randn_like(each) for each in results])
+            gradients = torch.autograd.grad(results, leaves, random_like(results, 5))
             found = [*results, *gradients]
             expected = expected or found
             assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True)), count
@@ -261,7 +265,7 @@ def test_compiles_whole(features: str) -> None:
         run, leaves = make_call(random_graph(5, 7, num_edges), "dot", features, batch=(2,), key_heads=2)
         actual, expected = torch.compile(run, fullgraph=True, backend="aot_eager")(*leaves), run(*leaves)
         torch.testing.assert_close(actual, expected)
-        cotangents = [torch.randn_like(each) for each in expected]
+        cotangents = random_like(expected, 3)
         ours, theirs = (torch.autograd.grad(each, leaves, cotangents) for each in (actual, expected))
         torch.testing.assert_close(ours, theirs)
 

@@ -37,7 +37,8 @@ def refusal(call: GraphCall) -> str | None:
 def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Output `(..., N, H, C)`, weights `(..., E, H)` and logsumexp `(..., N, H)`.
 
-    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results. float16 and bfloat16 are computed in float32.
+    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results, for "max" and O(N x H x C) too, where the score
+    Dynamic keeps O(E x H x D) for gradients. float16 and bfloat16 are computed in float32.
     """
     has_batch = call.query.ndim == 4
     dtype = torch.promote_types(call.query.dtype, torch.float32)
