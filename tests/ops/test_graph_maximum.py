@@ -150,6 +150,7 @@ def make_call(
         if not torch.compiler.is_compiling():
             assert implementation != "cpu" or explain(**given).implementation == "cpu"
         result = attend(**given, implementation=implementation)
+        assert result.weights is not None
         if result.logsumexp is None:
             return result.output, result.weights
         return result.output, result.weights, result.logsumexp.masked_fill(result.logsumexp == -math.inf, 0.0)

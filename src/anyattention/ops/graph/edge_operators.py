@@ -232,7 +232,9 @@ torch.library.register_autograd(
 define(
     "edge_argmax",
     "Tensor weights, Tensor columns, Tensor? features, Tensor? feature_weight, Tensor[] graph) -> Tensor",
-    lambda *arguments: kernels.edge_argmax(*arguments[:4], _side(arguments[4], False)),
+    lambda weights, columns, features, feature_weight, graph: kernels.edge_argmax(
+        weights, columns, features, feature_weight, _side(graph, False)
+    ),
     lambda weights, columns, features, feature_weight, graph: graph[0].new_empty(
         weights.shape[0], graph[0].shape[0] - 1, weights.shape[2], columns.shape[3]
     ),
