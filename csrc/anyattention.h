@@ -81,7 +81,7 @@ typedef struct anyattention_rows {
   const int64_t *offsets, *columns, *edges;
 } anyattention_rows;
 
-/* What the three primitives and the total work on: numbers of edges (batch, num_edges,
+/* What the primitives work on: numbers of edges (batch, num_edges,
  * heads) in the caller's edge order, rows (batch, num_rows, heads, width) and columns
  * (batch, num_columns, column_heads, width), float, or double where is_double. */
 typedef struct anyattention_edge_call {
@@ -108,6 +108,22 @@ ANYATTENTION_EXPORT int32_t anyattention_edge_softmax(const anyattention_edge_ca
 /* result[i, h] = sum of numbers[e, h]: (batch, num_rows, heads). */
 ANYATTENTION_EXPORT int32_t anyattention_edge_total(const anyattention_edge_call *call,
                                                     const void *numbers, void *result);
+
+/* Features of edges (num_edges, width), and the weight (heads, call width, width) that
+ * makes of them what is added to an edge's column. */
+typedef struct anyattention_edge_features {
+  const void *features, *weight;
+  int64_t width;
+} anyattention_edge_features;
+
+/* The edge of the largest weights[e, h] (columns[j, h] + features' part), channel by channel:
+ * int64 (batch, num_rows, heads, width). NaN is larger than any number, ties go to the first
+ * edge of the row; a weight of -inf hides its edge, and -1 stands where all are hidden.
+ * `features` is null where there are none. */
+ANYATTENTION_EXPORT int32_t anyattention_edge_argmax(const anyattention_edge_call *call,
+                                                     const void *weights, const void *columns,
+                                                     const anyattention_edge_features *features,
+                                                     int64_t *result);
 
 /* A number for each batch, edge and head, in the caller's edge order; strides count
  * numbers, 0 where an axis is broadcast. `data` is null where there is none. */

@@ -155,7 +155,12 @@ void drive_primitives(const Graph &graph, bool flip, bool faulty) {
   const Numbers right(is_double, batch * rows.num_columns * column_heads * width);
   const Numbers edges(is_double, batch * rows.num_edges * heads);
   const Numbers by_edge(is_double, batch * rows.num_edges * heads), by_row(is_double, batch * rows.num_rows * heads);
+  const int64_t feature_dim = up_to(5);
+  const Numbers features(is_double, rows.num_edges * feature_dim), weight(is_double, heads * width * feature_dim);
+  const anyattention_edge_features by_features{features.get(), weight.get(), feature_dim};
+  const Array<int64_t> largest(batch * rows.num_rows * heads * width);
   const int32_t statuses[] = {
+      anyattention_edge_argmax(&call, edges.get(), right.get(), chance(0.5) ? &by_features : nullptr, largest.get()),
       anyattention_edge_dot(&call, left.get(), right.get(), by_edge.get()),
       anyattention_edge_sum(&call, edges.get(), right.get(), left.get()),
       anyattention_edge_softmax(&call, edges.get(), by_edge.get()),
@@ -163,6 +168,9 @@ void drive_primitives(const Graph &graph, bool flip, bool faulty) {
   };
   for (const int32_t status : statuses) {
     require((status == ANYATTENTION_OK) == (!faulty || (batch == 0 && status == ANYATTENTION_OK)), "a primitive", status);
+  }
+  for (int64_t n = 0; n < largest.count; ++n) {
+    require(faulty || (-1 <= largest[n] && largest[n] < rows.num_edges), "the largest is an edge", largest[n]);
   }
 }
 
@@ -299,6 +307,9 @@ void refuse_arguments() {
   wrong = call;
   wrong.rows.num_edges = -1;
   require(anyattention_edge_sum(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
+  const anyattention_edge_features features{nullptr, nullptr, -1};
+  require(anyattention_edge_argmax(&call, nullptr, nullptr, &features, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
+          "a negative number of features");
   require(anyattention_edge_total(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_graph_attention_forward(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_graph_attention empty{};

@@ -68,6 +68,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("edge_sum", 4),
             ("edge_softmax", 3),
             ("edge_total", 3),
+            ("edge_argmax", 5),
             ("graph_attention_forward", 3),
             ("graph_attention_weights", 3),
             ("graph_attention_backward", 11),

@@ -356,6 +356,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
         "edge_softmax": (leaf(2, 23, 6), arrays),
         "edge_total": (leaf(2, 23, 6), arrays, True),
         "edge_spread": (leaf(2, 5, 6), arrays, False),
+        "edge_argmax": (*(x.detach() for x in (leaf(2, 23, 6), inputs[1], leaf(23, 2), leaf(6, 3, 2))), arrays),
         "graph_attention": (*inputs, None, leaf(2, 23, 6), leaf(2, 23, 6), None, arrays, "Dot", *numbers[:-1], 0.0),
         "graph_attention, dynamic": (*inputs, leaf(6, 3), None, None, seed, arrays, "Dynamic", *numbers),
         "graph_attention_weights": (
@@ -374,6 +375,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
         "edge_softmax",
         "edge_total",
         "edge_spread",
+        "edge_argmax",
         "graph_attention",
         "graph_attention, dynamic",
         "graph_attention_weights",

@@ -96,6 +96,7 @@ class TestBrokenArrays:
             lambda: edge_operators.edge_sum(numbers, key, arrays),
             lambda: edge_operators.edge_softmax(numbers, arrays),
             lambda: edge_operators.edge_total(numbers, arrays),
+            lambda: edge_operators.edge_argmax(numbers, key, None, None, arrays),
         ]
         by_key = [
             lambda: edge_operators.edge_dot(key, query, arrays, True),

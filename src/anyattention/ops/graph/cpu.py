@@ -15,8 +15,9 @@ from anyattention.ops.graph.autograd import attention, attention_weights
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.graph.composed import edge_scores
 from anyattention.ops.graph.dynamic import dynamic_scores
-from anyattention.ops.graph.edge_operators import arrays_of, edge_dot, edge_spread, edge_sum, edge_total
+from anyattention.ops.graph.edge_operators import arrays_of, edge_dot, edge_softmax, edge_sum, edge_total
 from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.graph.maximum import edge_maximum
 from anyattention.ops.random import keep_factors
 from anyattention.scores import Additive, Dynamic
 
@@ -29,8 +30,6 @@ def refusal(call: GraphCall) -> str | None:
         return f"the kernels run on the CPU, and the query is on {call.query.device}"
     if not _native.available():
         return "no kernels are compiled (see `anyattention info`)"
-    if call.aggregation == "max":
-        return "it has no aggregation='max'"
     if 0 in (*call.query.shape[-2:], call.value.shape[-1]):
         return "a size is 0"
     return None
@@ -39,7 +38,7 @@ def refusal(call: GraphCall) -> str | None:
 def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Output `(..., N, H, C)`, weights `(..., E, H)` and logsumexp `(..., N, H)`.
 
-    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results. float16 and bfloat16 are computed in float32.
+    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results, for "max" O(N x H x C) too. float16 and bfloat16 are computed in float32.
     """
     has_batch = call.query.ndim == 4
     dtype = torch.promote_types(call.query.dtype, torch.float32)
@@ -63,25 +62,30 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         settings = replace(settings, score="Dot")
     else:
         term = _term(call, query, edges, dtype)
-    output, logsumexp = attention(query, key, value, vector, term, bias, call.seed, graph, settings)
+    is_maximum = call.aggregation == "max"
+    # The kernel sums; of a call that takes the maximum it finds the logsumexp, beside one channel of nothing.
+    summed = value.new_zeros(*value.shape[:3], 1) if is_maximum else value
+    output, logsumexp = attention(query, key, summed, vector, term, bias, call.seed, graph, settings)
 
     def weights() -> Tensor:
-        """Recomputed from logsumexp."""
+        """Computed once more; the kernel's have no gradient."""
         differentiable = (query, key, vector, term, bias)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
             scores = edge_scores(query, key, vector, term, bias, graph, settings)
-            if not settings.normalize:
-                return torch.where(scores == -torch.inf, 0.0, scores.sigmoid())
-            shift = torch.where(logsumexp == -torch.inf, 0.0, logsumexp)
-            return torch.where(scores == -torch.inf, 0.0, (scores - edge_spread(shift, graph)).exp())
-        return attention_weights(query, key, value, vector, term, bias, logsumexp, graph, settings)
+            shares = edge_softmax(scores, graph) if settings.normalize else scores.sigmoid()
+            return torch.where(scores == -torch.inf, 0.0, shares)
+        return attention_weights(query, key, summed, vector, term, bias, logsumexp, graph, settings)
 
     computed = None
-    value_weight = None if call.edges is None else call.edges.value_weight
-    if call.needs_weights or value_weight is not None:
+    value_weight = None if call.edges is None or call.edges.value_weight is None else call.edges.value_weight.to(dtype)
+    if call.needs_weights or value_weight is not None or is_maximum:
         computed = weights()
-    if computed is not None and value_weight is not None:
-        output = output + _edge_values(call, computed, value_weight.to(dtype))
+    if computed is not None and is_maximum:
+        hidden = None if bias is None else bias == -torch.inf
+        features = None if call.edges is None or value_weight is None else call.edges.features.to(dtype)
+        output = edge_maximum(_kept(call, computed), hidden, value, features, value_weight, graph)
+    elif computed is not None and value_weight is not None:
+        output = output + _edge_values(call, _kept(call, computed), value_weight)
     if call.aggregation == "mean":
         output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
@@ -132,12 +136,16 @@ def _dynamic_term(
     return scores if bias is None else torch.where(bias == -torch.inf, 0.0, scores)
 
 
+def _kept(call: GraphCall, weights: Tensor) -> Tensor:
+    """The weights after dropout."""
+    if call.seed is None:
+        return weights
+    return weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, weights.dtype)
+
+
 def _edge_values(call: GraphCall, weights: Tensor, value_weight: Tensor) -> Tensor:
     """`value_weight (sum of p e)`: what edge features add to the output, `(B, N, H, C)`."""
-    dtype = weights.dtype
-    if call.seed is not None:
-        weights = weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, dtype)
-    rows = _shown_features(call, dtype).expand(weights.shape[0], -1, -1, -1)
+    rows = _shown_features(call, weights.dtype).expand(weights.shape[0], -1, -1, -1)
     sums = edge_sum(weights, rows, _edges_as_keys(call))
     return torch.einsum("bnhf,hcf->bnhc", sums, value_weight)
 

@@ -1,12 +1,12 @@
 """The primitives of attention over edges, as operators that autograd, opcheck and torch.compile know.
 
 `anyattention::edge_dot`, `edge_sum`, `edge_softmax`, `edge_total` and `edge_spread` are closed under differentiation:
-the backward of each is made of the others.
+the backward of each is made of the others. `edge_argmax` returns edges, which have no gradient.
 
 A graph crosses as a list of eight arrays: query_offsets, keys_by_query, edges_by_query, key_offsets, queries_by_key,
 edges_by_key, query_index, key_index. `flip` exchanges queries and keys.
 
-Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim.
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, F edge_dim.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "NO_GRAPH",
     "arrays_of",
     "define",
+    "edge_argmax",
     "edge_dot",
     "edge_softmax",
     "edge_spread",
@@ -77,6 +78,18 @@ def edge_total(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> 
 def edge_spread(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """Each query's numbers `(B, N, H)` on its edges, `(B, E, H)`."""
     return torch.ops.anyattention.edge_spread(numbers, list(graph), flip)
+
+
+def edge_argmax(
+    weights: Tensor, columns: Tensor, features: Tensor | None, feature_weight: Tensor | None, graph: Sequence[Tensor]
+) -> Tensor:
+    """The edge `(B, N, H, D)` of each query's largest `weights[e, h] (columns[j, h] + feature_weight[h] features[e])`.
+
+    From `(B, E, H)`, `(B, M, G, D)`, `(E, F)` and `(H, D, F)`. NaN is larger than any number, and ties go to the first
+    edge. A weight of -inf hides its edge; -1 stands where all are hidden.
+    """
+    inputs = [None if x is None else x.detach() for x in (weights, columns, features, feature_weight)]
+    return torch.ops.anyattention.edge_argmax(*inputs, list(graph))
 
 
 def _side(graph: Sequence[Tensor], flip: bool) -> list[Tensor]:
@@ -215,4 +228,15 @@ define(
 )
 torch.library.register_autograd(
     "anyattention::edge_softmax", _edge_softmax_backward, setup_context=_edge_softmax_setup, lib=_library
+)
+define(
+    "edge_argmax",
+    "Tensor weights, Tensor columns, Tensor? features, Tensor? feature_weight, Tensor[] graph) -> Tensor",
+    lambda weights, columns, features, feature_weight, graph: kernels.edge_argmax(
+        weights, columns, features, feature_weight, _side(graph, False)
+    ),
+    lambda weights, columns, features, feature_weight, graph: graph[0].new_empty(
+        weights.shape[0], graph[0].shape[0] - 1, weights.shape[2], columns.shape[3]
+    ),
+    None,
 )

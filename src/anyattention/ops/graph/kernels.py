@@ -3,7 +3,7 @@
 Every tensor is on the CPU and has a batch axis; float32 or float64. Sizes and dtypes are checked here once more, so
 that no call, however it came about, hands out a pointer to less than the kernel reads.
 
-Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim, F edge_dim.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_weights",
+    "edge_argmax",
     "edge_dot",
+    "edge_softmax",
     "edge_sum",
     "edge_total",
     "pointer",
@@ -72,6 +74,10 @@ class _EdgeCall(ctypes.Structure):
         *((name, _SIZE) for name in ("batch", "heads", "column_heads", "width", "num_threads")),
         ("is_double", ctypes.c_int32),
     ]
+
+
+class _EdgeFeatures(ctypes.Structure):
+    _fields_ = [("features", _POINTER), ("weight", _POINTER), ("width", _SIZE)]
 
 
 class GraphArrays(ctypes.Structure):
@@ -239,6 +245,36 @@ def edge_softmax(scores: Tensor, arrays: Sequence[Tensor], num_columns: int) -> 
     shape = (scores.shape[0], arrays[0].shape[0] - 1, scores.shape[2], 1)
     call = _edge_call(shape, num_columns, scores.shape[2], arrays, scores.dtype)
     _native.run("edge_softmax", ctypes.byref(call), scores.data_ptr(), result.data_ptr())
+    return result
+
+
+def edge_argmax(
+    weights: Tensor, columns: Tensor, features: Tensor | None, feature_weight: Tensor | None, arrays: Sequence[Tensor]
+) -> Tensor:
+    """The edge `(B, N, H, D)` of each row's largest `weights[e, h] (columns[j, h] + feature_weight[h] features[e])`."""
+    weights, columns = weights.contiguous(), columns.contiguous()
+    shape = (weights.shape[0], arrays[0].shape[0] - 1, weights.shape[2], columns.shape[3])
+    result = arrays[0].new_empty(shape)
+    if result.numel() == 0:
+        return result
+    num_edges = arrays[1].shape[0]
+    require_numbers("weights", weights, (shape[0], num_edges, shape[2]), weights.dtype)
+    require_numbers("columns", columns, (shape[0], *columns.shape[1:3], shape[3]), weights.dtype)
+    by_features = None
+    if features is not None and feature_weight is not None:
+        features, feature_weight = features.contiguous(), feature_weight.contiguous()
+        require_numbers("features", features, (num_edges, features.shape[1]), weights.dtype)
+        require_numbers("feature_weight", feature_weight, (*shape[2:], features.shape[1]), weights.dtype)
+        by_features = _EdgeFeatures(features.data_ptr(), feature_weight.data_ptr(), features.shape[1])
+    call = _edge_call(shape, columns.shape[1], columns.shape[2], arrays, weights.dtype)
+    _native.run(
+        "edge_argmax",
+        ctypes.byref(call),
+        weights.data_ptr(),
+        columns.data_ptr(),
+        None if by_features is None else ctypes.byref(by_features),
+        result.data_ptr(),
+    )
     return result
 
 

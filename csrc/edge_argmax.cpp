@@ -1,0 +1,108 @@
+// The edge of each row whose weighted column is the largest, head by head and channel by channel: attention that takes
+// the maximum needs to know no more of its edges.
+//
+//   i  row     j  column     e  edge, in the caller's order     s  slot     h  head     g  column head, h / group
+
+#include <algorithm>
+#include <limits>
+
+#include "anyattention.h"
+#include "edge_call.h"
+#include "rows.h"
+#include "simd.h"
+
+namespace anyattention {
+namespace {
+
+// An accumulator is (H, D) edges, then as many of T, their messages: counted in int64_t.
+template <class T>
+struct EdgeArgmax : EdgeCall<T> {
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  static constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  const T *weights, *columns, *features, *feature_weight;
+  int64_t F;
+  int64_t *result;
+
+  EdgeArgmax(const anyattention_edge_call &c, int64_t b, const void *w, const void *r,
+             const anyattention_edge_features *f, int64_t *out)
+      : EdgeCall<T>(c, b),
+        weights(this->edge_numbers(static_cast<const T *>(w))),
+        columns(static_cast<const T *>(r)),
+        features(f ? static_cast<const T *>(f->features) : nullptr),
+        feature_weight(f ? static_cast<const T *>(f->weight) : nullptr),
+        F(f ? f->width : 0),
+        result(out + b * c.rows.num_rows * c.heads * c.width) {}
+
+  static int64_t words(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 7) / 8; }
+  static T *numbers(int64_t *words) { return reinterpret_cast<T *>(words); }
+  int64_t accumulator_size() const { return H * D + words(H * D); }
+  int64_t scratch_size() const { return words(D); }
+  void start(int64_t *accumulator) const {
+    std::fill_n(accumulator, H * D, int64_t{-1});
+    std::fill_n(numbers(accumulator + H * D), H * D, kLowest);
+  }
+  void finish(int64_t i, const int64_t *accumulator) const { std::copy_n(accumulator, H * D, result + i * H * D); }
+
+  // Whether a message takes the place of the largest before it, or of none.
+  static bool wins(T message, T largest, int64_t edge) {
+    return (edge < 0) | (!(message <= largest) & (largest == largest));
+  }
+
+  void combine(int64_t *accumulator, const int64_t *next) const {
+    T *largest = numbers(accumulator + H * D);
+    const T *messages = reinterpret_cast<const T *>(next + H * D);
+    for (int64_t n = 0; n < H * D; ++n) {
+      if (next[n] < 0 || !wins(messages[n], largest[n], accumulator[n])) continue;
+      accumulator[n] = next[n];
+      largest[n] = messages[n];
+    }
+  }
+
+  bool reduce(int64_t, int64_t begin, int64_t end, int64_t *accumulator, int64_t *scratch) const {
+    if (!this->rows.slots_are_valid(begin, end)) return false;
+    for (int64_t s = begin; s < end; ++s) {
+      this->prefetch(columns, s);
+      const int64_t e = rows.edges[s];
+      const T *column = this->column(columns, rows.columns[s]);
+      for (int64_t h = 0; h < H; ++h) {
+        const T weight = weights[e * H + h];
+        if (weight == kLowest) continue;
+        const T *value = column + (G == H ? h : h / group) * D;
+        if (F > 0) value = with_features(value, e, h, numbers(scratch));
+        take(weight, value, e, accumulator + h * D, numbers(accumulator + H * D) + h * D);
+      }
+    }
+    return true;
+  }
+
+  const T *with_features(const T *value, int64_t e, int64_t h, T *sum) const {
+    for (int64_t d = 0; d < D; ++d) {
+      sum[d] = value[d] + dot<0>(feature_weight + (h * D + d) * F, features + e * F, F);
+    }
+    return sum;
+  }
+
+  void take(T weight, const T *__restrict value, int64_t e, int64_t *__restrict edge, T *__restrict largest) const {
+    // Without a branch: which edge wins is a coin toss.
+    for (int64_t d = 0; d < D; ++d) {
+      const T message = weight * value[d];
+      const bool is_larger = wins(message, largest[d], edge[d]);
+      edge[d] = is_larger ? e : edge[d];
+      largest[d] = is_larger ? message : largest[d];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace anyattention
+
+extern "C" int32_t anyattention_edge_argmax(const anyattention_edge_call *call, const void *weights,
+                                            const void *columns, const anyattention_edge_features *features,
+                                            int64_t *result) {
+  using namespace anyattention;
+  if (features && features->width < 0) return ANYATTENTION_INVALID_ARGUMENT;
+  return run(call, [=](auto zero, int64_t b) {
+    const EdgeArgmax<decltype(zero)> reduction(*call, b, weights, columns, features, result);
+    return reduce_rows<int64_t>(reduction.rows, call->num_threads, reduction);
+  });
+}
