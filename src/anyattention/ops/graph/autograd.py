@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyattention.ops.graph import kernels
 from anyattention.ops.graph.composed import composed_attention
-from anyattention.ops.graph.edge_operators import NO_GRAPH, define, kept_inputs
+from anyattention.ops.graph.edge_operators import define, kept_inputs
 from anyattention.ops.graph.kernels import Settings
 
 __all__ = ["attention", "attention_weights"]
@@ -108,7 +108,7 @@ def _attention_backward_shapes(
 def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
     *inputs, output, logsumexp = kept_inputs(ctx)
     tensors, graph, numbers = inputs[:7], inputs[7], inputs[8:]
-    none = (None, NO_GRAPH, *(None,) * len(numbers))
+    none = (None, None, *(None,) * len(numbers))
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -78,8 +78,8 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if call.aggregation == "mean":
         output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
-        output, logsumexp = output[0], logsumexp[0]
-        computed = None if computed is None else computed[0]
+        output, logsumexp = output.squeeze(0), logsumexp.squeeze(0)
+        computed = None if computed is None else computed.squeeze(0)
     weights_result = computed.to(call.query.dtype) if computed is not None and call.needs_weights else None
     return output.to(call.value.dtype), weights_result, logsumexp if call.needs_logsumexp else None
 

@@ -21,7 +21,6 @@ from anyattention.ops.graph import kernels
 from anyattention.patterns import Graph
 
 __all__ = [
-    "NO_GRAPH",
     "arrays_of",
     "define",
     "edge_dot",
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
-# What a backward returns for the arrays of the graph.
-NO_GRAPH = [None] * 8
 
 
 def arrays_of(graph: Graph) -> list[Tensor]:
@@ -92,17 +89,57 @@ def _sum_groups(heads: Tensor, like: Tensor) -> Tensor:
 
 
 def define(
-    name: str, schema: str, run: Callable[..., Any], shapes: Callable[..., Any], backward: Callable[..., Any] | None
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    shapes: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    keep: Callable[..., None] | None = None,
 ) -> None:
-    """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`."""
+    """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`.
+
+    `keep(ctx, inputs, output)` saves what the gradient needs; None saves all but a single output.
+    """
     _library.define(f"{name}({schema}")
     _library.impl(name, run, "CPU")
     torch.library.register_fake(f"anyattention::{name}", shapes, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(f"anyattention::{name}", backward, setup_context=_keep_inputs, lib=_library)
+        differentiable = _differentiable(getattr(torch.ops.anyattention, name).default, backward, keep or _keep_inputs)
+        _library.impl(name, differentiable, "Autograd", with_keyset=True)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _differentiable(operator: Any, backward: Callable[..., Any], keep: Callable[..., None]) -> Callable[..., Any]:
+    """The operator's kernel for tensors that require gradients.
+
+    `torch.library.register_autograd` would take the list of a graph's arrays apart and together again, both ways, which
+    costs more than the kernel does on a graph of 10,000 edges. No gradient goes to them: here the list passes whole.
+    """
+
+    def below(keyset: Any, arguments: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *inputs, keyset = arguments
+            output = below(keyset, inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return (*backward(ctx, *gradients), None)
+
+    def run(keyset: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            return Differentiable.apply(*arguments, keyset)
+        return below(keyset, arguments)
+
+    return run
+
+
+def _keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     """Save every tensor among the inputs and outputs, and the rest as it is."""
     # Of several outputs some may be unused; zeros for them would cost as much as a gradient.
     ctx.set_materialize_grads(not isinstance(output, tuple))
@@ -138,7 +175,7 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     by_columns = None
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(grad, rows, graph, not flip), columns)
-    return by_rows, by_columns, NO_GRAPH, None
+    return by_rows, by_columns, None, None
 
 
 def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -150,10 +187,10 @@ def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         by_weights = torch.where((weights == 0) & ~by_weights.isfinite(), 0.0, by_weights)
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(weights, grad, graph, not flip), columns)
-    return by_weights, by_columns, NO_GRAPH, None
+    return by_weights, by_columns, None, None
 
 
-def _edge_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_output(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     ctx.save_for_backward(output, *inputs[1])
 
 
@@ -161,17 +198,17 @@ def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, *graph = ctx.saved_tensors
     # A hidden edge's gradient may be NaN.
     product = torch.where(weights == 0, 0.0, weights * grad)
-    return product - weights * edge_spread(edge_total(product, graph), graph), NO_GRAPH
+    return product - weights * edge_spread(edge_total(product, graph), graph), None
 
 
 def _edge_total_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     _, graph, flip = kept_inputs(ctx)
-    return edge_spread(grad, graph, flip), NO_GRAPH, None
+    return edge_spread(grad, graph, flip), None, None
 
 
 def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     _, graph, flip = kept_inputs(ctx)
-    return edge_total(grad, graph, flip), NO_GRAPH, None
+    return edge_total(grad, graph, flip), None, None
 
 
 define(
@@ -211,8 +248,6 @@ define(
     "Tensor scores, Tensor[] graph) -> Tensor",
     lambda scores, graph: kernels.edge_softmax(scores, _side(graph, False), graph[3].shape[0] - 1),
     lambda scores, graph: scores.new_empty(scores.shape),
-    None,
-)
-torch.library.register_autograd(
-    "anyattention::edge_softmax", _edge_softmax_backward, setup_context=_edge_softmax_setup, lib=_library
+    _edge_softmax_backward,
+    _keep_output,
 )
