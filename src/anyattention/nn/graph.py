@@ -291,7 +291,7 @@ class GraphAttention(AttentionModule):
         names = ("x[0]", "x[1]") if is_pair else ("x", "x")
         sides = ("source_", "target_") if is_pair else ("", "")
         widths = (self.config.source_features, self.config.target_features)
-        axes = Axes()
+        axes, parameter = Axes(), next(self.parameters())
         for name, features, side, width in zip(names, (source, target), sides, widths, strict=True):
             require_floating(name, features)
             if features.layout not in (torch.strided, torch.sparse_csr):
@@ -303,7 +303,9 @@ class GraphAttention(AttentionModule):
             batch = "batch " if source.ndim == 3 else ""
             axes.set(f"{side}features", width, "the module")
             axes.bind(name, features, f"{batch}{side}nodes {side}features")
-            require_parameter_kind(name, features, next(self.parameters()))
+            require_parameter_kind(name, features, parameter)
+            if not is_pair:
+                break
         return source, target
 
     def _check_graph(self, graph: Graph, source: Tensor, target: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyattention.ops.graph import kernels
 from anyattention.ops.graph.composed import composed_attention
-from anyattention.ops.graph.edge_operators import define, kept_inputs
+from anyattention.ops.graph.edge_operators import define
 from anyattention.ops.graph.kernels import Settings
 
 __all__ = ["attention", "attention_weights"]
@@ -105,10 +105,18 @@ def _attention_backward_shapes(
     return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, edges, by_bias]
 
 
+def _keep_attention(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    # Zeros for a logsumexp that nobody used would cost as much as a gradient.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7], *output, *inputs[7])
+    ctx.numbers = inputs[8:]
+
+
 def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
-    *inputs, output, logsumexp = kept_inputs(ctx)
-    tensors, graph, numbers = inputs[:7], inputs[7], inputs[8:]
-    none = (None, None, *(None,) * len(numbers))
+    saved = ctx.saved_tensors
+    tensors, (output, logsumexp), graph = saved[:7], saved[7:9], list(saved[9:])
+    numbers = ctx.numbers
+    none = (None,) * (2 + len(numbers))
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -158,6 +166,7 @@ define(
     _run_attention,
     _attention_shapes,
     _attention_gradients,
+    _keep_attention,
 )
 define(
     "graph_attention_weights",

@@ -78,6 +78,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if call.aggregation == "mean":
         output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
+        # Not output[0], whose gradient is a tensor of zeros, written over.
         output, logsumexp = output.squeeze(0), logsumexp.squeeze(0)
         computed = None if computed is None else computed.squeeze(0)
     weights_result = computed.to(call.query.dtype) if computed is not None and call.needs_weights else None
@@ -85,7 +86,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 
 def _with_batch(x: Tensor, has_batch: bool) -> Tensor:
-    return x if has_batch else x[None]
+    return x if has_batch else x.unsqueeze(0)
 
 
 def _bias(call: GraphCall, edges: tuple[int, int, int], dtype: torch.dtype) -> Tensor | None:

@@ -28,7 +28,6 @@ __all__ = [
     "edge_spread",
     "edge_sum",
     "edge_total",
-    "kept_inputs",
 ]
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
@@ -98,7 +97,7 @@ def define(
 ) -> None:
     """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`.
 
-    `keep(ctx, inputs, output)` saves what the gradient needs; None saves all but a single output.
+    `keep(ctx, inputs, output)` saves what the gradient needs; None saves the inputs.
     """
     _library.define(f"{name}({schema}")
     _library.impl(name, run, "CPU")
@@ -139,13 +138,11 @@ def _differentiable(operator: Any, backward: Callable[..., Any], keep: Callable[
     return run
 
 
-def _keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    """Save every tensor among the inputs and outputs, and the rest as it is."""
-    # Of several outputs some may be unused; zeros for them would cost as much as a gradient.
-    ctx.set_materialize_grads(not isinstance(output, tuple))
+def _keep_inputs(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    """Save every tensor among the inputs, and the rest as it is."""
     flat: list[Tensor | None] = []
     ctx.layout = []
-    for item in (*inputs, *(output if isinstance(output, tuple) else ())):
+    for item in inputs:
         if isinstance(item, list | tuple):
             ctx.layout.append(len(item))
             flat.extend(item)
@@ -157,7 +154,7 @@ def _keep_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     ctx.save_for_backward(*flat)
 
 
-def kept_inputs(ctx: Any) -> list[Any]:
+def _kept_inputs(ctx: Any) -> list[Any]:
     """What `_keep_inputs` saved, in order."""
     saved = iter(ctx.saved_tensors)
     kept: list[Any] = []
@@ -170,7 +167,7 @@ def kept_inputs(ctx: Any) -> list[Any]:
 
 
 def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    rows, columns, graph, flip = kept_inputs(ctx)
+    rows, columns, graph, flip = _kept_inputs(ctx)
     by_rows = edge_sum(grad, columns, graph, flip) if ctx.needs_input_grad[0] else None
     by_columns = None
     if ctx.needs_input_grad[1]:
@@ -179,7 +176,7 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    weights, columns, graph, flip = kept_inputs(ctx)
+    weights, columns, graph, flip = _kept_inputs(ctx)
     by_weights = by_columns = None
     if ctx.needs_input_grad[0]:
         by_weights = edge_dot(grad, columns, graph, flip)
@@ -202,12 +199,12 @@ def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _edge_total_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    _, graph, flip = kept_inputs(ctx)
+    _, graph, flip = _kept_inputs(ctx)
     return edge_spread(grad, graph, flip), None, None
 
 
 def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    _, graph, flip = kept_inputs(ctx)
+    _, graph, flip = _kept_inputs(ctx)
     return edge_total(grad, graph, flip), None, None
 
 
