@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def arrays_of(graph: Graph) -> list[Tensor]:
@@ -49,7 +50,7 @@ def arrays_of(graph: Graph) -> list[Tensor]:
 
 def edge_dot(rows: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """`result[e, h] = rows[i, h] . columns[j, h]`: `(B, E, H)` from `(B, N, H, D)` and `(B, M, G, D)`."""
-    return torch.ops.anyattention.edge_dot(rows, columns, list(graph), flip)
+    return _edge_dot(rows, columns, list(graph), flip)
 
 
 def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
@@ -57,22 +58,22 @@ def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bo
 
     An edge of weight 0 is not there: what its column holds, NaN too, does not count.
     """
-    return torch.ops.anyattention.edge_sum(weights, columns, list(graph), flip)
+    return _edge_sum(weights, columns, list(graph), flip)
 
 
 def edge_softmax(scores: Tensor, graph: Sequence[Tensor]) -> Tensor:
     """The softmax of the scores `(B, E, H)` of each query's edges."""
-    return torch.ops.anyattention.edge_softmax(scores, list(graph))
+    return _edge_softmax(scores, list(graph))
 
 
 def edge_total(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """The sum of each query's numbers `(B, E, H)`, `(B, N, H)`."""
-    return torch.ops.anyattention.edge_total(numbers, list(graph), flip)
+    return _edge_total(numbers, list(graph), flip)
 
 
 def edge_spread(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """Each query's numbers `(B, N, H)` on its edges, `(B, E, H)`."""
-    return torch.ops.anyattention.edge_spread(numbers, list(graph), flip)
+    return _edge_spread(numbers, list(graph), flip)
 
 
 def _side(graph: Sequence[Tensor], flip: bool) -> list[Tensor]:
@@ -94,48 +95,61 @@ def define(
     shapes: Callable[..., Any],
     backward: Callable[..., Any] | None,
     keep: Callable[..., None] | None = None,
-) -> None:
-    """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`.
+) -> Callable[..., Any]:
+    """Register an operator and return the function that calls it.
 
-    `keep(ctx, inputs, output)` saves what the gradient needs; None saves the inputs.
+    `run` is its CPU kernel, `shapes` returns empty tensors like its results, and `backward(ctx, *gradients)` is its
+    gradient; `keep(ctx, inputs, output)` saves what that needs; None saves the inputs.
+
+    Plain tensors go to the kernel straight: the dispatcher and `torch.library.register_autograd`, which takes the list
+    of a graph's arrays apart and together again, cost more than the kernel does on a graph of 10,000 edges.
     """
     _library.define(f"{name}({schema}")
     _library.impl(name, run, "CPU")
     torch.library.register_fake(f"anyattention::{name}", shapes, lib=_library)
-    if backward is not None:
-        differentiable = _differentiable(getattr(torch.ops.anyattention, name).default, backward, keep or _keep_inputs)
-        _library.impl(name, differentiable, "Autograd", with_keyset=True)
+    operator = getattr(torch.ops.anyattention, name).default
+    if backward is None:
+        return lambda *arguments: (run if _are_plain(arguments) else operator)(*arguments)
 
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *inputs, below = arguments
+        output = below(*inputs)
+        (keep or _keep_inputs)(ctx, inputs, output)
+        return output
 
-def _differentiable(operator: Any, backward: Callable[..., Any], keep: Callable[..., None]) -> Callable[..., Any]:
-    """The operator's kernel for tensors that require gradients.
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(lambda ctx, *gradients: (*backward(ctx, *gradients), None)),
+    }
+    function: Any = type(name, (torch.autograd.Function,), members)
 
-    `torch.library.register_autograd` would take the list of a graph's arrays apart and together again, both ways, which
-    costs more than the kernel does on a graph of 10,000 edges. No gradient goes to them: here the list passes whole.
-    """
-
-    def below(keyset: Any, arguments: Sequence[Any]) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            *inputs, keyset = arguments
-            output = below(keyset, inputs)
-            keep(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return (*backward(ctx, *gradients), None)
-
-    def run(keyset: Any, *arguments: Any) -> Any:
+    def differentiable(below: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-            return Differentiable.apply(*arguments, keyset)
-        return below(keyset, arguments)
+            return function.apply(*arguments, below)
+        return below(*arguments)
 
-    return run
+    def dispatched(keyset: Any, *arguments: Any) -> Any:
+        def below(*inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+        return differentiable(below, arguments)
+
+    _library.impl(name, dispatched, "Autograd", with_keyset=True)
+    return lambda *arguments: differentiable(run, arguments) if _are_plain(arguments) else operator(*arguments)
+
+
+def _are_plain(arguments: Sequence[Any]) -> bool:
+    """Whether nothing would stand between the dispatcher and the CPU kernel: no tracing, no mode, no transform."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    for argument in arguments:
+        for x in argument if isinstance(argument, list) else (argument,):
+            if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu):
+                return False
+    return True
 
 
 def _keep_inputs(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
@@ -208,14 +222,14 @@ def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return edge_total(grad, graph, flip), None, None
 
 
-define(
+_edge_dot = define(
     "edge_dot",
     "Tensor rows, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
     lambda rows, columns, graph, flip: kernels.edge_dot(rows, columns, _side(graph, flip)),
     lambda rows, columns, graph, flip: rows.new_empty(rows.shape[0], graph[1].shape[0], rows.shape[2]),
     _edge_dot_backward,
 )
-define(
+_edge_sum = define(
     "edge_sum",
     "Tensor weights, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
     lambda weights, columns, graph, flip: kernels.edge_sum(weights, columns, _side(graph, flip)),
@@ -224,7 +238,7 @@ define(
     ),
     _edge_sum_backward,
 )
-define(
+_edge_total = define(
     "edge_total",
     "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
     lambda numbers, graph, flip: kernels.edge_total(numbers, _side(graph, flip), graph[0 if flip else 3].shape[0] - 1),
@@ -233,14 +247,14 @@ define(
     ),
     _edge_total_backward,
 )
-define(
+_edge_spread = define(
     "edge_spread",
     "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
     lambda numbers, graph, flip: numbers.index_select(1, graph[7 if flip else 6]),
     lambda numbers, graph, flip: numbers.new_empty(numbers.shape[0], graph[1].shape[0], numbers.shape[2]),
     _edge_spread_backward,
 )
-define(
+_edge_softmax = define(
     "edge_softmax",
     "Tensor scores, Tensor[] graph) -> Tensor",
     lambda scores, graph: kernels.edge_softmax(scores, _side(graph, False), graph[3].shape[0] - 1),

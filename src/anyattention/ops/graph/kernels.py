@@ -344,7 +344,7 @@ def _require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: tor
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype)
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
