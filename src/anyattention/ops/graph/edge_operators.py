@@ -146,9 +146,13 @@ def _are_plain(arguments: Sequence[Any]) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     for argument in arguments:
-        for x in argument if isinstance(argument, list) else (argument,):
-            if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu):
+        if isinstance(argument, list):
+            if not all(type(array) is Tensor and array.is_cpu for array in argument):
                 return False
+        elif isinstance(argument, Tensor) and not (type(argument) in _PLAIN and argument.is_cpu):
+            return False
+        elif isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
+            return False  # what is in memory is not what the numbers are
     return True
 
 
