@@ -152,9 +152,10 @@ def require_number(
     error: type[AttentionError] = InvalidInputError,
 ) -> None:
     """Raise unless the value is a finite number in the range."""
-    is_number = not isinstance(value, bool) and isinstance(value, int | float | torch.SymInt | torch.SymFloat)
+    is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
+    is_bool = isinstance(value, bool)
     # Not math.isfinite, which overflows on an integer that no float can hold.
-    if is_number and -_LARGEST <= value <= _LARGEST and above < value and at_least <= value < below:
+    if is_number and not is_bool and -_LARGEST <= value <= _LARGEST and above < value and at_least <= value < below:
         return
     bounds = [
         f"{word} {bound:g}"
@@ -162,7 +163,7 @@ def require_number(
         if math.isfinite(bound)
     ]
     expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
-    raise error(argument=argument, expected=expected, actual=value if is_number else repr(value))
+    raise error(argument=argument, expected=expected, actual=value if is_number and not is_bool else repr(value))
 
 
 def require_mask(argument: str, mask: Tensor) -> None:

@@ -141,7 +141,7 @@ def define(
 
 def _are_plain(arguments: Sequence[Any]) -> bool:
     """Whether nothing would stand between the dispatcher and the CPU kernel: no tracing, no mode, no transform."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
