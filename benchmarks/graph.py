@@ -1,7 +1,8 @@
 """Graph attention: our layers and kernels beside PyTorch Geometric, DGL and the limit of reading each edge's row.
 
 `python -m benchmarks.graph [case ...]` runs the named cases (all by default) and keeps each one's result as soon as it
-is there, so that a run can be taken up again: layers operation kernels tolokers memory cora skew growth threads large.
+is there, so that a run can be taken up again: layers operation kernels tolokers memory cora epoch skew growth threads
+large.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from anyattention.nn import GraphAttention
 from anyattention.ops.graph import kernels
 from anyattention.ops.graph.edge_operators import arrays_of
 from anyattention.ops.graph.kernels import Settings
+from anyattention.output import AttentionOutput
+from anyattention.training import NodeClassifier, NodeData, load_npz, preset_for
+from anyattention.training.fitting import run_epoch
 from benchmarks.harness import RESULTS, Timing, measure, peak_memory, print_table, require_tests, write_result
 
 NODES, EDGES, FEATURES, HEADS, WIDTH = 50_000, 800_000, 128, 8, 16
@@ -40,6 +45,7 @@ def main(names: list[str]) -> None:
         "tolokers": tolokers,
         "memory": memory,
         "cora": cora,
+        "epoch": epoch,
         "skew": skew,
         "growth": growth,
         "threads": threads,
@@ -285,6 +291,38 @@ def cora() -> dict[str, dict[str, Timing]]:
         "two attention layers, forward+backward": measure("anyattention", steps),
         "one call of the operation, forward+backward": measure("anyattention", {"anyattention": call}),
     }
+
+
+class PeerClassifier(nn.Module):
+    """PyTorch Geometric's layers in the place of `NodeClassifier`'s, for the network on citation graphs."""
+
+    def __init__(self, in_features: int, num_classes: int, dropout: float = 0.6) -> None:
+        from torch_geometric.nn import GATConv
+
+        super().__init__()
+        self.dropout = dropout
+        self.first_layer = GATConv(in_features, 8, 8, dropout=dropout, add_self_loops=False)
+        self.second_layer = GATConv(64, num_classes, 1, dropout=dropout, add_self_loops=False)
+
+    def forward(self, x: Tensor, graph: Graph) -> AttentionOutput:
+        x = torch.dropout(x, self.dropout, self.training)
+        hidden = torch.dropout(nn.functional.elu(self.first_layer(x, graph.edge_index)), self.dropout, self.training)
+        return AttentionOutput(self.second_layer(hidden, graph.edge_index))
+
+
+def epoch() -> dict[str, dict[str, Timing]]:
+    """Cora: one epoch of `anyattention train`, beside the same network in PyTorch Geometric on dense features."""
+    data = load_npz(data_file("cora.npz"))
+    ours = NodeClassifier(data.in_features, data.num_classes, **preset_for(data).model)
+    theirs = PeerClassifier(data.in_features, data.num_classes)
+    dense = replace(data, features=data.features.to_dense())
+
+    def run(model: Any, data: NodeData) -> Callable[[], object]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=5e-4)
+        return lambda: run_epoch(1, model, optimizer, data, data.splits[0])
+
+    steps = {"anyattention": run(ours, data), "PyTorch Geometric, dense features": run(theirs, dense)}
+    return {"one epoch, with its validation": measure("anyattention", steps, rounds=7)}
 
 
 def data_file(name: str) -> Path:

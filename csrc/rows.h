@@ -23,7 +23,8 @@
 namespace anyattention {
 
 constexpr int64_t kSlotsPerPiece = 2048;
-constexpr int64_t kSlotsPerTurn = 8192;  // what a thread takes at a time
+// What a thread takes at a time; small, so that threads end together on a small graph too.
+constexpr int64_t kSlotsPerTurn = 1024;
 
 struct FreeMemory {
   void operator()(void *pointer) const { std::free(pointer); }

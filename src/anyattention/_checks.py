@@ -17,6 +17,7 @@ from anyattention.errors import (
     OutOfMemoryError,
 )
 
+_LARGEST = sys.float_info.max
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Asking the system how much memory is free costs 50 us, so small requests are not checked.
@@ -151,18 +152,18 @@ def require_number(
     error: type[AttentionError] = InvalidInputError,
 ) -> None:
     """Raise unless the value is a finite number in the range."""
+    is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
+    is_bool = isinstance(value, bool)
+    # Not math.isfinite, which overflows on an integer that no float can hold.
+    if is_number and not is_bool and -_LARGEST <= value <= _LARGEST and above < value and at_least <= value < below:
+        return
     bounds = [
         f"{word} {bound:g}"
         for word, bound in (("above", above), ("at least", at_least), ("below", below))
         if math.isfinite(bound)
     ]
     expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
-    is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
-    if isinstance(value, bool) or not is_number:
-        raise error(argument=argument, expected=expected, actual=repr(value))
-    # Not math.isfinite, which overflows on an integer that no float can hold.
-    if not (-sys.float_info.max <= value <= sys.float_info.max and above < value and at_least <= value < below):
-        raise error(argument=argument, expected=expected, actual=value)
+    raise error(argument=argument, expected=expected, actual=value if is_number and not is_bool else repr(value))
 
 
 def require_mask(argument: str, mask: Tensor) -> None:

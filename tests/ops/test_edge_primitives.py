@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyattention import edge_dot, edge_softmax, edge_sum
 from anyattention.errors import AttentionError, DimensionMismatchError, InvalidInputError, UnsupportedError
@@ -439,3 +440,24 @@ def test_missing_kernels_take_the_reference(native: Any, monkeypatch: pytest.Mon
     assert torch.equal(edge_dot(_QUERY, _KEY, _GRAPH), expected)
     with pytest.raises(UnsupportedError, match="no kernels are compiled"):
         edge_softmax(_WEIGHTS, _GRAPH, implementation="cpu")
+
+
+@pytest.mark.usefixtures("native")
+def test_modes_and_views_with_a_sign_still_meet_the_operator() -> None:
+    class Record(TorchDispatchMode):
+        names: tuple[str, ...] = ()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names += (str(function),)
+            return function(*args, **(kwargs or {}))
+
+    graph, query, key = random_graph(), torch.randn(5, 3, 2), torch.randn(7, 3, 2)
+    with Record() as record:
+        expected = edge_dot(query, key, graph, implementation="cpu")
+    assert "anyattention.edge_dot.default" in record.names
+    signed = torch.complex(key, -key).conj().imag  # key, by a view that turns the sign
+    assert signed.is_neg()
+    torch.testing.assert_close(edge_dot(query, signed, graph, implementation="cpu"), expected)
+    with torch.device("meta"):
+        again = edge_dot(query, key, graph, implementation="cpu")
+    torch.testing.assert_close(again, expected, rtol=0.0, atol=0.0)

@@ -255,7 +255,7 @@ def bits(arguments: dict[str, Any], leaves: list[Tensor], cotangents: list[Tenso
 
 @pytest.mark.parametrize("score", _SCORES)
 def test_the_same_bits_in_every_run_on_any_number_of_threads(score: str, threads: Any) -> None:
-    # Some 4 turns of 8192 slots, and rows in pieces: work for every thread.
+    # Many turns of 1024 slots, and rows in pieces: work for every thread.
     graph = random_graph(900, 1_100, 30_011, hub=0.1)
     bias = torch.randn(30_011, 4)
     arguments, leaves = make_call(graph, score, 4, 8, dtype=torch.float32, bias=bias, dropout=0.1)

@@ -252,7 +252,7 @@ class GraphAttention(AttentionModule):
         )
         output = result.output.flatten(-2) if self.config.concat else result.output.mean(-2)
         if self.config.residual:
-            output = output + _map(target, self.residual_projection)
+            output = output + _maps(target, self.residual_projection)[0]
         if self.bias is not None:
             output = add_bias(output, self.bias)
         if self.config.base.check_finite:
@@ -293,7 +293,7 @@ class GraphAttention(AttentionModule):
         names = ("x[0]", "x[1]") if is_pair else ("x", "x")
         sides = ("source_", "target_") if is_pair else ("", "")
         widths = (self.config.source_features, self.config.target_features)
-        axes = Axes()
+        axes, parameter = Axes(), next(self.parameters())
         for name, features, side, width in zip(names, (source, target), sides, widths, strict=True):
             require_floating(name, features)
             if features.layout not in (torch.strided, torch.sparse_csr):
@@ -305,7 +305,9 @@ class GraphAttention(AttentionModule):
             batch = "batch " if source.ndim == 3 else ""
             axes.set(f"{side}features", width, "the module")
             axes.bind(name, features, f"{batch}{side}nodes {side}features")
-            require_parameter_kind(name, features, next(self.parameters()))
+            require_parameter_kind(name, features, parameter)
+            if not is_pair:
+                break
         return source, target
 
     def _check_graph(self, graph: Graph, source: Tensor, target: Tensor) -> None:
@@ -373,19 +375,11 @@ class GraphAttention(AttentionModule):
 
 def _maps(x: Tensor, *maps: nn.Linear | Tensor) -> list[Tensor]:
     """`x W' + b` for each projection, or weight alone; x is dense or sparse."""
-    is_bare = all(isinstance(item, Tensor) or _is_bare(item) for item in maps)
-    if x.layout == torch.strided and is_bare:
-        weights = [item if isinstance(item, Tensor) else item.weight for item in maps]
-        return linear_maps(x, weights, [None if isinstance(item, Tensor) else item.bias for item in maps])
-    return [_map(x, item) for item in maps]
-
-
-def _map(x: Tensor, item: nn.Linear | Tensor) -> Tensor:
-    if x.layout == torch.strided:
-        return F.linear(x, item) if isinstance(item, Tensor) else item(x)
-    weight, bias = (item, None) if isinstance(item, Tensor) else (item.weight, item.bias)
-    product = torch.sparse.mm(x, weight.T)
-    return product if bias is None else product + bias
+    if x.layout == torch.strided and not all(isinstance(item, Tensor) or _is_bare(item) for item in maps):
+        return [F.linear(x, item) if isinstance(item, Tensor) else item(x) for item in maps]
+    weights = [item if isinstance(item, Tensor) else item.weight for item in maps]
+    biases = [None if isinstance(item, Tensor) else item.bias for item in maps]
+    return linear_maps(x, weights, biases)
 
 
 def _is_bare(projection: nn.Linear) -> bool:

@@ -24,10 +24,21 @@ _SMALLEST = 1 << 22
 
 
 def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """`x weight' + bias` for each weight: `(N, O)` from `(N, I)` and `(O, I)`; differentiable to any order."""
-    if _is_plain(x, x.shape[0] * max(weight.shape[0] for weight in weights)):
-        return [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-    return list(_LinearMaps.apply(x, len(weights), *weights, *biases))
+    """`x weight' + bias` for each weight: `(..., N, O)` from `(..., N, I)` and `(O, I)`; biases for all weights or none.
+
+    Differentiable to any order; x may be a sparse CSR matrix.
+    """
+    widths = [weight.shape[0] for weight in weights]
+    is_sparse = x.layout != torch.strided
+    if not is_sparse and not _is_plain(x, x.shape[0] * max(widths)):
+        return list(_LinearMaps.apply(x, len(weights), *weights, *biases))
+    # One product in place of several, each with a cost of its own.
+    weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+    bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
+    if not is_sparse:
+        return list(F.linear(x, weight, bias).split(widths, dim=-1))
+    product = torch.sparse.mm(x, weight.T)
+    return list((product if bias is None else product + bias).split(widths, dim=-1))
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:

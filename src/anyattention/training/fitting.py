@@ -17,7 +17,7 @@ from anyattention.training.data import NodeData, Split
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 
-__all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits"]
+__all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits", "run_epoch"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def fit(
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         try:
             for number in range(1, settings.epochs + 1):
-                epoch = _run_epoch(number, model, optimizer, data, split)
+                epoch = run_epoch(number, model, optimizer, data, split)
                 if kept is None or _rank(epoch) > _rank(kept[0]):
                     kept = epoch, {key: value.clone() for key, value in model.state_dict().items()}
                 if on_epoch is not None:
@@ -135,9 +135,10 @@ def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
         return model(data.features, data.graph).output
 
 
-def _run_epoch(
+def run_epoch(
     number: int, model: NodeClassifier, optimizer: torch.optim.Optimizer, data: NodeData, split: Split
 ) -> Epoch:
+    """One step of training on all nodes, and the scores on the validation labels after it."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
     logits = model(data.features, data.graph).output

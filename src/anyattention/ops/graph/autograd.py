@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyattention.ops.graph import kernels
 from anyattention.ops.graph.composed import composed_attention
-from anyattention.ops.graph.edge_operators import NO_GRAPH, define, kept_inputs
+from anyattention.ops.graph.edge_operators import define
 from anyattention.ops.graph.kernels import Settings
 
 __all__ = ["attention", "attention_weights"]
@@ -38,9 +38,7 @@ def attention(
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; see `kernels.attention`."""
-    return torch.ops.anyattention.graph_attention(
-        query, key, value, vector, term, bias, seed, list(graph), *_numbers(settings)
-    )
+    return _attend(query, key, value, vector, term, bias, seed, list(graph), *_numbers(settings))
 
 
 def attention_weights(
@@ -55,9 +53,7 @@ def attention_weights(
     settings: Settings,
 ) -> Tensor:
     """Weights `(B, E, H)` before dropout, without gradients; see `kernels.attention_weights`."""
-    return torch.ops.anyattention.graph_attention_weights(
-        query, key, value, vector, term, bias, logsumexp, list(graph), *_numbers(settings)
-    )
+    return _attend_weights(query, key, value, vector, term, bias, logsumexp, list(graph), *_numbers(settings))
 
 
 def _numbers(settings: Settings) -> tuple[str, bool, float, float, float, float]:
@@ -105,10 +101,18 @@ def _attention_backward_shapes(
     return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, edges, by_bias]
 
 
+def _keep_attention(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    # Zeros for a logsumexp that nobody used would cost as much as a gradient.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7], *output, *inputs[7])
+    ctx.numbers = inputs[8:]
+
+
 def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
-    *inputs, output, logsumexp = kept_inputs(ctx)
-    tensors, graph, numbers = inputs[:7], inputs[7], inputs[8:]
-    none = (None, NO_GRAPH, *(None,) * len(numbers))
+    saved = ctx.saved_tensors
+    tensors, (output, logsumexp), graph = saved[:7], saved[7:9], list(saved[9:])
+    numbers = ctx.numbers
+    none = (None,) * (2 + len(numbers))
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -116,9 +120,7 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
             *_composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
             *none,
         )
-    gradients = torch.ops.anyattention.graph_attention_backward(
-        grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers
-    )
+    gradients = _attend_backward(grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)
     given = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
     return (*given, *none)
 
@@ -152,21 +154,22 @@ def _composed_gradients(
     return [by_position.get(n) for n in range(6)]
 
 
-define(
+_attend = define(
     "graph_attention",
     f"{_ATTENTION}) -> (Tensor, Tensor)",
     _run_attention,
     _attention_shapes,
     _attention_gradients,
+    _keep_attention,
 )
-define(
+_attend_weights = define(
     "graph_attention_weights",
     f"{_TENSORS}, Tensor logsumexp, Tensor[] graph, {_NUMBERS}) -> Tensor",
     lambda *arguments: kernels.attention_weights(*arguments[:8], settings=Settings(*arguments[8:])),
     lambda query, *rest: query.new_empty(query.shape[0], rest[6][1].shape[0], query.shape[2]),
     None,
 )
-define(
+_attend_backward = define(
     "graph_attention_backward",
     f"Tensor grad_output, Tensor? grad_logsumexp, Tensor output, Tensor logsumexp, {_ATTENTION}) -> Tensor[]",
     _run_attention_backward,

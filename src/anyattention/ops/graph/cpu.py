@@ -38,7 +38,8 @@ def refusal(call: GraphCall) -> str | None:
 def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Output `(..., N, H, C)`, weights `(..., E, H)` and logsumexp `(..., N, H)`.
 
-    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results, for "max" O(N x H x C) too. float16 and bfloat16 are computed in float32.
+    Cost: O(E x H x (D + C)) time; memory O(E x H) above the results, for "max" O(N x H x C) too. float16 and bfloat16
+    are computed in float32.
     """
     has_batch = call.query.ndim == 4
     dtype = torch.promote_types(call.query.dtype, torch.float32)
@@ -89,14 +90,15 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if call.aggregation == "mean":
         output = output / _pair_counts(call, dtype).clamp(min=1.0)[..., None]
     if not has_batch:
-        output, logsumexp = output[0], logsumexp[0]
-        computed = None if computed is None else computed[0]
+        # Not output[0], whose gradient is a tensor of zeros, written over.
+        output, logsumexp = output.squeeze(0), logsumexp.squeeze(0)
+        computed = None if computed is None else computed.squeeze(0)
     weights_result = computed.to(call.query.dtype) if computed is not None and call.needs_weights else None
     return output.to(call.value.dtype), weights_result, logsumexp if call.needs_logsumexp else None
 
 
 def _with_batch(x: Tensor, has_batch: bool) -> Tensor:
-    return x if has_batch else x[None]
+    return x if has_batch else x.unsqueeze(0)
 
 
 def _bias(call: GraphCall, edges: tuple[int, int, int], dtype: torch.dtype) -> Tensor | None:

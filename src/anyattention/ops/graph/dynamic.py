@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
-from anyattention.ops.graph.edge_operators import NO_GRAPH, define, kept_inputs
+from anyattention.ops.graph.edge_operators import define, keep_inputs, kept_inputs
 from anyattention.ops.graph.kernels import GraphArrays, pointer, require_numbers, require_rows
 
 __all__ = ["dynamic_scores"]
@@ -55,7 +55,7 @@ def dynamic_scores(
 def _dot(
     vector: Tensor, arguments: _Arguments, base: _Arguments, graph: Sequence[Tensor], negative_slope: float
 ) -> Tensor:
-    return torch.ops.anyattention.dynamic_dot(vector, *arguments, *base, list(graph), negative_slope)
+    return _dynamic_dot(vector, *arguments, *base, list(graph), negative_slope)
 
 
 def _sums(
@@ -68,9 +68,7 @@ def _sums(
     negative_slope: float,
 ) -> list[Tensor | None]:
     """The gradients of `(numbers * _dot(...)).sum()` by the vector and the arguments, where needed."""
-    found = torch.ops.anyattention.dynamic_sums(
-        numbers, vector, *arguments, *base, list(graph), negative_slope, list(needed)
-    )
+    found = _dynamic_sums(numbers, vector, *arguments, *base, list(graph), negative_slope, list(needed))
     return [each if is_needed else None for each, is_needed in zip(found, needed, strict=True)]
 
 
@@ -169,7 +167,13 @@ def _sums_shapes(*given: Any) -> tuple[Tensor, ...]:
 def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     vector, *rows = kept_inputs(ctx)
     gradients = _sums(grad, vector, rows[:4], rows[4:8], ctx.needs_input_grad[:5], *rows[8:])
-    return (*gradients, *(None,) * 4, NO_GRAPH, None)
+    return (*gradients, *(None,) * 4, None, None)
+
+
+def _keep_sums(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    # Zeros for the unused among the results would cost as much as a gradient.
+    ctx.set_materialize_grads(False)
+    keep_inputs(ctx, inputs, output)
 
 
 def _sums_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -203,7 +207,7 @@ def _sums_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
             by_numbers.append(_dot(by_vector, arguments, base, *settings))
         found.append(_sums(numbers, by_vector, arguments, base, (False, *needs[2:6]), *settings))
     gradients = [_total(parts) for parts in zip(*found, strict=True)] if found else [None] * 5
-    return (_total(by_numbers), *gradients, *(None,) * 4, NO_GRAPH, None, None)
+    return (_total(by_numbers), *gradients, *(None,) * 4, None, None, None)
 
 
 def _or_zeros(x: Tensor | None, like: Tensor) -> Tensor:
@@ -218,11 +222,14 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
 _ARGUMENTS = "Tensor vector, Tensor? query, Tensor? key, Tensor? weight, Tensor? features"
 _BASE = "Tensor base_query, Tensor base_key, Tensor? base_weight, Tensor? base_features"
 _SETTINGS = "Tensor[] graph, float negative_slope"
-define("dynamic_dot", f"{_ARGUMENTS}, {_BASE}, {_SETTINGS}) -> Tensor", _run_dot, _dot_shapes, _dot_backward)
-define(
+_dynamic_dot = define(
+    "dynamic_dot", f"{_ARGUMENTS}, {_BASE}, {_SETTINGS}) -> Tensor", _run_dot, _dot_shapes, _dot_backward
+)
+_dynamic_sums = define(
     "dynamic_sums",
     f"Tensor numbers, {_ARGUMENTS}, {_BASE}, {_SETTINGS}, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_sums,
     _sums_shapes,
     _sums_backward,
+    _keep_sums,
 )

@@ -21,7 +21,6 @@ from anyattention.ops.graph import kernels
 from anyattention.patterns import Graph
 
 __all__ = [
-    "NO_GRAPH",
     "arrays_of",
     "define",
     "edge_argmax",
@@ -30,12 +29,12 @@ __all__ = [
     "edge_spread",
     "edge_sum",
     "edge_total",
+    "keep_inputs",
     "kept_inputs",
 ]
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
-# What a backward returns for the arrays of the graph.
-NO_GRAPH = [None] * 8
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def arrays_of(graph: Graph) -> list[Tensor]:
@@ -54,7 +53,7 @@ def arrays_of(graph: Graph) -> list[Tensor]:
 
 def edge_dot(rows: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """`result[e, h] = rows[i, h] . columns[j, h]`: `(B, E, H)` from `(B, N, H, D)` and `(B, M, G, D)`."""
-    return torch.ops.anyattention.edge_dot(rows, columns, list(graph), flip)
+    return _edge_dot(rows, columns, list(graph), flip)
 
 
 def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
@@ -62,22 +61,22 @@ def edge_sum(weights: Tensor, columns: Tensor, graph: Sequence[Tensor], flip: bo
 
     An edge of weight 0 is not there: what its column holds, NaN too, does not count.
     """
-    return torch.ops.anyattention.edge_sum(weights, columns, list(graph), flip)
+    return _edge_sum(weights, columns, list(graph), flip)
 
 
 def edge_softmax(scores: Tensor, graph: Sequence[Tensor]) -> Tensor:
     """The softmax of the scores `(B, E, H)` of each query's edges."""
-    return torch.ops.anyattention.edge_softmax(scores, list(graph))
+    return _edge_softmax(scores, list(graph))
 
 
 def edge_total(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """The sum of each query's numbers `(B, E, H)`, `(B, N, H)`."""
-    return torch.ops.anyattention.edge_total(numbers, list(graph), flip)
+    return _edge_total(numbers, list(graph), flip)
 
 
 def edge_spread(numbers: Tensor, graph: Sequence[Tensor], flip: bool = False) -> Tensor:
     """Each query's numbers `(B, N, H)` on its edges, `(B, E, H)`."""
-    return torch.ops.anyattention.edge_spread(numbers, list(graph), flip)
+    return _edge_spread(numbers, list(graph), flip)
 
 
 def edge_argmax(
@@ -89,7 +88,7 @@ def edge_argmax(
     edge. A weight of -inf hides its edge; -1 stands where all are hidden.
     """
     inputs = [None if x is None else x.detach() for x in (weights, columns, features, feature_weight)]
-    return torch.ops.anyattention.edge_argmax(*inputs, list(graph))
+    return _edge_argmax(*inputs, list(graph))
 
 
 def _side(graph: Sequence[Tensor], flip: bool) -> list[Tensor]:
@@ -105,23 +104,78 @@ def _sum_groups(heads: Tensor, like: Tensor) -> Tensor:
 
 
 def define(
-    name: str, schema: str, run: Callable[..., Any], shapes: Callable[..., Any], backward: Callable[..., Any] | None
-) -> None:
-    """Register an operator: its CPU kernel, the shapes it returns, and its gradient `backward(ctx, *gradients)`."""
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    shapes: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    keep: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Register an operator and return the function that calls it.
+
+    `run` is its CPU kernel, `shapes` returns empty tensors like its results, and `backward(ctx, *gradients)` is its
+    gradient; `keep(ctx, inputs, output)` saves what that needs; None saves the inputs.
+
+    Plain tensors go to the kernel straight: the dispatcher and `torch.library.register_autograd`, which takes the list
+    of a graph's arrays apart and together again, cost more than the kernel does on a graph of 10,000 edges.
+    """
     _library.define(f"{name}({schema}")
     _library.impl(name, run, "CPU")
     torch.library.register_fake(f"anyattention::{name}", shapes, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(f"anyattention::{name}", backward, setup_context=_keep_inputs, lib=_library)
+    operator = getattr(torch.ops.anyattention, name).default
+    if backward is None:
+        return lambda *arguments: (run if _are_plain(arguments) else operator)(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *inputs, below = arguments
+        output = below(*inputs)
+        (keep or keep_inputs)(ctx, inputs, output)
+        return output
+
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(lambda ctx, *gradients: (*backward(ctx, *gradients), None)),
+    }
+    function: Any = type(name, (torch.autograd.Function,), members)
+
+    def differentiable(below: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            return function.apply(*arguments, below)
+        return below(*arguments)
+
+    def dispatched(keyset: Any, *arguments: Any) -> Any:
+        def below(*inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+        return differentiable(below, arguments)
+
+    _library.impl(name, dispatched, "Autograd", with_keyset=True)
+    return lambda *arguments: differentiable(run, arguments) if _are_plain(arguments) else operator(*arguments)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Save every tensor among the inputs and outputs, and the rest as it is."""
-    # Of several outputs some may be unused; zeros for them would cost as much as a gradient.
-    ctx.set_materialize_grads(not isinstance(output, tuple))
+def _are_plain(arguments: Sequence[Any]) -> bool:
+    """Whether nothing would stand between the dispatcher and the CPU kernel: no tracing, no mode, no transform."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    for argument in arguments:
+        if isinstance(argument, list):
+            if not all(type(item) is bool or (type(item) is Tensor and item.is_cpu) for item in argument):
+                return False
+        elif isinstance(argument, Tensor) and not (type(argument) in _PLAIN and argument.is_cpu):
+            return False
+        elif isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
+            return False  # what is in memory is not what the numbers are
+    return True
+
+
+def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    """Save every tensor among the inputs, and the rest as it is."""
     flat: list[Tensor | None] = []
     ctx.layout = []
-    for item in (*inputs, *(output if isinstance(output, tuple) else ())):
+    for item in inputs:
         if isinstance(item, list | tuple) and all(isinstance(each, Tensor) for each in item):
             ctx.layout.append(len(item))
             flat.extend(item)
@@ -134,7 +188,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def kept_inputs(ctx: Any) -> list[Any]:
-    """What `_keep_inputs` saved, in order."""
+    """What `keep_inputs` saved, in order."""
     saved = iter(ctx.saved_tensors)
     kept: list[Any] = []
     for entry in ctx.layout:
@@ -151,7 +205,7 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     by_columns = None
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(grad, rows, graph, not flip), columns)
-    return by_rows, by_columns, NO_GRAPH, None
+    return by_rows, by_columns, None, None
 
 
 def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -163,10 +217,10 @@ def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         by_weights = torch.where((weights == 0) & ~by_weights.isfinite(), 0.0, by_weights)
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(weights, grad, graph, not flip), columns)
-    return by_weights, by_columns, NO_GRAPH, None
+    return by_weights, by_columns, None, None
 
 
-def _edge_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_output(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     ctx.save_for_backward(output, *inputs[1])
 
 
@@ -174,27 +228,27 @@ def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, *graph = ctx.saved_tensors
     # A hidden edge's gradient may be NaN.
     product = torch.where(weights == 0, 0.0, weights * grad)
-    return product - weights * edge_spread(edge_total(product, graph), graph), NO_GRAPH
+    return product - weights * edge_spread(edge_total(product, graph), graph), None
 
 
 def _edge_total_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     _, graph, flip = kept_inputs(ctx)
-    return edge_spread(grad, graph, flip), NO_GRAPH, None
+    return edge_spread(grad, graph, flip), None, None
 
 
 def _edge_spread_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     _, graph, flip = kept_inputs(ctx)
-    return edge_total(grad, graph, flip), NO_GRAPH, None
+    return edge_total(grad, graph, flip), None, None
 
 
-define(
+_edge_dot = define(
     "edge_dot",
     "Tensor rows, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
     lambda rows, columns, graph, flip: kernels.edge_dot(rows, columns, _side(graph, flip)),
     lambda rows, columns, graph, flip: rows.new_empty(rows.shape[0], graph[1].shape[0], rows.shape[2]),
     _edge_dot_backward,
 )
-define(
+_edge_sum = define(
     "edge_sum",
     "Tensor weights, Tensor columns, Tensor[] graph, bool flip) -> Tensor",
     lambda weights, columns, graph, flip: kernels.edge_sum(weights, columns, _side(graph, flip)),
@@ -203,7 +257,7 @@ define(
     ),
     _edge_sum_backward,
 )
-define(
+_edge_total = define(
     "edge_total",
     "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
     lambda numbers, graph, flip: kernels.edge_total(numbers, _side(graph, flip), graph[0 if flip else 3].shape[0] - 1),
@@ -212,24 +266,22 @@ define(
     ),
     _edge_total_backward,
 )
-define(
+_edge_spread = define(
     "edge_spread",
     "Tensor numbers, Tensor[] graph, bool flip) -> Tensor",
     lambda numbers, graph, flip: numbers.index_select(1, graph[7 if flip else 6]),
     lambda numbers, graph, flip: numbers.new_empty(numbers.shape[0], graph[1].shape[0], numbers.shape[2]),
     _edge_spread_backward,
 )
-define(
+_edge_softmax = define(
     "edge_softmax",
     "Tensor scores, Tensor[] graph) -> Tensor",
     lambda scores, graph: kernels.edge_softmax(scores, _side(graph, False), graph[3].shape[0] - 1),
     lambda scores, graph: scores.new_empty(scores.shape),
-    None,
+    _edge_softmax_backward,
+    _keep_output,
 )
-torch.library.register_autograd(
-    "anyattention::edge_softmax", _edge_softmax_backward, setup_context=_edge_softmax_setup, lib=_library
-)
-define(
+_edge_argmax = define(
     "edge_argmax",
     "Tensor weights, Tensor columns, Tensor? features, Tensor? feature_weight, Tensor[] graph) -> Tensor",
     lambda weights, columns, features, feature_weight, graph: kernels.edge_argmax(

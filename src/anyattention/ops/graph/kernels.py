@@ -140,8 +140,8 @@ def attention(
     """
     call = _call(query, key, value, vector, term, bias, seed, graph, settings)
     batch, num_queries, heads, _ = query.shape
-    output = query.new_empty(batch, num_queries, heads, value.shape[3])
-    logsumexp = query.new_empty(batch, num_queries, heads)
+    output = _empty((batch, num_queries, heads, value.shape[3]), query)
+    logsumexp = _empty((batch, num_queries, heads), query)
     _native.run("graph_attention_forward", ctypes.byref(call.structure), output.data_ptr(), logsumexp.data_ptr())
     return output, logsumexp
 
@@ -183,11 +183,11 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     """Gradients of query, key, value, vector, term `(B, E, H)` and bias `(B, E, H)`; None for what is not there."""
     call = _call(query, key, value, vector, term, bias, seed, graph, settings)
-    grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
-    grad_vector = None if vector is None else vector.new_empty(vector.shape)
+    grad_query, grad_key, grad_value = (_empty(x.shape, x) for x in (query, key, value))
+    grad_vector = None if vector is None else _empty(vector.shape, vector)
     edges = (query.shape[0], graph[1].shape[0], query.shape[2])
-    grad_term = query.new_empty(edges)
-    grad_bias = None if bias is None else query.new_empty(edges)
+    grad_term = _empty(edges, query)
+    grad_bias = None if bias is None else _empty(edges, query)
     whole, by_query = (*query.shape[:3], value.shape[3]), query.shape[:3]
     results = {
         "output": (output, whole),
@@ -305,28 +305,30 @@ def _call(
     vector = None if vector is None else vector.contiguous()
     _require_call(query, key, value, vector, term, bias, graph)
     pointers = [array.data_ptr() for array in graph[:6]]
+    batch, num_queries, heads, head_dim = query.shape
+    _, num_keys, key_heads, value_dim = value.shape
     structure = _AttentionCall(
-        graph=GraphArrays(query.shape[1], key.shape[1], graph[1].shape[0], *pointers),
-        batch=query.shape[0],
-        heads=query.shape[2],
-        key_heads=key.shape[2],
-        head_dim=query.shape[3],
-        value_dim=value.shape[3],
-        num_threads=_native.num_threads(),
-        seed=0 if seed is None else int(seed),
-        is_double=query.dtype == torch.float64,
-        score=_SCORES[settings.score],
-        normalize=settings.normalize,
-        scale=settings.scale,
-        softcap=settings.softcap,
-        negative_slope=settings.negative_slope,
-        dropout=settings.dropout,
-        query=query.data_ptr(),
-        key=key.data_ptr(),
-        value=value.data_ptr(),
-        vector=pointer(vector),
-        term=_edge_numbers(term),
-        bias=_edge_numbers(bias),
+        GraphArrays(num_queries, num_keys, graph[1].shape[0], *pointers),
+        batch,
+        heads,
+        key_heads,
+        head_dim,
+        value_dim,
+        _native.num_threads(),
+        0 if seed is None else int(seed),
+        query.dtype == torch.float64,
+        _SCORES[settings.score],
+        settings.normalize,
+        settings.scale,
+        settings.softcap,
+        settings.negative_slope,
+        settings.dropout,
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        pointer(vector),
+        _edge_numbers(term),
+        _edge_numbers(bias),
     )
     kept = tuple(x for x in (query, key, value, vector, term, bias) if x is not None)
     return _Call(structure, kept)
@@ -373,7 +375,7 @@ def require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> Non
     """Raise unless the arrays are as long as the kernels take them for; what is in them, the kernels compare."""
     for array, size in zip(arrays, (num_rows + 1, num_edges, num_edges), strict=True):
         fits = array.dtype == torch.int64 and array.shape == (size,)
-        if not fits or array.device.type != "cpu" or not array.is_contiguous():
+        if not fits or not array.is_cpu or not array.is_contiguous():
             raise InvalidInputError(
                 argument="graph",
                 expected=f"arrays of contiguous int64 on the CPU, here ({size},)",
@@ -383,12 +385,16 @@ def require_rows(arrays: Sequence[Tensor], num_rows: int, num_edges: int) -> Non
 
 def require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise unless a tensor has the shape and the dtype that its pointer is read with."""
-    if tensor.shape != tuple(shape) or tensor.dtype != dtype or dtype not in _DTYPES or tensor.device.type != "cpu":
+    if tensor.shape != tuple(shape) or tensor.dtype != dtype or dtype not in _DTYPES or not tensor.is_cpu:
         raise InvalidInputError(
             argument=name,
             expected=f"{dtype if dtype in _DTYPES else 'float32 or float64'} on cpu, {tuple(shape)}",
             actual=f"{tensor.dtype} on {tensor.device}, {tuple(tensor.shape)}",
         )
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def _edge_numbers(numbers: Tensor | None) -> _EdgeNumbers:
