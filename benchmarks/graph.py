@@ -417,6 +417,7 @@ def threads() -> dict[str, dict[str, Any]]:
 
         timings = measure("two", {"two": on(2), "one": on(1)})
         found[name] = {"one thread over two": round(timings["one"].ratio, 2)}
+    torch.set_num_threads(2)
     return found
 
 

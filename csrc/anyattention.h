@@ -171,8 +171,8 @@ ANYATTENTION_EXPORT int32_t anyattention_graph_attention_weights(
 /* From the forward's results and the gradients by them (grad_logsumexp may be null):
  * grad_query, grad_key, grad_value as their inputs; grad_vector (heads, head_dim), null
  * but for ANYATTENTION_DYNAMIC; grad_raw (batch, num_edges, heads), by the raw score (for
- * ANYATTENTION_ADDITIVE: by what the LeakyReLU takes), which is the term's gradient;
- * grad_score, of the same shape, by the score, which is the bias's gradient, or null. */
+ * ANYATTENTION_ADDITIVE: by what the LeakyReLU takes), which is the term's gradient, or
+ * null; grad_score, of the same shape, by the score, which is the bias's gradient, or null. */
 ANYATTENTION_EXPORT int32_t anyattention_graph_attention_backward(
     const anyattention_graph_attention *call, const void *output, const void *logsumexp,
     const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,

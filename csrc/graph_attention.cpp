@@ -10,209 +10,13 @@
 #include <limits>
 
 #include "anyattention.h"
+#include "graph_call.h"
 #include "pages.h"
-#include "philox.h"
 #include "rows.h"
 #include "simd.h"
 
 namespace anyattention {
 namespace {
-
-constexpr int64_t kPrefetch = 6;  // slots ahead
-constexpr int64_t kTile = 16;     // slots whose rows stay in the first cache while each head reads its part
-
-template <class T>
-constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-
-CompressedRows rows_of_queries(const anyattention_graph &graph) {
-  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
-           graph.edges_by_query}};
-}
-
-CompressedRows rows_of_keys(const anyattention_graph &graph) {
-  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
-           graph.edges_by_key}};
-}
-
-template <class T>
-struct EdgeNumbers {
-  const T *data;
-  int64_t edge_stride, head_stride;
-
-  EdgeNumbers(const anyattention_edge_numbers &numbers, int64_t batch)
-      : data(static_cast<const T *>(numbers.data)),
-        edge_stride(numbers.edge_stride),
-        head_stride(numbers.head_stride) {
-    if (data) data += batch * numbers.batch_stride;
-  }
-  T at(int64_t e, int64_t h) const { return data[e * edge_stride + h * head_stride]; }
-};
-
-// One batch entry of a call, typed, and the arithmetic of one edge. `DW` and `CW` are head_dim and value_dim where they
-// are known at compile time, else 0.
-template <class T, int Score, int DW, int CW>
-struct Call {
-  const anyattention_graph_attention &call;
-  int64_t b, H, G, D, C, group;
-  const T *query, *key, *value, *vector;
-  EdgeNumbers<T> term, bias;
-  T scale, cap, slope;
-  bool normalize, drops;
-
-  Call(const anyattention_graph_attention &c, int64_t batch)
-      : call(c),
-        b(batch),
-        H(c.heads),
-        G(c.key_heads),
-        D(c.head_dim),
-        C(c.value_dim),
-        group(c.heads / c.key_heads),
-        query(static_cast<const T *>(c.query) + batch * c.graph.num_queries * H * D),
-        key(static_cast<const T *>(c.key) + batch * c.graph.num_keys * G * D),
-        value(static_cast<const T *>(c.value) + batch * c.graph.num_keys * G * C),
-        vector(static_cast<const T *>(c.vector)),
-        term(c.term, batch),
-        bias(c.bias, batch),
-        scale(static_cast<T>(c.scale)),
-        cap(static_cast<T>(c.softcap)),
-        slope(static_cast<T>(c.negative_slope)),
-        normalize(c.normalize != 0),
-        drops(c.dropout > 0) {}
-
-  int64_t query_width() const { return H * D; }
-  int64_t key_width() const { return G * D; }
-  int64_t value_width() const { return G * C; }
-  int64_t output_width() const { return H * C; }
-  bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
-
-  // Infinity becomes NaN: -inf would pass for a hidden edge.
-  static T shown(T raw) { return raw + raw * 0; }
-
-  // What the softmax sees, and its derivative by the raw score, for each head.
-  template <bool NeedsSlope>
-  void scores(const T *q, const T *k, int64_t e, T *score, T *derivative) const {
-    raw_scores(q, k, e, score, derivative);
-    if (cap != 0) {
-      for (int64_t h = 0; h < H; ++h) {
-        const T t = std::tanh(scale * shown(score[h]) / cap);
-        score[h] = cap * t;
-        if (NeedsSlope) derivative[h] *= scale * (1 - t * t);
-      }
-    } else {
-      const T factor = scale;
-      each_head(H, [=](int64_t h) { score[h] = shown(score[h]) * factor; });
-      if (NeedsSlope) each_head(H, [=](int64_t h) { derivative[h] *= factor; });
-    }
-    if (bias.data) {
-      for (int64_t h = 0; h < H; ++h) {
-        const T added = bias.at(e, h);
-        // A hidden edge may have NaN in its key.
-        score[h] = added == kMinusInfinity<T> ? added : score[h] + added;
-      }
-    }
-  }
-
-  // The raw scores, and their derivative by what `term` is added to.
-  void raw_scores(const T *q, const T *k, int64_t e, T *raw, T *derivative) const {
-    if (Score == ANYATTENTION_ADDITIVE) {
-      if (G == H) {
-        each_head(H, [=](int64_t h) { raw[h] = q[h] + k[h]; });
-      } else {
-        for (int64_t h = 0; h < H; ++h) raw[h] = q[h] + k[h / group];
-      }
-      if (term.data) {
-        for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
-      }
-      const T below = slope;
-      each_head(H, [=](int64_t h) { derivative[h] = raw[h] > 0 ? T{1} : below; });
-      each_head(H, [=](int64_t h) { raw[h] *= derivative[h]; });
-      return;
-    }
-    const int64_t d = channels<DW>(D);
-    if (Score == ANYATTENTION_DOT) {
-      head_dots<DW>(q, k, H, group, d, raw);
-    } else {
-      for (int64_t h = 0; h < H; ++h) {
-        raw[h] = rectified_dot<DW>(vector + h * d, q + h * d, k + (G == H ? h : h / group) * d, slope, d);
-      }
-    }
-    each_head(H, [=](int64_t h) { derivative[h] = 1; });
-    if (Score == ANYATTENTION_DOT && term.data) {
-      for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
-    }
-  }
-
-  // Weights from scores less `shift` (the logsumexp, or a row's largest score), for `count` edges of H heads.
-  void weights(T *score, const T *shift, int64_t count) const {
-    for (int64_t n = 0; normalize && n < count; ++n) {
-      T *row = score + n * H;
-      each_head(H, [=](int64_t h) { row[h] -= shift[h]; });
-    }
-    to_weights(score, count);
-  }
-
-  // Weights from scores that are shifted already.
-  void to_weights(T *score, int64_t count) const {
-    if (normalize) {
-      exponentials(score, count * H);
-    } else {
-      for (int64_t n = 0; n < count * H; ++n) score[n] = sigmoid(score[n]);
-    }
-  }
-
-  // Whether a row's sums stay in registers: eight heads of 16, and nothing beside the scores.
-  static constexpr bool kHasRegisters =
-      sizeof(T) == sizeof(float) && CW == 16 && (DW == 16 || Score == ANYATTENTION_ADDITIVE);
-  bool fits_registers() const {
-    return kHasRegisters && H == 8 && G == 8 && normalize && !drops && cap == 0 && !bias.data && !term.data;
-  }
-
-  // The scores of one edge's eight heads; `slopes` are what the raw score's derivative adds to the scale.
-  Vector<T, 8> eight_scores(const T *q, const T *k, Vector<T, 8> &slopes) const {
-    const Vector<T, 8> one = Vector<T, 8>{} + T{1};
-    Vector<T, 8> raw;
-    slopes = one * scale;
-    if constexpr (Score == ANYATTENTION_ADDITIVE) {
-      raw = load<8>(q) + load<8>(k);
-      slopes = raw > 0 ? slopes : slopes * slope;
-      return (raw + raw * 0) * slopes;
-    } else if constexpr (Score == ANYATTENTION_DOT) {
-      raw = EightHeads<T>::at(q).dots(k);
-    } else {
-      EightHeads<T> parts;
-      for (int h = 0; h < 8; ++h) {
-        const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
-        parts.head[h] = load<16>(vector + h * 16) * (x > 0 ? x : x * slope);
-      }
-      raw = parts.sums();
-    }
-    return (raw + raw * 0) * scale;
-  }
-
-  static T sigmoid(T x) {
-    const T small = std::exp(x > 0 ? -x : x);
-    return (x > 0 ? T{1} : small) / (1 + small);
-  }
-
-  // accumulator += sum over a tile's slots of weights[n * H] * (tile[n] + offset), leaving out hidden edges: 0 x NaN.
-  template <int W>
-  void add_visible(int64_t h, const int64_t *edges, T *accumulator, const T *weights, const T *const *tile,
-                   int64_t offset, int64_t count, int64_t width) const {
-    if (!bias.data) {
-      add_weighted_rows<W>(accumulator, weights, H, tile, offset, count, width);
-      return;
-    }
-    for (int64_t n = 0; n < count; ++n) {
-      if (!hides(edges[n], h)) add_scaled<W>(accumulator, weights[n * H], tile[n] + offset, width);
-    }
-  }
-
-  void keep(int64_t e, T *factors) const {
-    const auto position = static_cast<uint64_t>((b * call.graph.num_edges + e) * H);
-    keep_factors(position, H, static_cast<uint64_t>(call.seed), call.dropout,
-                 static_cast<T>(1.0 / (1.0 - call.dropout)), factors);
-  }
-};
 
 // Accumulator: largest score (H), sum of exponentials (H), output (H, C).
 template <class T, int Score, int DW, int CW>
@@ -420,7 +224,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const Vector<T, 8> weight = Exponential<T, 8>::run(score - load<8>(shift + i * 8));
       const Vector<T, 8> by_score = weight * (EightHeads<T>::at(grad).dots(v) - load<8>(delta + i * 8));
       const Vector<T, 8> by_raw = by_score * slopes;
-      store<T, 8>(grad_raw + rows.edges[s] * 8, by_raw);
+      if (grad_raw) store<T, 8>(grad_raw + rows.edges[s] * 8, by_raw);
       by_value.add(weight, grad);
       if constexpr (Score == ANYATTENTION_ADDITIVE) {
         by_term += by_raw;
@@ -511,7 +315,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     prefetch_row(grad_output + i * this->output_width(), this->output_width() * bytes);
     prefetch_row(shift + i * H, H * bytes);
     prefetch_row(delta + i * H, H * bytes);
-    __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
+    if (grad_raw) __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
   void finish(int64_t j, const T *accumulator) const {
@@ -600,6 +404,45 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, grad_query + i * H * D); }
 };
 
+// The gradient of the additive score's query terms without grad_raw: each edge's value is read once more, which costs no
+// more than writing and reading a number per edge and head in random order, and takes no memory.
+template <class T, int CW>
+struct BackwardQueryTerms : Call<T, ANYATTENTION_ADDITIVE, 1, CW> {
+  using Base = Call<T, ANYATTENTION_ADDITIVE, 1, CW>;
+  using Base::key, Base::query, Base::value;
+  CompressedRows rows;
+  const T *shift, *delta, *grad_output;
+  T *grad_query;
+
+  BackwardQueryTerms(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_queries(c.graph)) {}
+
+  int64_t accumulator_size() const { return 8; }
+  int64_t scratch_size() const { return 1; }
+  void start(T *accumulator) const { std::fill_n(accumulator, 8, T{0}); }
+  void combine(T *accumulator, const T *next) const { add(accumulator, next, 8); }
+  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, 8, grad_query + i * 8); }
+
+  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
+    if (!rows.slots_are_valid(begin, end)) return false;
+    const auto grad = EightHeads<T>::at(grad_output + i * 128);
+    const Vector<T, 8> own_shift = load<8>(shift + i * 8), own_delta = load<8>(delta + i * 8);
+    Vector<T, 8> sum = load<8>(accumulator), slopes;
+    for (int64_t s = begin; s < end; ++s) {
+      if (rows.slot_is_valid(s + kPrefetch)) {
+        const int64_t next = rows.columns[s + kPrefetch];
+        prefetch_row(value + next * 128, 128 * static_cast<int64_t>(sizeof(T)));
+        __builtin_prefetch(key + next * 8);
+      }
+      const int64_t j = rows.columns[s];
+      const Vector<T, 8> score = this->eight_scores(query + i * 8, key + j * 8, slopes);
+      const Vector<T, 8> weight = Exponential<T, 8>::run(score - own_shift);
+      sum += weight * (grad.dots(value + j * 128) - own_delta) * slopes;
+    }
+    store<T, 8>(accumulator, sum);
+    return true;
+  }
+};
+
 // shift (0 where logsumexp is -inf) and delta = sum(grad_output * output) - grad_logsumexp, for each query and head.
 template <class T>
 void prepare_backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
@@ -638,7 +481,9 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
   prefer_large_pages(grad_query, nodes * c.head_dim * size);
   prefer_large_pages(grad_key, keys * c.head_dim * size);
   prefer_large_pages(grad_value, keys * c.value_dim * size);
-  prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
+  const bool keeps_raw = grad_raw || Score != ANYATTENTION_ADDITIVE || !Call<T, Score, DW, CW>(c, 0).fits_registers();
+  const Workspace<T> own_raw(keeps_raw && !grad_raw ? graph.num_edges * H : 0, false);
+  if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> shift(nodes), delta(nodes);
   prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, shift.get(), delta.get());
@@ -653,10 +498,21 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
     by_key.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
     by_key.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
     by_key.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
-    by_key.grad_raw = grad_raw + b * graph.num_edges * H;
+    by_key.grad_raw = grad_raw ? grad_raw + b * graph.num_edges * H : keeps_raw ? own_raw.get() : nullptr;
     by_key.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
     valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key, has_vector ? by_vector.get() : nullptr);
     if (has_vector) add(grad_vector, by_vector.get(), H * c.head_dim);
+    if constexpr (Score == ANYATTENTION_ADDITIVE && Call<T, Score, DW, CW>::kHasRegisters) {
+      if (!keeps_raw) {
+        BackwardQueryTerms<T, CW> by_query(c, b);
+        by_query.shift = by_key.shift;
+        by_query.delta = by_key.delta;
+        by_query.grad_output = by_key.grad_output;
+        by_query.grad_query = grad_query + b * graph.num_queries * 8;
+        valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);
+        continue;
+      }
+    }
     BackwardQueries<T, Score, DW> by_query(c, b);
     by_query.grad_raw = by_key.grad_raw;
     by_query.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "pages.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -30,15 +31,16 @@ struct FreeMemory {
   void operator()(void *pointer) const { std::free(pointer); }
 };
 
-// 64-byte aligned numbers, padded so that a vector may run past the end; throws std::bad_alloc.
+// 64-byte aligned numbers, 0 unless told otherwise, padded so that a vector may run past the end; throws std::bad_alloc.
 template <class T>
 class Workspace {
  public:
-  explicit Workspace(int64_t count) {
+  explicit Workspace(int64_t count, bool zeroed = true) {
     const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 191) / 64 * 64;
     pointer_.reset(static_cast<T *>(std::aligned_alloc(64, bytes)));
     if (!pointer_) throw std::bad_alloc();
-    std::fill_n(reinterpret_cast<char *>(pointer_.get()), bytes, char{0});
+    prefer_large_pages(pointer_.get(), static_cast<int64_t>(bytes));
+    if (zeroed) std::fill_n(reinterpret_cast<char *>(pointer_.get()), bytes, char{0});
   }
   T *get() const { return pointer_.get(); }
 

@@ -227,7 +227,7 @@ void drive_attention(const Graph &graph, bool faulty) {
       anyattention_graph_attention_backward(
           &call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
           grad_query.get(), grad_key.get(), grad_value.get(),
-          score == ANYATTENTION_DYNAMIC ? grad_vector.get() : nullptr, grad_raw.get(),
+          score == ANYATTENTION_DYNAMIC ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
           chance(0.5) ? nullptr : grad_score.get()),
   };
   // The forward reads the rows of queries only: of a fault in those of keys it may see nothing.

@@ -24,9 +24,9 @@ _SMALLEST = 1 << 22
 
 
 def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """`x weight' + bias` for each weight: `(..., N, O)` from `(..., N, I)` and `(O, I)`; biases for all weights or none.
+    """`x weight' + bias` for each weight: `(..., N, O)` from `(..., N, I)` and `(O, I)`; differentiable to any order.
 
-    Differentiable to any order; x may be a sparse CSR matrix.
+    There are biases for all weights or for none; x may be a sparse CSR matrix.
     """
     widths = [weight.shape[0] for weight in weights]
     is_sparse = x.layout != torch.strided

@@ -95,10 +95,10 @@ def _attention_backward_shapes(
     graph: list[Tensor],
     *settings: Any,
 ) -> list[Tensor]:
-    edges = query.new_empty(query.shape[0], graph[1].shape[0], query.shape[2])
+    edges = (query.shape[0], graph[1].shape[0], query.shape[2])
     by_vector = query.new_empty(0 if vector is None else vector.shape)
-    by_bias = query.new_empty(0 if bias is None else edges.shape)
-    return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, edges, by_bias]
+    by_edges = [query.new_empty(0 if given is None else edges) for given in (term, bias)]
+    return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, *by_edges]
 
 
 def _keep_attention(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:

@@ -180,13 +180,13 @@ def attention_backward(
     seed: Tensor | None,
     graph: Sequence[Tensor],
     settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query, key, value, vector, term `(B, E, H)` and bias `(B, E, H)`; None for what is not there."""
     call = _call(query, key, value, vector, term, bias, seed, graph, settings)
     grad_query, grad_key, grad_value = (_empty(x.shape, x) for x in (query, key, value))
     grad_vector = None if vector is None else _empty(vector.shape, vector)
     edges = (query.shape[0], graph[1].shape[0], query.shape[2])
-    grad_term = _empty(edges, query)
+    grad_term = None if term is None else _empty(edges, query)
     grad_bias = None if bias is None else _empty(edges, query)
     whole, by_query = (*query.shape[:3], value.shape[3]), query.shape[:3]
     results = {
