@@ -401,6 +401,7 @@ def growth() -> dict[str, dict[str, Any]]:
 
 def threads() -> dict[str, dict[str, Any]]:
     """How much faster two threads are than one: each kernel, and the gather limit."""
+    before = torch.get_num_threads()
     graph = Graph.from_edge_index(random_graph(NODES, EDGES), NODES)
     found: dict[str, dict[str, Any]] = {}
     calls = {
@@ -417,7 +418,7 @@ def threads() -> dict[str, dict[str, Any]]:
 
         timings = measure("two", {"two": on(2), "one": on(1)})
         found[name] = {"one thread over two": round(timings["one"].ratio, 2)}
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
     return found
 
 
