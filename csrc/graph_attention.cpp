@@ -98,7 +98,7 @@ struct Forward : Call<T, Score, DW, CW> {
     }
     const Vector<T, 8> shift = largest == kMinusInfinity<T> ? Vector<T, 8>{} : largest;
     Vector<T, 8> sum{};
-    EightHeads<T> out = EightHeads<T>::zero();
+    EightHeads<T, CW> out = EightHeads<T, CW>::zero();
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
         prefetch_row(value + rows.columns[s + kPrefetch] * value_width, value_width * bytes);
@@ -189,7 +189,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::normalize, Base::query,
       Base::slope, Base::value, Base::vector;
   CompressedRows rows;
-  const T *shift, *delta, *grad_output;  // shift: logsumexp, 0 where it is -inf
+  const T *of_query, *grad_output;  // of_query: shift and delta, see prepare_backward
   T *grad_key, *grad_value, *grad_raw, *grad_score;
 
   BackwardKeys(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_keys(c.graph)) {}
@@ -213,16 +213,16 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 
   bool reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     const int64_t query_width = this->query_width();
-    const T *k = key + j * this->key_width(), *v = value + j * 128;
-    EightHeads<T> by_value = EightHeads<T>::zero(), by_key = by_value, by_vector = by_value;
+    const T *k = key + j * this->key_width(), *v = value + j * 8 * CW;
+    EightHeads<T, CW> by_value = EightHeads<T, CW>::zero(), by_key = by_value, by_vector = by_value;
     Vector<T, 8> by_term{}, slopes;
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
       const int64_t i = rows.columns[s];
-      const T *q = query + i * query_width, *grad = grad_output + i * 128;
+      const T *q = query + i * query_width, *grad = grad_output + i * 8 * CW;
       const Vector<T, 8> score = this->eight_scores(q, k, slopes);
-      const Vector<T, 8> weight = Exponential<T, 8>::run(score - load<8>(shift + i * 8));
-      const Vector<T, 8> by_score = weight * (EightHeads<T>::at(grad).dots(v) - load<8>(delta + i * 8));
+      const Vector<T, 8> weight = Exponential<T, 8>::run(score - load<8>(of_query + i * 16));
+      const Vector<T, 8> by_score = weight * (EightHeads<T, CW>::at(grad).dots(v) - load<8>(of_query + i * 16 + 8));
       const Vector<T, 8> by_raw = by_score * slopes;
       if (grad_raw) store<T, 8>(grad_raw + rows.edges[s] * 8, by_raw);
       by_value.add(weight, grad);
@@ -232,9 +232,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
         by_key.add(by_raw, q);
       } else {
         for (int h = 0; h < 8; ++h) {
-          const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
-          const Vector<T, 16> above = Vector<T, 16>{} + by_raw[h], part = x > 0 ? above : above * slope;
-          by_key.head[h] += part * load<16>(vector + h * 16);
+          const Vector<T, CW> x = load<CW>(q + h * CW) + load<CW>(k + h * CW);
+          const Vector<T, CW> above = Vector<T, CW>{} + by_raw[h], part = x > 0 ? above : above * slope;
+          by_key.head[h] += part * load<CW>(vector + h * CW);
           by_vector.head[h] += part * x;
         }
       }
@@ -246,7 +246,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     } else {
       by_key.write(gk);
     }
-    if constexpr (Score == ANYATTENTION_DYNAMIC) by_vector.write(gv + 128);
+    if constexpr (Score == ANYATTENTION_DYNAMIC) by_vector.write(gv + 8 * CW);
     return true;
   }
 
@@ -264,7 +264,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       grads[n] = grad_output + i * output_width;
       T *score = p + n * H;
       this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
-      const T *shifts = shift + i * H;
+      const T *shifts = of_query + i * 2 * H;
       each_head(H, [=](int64_t h) { score[h] -= shifts[h]; });
       head_dots<CW>(grads[n], v, H, group, c, gp + n * H);
     }
@@ -275,7 +275,8 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     }
     for (int64_t n = 0; n < count; ++n) {
       T *g = gp + n * H, *raw = grad_raw + edges[n] * H;
-      const T *weight = p + n * H, *deltas = delta + rows.columns[first + n] * H, *slopes = derivative + n * H;
+      const T *weight = p + n * H, *slopes = derivative + n * H;
+      const T *deltas = of_query + (rows.columns[first + n] * 2 + 1) * H;
       if (normalize) {
         each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
@@ -313,8 +314,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     const int64_t i = rows.columns[s], bytes = static_cast<int64_t>(sizeof(T));
     prefetch_row(query + i * this->query_width(), this->query_width() * bytes);
     prefetch_row(grad_output + i * this->output_width(), this->output_width() * bytes);
-    prefetch_row(shift + i * H, H * bytes);
-    prefetch_row(delta + i * H, H * bytes);
+    prefetch_row(of_query + i * 2 * H, 2 * H * bytes);
     if (grad_raw) __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
@@ -346,7 +346,7 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
     const int64_t d = channels<DW>(D), key_width = this->key_width();
     const T *q = query + i * this->query_width();
     if (!rows.slots_are_valid(begin, end)) return false;
-    if constexpr (Score != ANYATTENTION_ADDITIVE && sizeof(T) == sizeof(float) && DW == 16) {
+    if constexpr (Score != ANYATTENTION_ADDITIVE && sizeof(T) == sizeof(float) && (DW == 8 || DW == 16)) {
       if (H == 8 && G == 8 && !this->bias.data) return reduce_in_registers(q, begin, end, accumulator);
     }
     for (int64_t s = begin; s < end; ++s) {
@@ -376,26 +376,26 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
   }
 
   bool reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
-    EightHeads<T> by_query = EightHeads<T>::zero();
+    EightHeads<T, DW> by_query = EightHeads<T, DW>::zero();
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
-        prefetch_row(key + rows.columns[s + kPrefetch] * 128, 128 * static_cast<int64_t>(sizeof(T)));
+        prefetch_row(key + rows.columns[s + kPrefetch] * 8 * DW, 8 * DW * static_cast<int64_t>(sizeof(T)));
         __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * 8);
       }
       const Vector<T, 8> raw = load<8>(grad_raw + rows.edges[s] * 8);
-      const T *k = key + rows.columns[s] * 128;
+      const T *k = key + rows.columns[s] * 8 * DW;
       if constexpr (Score == ANYATTENTION_DOT) {
         by_query.add(raw, k);
         continue;
       }
       for (int h = 0; h < 8; ++h) {
-        const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
-        const Vector<T, 16> above = Vector<T, 16>{} + raw[h];
+        const Vector<T, DW> x = load<DW>(q + h * DW) + load<DW>(k + h * DW);
+        const Vector<T, DW> above = Vector<T, DW>{} + raw[h];
         by_query.head[h] += x > 0 ? above : above * slope;
       }
     }
     if constexpr (Score == ANYATTENTION_DYNAMIC) {
-      for (int h = 0; h < 8; ++h) by_query.head[h] *= load<16>(vector + h * 16);
+      for (int h = 0; h < 8; ++h) by_query.head[h] *= load<DW>(vector + h * DW);
     }
     by_query.write(accumulator);
     return true;
@@ -411,7 +411,7 @@ struct BackwardQueryTerms : Call<T, ANYATTENTION_ADDITIVE, 1, CW> {
   using Base = Call<T, ANYATTENTION_ADDITIVE, 1, CW>;
   using Base::key, Base::query, Base::value;
   CompressedRows rows;
-  const T *shift, *delta, *grad_output;
+  const T *of_query, *grad_output;
   T *grad_query;
 
   BackwardQueryTerms(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_queries(c.graph)) {}
@@ -424,37 +424,42 @@ struct BackwardQueryTerms : Call<T, ANYATTENTION_ADDITIVE, 1, CW> {
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
     if (!rows.slots_are_valid(begin, end)) return false;
-    const auto grad = EightHeads<T>::at(grad_output + i * 128);
-    const Vector<T, 8> own_shift = load<8>(shift + i * 8), own_delta = load<8>(delta + i * 8);
+    const auto grad = EightHeads<T, CW>::at(grad_output + i * 8 * CW);
+    const Vector<T, 8> own_shift = load<8>(of_query + i * 16), own_delta = load<8>(of_query + i * 16 + 8);
     Vector<T, 8> sum = load<8>(accumulator), slopes;
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
         const int64_t next = rows.columns[s + kPrefetch];
-        prefetch_row(value + next * 128, 128 * static_cast<int64_t>(sizeof(T)));
+        prefetch_row(value + next * 8 * CW, 8 * CW * static_cast<int64_t>(sizeof(T)));
         __builtin_prefetch(key + next * 8);
       }
       const int64_t j = rows.columns[s];
       const Vector<T, 8> score = this->eight_scores(query + i * 8, key + j * 8, slopes);
       const Vector<T, 8> weight = Exponential<T, 8>::run(score - own_shift);
-      sum += weight * (grad.dots(value + j * 128) - own_delta) * slopes;
+      sum += weight * (grad.dots(value + j * 8 * CW) - own_delta) * slopes;
     }
     store<T, 8>(accumulator, sum);
     return true;
   }
 };
 
-// shift (0 where logsumexp is -inf) and delta = sum(grad_output * output) - grad_logsumexp, for each query and head.
+// For each query side by side, so that an edge reads one place: shift (H), the logsumexp or 0 where that is -inf, and
+// delta (H), sum(grad_output * output) - grad_logsumexp.
 template <class T>
 void prepare_backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
-                      const T *grad_logsumexp, T *shift, T *delta) {
-  const int64_t count = c.batch * c.graph.num_queries * c.heads, C = c.value_dim;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, count * C / 16384)));
+                      const T *grad_logsumexp, T *of_query) {
+  const int64_t H = c.heads, C = c.value_dim, rows = c.batch * c.graph.num_queries;
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
 #pragma omp parallel for num_threads(team) if (team > 1)
-  for (int64_t n = 0; n < count; ++n) {
-    const bool empty = !c.normalize || logsumexp[n] == kMinusInfinity<T>;
-    shift[n] = empty ? T{0} : logsumexp[n];
-    delta[n] = !c.normalize ? T{0} : dot<0>(grad_output + n * C, output + n * C, C);
-    if (grad_logsumexp && !empty) delta[n] -= grad_logsumexp[n];
+  for (int64_t i = 0; i < rows; ++i) {
+    T *shift = of_query + i * 2 * H, *delta = shift + H;
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t n = i * H + h;
+      const bool empty = !c.normalize || logsumexp[n] == kMinusInfinity<T>;
+      shift[h] = empty ? T{0} : logsumexp[n];
+      delta[h] = !c.normalize ? T{0} : dot<0>(grad_output + n * C, output + n * C, C);
+      if (grad_logsumexp && !empty) delta[h] -= grad_logsumexp[n];
+    }
   }
 }
 
@@ -485,16 +490,15 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
   const Workspace<T> own_raw(keeps_raw && !grad_raw ? graph.num_edges * H : 0, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
-  const Workspace<T> shift(nodes), delta(nodes);
-  prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, shift.get(), delta.get());
+  const Workspace<T> of_query(2 * nodes, false);
+  prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, of_query.get());
   const bool has_vector = Score == ANYATTENTION_DYNAMIC;
   if (has_vector) std::fill_n(grad_vector, H * c.head_dim, T{0});
   const Workspace<T> by_vector(has_vector ? H * c.head_dim : 0);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
-    by_key.shift = shift.get() + b * graph.num_queries * H;
-    by_key.delta = delta.get() + b * graph.num_queries * H;
+    by_key.of_query = of_query.get() + b * graph.num_queries * 2 * H;
     by_key.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
     by_key.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
     by_key.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
@@ -505,8 +509,7 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
     if constexpr (Score == ANYATTENTION_ADDITIVE && Call<T, Score, DW, CW>::kHasRegisters) {
       if (!keeps_raw) {
         BackwardQueryTerms<T, CW> by_query(c, b);
-        by_query.shift = by_key.shift;
-        by_query.delta = by_key.delta;
+        by_query.of_query = by_key.of_query;
         by_query.grad_output = by_key.grad_output;
         by_query.grad_query = grad_query + b * graph.num_queries * 8;
         valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);

@@ -156,9 +156,9 @@ struct Call {
     }
   }
 
-  // Whether a row's sums stay in registers: eight heads of 16, and nothing beside the scores.
+  // Whether a row's sums stay in registers: eight heads of 8 or 16, and nothing beside the scores.
   static constexpr bool kHasRegisters =
-      sizeof(T) == sizeof(float) && CW == 16 && (DW == 16 || Score == ANYATTENTION_ADDITIVE);
+      sizeof(T) == sizeof(float) && (CW == 8 || CW == 16) && (DW == CW || Score == ANYATTENTION_ADDITIVE);
   bool fits_registers() const {
     return kHasRegisters && H == 8 && G == 8 && normalize && !drops && cap == 0 && !bias.data && !term.data;
   }
@@ -173,12 +173,12 @@ struct Call {
       slopes = raw > 0 ? slopes : slopes * slope;
       return (raw + raw * 0) * slopes;
     } else if constexpr (Score == ANYATTENTION_DOT) {
-      raw = EightHeads<T>::at(q).dots(k);
+      raw = EightHeads<T, DW>::at(q).dots(k);
     } else {
-      EightHeads<T> parts;
+      EightHeads<T, DW> parts;
       for (int h = 0; h < 8; ++h) {
-        const Vector<T, 16> x = load<16>(q + h * 16) + load<16>(k + h * 16);
-        parts.head[h] = load<16>(vector + h * 16) * (x > 0 ? x : x * slope);
+        const Vector<T, DW> x = load<DW>(q + h * DW) + load<DW>(k + h * DW);
+        parts.head[h] = load<DW>(vector + h * DW) * (x > 0 ? x : x * slope);
       }
       raw = parts.sums();
     }

@@ -63,8 +63,21 @@ inline T sum_of(Vector<T, Count> vector) {
   }
 }
 
-#ifdef __AVX512F__
 // The sums of eight vectors, side by side: two vectors become one at each step.
+inline Vector<float, 8> sums_of_8(const Vector<float, 8> *v) {
+  typedef int32_t Lanes __attribute__((vector_size(32)));
+  const Lanes low4 = {0, 1, 2, 3, 8, 9, 10, 11}, low2 = {0, 1, 4, 5, 8, 9, 12, 13}, even = {0, 2, 4, 6, 8, 10, 12, 14};
+  const auto join = [](Vector<float, 8> a, Vector<float, 8> b, Lanes low, int step) {
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + step);
+  };
+  Vector<float, 8> halves[2];
+  for (int n = 0; n < 2; ++n) {
+    halves[n] = join(join(v[4 * n], v[4 * n + 1], low4, 4), join(v[4 * n + 2], v[4 * n + 3], low4, 4), low2, 2);
+  }
+  return join(halves[0], halves[1], even, 1);
+}
+
+#ifdef __AVX512F__
 inline Vector<float, 8> sums_of_8(const Vector<float, 16> *v) {
   typedef int32_t Lanes __attribute__((vector_size(64)));
   const Lanes low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
@@ -273,37 +286,37 @@ struct Exponential<double, Count> {
   }
 };
 
-// A row of eight heads of 16 channels, kept in registers.
-template <class T>
+// A row of eight heads of `Width` channels, kept in registers.
+template <class T, int Width>
 struct EightHeads {
-  static constexpr int lanes = 16;
-  Vector<T, lanes> head[8];
+  Vector<T, Width> head[8];
 
   static EightHeads zero() { return {}; }
   static EightHeads at(const T *row) {
     EightHeads heads;
-    for (int h = 0; h < 8; ++h) heads.head[h] = load<lanes>(row + h * lanes);
+    for (int h = 0; h < 8; ++h) heads.head[h] = load<Width>(row + h * Width);
     return heads;
   }
   void write(T *row) const {
-    for (int h = 0; h < 8; ++h) store<T, lanes>(row + h * lanes, head[h]);
+    for (int h = 0; h < 8; ++h) store<T, Width>(row + h * Width, head[h]);
   }
   // Adds factors[h] times each head of a row.
   void add(Vector<T, 8> factors, const T *row) {
-    for (int h = 0; h < 8; ++h) head[h] += factors[h] * load<lanes>(row + h * lanes);
+    for (int h = 0; h < 8; ++h) head[h] += factors[h] * load<Width>(row + h * Width);
   }
   // The product of each head with that of a row.
   Vector<T, 8> dots(const T *row) const {
     EightHeads products;
-    for (int h = 0; h < 8; ++h) products.head[h] = head[h] * load<lanes>(row + h * lanes);
+    for (int h = 0; h < 8; ++h) products.head[h] = head[h] * load<Width>(row + h * Width);
     return products.sums();
   }
   Vector<T, 8> sums() const {
+    if constexpr (sizeof(T) == sizeof(float) && Width == 8) return sums_of_8(head);
 #ifdef __AVX512F__
-    if constexpr (sizeof(T) == sizeof(float)) return sums_of_8(head);
+    if constexpr (sizeof(T) == sizeof(float) && Width == 16) return sums_of_8(head);
 #endif
     Vector<T, 8> result;
-    for (int h = 0; h < 8; ++h) result[h] = sum_of<T, lanes>(head[h]);
+    for (int h = 0; h < 8; ++h) result[h] = sum_of<T, Width>(head[h]);
     return result;
   }
 };
