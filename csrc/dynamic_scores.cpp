@@ -15,11 +15,6 @@ namespace {
 
 using Arguments = anyattention_dynamic_arguments;
 
-CompressedRows rows_of(const anyattention_graph &g, bool of_keys) {
-  if (of_keys) return {{g.num_keys, g.num_queries, g.num_edges, g.key_offsets, g.queries_by_key, g.edges_by_key}};
-  return {{g.num_queries, g.num_keys, g.num_edges, g.query_offsets, g.keys_by_query, g.edges_by_query}};
-}
-
 int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 // One batch entry of a call.
@@ -89,7 +84,7 @@ struct RowSums : Products<T, W> {
 
   RowSums(const anyattention_dynamic &call, int64_t batch, bool keys, const T *given, T *out)
       : Products<T, W>(call, batch),
-        rows(rows_of(call.graph, keys)),
+        rows(keys ? rows_of_keys(call.graph) : rows_of_queries(call.graph)),
         of_keys(keys),
         row_heads(keys ? call.key_heads : call.heads),
         numbers(this->edge_numbers(given)),
@@ -127,7 +122,7 @@ constexpr int64_t kBlocks = 64;
 // on threads, and a block is one thread's. Returns false when an index was out of range.
 template <class Body>
 bool each_slot(const anyattention_dynamic &c, const Body &body) {
-  const CompressedRows rows = rows_of(c.graph, false);
+  const CompressedRows rows = rows_of_queries(c.graph);
   const int64_t size = (rows.num_edges + kBlocks - 1) / kBlocks;
   const int64_t most = rows.num_edges > kSlotsPerPiece ? kBlocks : 1;
   const int team = static_cast<int>(std::min(c.num_threads, most));
@@ -224,7 +219,7 @@ bool is_valid(const anyattention_dynamic *c) {
   if (c->width < 1 || c->num_threads < 1 || c->base.num_features < 0 || c->at.num_features < 0) return false;
   const anyattention_graph &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
-  return rows_of(graph, false).offsets_are_valid() && rows_of(graph, true).offsets_are_valid();
+  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
 }
 
 template <int W>

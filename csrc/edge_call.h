@@ -11,8 +11,6 @@
 
 namespace anyattention {
 
-constexpr int64_t kPrefetch = 6;  // slots ahead
-
 // One batch entry of a call.
 template <class T>
 struct EdgeCall {

@@ -486,7 +486,8 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
   prefer_large_pages(grad_query, nodes * c.head_dim * size);
   prefer_large_pages(grad_key, keys * c.head_dim * size);
   prefer_large_pages(grad_value, keys * c.value_dim * size);
-  const bool keeps_raw = grad_raw || Score != ANYATTENTION_ADDITIVE || !Call<T, Score, DW, CW>(c, 0).fits_registers();
+  const bool keeps_raw = grad_raw || grad_score || Score != ANYATTENTION_ADDITIVE ||
+                         !Call<T, Score, DW, CW>(c, 0).fits_registers();
   const Workspace<T> own_raw(keeps_raw && !grad_raw ? graph.num_edges * H : 0, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);

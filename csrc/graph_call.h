@@ -14,21 +14,10 @@
 
 namespace anyattention {
 
-constexpr int64_t kPrefetch = 6;  // slots ahead
-constexpr int64_t kTile = 16;     // slots whose rows stay in the first cache while each head reads its part
+constexpr int64_t kTile = 16;  // slots whose rows stay in the first cache while each head reads its part
 
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-
-inline CompressedRows rows_of_queries(const anyattention_graph &graph) {
-  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
-           graph.edges_by_query}};
-}
-
-inline CompressedRows rows_of_keys(const anyattention_graph &graph) {
-  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
-           graph.edges_by_key}};
-}
 
 template <class T>
 struct EdgeNumbers {

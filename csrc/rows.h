@@ -23,6 +23,7 @@
 
 namespace anyattention {
 
+constexpr int64_t kPrefetch = 6;  // slots ahead
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
@@ -79,6 +80,16 @@ struct CompressedRows : anyattention_rows {
            static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
   }
 };
+
+inline CompressedRows rows_of_queries(const anyattention_graph &graph) {
+  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
+           graph.edges_by_query}};
+}
+
+inline CompressedRows rows_of_keys(const anyattention_graph &graph) {
+  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
+           graph.edges_by_key}};
+}
 
 template <class Reduction, class = void>
 constexpr bool kHasTotal = false;

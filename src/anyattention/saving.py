@@ -97,7 +97,8 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     kind = getattr(import_module(home), name)
     weights_path = path / "model.safetensors"
     try:
-        weights = safetensors.torch.load_file(weights_path, device=str(place))
+        # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
+        weights = {name: x.clone() for name, x in safetensors.torch.load_file(weights_path, device=str(place)).items()}
     except (OSError, SafetensorError) as fault:
         raise InvalidInputError(
             argument=str(weights_path), expected="a readable safetensors file", actual=str(fault)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anyattention.ops import rows
 from anyattention.ops.rows import add_bias, linear_maps
@@ -68,3 +69,10 @@ def test_bias_is_added(pages: str) -> None:
     torch.testing.assert_close(add_bias(x, bias), x + bias, rtol=0, atol=0)
     assert torch.autograd.gradcheck(add_bias, (x, bias))
     assert torch.autograd.gradgradcheck(add_bias, (x, bias))
+
+
+def test_fake_tensors(pages: str) -> None:
+    """They have no memory to write into."""
+    with FakeTensorMode():
+        x, weight, bias = torch.empty(11, 5), torch.empty(3, 5), torch.empty(3)
+        assert add_bias(linear_maps(x, [weight], [None])[0], bias).shape == (11, 3)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anyattention import _native
 from anyattention._checks import is_autocast_enabled
+from anyattention.ops.eager import are_plain
 
 __all__ = ["add_bias", "linear_maps"]
 
@@ -30,7 +31,7 @@ def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
     """
     widths = [weight.shape[0] for weight in weights]
     is_sparse = x.layout != torch.strided
-    if not is_sparse and not _is_plain(x, x.shape[0] * max(widths)):
+    if not is_sparse and _takes_large_pages(x.shape[0] * max(widths), x, *weights, *biases):
         return list(_LinearMaps.apply(x, len(weights), *weights, *biases))
     # One product in place of several, each with a cost of its own.
     weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
@@ -43,13 +44,14 @@ def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     """`x + bias`, `(N, O)` and `(O,)`; differentiable to any order."""
-    return x + bias if _is_plain(x, x.numel()) else _AddBias.apply(x, bias)
+    return _AddBias.apply(x, bias) if _takes_large_pages(x.numel(), x, bias) else x + bias
 
 
-def _is_plain(x: Tensor, size: int) -> bool:
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.ndim != 2:
-        return True
-    return size * x.element_size() < _SMALLEST or is_autocast_enabled(x.device) or not _native.available()
+def _takes_large_pages(size: int, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a result of `size` numbers is large enough, and nothing but plain tensors on the CPU is at hand."""
+    if size * x.element_size() < _SMALLEST or x.ndim != 2 or not are_plain((x, *others)):
+        return False
+    return not is_autocast_enabled(x.device) and _native.available()
 
 
 class _LinearMaps(torch.autograd.Function):

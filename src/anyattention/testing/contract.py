@@ -258,8 +258,7 @@ def _check_saving(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
         _require_same_bits(f"load(save()): {name}", one.cpu(), other, "the module's")
     loaded = loaded.to(_query(inputs).device)
     output = module(*inputs, **kwargs).output
-    # The parameters are the same; a matrix product may round by where in memory they lie.
-    _require_close("the output of load(save())", loaded(*inputs, **kwargs).output, output)
+    _require_same_bits("the output of load(save())", loaded(*inputs, **kwargs).output, output, "the module's")
 
 
 _CHECKS: tuple[Callable[[Any, tuple[Any, ...], dict[str, Any]], None], ...] = (

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyattention.ops.eager import are_plain
 from anyattention.ops.graph import kernels
 from anyattention.patterns import Graph
 
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def arrays_of(graph: Graph) -> list[Tensor]:
@@ -124,7 +124,7 @@ def define(
     torch.library.register_fake(f"anyattention::{name}", shapes, lib=_library)
     operator = getattr(torch.ops.anyattention, name).default
     if backward is None:
-        return lambda *arguments: (run if _are_plain(arguments) else operator)(*arguments)
+        return lambda *arguments: (run if are_plain(arguments) else operator)(*arguments)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         *inputs, below = arguments
@@ -151,24 +151,7 @@ def define(
         return differentiable(below, arguments)
 
     _library.impl(name, dispatched, "Autograd", with_keyset=True)
-    return lambda *arguments: differentiable(run, arguments) if _are_plain(arguments) else operator(*arguments)
-
-
-def _are_plain(arguments: Sequence[Any]) -> bool:
-    """Whether nothing would stand between the dispatcher and the CPU kernel: no tracing, no mode, no transform."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    for argument in arguments:
-        if isinstance(argument, list):
-            if not all(type(item) is bool or (type(item) is Tensor and item.is_cpu) for item in argument):
-                return False
-        elif isinstance(argument, Tensor) and not (type(argument) in _PLAIN and argument.is_cpu):
-            return False
-        elif isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
-            return False  # what is in memory is not what the numbers are
-    return True
+    return lambda *arguments: differentiable(run, arguments) if are_plain(arguments) else operator(*arguments)
 
 
 def keep_inputs(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
