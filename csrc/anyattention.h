@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 3
+#define ANYATTENTION_INTERFACE 4
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -147,6 +147,7 @@ enum anyattention_score {
  *   term                                            added to the raw score
  *   bias                                            added to the scaled, capped score;
  *                                                   -inf hides the edge from the head
+ *   query_stride, key_stride, value_stride          numbers from one node's row to the next
  *   softcap                                         0 for none
  *   normalize                                       softmax, else sigmoid
  *   dropout, seed                                   0 for none; Philox4x32-10
@@ -157,6 +158,7 @@ typedef struct anyattention_graph_attention {
   int32_t is_double, score, normalize;
   double scale, softcap, negative_slope, dropout;
   const void *query, *key, *value, *vector;
+  int64_t query_stride, key_stride, value_stride;
   anyattention_edge_numbers term, bias;
 } anyattention_graph_attention;
 
@@ -169,7 +171,8 @@ ANYATTENTION_EXPORT int32_t anyattention_graph_attention_weights(
     const anyattention_graph_attention *call, const void *logsumexp, void *weights);
 
 /* From the forward's results and the gradients by them (grad_logsumexp may be null):
- * grad_query, grad_key, grad_value as their inputs; grad_vector (heads, head_dim), null
+ * grad_query, grad_key, grad_value as their inputs, strides too (without grad_value, of
+ * a value that is the key, grad_key is the gradient by both); grad_vector (heads, head_dim), null
  * but for ANYATTENTION_DYNAMIC; grad_raw (batch, num_edges, heads), by the raw score (for
  * ANYATTENTION_ADDITIVE: by what the LeakyReLU takes), which is the term's gradient, or
  * null; grad_score, of the same shape, by the score, which is the bias's gradient, or null. */

@@ -22,16 +22,17 @@ namespace {
 template <class T, int Score, int DW, int CW>
 struct Forward : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::bias, Base::drops, Base::group, Base::key, Base::normalize,
-      Base::query, Base::value;
+  using Base::C, Base::D, Base::G, Base::H, Base::bias, Base::drops, Base::group,
+      Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::value,
+      Base::value_stride;
   CompressedRows rows;
   T *output, *logsumexp;
 
   Forward(const anyattention_graph_attention &c, int64_t b, T *out, T *l)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
-        output(out + b * c.graph.num_queries * H * C),
-        logsumexp(l + b * c.graph.num_queries * H) {}
+        output(out + this->of_query_rows(output_stride)),
+        logsumexp(l ? l + this->of_query_rows(H) : nullptr) {}
 
   int64_t accumulator_size() const { return 2 * H + H * C; }
   int64_t scratch_size() const { return kSlotsPerPiece * H + 3 * H + 64; }
@@ -44,20 +45,22 @@ struct Forward : Call<T, Score, DW, CW> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
     T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
     T *shift = scratch, *factors = scratch + H, *score = scratch + 3 * H;
-    const T *q = query + i * this->query_width();
-    const int64_t key_width = this->key_width(), value_width = this->value_width();
+    const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
-      if (this->fits_registers()) return reduce_in_registers(q, begin, end, accumulator, score);
+      if (this->fits_registers()) {
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator, score); });
+        return true;
+      }
     }
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
         const int64_t next = rows.columns[s + kPrefetch];
-        prefetch_row(key + next * key_width, key_width * static_cast<int64_t>(sizeof(T)));
-        prefetch_row(value + next * value_width, value_width * static_cast<int64_t>(sizeof(T)));
+        this->prefetch_key(next);
+        this->prefetch_value(next);
       }
       T *row = score + (s - begin) * H;
-      this->template scores<false>(q, key + rows.columns[s] * key_width, rows.edges[s], row, factors);
+      this->template scores<false>(q, key + rows.columns[s] * key_stride, rows.edges[s], row, factors);
       each_head(H, [=](int64_t h) { largest[h] = row[h] > largest[h] ? row[h] : largest[h]; });
     }
     for (int64_t h = 0; h < H; ++h) shift[h] = largest[h] == kMinusInfinity<T> ? T{0} : largest[h];
@@ -71,46 +74,44 @@ struct Forward : Call<T, Score, DW, CW> {
       }
     }
     const int64_t c = channels<CW>(C);
-    for (int64_t first = begin; first < end; first += kTile) {
-      const int64_t count = std::min(kTile, end - first);
+    for (int64_t start = begin; start < end; start += kTile) {
+      const int64_t count = std::min(kTile, end - start);
       const T *tile[kTile];
-      for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[first + n] * value_width;
+      for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[start + n] * value_stride;
       for (int64_t h = 0; h < H; ++h) {
-        const T *weight = score + (first - begin) * H + h;
-        this->template add_visible<CW>(h, rows.edges + first, out + h * c, weight, tile, (G == H ? h : h / group) * c,
+        const T *weight = score + (start - begin) * H + h;
+        this->template add_visible<CW>(h, rows.edges + start, out + h * c, weight, tile, (G == H ? h : h / group) * c,
                                        count, c);
       }
     }
     return true;
   }
 
-  bool reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
-    const int64_t key_width = this->key_width(), value_width = this->value_width();
-    const int64_t bytes = static_cast<int64_t>(sizeof(T));
-    Vector<T, 8> largest = Vector<T, 8>{} + kMinusInfinity<T>, ignored;
+  template <int Heads>
+  void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
+    using Numbers = Vector<T, Heads>;
+    Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        prefetch_row(key + rows.columns[s + kPrefetch] * key_width, key_width * bytes);
-      }
-      const Vector<T, 8> x = this->eight_scores(q, key + rows.columns[s] * key_width, ignored);
-      store<T, 8>(score + (s - begin) * 8, x);
+      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_key(rows.columns[s + kPrefetch]);
+      const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
+      store<T, Heads>(score + (s - begin) * Heads, x);
       largest = x > largest ? x : largest;
     }
-    const Vector<T, 8> shift = largest == kMinusInfinity<T> ? Vector<T, 8>{} : largest;
-    Vector<T, 8> sum{};
-    EightHeads<T, CW> out = EightHeads<T, CW>::zero();
+    const Numbers shift = largest == kMinusInfinity<T> ? Numbers{} : largest;
+    for (int64_t n = 0; n < end - begin; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
+    exponentials(score, (end - begin) * Heads);
+    Numbers sum{};
+    RegisterRow<Heads, CW> out{};
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        prefetch_row(value + rows.columns[s + kPrefetch] * value_width, value_width * bytes);
-      }
-      const Vector<T, 8> weight = Exponential<T, 8>::run(load<8>(score + (s - begin) * 8) - shift);
+      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_value(rows.columns[s + kPrefetch]);
+      Numbers weight = load<Heads>(score + (s - begin) * Heads);
       sum += weight;
-      out.add(weight, value + rows.columns[s] * value_width);
+      if (drops) weight *= this->template kept<Heads>(rows.edges[s]);
+      out.add(weight, value + rows.columns[s] * value_stride);
     }
-    store<T, 8>(accumulator, largest);
-    store<T, 8>(accumulator + 8, sum);
-    out.write(accumulator + 16);
-    return true;
+    store<T, Heads>(accumulator, largest);
+    store<T, Heads>(accumulator + Heads, sum);
+    out.write(accumulator + 2 * Heads);
   }
 
   void combine(T *accumulator, const T *next) const {
@@ -132,11 +133,14 @@ struct Forward : Call<T, Score, DW, CW> {
 
   void finish(int64_t i, const T *accumulator) const {
     const T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
+    if (logsumexp) {
+      T *target = logsumexp + i * H;
+      each_head(H, [=](int64_t h) { target[h] = sum[h] == 0 ? kMinusInfinity<T> : largest[h] + logarithm(sum[h]); });
+    }
     for (int64_t h = 0; h < H; ++h) {
       // No visible edge leaves a sum of 0; a NaN anywhere leaves NaN.
       const T inverse = !normalize ? T{1} : sum[h] == 0 ? T{0} : 1 / sum[h];
-      if (logsumexp) logsumexp[i * H + h] = sum[h] == 0 ? kMinusInfinity<T> : largest[h] + std::log(sum[h]);
-      T *target = output + (i * H + h) * C;
+      T *target = output + i * output_stride + h * C;
 #pragma omp simd
       for (int64_t c = 0; c < C; ++c) target[c] = out[h * C + c] * inverse;
     }
@@ -155,7 +159,7 @@ struct Weights : Call<T, Score, DW, 0> {
   Weights(const anyattention_graph_attention &c, int64_t b, const T *l, T *w)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
-        logsumexp(l + b * c.graph.num_queries * H),
+        logsumexp(l + this->of_query_rows(H)),
         result(w + b * c.graph.num_edges * H) {}
 
   int64_t accumulator_size() const { return 1; }
@@ -173,7 +177,7 @@ struct Weights : Call<T, Score, DW, 0> {
     for (int64_t s = begin; s < end; ++s) {
       if (!rows.slot_is_valid(s)) return false;
       const int64_t e = rows.edges[s];
-      this->template scores<false>(query + i * this->query_width(), key + rows.columns[s] * this->key_width(), e,
+      this->template scores<false>(query + i * this->query_stride, key + rows.columns[s] * this->key_stride, e,
                                    score, ignored);
       this->weights(score, shift, 1);
       std::copy_n(score, H, result + e * H);
@@ -186,13 +190,16 @@ struct Weights : Call<T, Score, DW, 0> {
 template <class T, int Score, int DW, int CW>
 struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::normalize, Base::query,
-      Base::slope, Base::value, Base::vector;
+  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key,
+      Base::key_stride, Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::slope, Base::value,
+      Base::value_stride, Base::vector;
   CompressedRows rows;
   const T *of_query, *grad_output;  // of_query: shift and delta, see prepare_backward
-  T *grad_key, *grad_value, *grad_raw, *grad_score;
+  T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
+  T *grad_raw, *grad_score;
 
-  BackwardKeys(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_keys(c.graph)) {}
+  BackwardKeys(const anyattention_graph_attention &c, int64_t b)
+      : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
   int64_t vector_size() const { return Score == ANYATTENTION_DYNAMIC ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
@@ -203,65 +210,79 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
-      if (this->fits_registers() && !grad_score) return reduce_in_registers(j, begin, end, accumulator);
+      if (this->fits_registers() && !grad_score) {
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(j, begin, end, accumulator); });
+        return true;
+      }
     }
-    for (int64_t first = begin; first < end; first += kTile) {
-      add_tile(j, first, std::min(kTile, end - first), accumulator, scratch);
+    for (int64_t start = begin; start < end; start += kTile) {
+      add_tile(j, start, std::min(kTile, end - start), accumulator, scratch);
     }
     return true;
   }
 
-  bool reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
-    const int64_t query_width = this->query_width();
-    const T *k = key + j * this->key_width(), *v = value + j * 8 * CW;
-    EightHeads<T, CW> by_value = EightHeads<T, CW>::zero(), by_key = by_value, by_vector = by_value;
-    Vector<T, 8> by_term{}, slopes;
+  template <int Heads>
+  void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
+    using Numbers = Vector<T, Heads>;
+    using Row = RegisterRow<Heads, CW>;
+    const T *k = key + j * key_stride, *v = value + j * value_stride;
+    Row by_value{}, by_key{}, by_vector{};
+    Numbers by_term{}, slopes;
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
       const int64_t i = rows.columns[s];
-      const T *q = query + i * query_width, *grad = grad_output + i * 8 * CW;
-      const Vector<T, 8> score = this->eight_scores(q, k, slopes);
-      const Vector<T, 8> weight = Exponential<T, 8>::run(score - load<8>(of_query + i * 16));
-      const Vector<T, 8> by_score = weight * (EightHeads<T, CW>::at(grad).dots(v) - load<8>(of_query + i * 16 + 8));
-      const Vector<T, 8> by_raw = by_score * slopes;
-      if (grad_raw) store<T, 8>(grad_raw + rows.edges[s] * 8, by_raw);
-      by_value.add(weight, grad);
+      const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
+      const T *grad = grad_output + i * output_stride;
+      const Numbers score = this->template register_scores<Heads>(q, k, slopes);
+      Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
+      Numbers by_weight = Row::dots(grad, v);
+      Numbers kept = weight;
+      if (drops) {
+        const Numbers factors = this->template kept<Heads>(rows.edges[s]);
+        by_weight *= factors;
+        kept *= factors;
+      }
+      const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
+      store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
+      by_value.add(kept, grad);
       if constexpr (Score == ANYATTENTION_ADDITIVE) {
         by_term += by_raw;
       } else if constexpr (Score == ANYATTENTION_DOT) {
         by_key.add(by_raw, q);
       } else {
-        for (int h = 0; h < 8; ++h) {
-          const Vector<T, CW> x = load<CW>(q + h * CW) + load<CW>(k + h * CW);
-          const Vector<T, CW> above = Vector<T, CW>{} + by_raw[h], part = x > 0 ? above : above * slope;
-          by_key.head[h] += part * load<CW>(vector + h * CW);
-          by_vector.head[h] += part * x;
+        for (int n = 0; n < Heads * Row::kParts; ++n) {
+          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
+          const typename Row::Part above = typename Row::Part{} + by_raw[n / Row::kParts];
+          const typename Row::Part part = x > 0 ? above : above * slope;
+          by_key.part[n] += part;
+          by_vector.part[n] += part * x;
         }
       }
     }
     T *gk = accumulator, *gv = gk + G * D;
     by_value.write(gv);
     if constexpr (Score == ANYATTENTION_ADDITIVE) {
-      store<T, 8>(gk, by_term);
-    } else {
+      store<T, Heads>(gk, by_term);
+    } else if constexpr (Score == ANYATTENTION_DOT) {
       by_key.write(gk);
+    } else {
+      for (int n = 0; n < Heads * Row::kParts; ++n) by_key.part[n] *= Row::part_of(vector, n);
+      by_key.write(gk);
+      by_vector.write(gv + Heads * CW);
     }
-    if constexpr (Score == ANYATTENTION_DYNAMIC) by_vector.write(gv + 8 * CW);
-    return true;
   }
 
-  void add_tile(int64_t j, int64_t first, int64_t count, T *accumulator, T *scratch) const {
+  void add_tile(int64_t j, int64_t start, int64_t count, T *accumulator, T *scratch) const {
     T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
     T *p = scratch, *gp = p + kTile * H + 32, *derivative = gp + kTile * H, *factors = derivative + kTile * H;
-    const int64_t query_width = this->query_width(), output_width = this->output_width();
-    const T *k = key + j * this->key_width(), *v = value + j * this->value_width();
-    const int64_t d = channels<DW>(D), c = channels<CW>(C), *edges = rows.edges + first;
+    const T *k = key + j * key_stride, *v = value + j * value_stride;
+    const int64_t d = channels<DW>(D), c = channels<CW>(C), *edges = rows.edges + start;
     const T *queries[kTile], *grads[kTile];
     for (int64_t n = 0; n < count; ++n) {
-      prefetch(first + n + kPrefetch);
-      const int64_t i = rows.columns[first + n];
-      queries[n] = query + i * query_width;
-      grads[n] = grad_output + i * output_width;
+      prefetch(start + n + kPrefetch);
+      const int64_t i = rows.columns[start + n];
+      queries[n] = query + i * query_stride;
+      grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
       this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
       const T *shifts = of_query + i * 2 * H;
@@ -274,9 +295,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       for (int64_t n = 0; n < count * H; ++n) gp[n] *= factors[n];
     }
     for (int64_t n = 0; n < count; ++n) {
-      T *g = gp + n * H, *raw = grad_raw + edges[n] * H;
+      T *g = gp + n * H;
       const T *weight = p + n * H, *slopes = derivative + n * H;
-      const T *deltas = of_query + (rows.columns[first + n] * 2 + 1) * H;
+      const T *deltas = of_query + (rows.columns[start + n] * 2 + 1) * H;
       if (normalize) {
         each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
@@ -287,7 +308,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       }
       if (grad_score) std::copy_n(g, H, grad_score + edges[n] * H);
       each_head(H, [=](int64_t h) { g[h] *= slopes[h]; });
-      std::copy_n(g, H, raw);
+      std::copy_n(g, H, grad_raw + edges[n] * H);
     }
     if (drops) {
       for (int64_t n = 0; n < count * H; ++n) p[n] *= factors[n];
@@ -311,31 +332,38 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 
   ANYATTENTION_INLINE void prefetch(int64_t s) const {
     if (!rows.slot_is_valid(s)) return;
-    const int64_t i = rows.columns[s], bytes = static_cast<int64_t>(sizeof(T));
-    prefetch_row(query + i * this->query_width(), this->query_width() * bytes);
-    prefetch_row(grad_output + i * this->output_width(), this->output_width() * bytes);
-    prefetch_row(of_query + i * 2 * H, 2 * H * bytes);
-    if (grad_raw) __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
+    const int64_t i = rows.columns[s];
+    this->prefetch_query(i);
+    prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
+    prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
+    __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
   void finish(int64_t j, const T *accumulator) const {
-    std::copy_n(accumulator, G * D, grad_key + j * G * D);
-    std::copy_n(accumulator + G * D, G * C, grad_value + j * G * C);
+    T *target = grad_key + j * key_stride;
+    std::copy_n(accumulator, G * D, target);
+    if (grad_value) {
+      std::copy_n(accumulator + G * D, G * C, grad_value + j * value_stride);
+    } else {
+      add(target, accumulator + G * D, G * C);
+    }
   }
   int64_t total_size() const { return vector_size(); }
   void add_total(const T *accumulator, T *total) const { add(total, accumulator + G * D + G * C, vector_size()); }
 };
 
 // Over the rows of queries, from grad_raw. Accumulator: gradient of query (H, D).
-template <class T, int Score, int DW>
-struct BackwardQueries : Call<T, Score, DW, 0> {
-  using Base = Call<T, Score, DW, 0>;
-  using Base::D, Base::G, Base::H, Base::group, Base::key, Base::query, Base::slope, Base::vector;
+template <class T, int Score, int DW, int CW>
+struct BackwardQueries : Call<T, Score, DW, CW> {
+  using Base = Call<T, Score, DW, CW>;
+  using Base::D, Base::G, Base::H, Base::group, Base::key, Base::key_stride, Base::query, Base::query_stride,
+      Base::slope, Base::vector;
   CompressedRows rows;
   const T *grad_raw;
   T *grad_query;
 
-  BackwardQueries(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_queries(c.graph)) {}
+  BackwardQueries(const anyattention_graph_attention &c, int64_t b)
+      : Base(c, b), rows(rows_of_queries(c.graph)) {}
 
   int64_t accumulator_size() const { return H * D; }
   int64_t scratch_size() const { return 1; }
@@ -343,17 +371,18 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
-    const int64_t d = channels<DW>(D), key_width = this->key_width();
-    const T *q = query + i * this->query_width();
+    const int64_t d = channels<DW>(D);
+    const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
-    if constexpr (Score != ANYATTENTION_ADDITIVE && sizeof(T) == sizeof(float) && (DW == 8 || DW == 16)) {
-      if (H == 8 && G == 8 && !this->bias.data) return reduce_in_registers(q, begin, end, accumulator);
+    if constexpr (Score != ANYATTENTION_ADDITIVE && Base::kHasRegisters) {
+      if (this->fits_registers()) {
+        with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
+        return true;
+      }
     }
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
-        if (Score != ANYATTENTION_ADDITIVE) {
-          prefetch_row(key + rows.columns[s + kPrefetch] * key_width, key_width * static_cast<int64_t>(sizeof(T)));
-        }
+        if (Score != ANYATTENTION_ADDITIVE) this->prefetch_key(rows.columns[s + kPrefetch]);
         __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
       }
       const T *raw = grad_raw + rows.edges[s] * H;
@@ -361,116 +390,82 @@ struct BackwardQueries : Call<T, Score, DW, 0> {
         each_head(H, [=](int64_t h) { accumulator[h] += raw[h]; });
         continue;
       }
-      const T *k = key + rows.columns[s] * key_width;
+      const T *k = key + rows.columns[s] * key_stride;
       for (int64_t h = 0; h < H; ++h) {
         if (this->hides(rows.edges[s], h)) continue;
         const T *kh = k + (G == H ? h : h / group) * d;
         if (Score == ANYATTENTION_DOT) {
           add_scaled<DW>(accumulator + h * d, raw[h], kh, d);
         } else {
-          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, kh, slope, d, accumulator + h * d, static_cast<T *>(nullptr));
+          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, kh, slope, d, accumulator + h * d,
+                                      static_cast<T *>(nullptr));
         }
       }
     }
     return true;
   }
 
-  bool reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
-    EightHeads<T, DW> by_query = EightHeads<T, DW>::zero();
+  template <int Heads>
+  void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+    using Row = RegisterRow<Heads, DW>;
+    Row by_query{};
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
-        prefetch_row(key + rows.columns[s + kPrefetch] * 8 * DW, 8 * DW * static_cast<int64_t>(sizeof(T)));
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * 8);
+        this->prefetch_key(rows.columns[s + kPrefetch]);
+        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
       }
-      const Vector<T, 8> raw = load<8>(grad_raw + rows.edges[s] * 8);
-      const T *k = key + rows.columns[s] * 8 * DW;
+      const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
+      const T *k = key + rows.columns[s] * key_stride;
       if constexpr (Score == ANYATTENTION_DOT) {
         by_query.add(raw, k);
-        continue;
-      }
-      for (int h = 0; h < 8; ++h) {
-        const Vector<T, DW> x = load<DW>(q + h * DW) + load<DW>(k + h * DW);
-        const Vector<T, DW> above = Vector<T, DW>{} + raw[h];
-        by_query.head[h] += x > 0 ? above : above * slope;
+      } else {
+        for (int n = 0; n < Heads * Row::kParts; ++n) {
+          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
+          const typename Row::Part above = typename Row::Part{} + raw[n / Row::kParts];
+          by_query.part[n] += x > 0 ? above : above * slope;
+        }
       }
     }
     if constexpr (Score == ANYATTENTION_DYNAMIC) {
-      for (int h = 0; h < 8; ++h) by_query.head[h] *= load<DW>(vector + h * DW);
+      for (int n = 0; n < Heads * Row::kParts; ++n) by_query.part[n] *= Row::part_of(vector, n);
     }
     by_query.write(accumulator);
-    return true;
   }
 
-  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, grad_query + i * H * D); }
-};
-
-// The gradient of the additive score's query terms without grad_raw: each edge's value is read once more, which costs no
-// more than writing and reading a number per edge and head in random order, and takes no memory.
-template <class T, int CW>
-struct BackwardQueryTerms : Call<T, ANYATTENTION_ADDITIVE, 1, CW> {
-  using Base = Call<T, ANYATTENTION_ADDITIVE, 1, CW>;
-  using Base::key, Base::query, Base::value;
-  CompressedRows rows;
-  const T *of_query, *grad_output;
-  T *grad_query;
-
-  BackwardQueryTerms(const anyattention_graph_attention &c, int64_t b) : Base(c, b), rows(rows_of_queries(c.graph)) {}
-
-  int64_t accumulator_size() const { return 8; }
-  int64_t scratch_size() const { return 1; }
-  void start(T *accumulator) const { std::fill_n(accumulator, 8, T{0}); }
-  void combine(T *accumulator, const T *next) const { add(accumulator, next, 8); }
-  void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, 8, grad_query + i * 8); }
-
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
-    if (!rows.slots_are_valid(begin, end)) return false;
-    const auto grad = EightHeads<T, CW>::at(grad_output + i * 8 * CW);
-    const Vector<T, 8> own_shift = load<8>(of_query + i * 16), own_delta = load<8>(of_query + i * 16 + 8);
-    Vector<T, 8> sum = load<8>(accumulator), slopes;
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        const int64_t next = rows.columns[s + kPrefetch];
-        prefetch_row(value + next * 8 * CW, 8 * CW * static_cast<int64_t>(sizeof(T)));
-        __builtin_prefetch(key + next * 8);
-      }
-      const int64_t j = rows.columns[s];
-      const Vector<T, 8> score = this->eight_scores(query + i * 8, key + j * 8, slopes);
-      const Vector<T, 8> weight = Exponential<T, 8>::run(score - own_shift);
-      sum += weight * (grad.dots(value + j * 8 * CW) - own_delta) * slopes;
-    }
-    store<T, 8>(accumulator, sum);
-    return true;
+  void finish(int64_t i, const T *accumulator) const {
+    std::copy_n(accumulator, H * D, grad_query + i * query_stride);
   }
 };
 
 // For each query side by side, so that an edge reads one place: shift (H), the logsumexp or 0 where that is -inf, and
 // delta (H), sum(grad_output * output) - grad_logsumexp.
-template <class T>
+template <class T, int CW>
 void prepare_backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
                       const T *grad_logsumexp, T *of_query) {
-  const int64_t H = c.heads, C = c.value_dim, rows = c.batch * c.graph.num_queries;
+  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
 #pragma omp parallel for num_threads(team) if (team > 1)
   for (int64_t i = 0; i < rows; ++i) {
     T *shift = of_query + i * 2 * H, *delta = shift + H;
+    if (!c.normalize) {
+      std::fill_n(shift, 2 * H, T{0});
+      continue;
+    }
+    head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
     for (int64_t h = 0; h < H; ++h) {
-      const int64_t n = i * H + h;
-      const bool empty = !c.normalize || logsumexp[n] == kMinusInfinity<T>;
-      shift[h] = empty ? T{0} : logsumexp[n];
-      delta[h] = !c.normalize ? T{0} : dot<0>(grad_output + n * C, output + n * C, C);
-      if (grad_logsumexp && !empty) delta[h] -= grad_logsumexp[n];
+      const T l = logsumexp[i * H + h];
+      shift[h] = l == kMinusInfinity<T> ? T{0} : l;
+      if (grad_logsumexp && l != kMinusInfinity<T>) delta[h] -= grad_logsumexp[i * H + h];
     }
   }
 }
 
 template <class T, int Score, int DW, int CW>
 bool forward(const anyattention_graph_attention &c, T *output, T *logsumexp) {
-  const int64_t size = static_cast<int64_t>(sizeof(T));
-  prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * size);
+  prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * static_cast<int64_t>(sizeof(T)));
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
-    Forward<T, Score, DW, CW> reduction(c, b, output, logsumexp);
-    if (!logsumexp) reduction.logsumexp = nullptr;
+    const Forward<T, Score, DW, CW> reduction(c, b, output, logsumexp);
     valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
   }
   return valid;
@@ -481,45 +476,33 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
               const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector, T *grad_raw,
               T *grad_score) {
   const anyattention_graph &graph = c.graph;
-  const int64_t nodes = c.batch * graph.num_queries * c.heads, H = c.heads;
-  const int64_t size = static_cast<int64_t>(sizeof(T)), keys = c.batch * graph.num_keys * c.key_heads;
-  prefer_large_pages(grad_query, nodes * c.head_dim * size);
-  prefer_large_pages(grad_key, keys * c.head_dim * size);
-  prefer_large_pages(grad_value, keys * c.value_dim * size);
-  const bool keeps_raw = grad_raw || grad_score || Score != ANYATTENTION_ADDITIVE ||
-                         !Call<T, Score, DW, CW>(c, 0).fits_registers();
-  const Workspace<T> own_raw(keeps_raw && !grad_raw ? graph.num_edges * H : 0, false);
+  const int64_t size = static_cast<int64_t>(sizeof(T)), H = c.heads;
+  const int64_t queries = c.batch * graph.num_queries, keys = c.batch * graph.num_keys;
+  if (c.query_stride == H * c.head_dim) prefer_large_pages(grad_query, queries * c.query_stride * size);
+  if (c.key_stride == c.key_heads * c.head_dim) prefer_large_pages(grad_key, keys * c.key_stride * size);
+  if (c.value_stride == c.key_heads * c.value_dim) prefer_large_pages(grad_value, keys * c.value_stride * size);
+  const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
-  const Workspace<T> of_query(2 * nodes, false);
-  prepare_backward(c, output, logsumexp, grad_output, grad_logsumexp, of_query.get());
-  const bool has_vector = Score == ANYATTENTION_DYNAMIC;
-  if (has_vector) std::fill_n(grad_vector, H * c.head_dim, T{0});
-  const Workspace<T> by_vector(has_vector ? H * c.head_dim : 0);
+  const Workspace<T> of_query(2 * queries * H, false);
+  prepare_backward<T, CW>(c, output, logsumexp, grad_output, grad_logsumexp, of_query.get());
+  const int64_t vector_size = Score == ANYATTENTION_DYNAMIC ? H * c.head_dim : 0;
+  if (vector_size) std::fill_n(grad_vector, vector_size, T{0});
+  const Workspace<T> by_vector(vector_size);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
-    by_key.of_query = of_query.get() + b * graph.num_queries * 2 * H;
-    by_key.grad_output = grad_output + b * graph.num_queries * H * c.value_dim;
-    by_key.grad_key = grad_key + b * graph.num_keys * c.key_heads * c.head_dim;
-    by_key.grad_value = grad_value + b * graph.num_keys * c.key_heads * c.value_dim;
-    by_key.grad_raw = grad_raw ? grad_raw + b * graph.num_edges * H : keeps_raw ? own_raw.get() : nullptr;
+    by_key.of_query = of_query.get() + by_key.of_query_rows(2 * H);
+    by_key.grad_output = grad_output + by_key.of_query_rows(by_key.output_stride);
+    by_key.grad_key = grad_key + by_key.of_key_rows(c.key_stride);
+    by_key.grad_value = grad_value ? grad_value + by_key.of_key_rows(c.value_stride) : nullptr;
+    by_key.grad_raw = grad_raw ? grad_raw + b * graph.num_edges * H : own_raw.get();
     by_key.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
-    valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key, has_vector ? by_vector.get() : nullptr);
-    if (has_vector) add(grad_vector, by_vector.get(), H * c.head_dim);
-    if constexpr (Score == ANYATTENTION_ADDITIVE && Call<T, Score, DW, CW>::kHasRegisters) {
-      if (!keeps_raw) {
-        BackwardQueryTerms<T, CW> by_query(c, b);
-        by_query.of_query = by_key.of_query;
-        by_query.grad_output = by_key.grad_output;
-        by_query.grad_query = grad_query + b * graph.num_queries * 8;
-        valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);
-        continue;
-      }
-    }
-    BackwardQueries<T, Score, DW> by_query(c, b);
+    valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key, vector_size ? by_vector.get() : nullptr);
+    if (vector_size) add(grad_vector, by_vector.get(), vector_size);
+    BackwardQueries<T, Score, DW, CW> by_query(c, b);
     by_query.grad_raw = by_key.grad_raw;
-    by_query.grad_query = grad_query + b * graph.num_queries * H * c.head_dim;
+    by_query.grad_query = grad_query + by_query.of_query_rows(c.query_stride);
     valid &= reduce_rows<T>(by_query.rows, c.num_threads, by_query);
   }
   return valid;
@@ -530,6 +513,8 @@ bool is_valid(const anyattention_graph_attention *c) {
   if (c->head_dim < 1 || c->value_dim < 1 || c->num_threads < 1) return false;
   if (c->score < ANYATTENTION_DOT || c->score > ANYATTENTION_DYNAMIC) return false;
   if (c->score == ANYATTENTION_ADDITIVE && c->head_dim != 1) return false;
+  if (c->query_stride < c->heads * c->head_dim || c->key_stride < c->key_heads * c->head_dim) return false;
+  if (c->value_stride < c->key_heads * c->value_dim) return false;
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;
   const anyattention_graph &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
@@ -629,6 +614,11 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
                                               const void *logsumexp, const void *grad_output,
                                               const void *grad_logsumexp, void *grad_query, void *grad_key,
                                               void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
+  // Without keys there may be no array for their gradients.
+  const bool has_keys = call && call->batch > 0 && call->graph.num_keys > 0;
+  if (has_keys && !grad_value && (call->value != call->key || call->value_dim != call->head_dim)) {
+    return ANYATTENTION_INVALID_ARGUMENT;
+  }
   return anyattention::run<anyattention::BackwardRunner>(call, output, logsumexp, grad_output, grad_logsumexp,
                                                          grad_query, grad_key, grad_value, grad_vector, grad_raw,
                                                          grad_score);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "anyattention.h"
 #include "philox.h"
@@ -18,6 +19,25 @@ constexpr int64_t kTile = 16;  // slots whose rows stay in the first cache while
 
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
+
+// How many heads of `Width` channels have code that keeps their sums in registers, at most; 0 for none.
+template <class T, int Width>
+constexpr int64_t kRegisterHeads = sizeof(T) != sizeof(float) || Width == 0 ? 0 : Width <= 16 ? 8 : 128 / Width;
+
+// Calls body(n) with n() the number of heads, known to the compiler.
+template <class T, int Width, class Body>
+inline void with_heads(int64_t heads, const Body &body) {
+  if (heads == 1) return body(std::integral_constant<int, 1>());
+  if constexpr (kRegisterHeads<T, Width> >= 2) {
+    if (heads == 2) return body(std::integral_constant<int, 2>());
+  }
+  if constexpr (kRegisterHeads<T, Width> >= 4) {
+    if (heads == 4) return body(std::integral_constant<int, 4>());
+  }
+  if constexpr (kRegisterHeads<T, Width> >= 8) {
+    if (heads == 8) return body(std::integral_constant<int, 8>());
+  }
+}
 
 template <class T>
 struct EdgeNumbers {
@@ -39,6 +59,7 @@ template <class T, int Score, int DW, int CW>
 struct Call {
   const anyattention_graph_attention &call;
   int64_t b, H, G, D, C, group;
+  int64_t query_stride, key_stride, value_stride, output_stride;  // from one node's row to the next
   const T *query, *key, *value, *vector;
   EdgeNumbers<T> term, bias;
   T scale, cap, slope;
@@ -52,9 +73,13 @@ struct Call {
         D(c.head_dim),
         C(c.value_dim),
         group(c.heads / c.key_heads),
-        query(static_cast<const T *>(c.query) + batch * c.graph.num_queries * H * D),
-        key(static_cast<const T *>(c.key) + batch * c.graph.num_keys * G * D),
-        value(static_cast<const T *>(c.value) + batch * c.graph.num_keys * G * C),
+        query_stride(c.query_stride),
+        key_stride(c.key_stride),
+        value_stride(c.value_stride),
+        output_stride(c.heads * c.value_dim),
+        query(static_cast<const T *>(c.query) + of_query_rows(c.query_stride)),
+        key(static_cast<const T *>(c.key) + of_key_rows(c.key_stride)),
+        value(static_cast<const T *>(c.value) + of_key_rows(c.value_stride)),
         vector(static_cast<const T *>(c.vector)),
         term(c.term, batch),
         bias(c.bias, batch),
@@ -64,10 +89,13 @@ struct Call {
         normalize(c.normalize != 0),
         drops(c.dropout > 0) {}
 
-  int64_t query_width() const { return H * D; }
-  int64_t key_width() const { return G * D; }
-  int64_t value_width() const { return G * C; }
-  int64_t output_width() const { return H * C; }
+  // Where the batch entry's rows begin.
+  int64_t of_query_rows(int64_t stride) const { return b * call.graph.num_queries * stride; }
+  int64_t of_key_rows(int64_t stride) const { return b * call.graph.num_keys * stride; }
+  ANYATTENTION_INLINE void prefetch_query(int64_t i) const { prefetch_row(query + i * query_stride, H * D * kSize); }
+  ANYATTENTION_INLINE void prefetch_key(int64_t j) const { prefetch_row(key + j * key_stride, G * D * kSize); }
+  ANYATTENTION_INLINE void prefetch_value(int64_t j) const { prefetch_row(value + j * value_stride, G * C * kSize); }
+  static constexpr int64_t kSize = sizeof(T);
   bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
 
   // Infinity becomes NaN: -inf would pass for a hidden edge.
@@ -145,33 +173,36 @@ struct Call {
     }
   }
 
-  // Whether a row's sums stay in registers: eight heads of 8 or 16, and nothing beside the scores.
-  static constexpr bool kHasRegisters =
-      sizeof(T) == sizeof(float) && (CW == 8 || CW == 16) && (DW == CW || Score == ANYATTENTION_ADDITIVE);
+  // Whether a row's sums stay in registers: some heads of a common width, and nothing beside the scores.
+  static constexpr bool kHasRegisters = kRegisterHeads<T, CW> > 0 && (DW == CW || Score == ANYATTENTION_ADDITIVE);
   bool fits_registers() const {
-    return kHasRegisters && H == 8 && G == 8 && normalize && !drops && cap == 0 && !bias.data && !term.data;
+    return kHasRegisters && H <= kRegisterHeads<T, CW> && (H & (H - 1)) == 0 && G == H && normalize && cap == 0 &&
+           !bias.data && !term.data;
   }
 
-  // The scores of one edge's eight heads; `slopes` are what the raw score's derivative adds to the scale.
-  Vector<T, 8> eight_scores(const T *q, const T *k, Vector<T, 8> &slopes) const {
-    const Vector<T, 8> one = Vector<T, 8>{} + T{1};
-    Vector<T, 8> raw;
-    slopes = one * scale;
+  // The scores of one edge's heads; `slopes` are their derivatives by the raw scores.
+  template <int Heads>
+  Vector<T, Heads> register_scores(const T *q, const T *k, Vector<T, Heads> &slopes) const {
+    Vector<T, Heads> raw;
+    slopes = Vector<T, Heads>{} + scale;
     if constexpr (Score == ANYATTENTION_ADDITIVE) {
-      raw = load<8>(q) + load<8>(k);
+      raw = load<Heads>(q) + load<Heads>(k);
       slopes = raw > 0 ? slopes : slopes * slope;
       return (raw + raw * 0) * slopes;
-    } else if constexpr (Score == ANYATTENTION_DOT) {
-      raw = EightHeads<T, DW>::at(q).dots(k);
     } else {
-      EightHeads<T, DW> parts;
-      for (int h = 0; h < 8; ++h) {
-        const Vector<T, DW> x = load<DW>(q + h * DW) + load<DW>(k + h * DW);
-        parts.head[h] = load<DW>(vector + h * DW) * (x > 0 ? x : x * slope);
+      using Row = RegisterRow<Heads, DW>;
+      if constexpr (Score == ANYATTENTION_DOT) {
+        raw = Row::dots(q, k);
+      } else {
+        Row parts;
+        for (int n = 0; n < Heads * Row::kParts; ++n) {
+          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
+          parts.part[n] = Row::part_of(vector, n) * (x > 0 ? x : x * slope);
+        }
+        raw = parts.sums();
       }
-      raw = parts.sums();
+      return (raw + raw * 0) * scale;
     }
-    return (raw + raw * 0) * scale;
   }
 
   static T sigmoid(T x) {
@@ -190,6 +221,13 @@ struct Call {
     for (int64_t n = 0; n < count; ++n) {
       if (!hides(edges[n], h)) add_scaled<W>(accumulator, weights[n * H], tile[n] + offset, width);
     }
+  }
+
+  template <int Heads>
+  Vector<T, Heads> kept(int64_t e) const {
+    T factors[Heads];
+    keep(e, factors);
+    return load<Heads>(factors);
   }
 
   void keep(int64_t e, T *factors) const {

@@ -23,7 +23,7 @@
 
 namespace anyattention {
 
-constexpr int64_t kPrefetch = 6;  // slots ahead
+constexpr int64_t kPrefetch = 16;  // slots ahead
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;

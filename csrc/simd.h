@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace anyattention {
 
@@ -63,41 +64,30 @@ inline T sum_of(Vector<T, Count> vector) {
   }
 }
 
-// The sums of eight vectors, side by side: two vectors become one at each step.
-inline Vector<float, 8> sums_of_8(const Vector<float, 8> *v) {
-  typedef int32_t Lanes __attribute__((vector_size(32)));
-  const Lanes low4 = {0, 1, 2, 3, 8, 9, 10, 11}, low2 = {0, 1, 4, 5, 8, 9, 12, 13}, even = {0, 2, 4, 6, 8, 10, 12, 14};
-  const auto join = [](Vector<float, 8> a, Vector<float, 8> b, Lanes low, int step) {
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + step);
-  };
-  Vector<float, 8> halves[2];
-  for (int n = 0; n < 2; ++n) {
-    halves[n] = join(join(v[4 * n], v[4 * n + 1], low4, 4), join(v[4 * n + 2], v[4 * n + 3], low4, 4), low2, 2);
-  }
-  return join(halves[0], halves[1], even, 1);
+// Adds each two neighbouring groups of `Group` lanes: those of a in the lower half, those of b in the upper.
+template <int Group, int Count, int... Lane>
+inline Vector<float, Count> add_groups(Vector<float, Count> a, Vector<float, Count> b,
+                                       std::integer_sequence<int, Lane...>) {
+  const Vector<int32_t, Count> first = {(Lane / Group * 2 * Group + Lane % Group)...};
+  return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, first + Group);
 }
 
-#ifdef __AVX512F__
-inline Vector<float, 8> sums_of_8(const Vector<float, 16> *v) {
-  typedef int32_t Lanes __attribute__((vector_size(64)));
-  const Lanes low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-  const Lanes low4 = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
-  const Lanes low2 = {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29};
-  const Lanes even = {0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14};
-  const auto join = [](Vector<float, 16> a, Vector<float, 16> b, Lanes low, int step) {
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + step);
-  };
-  Vector<float, 16> quarters[2];
-  for (int n = 0; n < 2; ++n) {
-    quarters[n] = join(join(v[4 * n], v[4 * n + 1], low8, 8), join(v[4 * n + 2], v[4 * n + 3], low8, 8), low4, 4);
+// The sums of `Rows` vectors, side by side; two vectors become one at each step, and each is summed by halves.
+template <int Rows, int Count, int Group = Count / 2>
+inline Vector<float, Rows> sums_of(const Vector<float, Count> *rows) {
+  static_assert(Rows <= Count, "a lane for each sum");
+  constexpr auto lanes = std::make_integer_sequence<int, Count>();
+  if constexpr (Group == 0) {
+    return load<Rows>(reinterpret_cast<const float *>(rows));
+  } else {
+    constexpr int left = Rows * Group * 2 > Count ? Rows * Group * 2 / Count : 1;
+    Vector<float, Count> joined[left > 1 ? left / 2 : 1];
+    for (int n = 0; n < (left > 1 ? left / 2 : 1); ++n) {
+      joined[n] = add_groups<Group, Count>(rows[left > 1 ? 2 * n : 0], rows[left > 1 ? 2 * n + 1 : 0], lanes);
+    }
+    return sums_of<Rows, Count, Group / 2>(joined);
   }
-  const Vector<float, 16> pairs = join(quarters[0], quarters[1], low2, 2);
-  const Vector<float, 16> sums = __builtin_shuffle(pairs, even) + __builtin_shuffle(pairs, even + 1);
-  Vector<float, 8> result;
-  std::memcpy(&result, &sums, sizeof result);
-  return result;
 }
-#endif
 
 template <int Width, class T>
 inline T dot(const T *a, const T *b, int64_t count) {
@@ -124,7 +114,7 @@ inline void head_dots(const T *a, const T *b, int64_t heads, int64_t shared, int
     for (; shared == 1 && h + 8 <= heads; h += 8) {
       Vector<T, 16> products[8];
       for (int n = 0; n < 8; ++n) products[n] = load<16>(a + (h + n) * 16) * load<16>(b + (h + n) * 16);
-      store<T, 8>(result + h, sums_of_8(products));
+      store<T, 8>(result + h, sums_of<8, 16>(products));
     }
   }
 #endif
@@ -222,7 +212,7 @@ inline void add(T *__restrict accumulator, const T *__restrict row, int64_t coun
 
 ANYATTENTION_INLINE void prefetch_row(const void *row, int64_t bytes) {
   const char *line = static_cast<const char *>(row);
-  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 3);
+  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 2);
 }
 
 // The exponential of x <= 0 (or a little above), NaN kept, -inf to 0: x = n ln 2 + r with |r| <= ln 2 / 2, a
@@ -286,38 +276,63 @@ struct Exponential<double, Count> {
   }
 };
 
-// A row of eight heads of `Width` channels, kept in registers.
-template <class T, int Width>
-struct EightHeads {
-  Vector<T, Width> head[8];
+// The natural logarithm of a normal x > 0 up to 2^127, NaN and infinity kept: x = 2^n m with m near 1, and the series of
+// atanh((m - 1) / (m + 1)). Error below 2 units in the last place; written for loops that the compiler makes vectors of.
+inline float logarithm(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  // m from sqrt(1/2) to sqrt(2).
+  const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+  const uint32_t significand = bits - (static_cast<uint32_t>(exponent) << 23);
+  float m;
+  std::memcpy(&m, &significand, sizeof m);
+  const float z = (m - 1) / (m + 1), y = z * z;
+  float p = 0.2222222222f;
+  p = p * y + 0.2857142857f;
+  p = p * y + 0.4f;
+  p = p * y + 0.6666666667f;
+  const float n = static_cast<float>(exponent);
+  const float result = n * 0.693359375f + (n * -2.12194440e-4f + (2 * z + z * y * p));
+  return x < std::numeric_limits<float>::infinity() ? result : x;
+}
 
-  static EightHeads zero() { return {}; }
-  static EightHeads at(const T *row) {
-    EightHeads heads;
-    for (int h = 0; h < 8; ++h) heads.head[h] = load<Width>(row + h * Width);
-    return heads;
+inline double logarithm(double x) { return std::log(x); }
+
+// A row of `Heads` heads of `Width` channels, kept in registers.
+template <int Heads, int Width>
+struct RegisterRow {
+#ifdef __AVX512F__
+  static constexpr int kVector = Width < 16 ? Width : 16;
+#else
+  static constexpr int kVector = Width < 8 ? Width : 8;
+#endif
+  static constexpr int kParts = Width / kVector;  // of a head
+  using Part = Vector<float, kVector>;
+  using Numbers = Vector<float, Heads>;
+  Part part[Heads * kParts];
+
+  void write(float *row) const {
+    for (int n = 0; n < Heads * kParts; ++n) store<float, kVector>(row + n * kVector, part[n]);
   }
-  void write(T *row) const {
-    for (int h = 0; h < 8; ++h) store<T, Width>(row + h * Width, head[h]);
+  static Part part_of(const float *row, int n) { return load<kVector>(row + n * kVector); }
+  // Adds factors[h] times each head of a row. Rows stay in memory where they can: the registers are full of sums.
+  void add(Numbers factors, const float *row) {
+    for (int n = 0; n < Heads * kParts; ++n) part[n] += factors[n / kParts] * part_of(row, n);
   }
-  // Adds factors[h] times each head of a row.
-  void add(Vector<T, 8> factors, const T *row) {
-    for (int h = 0; h < 8; ++h) head[h] += factors[h] * load<Width>(row + h * Width);
-  }
-  // The product of each head with that of a row.
-  Vector<T, 8> dots(const T *row) const {
-    EightHeads products;
-    for (int h = 0; h < 8; ++h) products.head[h] = head[h] * load<Width>(row + h * Width);
+  // The product of each head of one row with that of another.
+  static Numbers dots(const float *a, const float *b) {
+    RegisterRow products;
+    for (int n = 0; n < Heads * kParts; ++n) products.part[n] = part_of(a, n) * part_of(b, n);
     return products.sums();
   }
-  Vector<T, 8> sums() const {
-    if constexpr (sizeof(T) == sizeof(float) && Width == 8) return sums_of_8(head);
-#ifdef __AVX512F__
-    if constexpr (sizeof(T) == sizeof(float) && Width == 16) return sums_of_8(head);
-#endif
-    Vector<T, 8> result;
-    for (int h = 0; h < 8; ++h) result[h] = sum_of<T, Width>(head[h]);
-    return result;
+  // The sum of each head's channels.
+  Numbers sums() const {
+    Part whole[Heads];
+    for (int h = 0; h < Heads; ++h) {
+      whole[h] = part[h * kParts];
+      for (int n = 1; n < kParts; ++n) whole[h] += part[h * kParts + n];
+    }
+    return sums_of<Heads, kVector>(whole);
   }
 };
 

@@ -194,39 +194,45 @@ struct Strided {
 };
 
 void drive_attention(const Graph &graph, bool faulty) {
-  const bool is_double = chance(0.5), normalize = chance(0.7);
+  // Some calls are made for the code that keeps its sums in registers.
+  const bool plain = chance(0.4), is_double = !plain && chance(0.5), normalize = plain || chance(0.7);
   const int32_t score = static_cast<int32_t>(up_to(2));
-  const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
+  const int64_t key_heads = plain ? one_of<int64_t>({1, 2, 4, 8}) : 1 + up_to(3), heads = plain ? key_heads : key_heads * (1 + up_to(2));
   const std::vector<int64_t> widths{1, 3, 7, 8, 16, 32, 40, 64};
-  const int64_t value_dim = one_of(widths);
-  const int64_t head_dim = score == ANYATTENTION_ADDITIVE ? 1 : chance(0.5) ? value_dim : one_of(widths);
+  const int64_t value_dim = plain ? one_of<int64_t>({8, 16, 32, 64}) : one_of(widths);
+  const bool same_width = plain || chance(0.5);
+  const int64_t head_dim = score == ANYATTENTION_ADDITIVE ? 1 : same_width ? value_dim : one_of(widths);
   const int64_t batch = chance(0.05) ? 0 : 1 + up_to(1);
+  const int64_t query_stride = heads * head_dim + up_to(2), key_stride = key_heads * head_dim + up_to(2);
+  const int64_t value_stride = key_heads * value_dim + up_to(2);
   const int64_t queries = graph.num_queries, keys = graph.num_keys, edges = graph.num_edges;
   const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
-  const Numbers query = numbers(batch * queries * heads * head_dim), key = numbers(batch * keys * key_heads * head_dim);
-  const Numbers value = numbers(batch * keys * key_heads * value_dim), vector = numbers(heads * head_dim);
+  const Numbers query = numbers(batch * queries * query_stride), key = numbers(batch * keys * key_stride);
+  const Numbers value = numbers(batch * keys * value_stride), vector = numbers(heads * head_dim);
+  const bool value_is_key = head_dim == value_dim && chance(0.3);
   const Strided term = Strided::random(is_double, batch, edges, heads);
   const Strided bias = Strided::random(is_double, batch, edges, heads);
   const anyattention_graph_attention call{
       graph.fields(), batch, heads, key_heads, head_dim, value_dim, 1 + up_to(2), up_to(INT64_MAX),
-      is_double, score, normalize, 0.7, chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
-      query.get(), key.get(), value.get(), score == ANYATTENTION_DYNAMIC ? vector.get() : nullptr,
-      term.fields, bias.fields};
+      is_double, score, normalize, 0.7, !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
+      query.get(), key.get(), value_is_key ? key.get() : value.get(),
+      score == ANYATTENTION_DYNAMIC ? vector.get() : nullptr,
+      query_stride, key_stride, value_is_key ? key_stride : value_stride,
+      plain ? anyattention_edge_numbers{} : term.fields, plain ? anyattention_edge_numbers{} : bias.fields};
 
   const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
   const Numbers weights = numbers(batch * edges * heads);
   const Numbers grad_output = numbers(output.is_double ? output.doubles.count : output.floats.count);
   const Numbers grad_logsumexp = numbers(batch * queries * heads);
-  const Numbers grad_query = numbers(batch * queries * heads * head_dim);
-  const Numbers grad_key = numbers(batch * keys * key_heads * head_dim);
-  const Numbers grad_value = numbers(batch * keys * key_heads * value_dim), grad_vector = numbers(heads * head_dim);
+  const Numbers grad_query = numbers(batch * queries * query_stride), grad_key = numbers(batch * keys * key_stride);
+  const Numbers grad_value = numbers(batch * keys * value_stride), grad_vector = numbers(heads * head_dim);
   const Numbers grad_raw = numbers(batch * edges * heads), grad_score = numbers(batch * edges * heads);
   const int32_t statuses[] = {
       anyattention_graph_attention_forward(&call, output.get(), logsumexp.get()),
       anyattention_graph_attention_weights(&call, logsumexp.get(), weights.get()),
       anyattention_graph_attention_backward(
           &call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
-          grad_query.get(), grad_key.get(), grad_value.get(),
+          grad_query.get(), grad_key.get(), value_is_key ? nullptr : grad_value.get(),
           score == ANYATTENTION_DYNAMIC ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
           chance(0.5) ? nullptr : grad_score.get()),
   };

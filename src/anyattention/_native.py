@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 3
+_INTERFACE = 4
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -255,7 +255,8 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised tensor of another's dtype on the CPU, in large pages where the system gives them."""
     tensor = like.new_empty(shape)
-    run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    if tensor.numel():
+        run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
     return tensor
 
 

@@ -342,15 +342,16 @@ class GraphAttention(AttentionModule):
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
         config = self.config
         if config.score == "additive":
-            is_pair = isinstance(config.in_features, tuple)
-            by_query = _folded(self.query_projection if is_pair else self.value_projection, self.query_vector)
-            by_key = _folded(self.value_projection, self.key_vector)
             if source is target:
-                value, terms = _maps(source, self.value_projection, torch.cat([by_key, by_query]))
-                key, query = terms.chunk(2, dim=-1)
+                terms = _folded(self.value_projection, torch.stack([self.key_vector, self.query_vector]))
+                heads = config.base.num_heads
+                widths = [self.d_model, heads, heads]
+                value, key, query = _maps(source, self.value_projection, terms, widths=widths)
             else:
-                value, key = _maps(source, self.value_projection, by_key)
-                (query,) = _maps(target, by_query)
+                is_pair = isinstance(config.in_features, tuple)
+                projection = self.query_projection if is_pair else self.value_projection
+                value, key = _maps(source, self.value_projection, _folded(self.value_projection, self.key_vector))
+                (query,) = _maps(target, _folded(projection, self.query_vector))
             return query.unsqueeze(-1), key.unsqueeze(-1), self._heads(value), Additive(config.negative_slope)
         keys = [self.key_projection] if config.score == "dynamic" else [self.key_projection, self.value_projection]
         if source is target:
@@ -373,13 +374,14 @@ class GraphAttention(AttentionModule):
         return EdgeFeatures(edge_attr, self.edge_weight, self.edge_weight if is_value else None)
 
 
-def _maps(x: Tensor, *maps: nn.Linear | Tensor) -> list[Tensor]:
-    """`x W' + b` for each projection, or weight alone; x is dense or sparse."""
+def _maps(x: Tensor, *maps: nn.Linear | Tensor, widths: list[int] | None = None) -> list[Tensor]:
+    """`x W' + b` for each projection, or weight alone, cut by the widths; x is dense or sparse."""
     if x.layout == torch.strided and not all(isinstance(item, Tensor) or _is_bare(item) for item in maps):
-        return [F.linear(x, item) if isinstance(item, Tensor) else item(x) for item in maps]
+        results = [F.linear(x, item) if isinstance(item, Tensor) else item(x) for item in maps]
+        return results if widths is None else list(torch.cat(results, dim=-1).split(widths, dim=-1))
     weights = [item if isinstance(item, Tensor) else item.weight for item in maps]
     biases = [None if isinstance(item, Tensor) else item.bias for item in maps]
-    return linear_maps(x, weights, biases)
+    return linear_maps(x, weights, biases, widths)
 
 
 def _is_bare(projection: nn.Linear) -> bool:
@@ -388,9 +390,10 @@ def _is_bare(projection: nn.Linear) -> bool:
     return type(projection) is nn.Linear and not any(getattr(projection, name) for name in hooks)
 
 
-def _folded(projection: nn.Linear, vector: Tensor) -> Tensor:
-    """`(heads, in_features)`: what a projection without bias and a vector in each head make of a row.
+def _folded(projection: nn.Linear, vectors: Tensor) -> Tensor:
+    """`(... x heads, in_features)`: what a projection without bias and `(..., heads, channels)` make of a row.
 
     Folding spares the `(nodes, d_model)` temporary of the vector times the projected rows.
     """
-    return torch.einsum("hcf,hc->hf", projection.weight.unflatten(0, vector.shape), vector)
+    weight = projection.weight.unflatten(0, vectors.shape[-2:])
+    return (vectors.unsqueeze(-1) * weight).sum(-2).flatten(0, -2)

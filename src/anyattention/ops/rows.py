@@ -1,4 +1,4 @@
-"""Linear maps of many rows whose results are large: written into large pages, and gradients summed in one buffer.
+"""Linear maps of many rows: one product for all of them, forward and backward, and large results in large pages.
 
 A fresh tensor of 25 MB costs 6,400 page faults, which take as long as the product that fills it.
 
@@ -24,19 +24,20 @@ __all__ = ["add_bias", "linear_maps"]
 _SMALLEST = 1 << 22
 
 
-def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
+def linear_maps(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = (None,), widths: Sequence[int] | None = None
+) -> list[Tensor]:
     """`x weight' + bias` for each weight: `(..., N, O)` from `(..., N, I)` and `(O, I)`; differentiable to any order.
 
-    There are biases for all weights or for none; x may be a sparse CSR matrix.
+    One product in place of several, each with a cost of its own: the results are columns of one matrix, cut by
+    `widths`, where these are given. There are biases for all weights or for none; x may be a sparse CSR matrix.
     """
-    widths = [weight.shape[0] for weight in weights]
-    is_sparse = x.layout != torch.strided
-    if not is_sparse and _takes_large_pages(x.shape[0] * max(widths), x, *weights, *biases):
-        return list(_LinearMaps.apply(x, len(weights), *weights, *biases))
-    # One product in place of several, each with a cost of its own.
+    widths = [weight.shape[0] for weight in weights] if widths is None else list(widths)
     weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
     bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
-    if not is_sparse:
+    if x.layout == torch.strided:
+        if x.ndim == 2 and _is_plain(x, weight, bias):
+            return list(_LinearMap.apply(x, weight, bias, widths))
         return list(F.linear(x, weight, bias).split(widths, dim=-1))
     product = torch.sparse.mm(x, weight.T)
     return list((product if bias is None else product + bias).split(widths, dim=-1))
@@ -44,61 +45,53 @@ def linear_maps(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     """`x + bias`, `(N, O)` and `(O,)`; differentiable to any order."""
-    return _AddBias.apply(x, bias) if _takes_large_pages(x.numel(), x, bias) else x + bias
+    if x.ndim == 2 and x.numel() * x.element_size() >= _SMALLEST and _is_plain(x, bias):
+        return _AddBias.apply(x, bias)
+    return x + bias
 
 
-def _takes_large_pages(size: int, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether a result of `size` numbers is large enough, and nothing but plain tensors on the CPU is at hand."""
-    if size * x.element_size() < _SMALLEST or x.ndim != 2 or not are_plain((x, *others)):
-        return False
-    return not is_autocast_enabled(x.device) and _native.available()
+def _is_plain(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether nothing but plain tensors on the CPU is at hand."""
+    return are_plain((x, *others)) and not is_autocast_enabled(x.device) and _native.available()
 
 
-class _LinearMaps(torch.autograd.Function):
+# Both functions take plain tensors only: those of torch.func would need a setup_context, which costs as much as a small
+# product.
+class _LinearMap(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, count: int, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        results = []
-        for weight, bias in zip(parameters[:count], parameters[count:], strict=True):
-            assert weight is not None
-            result = _native.large_empty(x, (x.shape[0], weight.shape[0]))
-            if bias is None:
-                torch.mm(x, weight.T, out=result)
-            else:
-                torch.addmm(bias, x, weight.T, out=result)
-            results.append(result)
-        return tuple(results)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, ctx.count, *parameters = inputs
-        ctx.save_for_backward(x, *parameters[: ctx.count])
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> tuple[Tensor, ...]:
+        ctx.widths = widths
+        ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
+        result = _native.large_empty(x, (x.shape[0], weight.shape[0]))
+        if bias is None:
+            torch.mm(x, weight.T, out=result)
+        else:
+            torch.addmm(bias, x, weight.T, out=result)
+        return result.split(widths, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        x, *weights = ctx.saved_tensors
-        given = [(grad, weight) for grad, weight in zip(gradients, weights, strict=True) if grad is not None]
-        by_x = _sum_of_products(given, x) if ctx.needs_input_grad[0] and given else None
-        needed = ctx.needs_input_grad[2:]
-        by_weights = [
-            grad.T @ x if is_needed and grad is not None else None
-            for grad, is_needed in zip(gradients, needed[: ctx.count], strict=True)
-        ]
-        by_biases = [
-            grad.sum(0) if is_needed and grad is not None else None
-            for grad, is_needed in zip(gradients, needed[ctx.count :], strict=True)
-        ]
-        return by_x, None, *by_weights, *by_biases
+        x, weight = ctx.saved_tensors
+        grad = _joined(gradients, ctx.widths, x)
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_x = (
+                grad @ weight
+                if torch.is_grad_enabled()
+                else torch.mm(grad, weight, out=_native.large_empty(x, x.shape))
+            )
+        if ctx.needs_input_grad[1]:
+            by_weight = grad.T @ x
+        if ctx.needs_input_grad[2]:
+            by_bias = grad.sum(0)
+        return by_x, by_weight, by_bias, None
 
 
 class _AddBias(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
         return torch.add(x, bias, out=_native.large_empty(x, x.shape))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -106,14 +99,18 @@ class _AddBias(torch.autograd.Function):
         return grad, grad.sum(0) if ctx.needs_input_grad[1] else None
 
 
-def _sum_of_products(pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """The sum of `grad weight` over the pairs, `(N, I)`."""
-    if torch.is_grad_enabled():
-        return torch.stack([grad @ weight for grad, weight in pairs]).sum(0)
-    result = _native.large_empty(x, x.shape)
-    for number, (grad, weight) in enumerate(pairs):
-        if number == 0:
-            torch.mm(grad, weight, out=result)
+def _joined(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor) -> Tensor:
+    """The gradients `(N, O)` side by side; without a copy where that is how they lie."""
+    first = gradients[0]
+    if first is not None and not torch.is_grad_enabled():
+        offset, stride = first.storage_offset(), (sum(widths), 1)
+        for grad, width in zip(gradients, widths, strict=True):
+            if grad is None or grad.stride() != stride or grad.storage_offset() != offset:
+                break
+            if grad.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+                break
+            offset += width
         else:
-            result.addmm_(grad, weight)
-    return result
+            return first.as_strided((like.shape[0], sum(widths)), stride)
+    each = zip(gradients, widths, strict=True)
+    return torch.cat([like.new_zeros(like.shape[0], width) if grad is None else grad for grad, width in each], dim=1)

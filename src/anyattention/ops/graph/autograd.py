@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyattention.ops.eager import are_plain
 from anyattention.ops.graph import kernels
 from anyattention.ops.graph.composed import composed_attention
 from anyattention.ops.graph.edge_operators import define
@@ -21,7 +22,7 @@ from anyattention.ops.graph.kernels import Settings
 
 __all__ = ["attention", "attention_weights"]
 
-_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? term, Tensor? bias"
+_TENSORS = "Tensor query, Tensor key, Tensor? value, Tensor? vector, Tensor? term, Tensor? bias"
 _NUMBERS = "str score, bool normalize, float scale, float softcap, float negative_slope, float dropout"
 _ATTENTION = f"{_TENSORS}, Tensor? seed, Tensor[] graph, {_NUMBERS}"
 
@@ -29,7 +30,7 @@ _ATTENTION = f"{_TENSORS}, Tensor? seed, Tensor[] graph, {_NUMBERS}"
 def attention(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     vector: Tensor | None,
     term: Tensor | None,
     bias: Tensor | None,
@@ -37,14 +38,14 @@ def attention(
     graph: Sequence[Tensor],
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; see `kernels.attention`."""
+    """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; see `kernels.attention`. A value of None is the key."""
     return _attend(query, key, value, vector, term, bias, seed, list(graph), *_numbers(settings))
 
 
 def attention_weights(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     vector: Tensor | None,
     term: Tensor | None,
     bias: Tensor | None,
@@ -71,12 +72,19 @@ def _run_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     return kernels.attention(*arguments[:8], settings=Settings(*arguments[8:]))
 
 
-def _attention_shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return query.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(query.shape[:3])
+def _attention_shapes(query: Tensor, key: Tensor, value: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    width = (key if value is None else value).shape[3]
+    return query.new_empty(*query.shape[:3], width), query.new_empty(query.shape[:3])
 
 
-def _run_attention_backward(*arguments: Any) -> list[Tensor]:
-    gradients = kernels.attention_backward(*arguments[:12], settings=Settings(*arguments[12:]))
+def _run_attention_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
+    return kernels.attention_backward(*arguments[:12], settings=Settings(*arguments[12:]))
+
+
+def _run_separate_backward(*arguments: Any) -> list[Tensor]:
+    # Results of an operator must not share memory, as the gradients of one matrix's columns do.
+    query, key, value = (None if x is None else x.contiguous() for x in arguments[4:7])
+    gradients = _run_attention_backward(*arguments[:4], query, key, value, *arguments[7:])
     return [arguments[0].new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
@@ -87,7 +95,7 @@ def _attention_backward_shapes(
     logsumexp: Tensor,
     query: Tensor,
     key: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     vector: Tensor | None,
     term: Tensor | None,
     bias: Tensor | None,
@@ -98,7 +106,8 @@ def _attention_backward_shapes(
     edges = (query.shape[0], graph[1].shape[0], query.shape[2])
     by_vector = query.new_empty(0 if vector is None else vector.shape)
     by_edges = [query.new_empty(0 if given is None else edges) for given in (term, bias)]
-    return [*(x.new_empty(x.shape) for x in (query, key, value)), by_vector, *by_edges]
+    by_rows = [query.new_empty(0 if x is None else x.shape) for x in (query, key, value)]
+    return [*by_rows, by_vector, *by_edges]
 
 
 def _keep_attention(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
@@ -120,7 +129,8 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
             *_composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
             *none,
         )
-    gradients = _attend_backward(grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)
+    arguments = (grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)
+    gradients = (_run_attention_backward if are_plain(arguments) else _attend_backward)(*arguments)
     given = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
     return (*given, *none)
 
@@ -138,6 +148,7 @@ def _composed_gradients(
     needed = [n for n in range(6) if ctx.needs_input_grad[n]]
     # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
     own: Any = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
+    own[2] = own[1] if own[2] is None else own[2]
     outputs = list(composed_attention(*own, graph=graph, settings=settings, shift=logsumexp.detach()))
     cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
     pairs = [
@@ -172,7 +183,7 @@ _attend_weights = define(
 _attend_backward = define(
     "graph_attention_backward",
     f"Tensor grad_output, Tensor? grad_logsumexp, Tensor output, Tensor logsumexp, {_ATTENTION}) -> Tensor[]",
-    _run_attention_backward,
+    _run_separate_backward,
     _attention_backward_shapes,
     None,
 )

@@ -44,6 +44,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     has_batch = call.query.ndim == 4
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     query, key, value = (_with_batch(x.to(dtype), has_batch) for x in (call.query, call.key, call.value))
+    value = key if call.value is call.key else value
     graph = arrays_of(call.graph)
     settings = Settings(
         score=type(call.score).__name__,
@@ -66,6 +67,7 @@ def run(call: GraphCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     is_maximum = call.aggregation == "max"
     # The kernel sums; of a call that takes the maximum it finds the logsumexp, beside one channel of nothing.
     summed = value.new_zeros(*value.shape[:3], 1) if is_maximum else value
+    summed = None if summed is key else summed
     output, logsumexp = attention(query, key, summed, vector, term, bias, call.seed, graph, settings)
 
     def weights() -> Tensor:
