@@ -102,34 +102,6 @@ def test_every_width_and_number_of_heads(score: str, width: int) -> None:
         assert_equals_reference(arguments, leaves, 1e-10 if dtype == torch.float64 else 3e-4)
 
 
-@pytest.mark.parametrize("hub", [0.0, 0.5])
-@pytest.mark.parametrize("width", [8, 16])
-@pytest.mark.parametrize("score", _SCORES)
-def test_sums_in_registers(score: str, width: int, hub: float) -> None:
-    """Eight heads in float32 with nothing beside the scores; short rows, and rows that are cut."""
-    graph = random_graph(300, 200, 9000, hub=hub)
-    assert (graph.query_offsets.diff().max() > 2048) == (hub > 0)
-    single, _ = make_call(graph, score, 8, width, dtype=torch.float32, scale=0.3)
-    names = ["query", "key", "value", *(["vector"] if score == "dynamic" else [])]
-
-    def results(dtype: torch.dtype, implementation: str) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        tensors = {name: single[name] for name in names[:3]}
-        if score == "dynamic":
-            tensors["vector"] = single["score"].vector
-        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in tensors.items()}
-        given = single | {name: leaves[name] for name in names[:3]}
-        if score == "dynamic":
-            given["score"] = Dynamic(leaves["vector"], single["score"].negative_slope)
-        found = run(given, implementation, weights=False)
-        generator = torch.Generator().manual_seed(0)
-        cotangents = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(dtype) for part in found]
-        return found, torch.autograd.grad(found, list(leaves.values()), cotangents)
-
-    (actual, ours), (expected, theirs) = results(torch.float32, "cpu"), results(torch.float64, "reference")
-    for one, other in zip((*actual, *ours), (*expected, *theirs), strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-5 * float(other.detach().abs().max()))
-
-
 @pytest.mark.parametrize("heads", [16, 32, 40, 64])
 @pytest.mark.parametrize("score", _SCORES)
 def test_many_heads(score: str, heads: int) -> None:
