@@ -25,7 +25,19 @@ from anyattention.output import (
     AttentionOutput,
     AttentionResult,
 )
-from anyattention.patterns import Causal, Full, Graph, Pattern
+from anyattention.patterns import (
+    Blocks,
+    Causal,
+    Documents,
+    Fixed,
+    Full,
+    Global,
+    Graph,
+    Pattern,
+    RandomBlocks,
+    Strided,
+    Window,
+)
 from anyattention.saving import load, save
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures
 
@@ -37,17 +49,24 @@ __all__ = [
     "AttentionGradients",
     "AttentionOutput",
     "AttentionResult",
+    "Blocks",
     "Causal",
+    "Documents",
     "Dot",
     "Dynamic",
     "EdgeFeatures",
+    "Fixed",
     "Full",
     "GeometricAttentionConfig",
+    "Global",
     "Graph",
     "GraphAttentionBuilder",
     "GraphAttentionConfig",
     "Pattern",
+    "RandomBlocks",
     "SparseAttentionConfig",
+    "Strided",
+    "Window",
     "__version__",
     "attend",
     "edge_dot",

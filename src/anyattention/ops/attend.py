@@ -1,5 +1,7 @@
 """The one call: attention over any pattern, by any score."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,9 @@ from anyattention._dispatch import Explanation
 from anyattention.ops.arguments import Aggregation, Arguments, pattern_or_full, read_weights
 from anyattention.ops.dense import dense_attention, explain_dense
 from anyattention.ops.graph import explain_graph, graph_attention
+from anyattention.ops.sparse import explain_sparse, sparse_attention
 from anyattention.output import AttentionResult
-from anyattention.patterns import Graph, Pattern
+from anyattention.patterns import Causal, Full, Graph, Pattern
 from anyattention.scores import Dot, EdgeFeatures, Score
 
 __all__ = ["attend", "explain"]
@@ -52,7 +55,9 @@ def attend(
         value: `(batch, key_length, heads, value_dim)`, or `(keys, key_heads, value_dim)`. All three of one floating
             dtype and device; float16 and bfloat16 are summed in float32. With a Graph key_heads may be a divisor of
             heads: each key head then serves heads / key_heads heads in a row.
-        pattern: which pairs exist: Full() (also None), Causal(), a Graph.
+        pattern: which pairs exist: Full() (also None), Causal(), Window, Strided, Fixed, Global, RandomBlocks,
+            Documents, Blocks, what `&` and `|` make of them, a Graph. For all but Full and Causal the weights are those
+            of the pairs, `(batch, edges)` or `(batch, edges, heads)`, in the order of `pattern.to_graph(...)`.
         score: Dot(), Additive(negative_slope) (head_dim 1) or Dynamic(vector, negative_slope).
         mask: boolean, True = may attend. Rank 1, 2 or 4, broadcast to (batch, heads, query_length, key_length);
             with a Graph `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
@@ -119,7 +124,7 @@ def attend(
 
 
 def _attend(arguments: Arguments) -> AttentionResult:
-    run = graph_attention if isinstance(arguments.pattern, Graph) else dense_attention
+    run = _operation(arguments.pattern)[0]
     if torch.compiler.is_compiling():
         return run(arguments)
     with allocation_failures_named():
@@ -181,6 +186,15 @@ def explain(
     require_tensor("query", query)
     if is_autocast_enabled(query.device):
         arguments = arguments.under_autocast()
-    if isinstance(arguments.pattern, Graph):
-        return explain_graph(arguments)
-    return explain_dense(arguments)
+    return _operation(arguments.pattern)[1](arguments)
+
+
+def _operation(
+    pattern: Pattern,
+) -> tuple[Callable[[Arguments], AttentionResult], Callable[[Arguments], Explanation]]:
+    """The operation that a pattern is for, and what explains it."""
+    if isinstance(pattern, Graph):
+        return graph_attention, explain_graph
+    if isinstance(pattern, Full | Causal):
+        return dense_attention, explain_dense
+    return sparse_attention, explain_sparse

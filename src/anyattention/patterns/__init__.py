@@ -1,7 +1,23 @@
 """Who may attend to whom: patterns are data, without arithmetic."""
 
 from anyattention.patterns.base import Pattern
+from anyattention.patterns.blocks import Blocks, RandomBlocks
+from anyattention.patterns.composed import Intersection, Union
 from anyattention.patterns.graph import Graph
-from anyattention.patterns.sequence import Causal, Full
+from anyattention.patterns.sequence import Causal, Documents, Fixed, Full, Global, Strided, Window
 
-__all__ = ["Causal", "Full", "Graph", "Pattern"]
+__all__ = [
+    "Blocks",
+    "Causal",
+    "Documents",
+    "Fixed",
+    "Full",
+    "Global",
+    "Graph",
+    "Intersection",
+    "Pattern",
+    "RandomBlocks",
+    "Strided",
+    "Union",
+    "Window",
+]

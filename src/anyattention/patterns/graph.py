@@ -20,6 +20,7 @@ from anyattention.errors import (
 )
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
 from anyattention.patterns.base import Pattern
+from anyattention.patterns.spans import Spans
 
 __all__ = ["Graph"]
 
@@ -289,6 +290,26 @@ class Graph(Pattern):
         missing[self.key_index[self.key_index == self.query_index]] = False
         loops = missing.nonzero().T.expand(2, -1)
         return Graph.from_edge_index(torch.cat([self.edge_index, loops], dim=1), num_nodes=self.num_queries)
+
+    def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
+        """True where there is an edge. Cost: a sort of the edges."""
+        self._require_sizes(num_queries, num_keys)
+        edges = torch.sort(self.query_index * num_keys + self.key_index).values
+        pairs = query * num_keys + key
+        if self.num_edges == 0:
+            return torch.zeros_like(pairs, dtype=torch.bool)
+        place = torch.searchsorted(edges, pairs).clamp(max=self.num_edges - 1)
+        return edges[place] == pairs
+
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+        """Each edge on its own; duplicates too."""
+        self._require_sizes(num_queries, num_keys)
+        query, key = (index.to(device) for index in (self.query_index, self.key_index))
+        return Spans.of(query, key, key)
+
+    def is_simple(self) -> bool:
+        """Whether no edge is there twice."""
+        return torch.unique(self.query_index * self.num_keys + self.key_index).numel() == self.num_edges
 
     def to_dense(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyattention import _native
 from anyattention.errors import InvalidInputError
+from anyattention.ops.graph.columns import are_columns, gradients_of, row_stride, with_rows
 
 __all__ = [
     "GraphArrays",
@@ -187,11 +188,11 @@ def attention_backward(
     Where query, key and value are columns of one matrix, so are their gradients.
     """
     rows = [x for x in (query, key, value) if x is not None]
-    if not _are_columns(rows):
+    if not are_columns(rows):
         rows = [x.contiguous() for x in rows]
     query, key, value = rows[0], rows[1], None if value is None else rows[2]
     call = _call(query, key, value, vector, term, bias, seed, graph, settings)
-    grad_query, grad_key, *grad_values = _gradients_of(rows)
+    grad_query, grad_key, *grad_values = gradients_of(rows)
     grad_value = grad_values[0] if grad_values else None
     grad_vector = None if vector is None else _empty(vector.shape, vector)
     edges = (query.shape[0], graph[1].shape[0], query.shape[2])
@@ -310,8 +311,8 @@ def _call(
     graph: Sequence[Tensor],
     settings: Settings,
 ) -> _Call:
-    query, key = _with_rows(query), _with_rows(key)
-    value = key if value is None else _with_rows(value)
+    query, key = with_rows(query), with_rows(key)
+    value = key if value is None else with_rows(value)
     vector = None if vector is None else vector.contiguous()
     _require_call(query, key, value, vector, term, bias, graph)
     pointers = [array.data_ptr() for array in graph[:6]]
@@ -337,7 +338,7 @@ def _call(
         key.data_ptr(),
         value.data_ptr(),
         pointer(vector),
-        *(_row_stride(x) for x in (query, key, value)),
+        *(row_stride(x) for x in (query, key, value)),
         _edge_numbers(term),
         _edge_numbers(bias),
     )
@@ -402,42 +403,6 @@ def require_numbers(name: str, tensor: Tensor, shape: Sequence[int], dtype: torc
             expected=f"{dtype if dtype in _DTYPES else 'float32 or float64'} on cpu, {tuple(shape)}",
             actual=f"{tensor.dtype} on {tensor.device}, {tuple(tensor.shape)}",
         )
-
-
-def _row_stride(x: Tensor) -> int | None:
-    """How many numbers lie from one node's row `(H, D)` to the next; None where the kernels cannot read it so."""
-    batch, nodes, heads, width = x.shape
-    if x.is_contiguous():
-        return heads * width
-    by_batch, stride, by_head, by_number = x.stride()
-    is_row = (width == 1 or by_number == 1) and (heads == 1 or by_head == width) and stride >= heads * width
-    return stride if is_row and (batch == 1 or by_batch == nodes * stride) else None
-
-
-def _with_rows(x: Tensor) -> Tensor:
-    return x if _row_stride(x) is not None else x.contiguous()
-
-
-def _are_columns(tensors: Sequence[Tensor]) -> bool:
-    """Whether the tensors lie side by side, in any order, as all the columns of one matrix `(B x N, numbers)`."""
-    first, stride = tensors[0], _row_stride(tensors[0])
-    widths = [x.shape[2] * x.shape[3] for x in tensors]
-    if stride != sum(widths) or any(x.shape[:2] != first.shape[:2] or _row_stride(x) != stride for x in tensors):
-        return False
-    offsets = sorted(zip([x.data_ptr() for x in tensors], widths, strict=True))
-    ends = [start + width * first.element_size() for start, width in offsets]
-    return all(end == start for end, (start, _) in zip(ends, offsets[1:], strict=False))
-
-
-def _gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Uninitialised gradients, laid out as their tensors are: each on its own, or as columns of one matrix."""
-    if not _are_columns(tensors):
-        return [_empty(x.shape, x) for x in tensors]
-    begin = min(x.storage_offset() for x in tensors)
-    batch, nodes = tensors[0].shape[:2]
-    columns = sum(x.shape[2] * x.shape[3] for x in tensors)
-    matrix = _native.large_empty(tensors[0], (batch * nodes, columns))
-    return [matrix.as_strided(x.shape, x.stride(), x.storage_offset() - begin) for x in tensors]
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
