@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 4
+#define ANYATTENTION_INTERFACE 5
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -217,6 +217,39 @@ ANYATTENTION_EXPORT int32_t anyattention_dynamic_dot(const anyattention_dynamic 
 ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
     const anyattention_dynamic *call, const void *numbers, void *by_vector, void *by_query,
     void *by_key, void *by_weight, void *by_features);
+
+/* One part of attention over a sequence: each query sees some runs of keys. All arrays of
+ * numbers are contiguous, in the sequence's own order.
+ *
+ *   query (batch, num_queries, heads, head_dim)
+ *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
+ *   value (batch, num_keys, key_heads, value_dim)
+ *   query_order, key_order   which query or key stands at each place; null where each
+ *                            stands at its own
+ *   run_offsets (num_queries + 1)   the query at place i sees runs run_offsets[i] up to
+ *                                   run_offsets[i + 1]
+ *   run_begins, run_ends (num_runs) places of keys from a begin up to an end, rising, not empty
+ *                                   and apart from one another
+ */
+typedef struct anyattention_run_attention {
+  int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, num_threads;
+  double scale;
+  const float *query, *key, *value;
+  const int64_t *query_order, *key_order, *run_offsets, *run_begins, *run_ends;
+  int64_t num_runs;
+} anyattention_run_attention;
+
+/* output (batch, num_queries, heads, value_dim) and logsumexp (batch, num_queries, heads); with
+ * `merges` joined to what they hold, the results of parts with other pairs. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(
+    const anyattention_run_attention *call, int32_t merges, float *output, float *logsumexp);
+
+/* From the results of all parts: gradients as their inputs; with `adds` added to what they
+ * hold. grad_logsumexp may be null. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(
+    const anyattention_run_attention *call, int32_t adds, const float *output, const float *logsumexp,
+    const float *grad_output, const float *grad_logsumexp, float *grad_query, float *grad_key,
+    float *grad_value);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-"""Attention over a sparse pattern: checks the arguments and hands the pattern's pairs to the graph kernels as edges."""
+"""Attention over a sparse pattern: checks the arguments and chooses the tile kernels, or the graph's over its pairs."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -6,34 +6,64 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from anyattention import _dispatch
 from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
-from anyattention._dispatch import Explanation
+from anyattention._dispatch import Explanation, Implementation
 from anyattention.errors import InvalidInputError
-from anyattention.ops.arguments import Arguments, read_bias
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
 from anyattention.ops.graph import explain_graph, graph_attention
+from anyattention.ops.sparse import cpu
+from anyattention.ops.sparse.call import SparseCall
+from anyattention.ops.sparse.runs import runs_of
 from anyattention.output import AttentionResult
 from anyattention.patterns import Graph, Pattern
 
 __all__ = ["explain_sparse", "sparse_attention"]
 
 
+_TABLE = (
+    Implementation("cpu", cpu.run, cpu.refusal),
+    Implementation("graph", lambda call: _over_edges(call, "cpu"), lambda call: _refusal_of_graph(call, "cpu")),
+    Implementation("reference", lambda call: _over_edges(call, "reference"), lambda call: None),
+)
+
+
 def sparse_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for sparse patterns; see there."""
-    return graph_attention(_with_edges(arguments))
+    call = _check(arguments)
+    result = _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    return result if isinstance(result, AttentionResult) else AttentionResult(result[0], None, result[1])
 
 
 def explain_sparse(arguments: Arguments) -> Explanation:
     """`explain` for sparse patterns."""
-    over_edges = _with_edges(arguments)
-    graph = over_edges.pattern
-    assert isinstance(graph, Graph)
-    note = f"{arguments.pattern} as a Graph of {graph.num_edges:,} edges"
-    explanation = explain_graph(over_edges)
-    return replace(explanation, notes=(*explanation.notes, note))
+    call = _check(arguments)
+    explanation = _dispatch.explain(_TABLE, call, arguments.implementation)
+    lengths = arguments.query.shape[1], arguments.key.shape[1]
+    if explanation.implementation != "cpu":
+        graph = _graph_of(arguments.pattern, *lengths, arguments.query.device)
+        return replace(explanation, notes=(f"{arguments.pattern} as a Graph of {graph.num_edges:,} edges",))
+    notes = [f"{arguments.pattern}:"]
+    runs = runs_of(arguments.pattern, *lengths)
+    for part, computed in zip(runs.parts, runs.pairs_in_tiles, strict=True):
+        order = "in order of their residue" if part.key_order.numel() else "in order"
+        notes.append(
+            f"  {part.begins.numel():,} runs of keys {order}, {part.num_pairs:,} pairs in tiles of {computed:,}"
+        )
+    return replace(explanation, notes=tuple(notes))
 
 
-def _with_edges(arguments: Arguments) -> Arguments:
-    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
+    return graph_attention(replace(_with_edges(call.arguments), implementation=implementation))
+
+
+def _refusal_of_graph(call: SparseCall, implementation: str) -> str | None:
+    over_edges = replace(_with_edges(call.arguments), implementation=None)
+    found = explain_graph(over_edges)
+    return dict(found.refusals).get(implementation)
+
+
+def _check(arguments: Arguments) -> SparseCall:
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -41,18 +71,29 @@ def _with_edges(arguments: Arguments) -> Arguments:
     axes.bind("value", value, "batch key_length key_heads value_dim")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
+    check_score(arguments.score, axes, query)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
+    if arguments.mask is not None:
+        require_mask("mask", arguments.mask)
+        require_device("mask", arguments.mask, query.device, "query")
+        to_four_axes("mask", arguments.mask, *sizes)
+    if arguments.bias is not None:
+        to_four_axes("bias", read_bias(arguments.bias, query), *sizes)
     if arguments.edges is not None:
         raise InvalidInputError(
             argument="edges",
             expected="None with a pattern of positions (pattern.to_graph(...) has edges)",
             actual="EdgeFeatures",
         )
-    graph = _graph_of(arguments.pattern, sizes[2], sizes[3], query.device)
-    mask, bias = arguments.mask, arguments.bias
+    return SparseCall(arguments, default_scale(arguments, axes.sizes["head_dim"]))
+
+
+def _with_edges(arguments: Arguments) -> Arguments:
+    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+    query, key, mask, bias = arguments.query, arguments.key, arguments.mask, arguments.bias
+    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    graph = _graph_of(arguments.pattern, *sizes[2:], query.device)
     if mask is not None:
-        require_mask("mask", mask)
-        require_device("mask", mask, query.device, "query")
         mask = _at_edges(to_four_axes("mask", mask, *sizes), graph, *sizes[:2])
     if bias is not None:
         bias = _at_edges(to_four_axes("bias", read_bias(bias, query), *sizes), graph, *sizes[:2])

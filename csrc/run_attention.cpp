@@ -1,0 +1,455 @@
+// Attention over runs of keys: dense products of tiles, in which every query sees some runs of neighbouring keys. Tiles
+// that no query sees are left out, and tiles that only some see are masked by a bit for each pair.
+//
+//   i  query in order     j  key in order     t  tile of kKeys keys     h  head     g  key head, h / group
+//   D, C  head_dim, value_dim, rounded up to whole vectors in the packed copies
+//   S  scores, P  weights, l  logsumexp
+//
+// Keys are copied once for each batch entry and key head, tile by tile and as the products read them.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "anyattention.h"
+#include "products.h"
+#include "rows.h"
+#include "simd.h"
+
+namespace anyattention {
+namespace {
+
+constexpr int64_t kQueries = 48, kKeys = 64;  // of a tile
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr uint64_t kWhole = ~uint64_t{0};
+
+struct Range {
+  int64_t begin, end;
+};
+
+bool is_finite(const float *row, int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t n = 0; n < count; ++n) sum += row[n] * 0;
+  return sum == 0;
+}
+
+// One part of a call: the sizes, and where everything lies.
+struct Part {
+  const anyattention_run_attention &c;
+  int64_t H, G, D, C, num_tiles, query_tiles;
+
+  explicit Part(const anyattention_run_attention &call)
+      : c(call),
+        H(call.heads),
+        G(call.key_heads),
+        D((call.head_dim + kLane - 1) / kLane * kLane),
+        C((call.value_dim + kLane - 1) / kLane * kLane),
+        num_tiles((call.num_keys + kKeys - 1) / kKeys),
+        query_tiles((call.num_queries + kQueries - 1) / kQueries) {}
+
+  int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
+  int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
+  int64_t query_row(int64_t b, int64_t i, int64_t h) const { return (b * c.num_queries + query_at(i)) * H + h; }
+  int64_t key_row(int64_t b, int64_t j, int64_t g) const { return (b * c.num_keys + key_at(j)) * G + g; }
+
+  bool is_valid() const {
+    if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
+    if (c.value_dim < 1 || c.num_threads < 1 || !c.run_offsets) return false;
+    const int64_t runs = c.run_offsets[c.num_queries];
+    if (c.run_offsets[0] != 0 || runs < 0 || runs != c.num_runs || (runs > 0 && (!c.run_begins || !c.run_ends))) return false;
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      if (c.run_offsets[i] > c.run_offsets[i + 1]) return false;
+    }
+    return true;
+  }
+
+  // Whether runs rise, apart from one another and inside the keys, and the orders stay inside, too.
+  bool is_in_range() const {
+    bool valid = true;
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      int64_t reached = 0;
+      for (int64_t r = c.run_offsets[i]; r < c.run_offsets[i + 1]; ++r) {
+        valid &= c.run_begins[r] >= reached && c.run_begins[r] < c.run_ends[r];
+        reached = c.run_ends[r];
+      }
+      valid &= reached <= c.num_keys;
+    }
+    for (int64_t i = 0; c.query_order && i < c.num_queries; ++i) {
+      valid &= static_cast<uint64_t>(c.query_order[i]) < static_cast<uint64_t>(c.num_queries);
+    }
+    for (int64_t j = 0; c.key_order && j < c.num_keys; ++j) {
+      valid &= static_cast<uint64_t>(c.key_order[j]) < static_cast<uint64_t>(c.num_keys);
+    }
+    return valid;
+  }
+};
+
+// The keys and values of all heads, tile by tile: turned (width, kKeys), for products along a row, or as rows.
+struct PackedKeys {
+  const Part &part;
+  Workspace<float> turned_keys, rows_of_keys, rows_of_values, turned_values;
+  std::vector<uint8_t> broken;  // tiles with a number that is not finite
+
+  PackedKeys(const Part &p, bool backward)
+      : part(p),
+        turned_keys(size(p.D), false),
+        rows_of_keys(backward ? size(p.D) : 0, false),
+        rows_of_values(backward ? 0 : size(p.C), false),
+        turned_values(backward ? size(p.C) : 0, false),
+        broken(static_cast<std::size_t>(p.c.batch * p.G * p.num_tiles)) {
+    const int64_t tiles = p.c.batch * p.G * p.num_tiles;
+    const int team = static_cast<int>(std::max<int64_t>(1, std::min(p.c.num_threads, tiles)));
+#pragma omp parallel for num_threads(team) if (team > 1)
+    for (int64_t n = 0; n < tiles; ++n) pack(n, backward);
+  }
+
+  int64_t size(int64_t width) const { return part.c.batch * part.G * part.num_tiles * kKeys * width; }
+  int64_t tile(int64_t b, int64_t g, int64_t t) const { return (b * part.G + g) * part.num_tiles + t; }
+
+  void pack(int64_t n, bool backward) {
+    const int64_t t = n % part.num_tiles, g = n / part.num_tiles % part.G, b = n / part.num_tiles / part.G;
+    const int64_t count = std::min(kKeys, part.c.num_keys - t * kKeys), D = part.c.head_dim, C = part.c.value_dim;
+    bool finite = true;
+    float *turned_key = turned_keys.get() + n * kKeys * part.D;
+    std::fill_n(turned_key, kKeys * part.D, 0.0f);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t row = part.key_row(b, t * kKeys + j, g);
+      const float *k = part.c.key + row * D;
+      const float *v = part.c.value + row * C;
+      finite = finite && is_finite(k, D) && is_finite(v, C);
+      for (int64_t d = 0; d < D; ++d) turned_key[d * kKeys + j] = k[d];
+    }
+    const auto rows = [&](float *to, const void *from, int64_t width, int64_t padded) {
+      std::fill_n(to, kKeys * padded, 0.0f);
+      for (int64_t j = 0; j < count; ++j) {
+        std::copy_n(static_cast<const float *>(from) + part.key_row(b, t * kKeys + j, g) * width, width, to + j * padded);
+      }
+    };
+    if (backward) {
+      rows(rows_of_keys.get() + n * kKeys * part.D, part.c.key, D, part.D);
+      float *turned_value = turned_values.get() + n * kKeys * part.C;
+      std::fill_n(turned_value, kKeys * part.C, 0.0f);
+      for (int64_t j = 0; j < count; ++j) {
+        const float *v = part.c.value + part.key_row(b, t * kKeys + j, g) * C;
+        for (int64_t d = 0; d < C; ++d) turned_value[d * kKeys + j] = v[d];
+      }
+    } else {
+      rows(rows_of_values.get() + n * kKeys * part.C, part.c.value, C, part.C);
+    }
+    broken[static_cast<std::size_t>(n)] = !finite;
+  }
+};
+
+// The queries of one tile and the keys they see.
+struct QueryTile {
+  const Part &part;
+  int64_t first, count;
+  int64_t cursor[kQueries];  // each query's first run that does not end before the tile of keys
+  uint64_t seen[kQueries];   // a bit for each key of the tile
+  std::vector<Range> tiles;  // of keys
+
+  QueryTile(const Part &p, int64_t index)
+      : part(p), first(index * kQueries), count(std::min(kQueries, p.c.num_queries - first)) {
+    std::vector<Range> ranges;
+    for (int64_t i = 0; i < count; ++i) {
+      cursor[i] = part.c.run_offsets[first + i];
+      for (int64_t r = cursor[i]; r < part.c.run_offsets[first + i + 1]; ++r) {
+        ranges.push_back({part.c.run_begins[r] / kKeys, (part.c.run_ends[r] - 1) / kKeys + 1});
+      }
+    }
+    std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
+    for (const Range &range : ranges) {
+      if (tiles.empty() || range.begin > tiles.back().end) {
+        tiles.push_back(range);
+      } else {
+        tiles.back().end = std::max(tiles.back().end, range.end);
+      }
+    }
+  }
+
+  // Reads which keys of tile t each query sees; tiles must come in rising order. Whether every query sees every key.
+  bool look_at(int64_t t) {
+    const int64_t begin = t * kKeys, end = begin + kKeys;
+    bool whole = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t last = part.c.run_offsets[first + i + 1];
+      while (cursor[i] < last && part.c.run_ends[cursor[i]] <= begin) ++cursor[i];
+      uint64_t bits = 0;
+      for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < end; ++r) {
+        const int64_t from = std::max<int64_t>(part.c.run_begins[r] - begin, 0);
+        const int64_t to = std::min(part.c.run_ends[r] - begin, kKeys);
+        bits |= (to - from == kKeys ? kWhole : ((uint64_t{1} << (to - from)) - 1) << from);
+      }
+      seen[i] = bits;
+      whole &= bits == kWhole;
+    }
+    return whole;
+  }
+
+  // Copies rows (width) of the tile's queries into whole vectors, times a factor; whether all are finite.
+  bool copy_rows(const void *from, int64_t b, int64_t h, int64_t width, int64_t padded, float factor, float *to) const {
+    bool finite = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const float *row = static_cast<const float *>(from) + part.query_row(b, first + i, h) * width;
+      finite = finite && is_finite(row, width);
+      for (int64_t d = 0; d < width; ++d) to[i * padded + d] = row[d] * factor;
+      std::fill_n(to + i * padded + width, padded - width, 0.0f);
+    }
+    return finite;
+  }
+};
+
+// Infinity becomes NaN, which -inf would pass for a hidden key, and hidden keys become -inf.
+inline Lanes shown(Lanes scores, uint64_t bits, int64_t lane) {
+  typedef int32_t Integers __attribute__((vector_size(64)));
+  const Integers places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Integers sees = (static_cast<int32_t>(bits >> lane & 0xffff) >> places) & 1;
+  const Lanes hidden = Lanes{} + kMinusInfinity;
+  return sees ? scores + scores * 0 : hidden;
+}
+
+inline float largest_of(Lanes lanes) {
+  float largest = kMinusInfinity;
+  for (int n = 0; n < kLane; ++n) largest = lanes[n] > largest ? lanes[n] : largest;
+  return largest;
+}
+
+void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h, int64_t index, bool merges,
+                  float *scratch, float *output, float *logsumexp) {
+  const int64_t D = part.D, C = part.C, g = h / (part.H / part.G);
+  float *q = scratch, *score = q + kQueries * D, *out = score + kQueries * kKeys;
+  float largest[kQueries], sum[kQueries];
+  QueryTile tile(part, index);
+  tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
+  std::fill_n(out, kQueries * C, 0.0f);
+  std::fill_n(largest, kQueries, kMinusInfinity);
+  std::fill_n(sum, kQueries, 0.0f);
+  for (const Range &range : tile.tiles) {
+    for (int64_t t = range.begin; t < range.end; ++t) {
+      const bool whole = tile.look_at(t);
+      const int64_t n = keys.tile(b, g, t);
+      product<false>(tile.count, kKeys, D, q, D, 1, keys.turned_keys.get() + n * kKeys * D, kKeys, score, kKeys);
+      for (int64_t i = 0; i < tile.count; ++i) {
+        float *row = score + i * kKeys;
+        Lanes x[kKeys / kLane], top = Lanes{} + kMinusInfinity;
+        for (int p = 0; p < kKeys / kLane; ++p) {
+          x[p] = shown(load<kLane>(row + p * kLane), tile.seen[i], p * kLane);
+          top = x[p] > top ? x[p] : top;
+        }
+        const float before = largest[i], now = std::max(before, largest_of(top));
+        const float shift = now == kMinusInfinity ? 0 : now;
+        Lanes total{};
+        for (int p = 0; p < kKeys / kLane; ++p) {
+          x[p] = Exponential<float, kLane>::run(x[p] - shift);
+          total += x[p];
+          store<float, kLane>(row + p * kLane, x[p]);
+        }
+        if (now != before) {
+          const float factor = std::exp(before - shift);
+          sum[i] *= factor;
+          for (int64_t d = 0; d < C; ++d) out[i * C + d] *= factor;
+          largest[i] = now;
+        }
+        sum[i] += sum_of<float, kLane>(total);
+      }
+      const float *values = keys.rows_of_values.get() + n * kKeys * C;
+      if (whole || !keys.broken[static_cast<std::size_t>(n)]) {
+        product<true>(tile.count, C, kKeys, score, kKeys, 1, values, C, out, C);
+        continue;
+      }
+      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
+        for (int64_t j = 0; j < kKeys; ++j) {
+          if (tile.seen[i] >> j & 1) add_scaled<0>(out + i * C, score[i * kKeys + j], values + j * C, C);
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t row = part.query_row(b, tile.first + i, h);
+    float *target = output + row * part.c.value_dim;
+    float l = sum[i] == 0 ? kMinusInfinity : largest[i] + std::log(sum[i]);
+    float mine = sum[i] == 0 ? 0 : 1 / sum[i], theirs = 0;
+    if (merges) {
+      const float other = logsumexp[row], top = std::max(l, other);
+      if (top != kMinusInfinity || l != l || other != other) {
+        const float both = top + std::log(std::exp(l - top) + std::exp(other - top));
+        mine *= std::exp(l - both);
+        theirs = std::exp(other - both);
+        l = both;
+      }
+    }
+    logsumexp[row] = l;
+    for (int64_t d = 0; d < part.c.value_dim; ++d) {
+      target[d] = out[i * C + d] * mine + (theirs == 0 ? 0 : target[d] * theirs);
+    }
+  }
+}
+
+// The gradients by the keys and values of one batch entry and key head, tile by tile like the packed rows.
+struct KeyGradients {
+  float *keys, *values;
+};
+
+void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_t h, int64_t index, bool adds,
+                   float *scratch, const float *output, const float *logsumexp, const float *grad_output,
+                   const float *grad_logsumexp, float *grad_query, KeyGradients grads) {
+  const int64_t D = part.D, C = part.C, g = h / (part.H / part.G);
+  float *q = scratch, *grad = q + kQueries * D, *weight = grad + kQueries * C, *by_score = weight + kQueries * kKeys;
+  float *by_query = by_score + kQueries * kKeys;
+  float shift[kQueries], delta[kQueries];
+  QueryTile tile(part, index);
+  bool finite = tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
+  finite &= tile.copy_rows(grad_output, b, h, part.c.value_dim, C, 1, grad);
+  std::fill_n(by_query, kQueries * D, 0.0f);
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t row = part.query_row(b, tile.first + i, h);
+    shift[i] = logsumexp[row] == kMinusInfinity ? 0 : logsumexp[row];
+    delta[i] = dot<0>(grad + i * C, output + row * part.c.value_dim, part.c.value_dim);
+    if (grad_logsumexp && logsumexp[row] != kMinusInfinity) delta[i] -= grad_logsumexp[row];
+  }
+  for (const Range &range : tile.tiles) {
+    for (int64_t t = range.begin; t < range.end; ++t) {
+      const bool whole = tile.look_at(t);
+      const int64_t n = packed.tile(b, g, t);
+      product<false>(tile.count, kKeys, D, q, D, 1, packed.turned_keys.get() + n * kKeys * D, kKeys, weight, kKeys);
+      product<false>(tile.count, kKeys, C, grad, C, 1, packed.turned_values.get() + n * kKeys * C, kKeys, by_score, kKeys);
+      for (int64_t i = 0; i < tile.count; ++i) {
+        for (int64_t p = 0; p < kKeys; p += kLane) {
+          float *w = weight + i * kKeys + p, *s = by_score + i * kKeys + p;
+          const Lanes x = shown(load<kLane>(w), tile.seen[i], p);
+          const Lanes weights = Exponential<float, kLane>::run(x - shift[i]);
+          const Lanes by = weights * (load<kLane>(s) - delta[i]);
+          store<float, kLane>(w, weights);
+          store<float, kLane>(s, x == kMinusInfinity ? Lanes{} : by);
+        }
+      }
+      const float *k = packed.rows_of_keys.get() + n * kKeys * D;
+      float *gk = grads.keys + t * kKeys * D, *gv = grads.values + t * kKeys * C;
+      if (whole || (finite && !packed.broken[static_cast<std::size_t>(n)])) {
+        product<true>(kKeys, C, tile.count, weight, 1, kKeys, grad, C, gv, C);
+        product<true>(kKeys, D, tile.count, by_score, 1, kKeys, q, D, gk, D);
+        product<true>(tile.count, D, kKeys, by_score, kKeys, 1, k, D, by_query, D);
+        continue;
+      }
+      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
+        for (int64_t j = 0; j < kKeys; ++j) {
+          if (!(tile.seen[i] >> j & 1)) continue;
+          add_scaled<0>(gv + j * C, weight[i * kKeys + j], grad + i * C, C);
+          add_scaled<0>(gk + j * D, by_score[i * kKeys + j], q + i * D, D);
+          add_scaled<0>(by_query + i * D, by_score[i * kKeys + j], k + j * D, D);
+        }
+      }
+    }
+  }
+  const float scale = static_cast<float>(part.c.scale);
+  for (int64_t i = 0; i < tile.count; ++i) {
+    float *target = grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
+    for (int64_t d = 0; d < part.c.head_dim; ++d) target[d] = by_query[i * D + d] * scale + (adds ? target[d] : 0);
+  }
+}
+
+void forward(const Part &part, bool merges, float *output, float *logsumexp) {
+  const PackedKeys keys(part, false);
+  const int64_t tasks = part.c.batch * part.H * part.query_tiles;
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
+  const int64_t own = kQueries * (part.D + kKeys + part.C) + kLane;
+  const Workspace<float> scratch(team * own);
+  std::atomic<bool> has_memory{true};
+#pragma omp parallel for num_threads(team) if (team > 1) schedule(dynamic, 4)
+  for (int64_t n = 0; n < tasks; ++n) {
+    const int64_t index = n % part.query_tiles, h = n / part.query_tiles % part.H, b = n / part.query_tiles / part.H;
+    try {
+      forward_tile(part, keys, b, h, index, merges, scratch.get() + thread_number() * own, output, logsumexp);
+    } catch (const std::bad_alloc &) {
+      has_memory = false;
+    }
+  }
+  if (!has_memory) throw std::bad_alloc();
+}
+
+// Each batch entry, key head and slice of the tiles of queries is one task with sums of its own: as many slices as make
+// sixteen tasks, whatever the threads, and added up in order.
+void backward(const Part &part, bool adds, const float *output, const float *logsumexp, const float *grad_output,
+              const float *grad_logsumexp, float *grad_query, float *grad_key, float *grad_value) {
+  const PackedKeys packed(part, true);
+  const int64_t heads = part.c.batch * part.G, group = part.H / part.G;
+  const int64_t slices = std::max<int64_t>(1, std::min<int64_t>((16 + heads - 1) / std::max<int64_t>(heads, 1), part.query_tiles / 8));
+  const int64_t key_size = part.num_tiles * kKeys * part.D, value_size = part.num_tiles * kKeys * part.C;
+  const int64_t tasks = heads * slices;
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
+  const int64_t own = kQueries * (2 * part.D + part.C + 2 * kKeys) + kLane;
+  const Workspace<float> scratch(team * own), by_keys(tasks * key_size), by_values(tasks * value_size);
+  std::atomic<bool> has_memory{true};
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < tasks; ++n) {
+      const int64_t slice = n % slices, g = n / slices % part.G, b = n / slices / part.G;
+      const KeyGradients grads{by_keys.get() + n * key_size, by_values.get() + n * value_size};
+      const int64_t begin = part.query_tiles * slice / slices, end = part.query_tiles * (slice + 1) / slices;
+      try {
+        for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+          for (int64_t index = begin; index < end; ++index) {
+            backward_tile(part, packed, b, h, index, adds, scratch.get() + thread_number() * own, output, logsumexp,
+                          grad_output, grad_logsumexp, grad_query, grads);
+          }
+        }
+      } catch (const std::bad_alloc &) {
+        has_memory = false;
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < heads * part.c.num_keys; ++n) {
+      const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
+      const int64_t row = part.key_row(b, j, g);
+      float *gk = grad_key + row * part.c.head_dim, *gv = grad_value + row * part.c.value_dim;
+      if (!adds) std::fill_n(gk, part.c.head_dim, 0.0f), std::fill_n(gv, part.c.value_dim, 0.0f);
+      for (int64_t slice = 0; slice < slices; ++slice) {
+        const int64_t task = (b * part.G + g) * slices + slice;
+        add(gk, by_keys.get() + task * key_size + j * part.D, part.c.head_dim);
+        add(gv, by_values.get() + task * value_size + j * part.C, part.c.value_dim);
+      }
+    }
+  }
+  if (!has_memory) throw std::bad_alloc();
+}
+
+template <class Run>
+int32_t guarded(const anyattention_run_attention *call, const Run &run) {
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const Part part(*call);
+  if (!part.is_valid()) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!part.is_in_range()) return ANYATTENTION_OUT_OF_RANGE;
+  try {
+    run(part);
+    return ANYATTENTION_OK;
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
+}
+
+}  // namespace
+}  // namespace anyattention
+
+extern "C" {
+
+int32_t anyattention_run_attention_forward(const anyattention_run_attention *call, int32_t merges, float *output,
+                                           float *logsumexp) {
+  return anyattention::guarded(
+      call, [=](const auto &part) { anyattention::forward(part, merges != 0, output, logsumexp); });
+}
+
+int32_t anyattention_run_attention_backward(const anyattention_run_attention *call, int32_t adds, const float *output,
+                                            const float *logsumexp, const float *grad_output,
+                                            const float *grad_logsumexp, float *grad_query, float *grad_key,
+                                            float *grad_value) {
+  return anyattention::guarded(call, [=](const auto &part) {
+    anyattention::backward(part, adds != 0, output, logsumexp, grad_output, grad_logsumexp, grad_query, grad_key,
+                           grad_value);
+  });
+}
+}

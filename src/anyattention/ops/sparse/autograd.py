@@ -1,0 +1,100 @@
+"""Attention over runs as an operator that autograd, opcheck and torch.compile know.
+
+`anyattention::run_attention` is fused, forward and backward; under `create_graph` its backward is that of the same
+computation in the primitives of graphs, over the pairs as edges.
+
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention.ops.graph.composed import composed_attention
+from anyattention.ops.graph.edge_operators import arrays_of, define
+from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.sparse import kernels
+from anyattention.ops.sparse.runs import RunPart, pairs_of
+from anyattention.patterns import Graph
+
+__all__ = ["attention"]
+
+_ATTENTION = "Tensor query, Tensor key, Tensor value, Tensor[] parts, float scale"
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[RunPart], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output `(B, L, H, C)` and logsumexp `(B, L, H)`; see `kernels.attention`."""
+    return _attend(query, key, value, [array for part in parts for array in part], scale)
+
+
+def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return query.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(query.shape[:3])
+
+
+def _keep(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3])
+    ctx.scale = inputs[4]
+
+
+def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
+    query, key, value, output, logsumexp, *parts = ctx.saved_tensors
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return (*_composed(ctx, query, key, value, parts, logsumexp, grad_output, grad_logsumexp), None, None)
+    gradients = _attend_backward(grad_output, grad_logsumexp, output, logsumexp, query, key, value, parts, ctx.scale)
+    return (*gradients, None, None)
+
+
+def _composed(
+    ctx: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: Sequence[Tensor],
+    logsumexp: Tensor,
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients as a graph of primitives, which autograd differentiates again."""
+    whole = [RunPart(*parts[first : first + 5]) for first in range(0, len(parts), 5)]
+    queries, keys = pairs_of(whole)
+    graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
+    needed = [n for n in range(3) if ctx.needs_input_grad[n]]
+    own = [x.view_as(x) if n in needed else x for n, x in enumerate((query, key, value))]
+    settings = Settings("Dot", True, ctx.scale, 0.0, 0.0, 0.0)
+    outputs = composed_attention(
+        own[0], own[1], own[2], None, None, None, None, arrays_of(graph), settings, logsumexp.detach()
+    )
+    pairs = [
+        (out, grad)
+        for out, grad in zip(outputs, (grad_output, grad_logsumexp), strict=True)
+        if grad is not None and out.requires_grad
+    ]
+    found = torch.autograd.grad(
+        [out for out, _ in pairs],
+        [own[n] for n in needed],
+        [grad for _, grad in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    by_position = dict(zip(needed, found, strict=True))
+    return [by_position.get(n) for n in range(3)]
+
+
+_attend = define("run_attention", f"{_ATTENTION}) -> (Tensor, Tensor)", kernels.attention, _shapes, _gradients, _keep)
+_attend_backward = define(
+    "run_attention_backward",
+    f"Tensor grad_output, Tensor? grad_logsumexp, Tensor output, Tensor logsumexp, {_ATTENTION})"
+    " -> (Tensor, Tensor, Tensor)",
+    kernels.attention_backward,
+    lambda *arguments: tuple(x.new_empty(x.shape) for x in arguments[4:7]),
+    None,
+)
