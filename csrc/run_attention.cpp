@@ -321,7 +321,8 @@ void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_
         for (int64_t p = 0; p < kKeys; p += kLane) {
           float *w = weight + i * kKeys + p, *s = by_score + i * kKeys + p;
           const Lanes x = shown(load<kLane>(w), tile.seen[i], p);
-          const Lanes weights = Exponential<float, kLane>::run(x - shift[i]);
+          // A row of NaN has none for hidden keys.
+          const Lanes weights = x == kMinusInfinity ? Lanes{} : Exponential<float, kLane>::run(x - shift[i]);
           const Lanes by = weights * (load<kLane>(s) - delta[i]);
           store<float, kLane>(w, weights);
           store<float, kLane>(s, x == kMinusInfinity ? Lanes{} : by);

@@ -18,7 +18,7 @@ from anyattention.config import (
     SparseAttentionConfig,
 )
 from anyattention.masks import mask_from_blocked
-from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain
+from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain, merge
 from anyattention.output import (
     AttentionCache,
     AttentionGradients,
@@ -77,6 +77,7 @@ __all__ = [
     "interfaces",
     "load",
     "mask_from_blocked",
+    "merge",
     "nn",
     "save",
 ]

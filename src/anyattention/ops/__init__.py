@@ -2,5 +2,6 @@
 
 from anyattention.ops.attend import attend, explain
 from anyattention.ops.graph import edge_dot, edge_softmax, edge_sum
+from anyattention.ops.merge import merge
 
-__all__ = ["attend", "edge_dot", "edge_softmax", "edge_sum", "explain"]
+__all__ = ["attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"]
