@@ -4,6 +4,7 @@
 //
 //   properties SECONDS [SEED]
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -243,6 +244,63 @@ void drive_attention(const Graph &graph, bool faulty) {
   require(!faulty || batch == 0 || statuses[2] != ANYATTENTION_OK, "attention took a fault", statuses[2]);
 }
 
+// Attention over random runs of keys, in random orders, once sound and once with a fault where one is planted.
+void drive_runs(bool faulty) {
+  const int64_t queries = up_to(150), keys = up_to(200), key_heads = 1 + up_to(2), heads = key_heads * (1 + up_to(1));
+  const int64_t head_dim = one_of<int64_t>({1, 3, 8, 16, 40, 64}), value_dim = one_of<int64_t>({1, 5, 16, 64});
+  const int64_t batch = chance(0.05) ? 0 : 1 + up_to(1);
+  std::vector<int64_t> begins, ends;
+  const Array<int64_t> offsets(queries + 1);
+  for (int64_t i = 0; i < queries; ++i) {
+    for (int64_t at = up_to(keys); chance(0.8) && at < keys; at += 1 + up_to(60)) {
+      begins.push_back(at);
+      at += 1 + up_to(std::min<int64_t>(keys - at - 1, chance(0.3) ? 150 : 5));
+      ends.push_back(at);
+    }
+    offsets[i + 1] = static_cast<int64_t>(begins.size());
+  }
+  const auto copy = [](const std::vector<int64_t> &from) {
+    Array<int64_t> to(static_cast<int64_t>(from.size()));
+    std::copy(from.begin(), from.end(), to.get());
+    return to;
+  };
+  const auto order = [](int64_t count) {
+    Array<int64_t> places(count);
+    for (int64_t n = 0; n < count; ++n) places[n] = n;
+    std::shuffle(places.get(), places.get() + count, generator);
+    return places;
+  };
+  const Array<int64_t> run_begins = copy(begins), run_ends = copy(ends), query_order = order(queries), key_order = order(keys);
+  const int64_t num_runs = run_begins.count;
+  bool broken = false;
+  if (faulty && num_runs > 0) {
+    const int64_t wild = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40});
+    const std::vector<const Array<int64_t> *> arrays{&run_begins, &run_ends, &query_order, &key_order, &offsets};
+    const Array<int64_t> &array = *one_of(arrays);
+    array[up_to(array.count - 1)] = wild;
+    broken = true;
+  }
+  const auto numbers = [](int64_t count) { return Numbers(false, count); };
+  const Numbers query = numbers(batch * queries * heads * head_dim), key = numbers(batch * keys * key_heads * head_dim);
+  const Numbers value = numbers(batch * keys * key_heads * value_dim);
+  const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
+  const Numbers grad_output = numbers(output.floats.count), grad_logsumexp = numbers(logsumexp.floats.count);
+  const Numbers grad_query = numbers(query.floats.count), grad_key = numbers(key.floats.count);
+  const Numbers grad_value = numbers(value.floats.count);
+  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), 0.4,
+      query.floats.get(), key.floats.get(), value.floats.get(), broken || chance(0.5) ? query_order.get() : nullptr,
+      broken || chance(0.5) ? key_order.get() : nullptr, offsets.get(), run_begins.get(), run_ends.get(), num_runs};
+  const int32_t statuses[] = {
+      anyattention_run_attention_forward(&call, chance(0.3), output.floats.get(), logsumexp.floats.get()),
+      anyattention_run_attention_backward(&call, chance(0.3), output.floats.get(), logsumexp.floats.get(),
+                                          grad_output.floats.get(), chance(0.5) ? nullptr : grad_logsumexp.floats.get(),
+                                          grad_query.floats.get(), grad_key.floats.get(), grad_value.floats.get()),
+  };
+  for (const int32_t status : statuses) {
+    require(broken == (status != ANYATTENTION_OK), broken ? "runs took a fault" : "sound runs refused", status);
+  }
+}
+
 // The arrays that are summed up before the LeakyReLU; queries, keys or features may be missing.
 struct Summed {
   int64_t num_features;
@@ -324,6 +382,10 @@ void refuse_arguments() {
   anyattention_dynamic nothing{};
   require(anyattention_dynamic_sums(&nothing, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_run_attention_forward(nullptr, 0, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_run_attention no_sizes{};
+  require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+                                              nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 
@@ -343,6 +405,7 @@ int main(int argc, char **argv) {
     drive_primitives(graph, of_keys, faulty);
     drive_attention(graph, faulty);
     drive_dynamic(graph, faulty);
+    drive_runs(faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
               elapsed(), static_cast<long long>(faults));
