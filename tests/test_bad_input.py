@@ -27,7 +27,9 @@ from anyattention import (
     Graph,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    SparseAttentionBuilder,
     SparseAttentionConfig,
+    Window,
     attend,
     explain,
     load,
@@ -35,7 +37,7 @@ from anyattention import (
     save,
 )
 from anyattention import errors as e
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 _NAN = float("nan")
 
@@ -344,6 +346,19 @@ _MODULES = [
         "causal: expected as many queries as keys, got 5 queries and 3 keys. .*bottom_right"),
     row("all weights", _INPUT, lambda: _mha()(_S, return_weights="all"),
         "return_weights: expected False, True, 'mean' or 'heads', got 'all'"),
+    row("module's mask as pattern", _CONFIG, lambda: _mha(pattern=torch.ones(5, 5, dtype=torch.bool)),
+        r"pattern: expected a pattern \(Causal, Window, Graph, ...\) or None, got Tensor"),
+    row("graph of another length", _SHAPE, lambda: _mha(pattern=_GRAPH)(_S),
+        r"query: expected \(batch=2, queries=4, .*got \(2, 5, 2, 4\). queries is 4 in the graph"),
+    row("chosen keys", _UNSUPPORTED, lambda: SparseAttention(8, 2, sparsity_pattern="top_k", top_k=3),
+        "sparsity_pattern: expected 'local', .*got 'top_k'. keys chosen by their scores are not computed"),
+    row("sparse cross-attention", _SHAPE, lambda: SparseAttention(8, 2)(_S, _S[:, :3]),
+        "key: expected as many keys as queries, 5, got 3 keys. .*bottom_right"),
+    row("connectivity as list", _SPARSE, lambda: SparseAttention(8, 2).sparse_forward(_S, _S, _S, [[1]]),
+        "adjacency: expected a scipy.sparse matrix, .*got list"),
+    row("connectivity of another size", _SHAPE,
+        lambda: SparseAttention(8, 2).sparse_forward(_S, _S, _S, torch.ones(5, 4)),
+        r"connectivity: expected \(query_length=5, key_length=5\), got \(5, 4\)"),
     row("NaN in the output", e.NumericalInstabilityError, lambda: _mha(check_finite=True)(_S * _NAN),
         r"MultiHeadAttention output: expected finite numbers \(check_finite=True\), got 80 NaN or Inf among 80"),
     row("node features", _SHAPE, lambda: _gat()(_F[:, :2], _EDGE_INDEX),
@@ -435,6 +450,9 @@ _CONFIGS = [
         "positions: expected its default 'none' here, got 'learned'. ScaledDotProductAttention"),
     row("graph builder, aggregation", _CONFIG, lambda: GraphAttentionBuilder().aggregation("min").build(),
         "aggregation: expected one of 'sum', 'mean', 'max', got 'min'"),
+    row("sparse builder, unused setting", _CONFIG,
+        lambda: SparseAttentionBuilder().sparsity_pattern("block").local_window(3).build_sparse(),
+        "local_window: expected its default 128 here, got '?3'?. the pattern 'block' does not use it"),
 ]
 # fmt: on
 
@@ -477,6 +495,8 @@ def _file_in_the_way(folder):
 _FILES = [
     row("save another module", _INPUT, lambda: save(torch.nn.Linear(1, 1), "saved"),
         "module: expected one of .*MultiHead.*got Linear"),
+    row("save a pattern", _UNSUPPORTED, lambda: save(_mha(pattern=Window(1, 1)), "saved"),
+        r"module: expected settings that are all in its config, got MultiHeadAttention\(pattern=Window"),
     row("save to a number", _INPUT, lambda: save(_mha(), 3), "folder: expected a path, got 3"),
     row("save to no path", _INPUT, lambda: save(_mha(), "a\0b"), r"folder: expected a path, got 'a\\x00b'"),
     Row("save below a file", _INPUT, lambda folder: save(_mha(), folder / "file" / "saved"),

@@ -5,9 +5,16 @@ import inspect
 
 import pytest
 
-from anyattention import AttentionBuilder, AttentionConfig, GraphAttentionBuilder, GraphAttentionConfig
-from anyattention.errors import InvalidConfigError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention import (
+    AttentionBuilder,
+    AttentionConfig,
+    GraphAttentionBuilder,
+    GraphAttentionConfig,
+    SparseAttentionBuilder,
+    SparseAttentionConfig,
+)
+from anyattention.errors import InvalidConfigError, UnsupportedError
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 # A value for each field, none of them its default.
 _BASE = {
@@ -28,6 +35,14 @@ _GRAPH = {
     "in_features": (2, 3),
     "concat": False,
     "residual": True,
+}
+# Each field with the settings that it needs beside it.
+_SPARSE = {
+    "sparsity_pattern": {"sparsity_pattern": "block"},
+    "block_size": {"block_size": 7, "sparsity_pattern": "strided"},
+    "local_window": {"local_window": 5},
+    "num_global_tokens": {"num_global_tokens": 3, "sparsity_pattern": "global"},
+    "top_k": {"top_k": 2, "sparsity_pattern": "top_k"},
 }
 
 
@@ -56,6 +71,11 @@ def test_each_graph_field_has_a_setter_and_each_setter_a_field():
     assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == set(_GRAPH) | set(_BASE)
 
 
+def test_each_sparse_field_has_a_setter_and_each_setter_a_field():
+    fields = _names(SparseAttentionConfig) - {"base"}
+    assert _setters(SparseAttentionBuilder) == fields | set(_DENSE) == set(_SPARSE) | set(_DENSE)
+
+
 @pytest.mark.parametrize("name", _DENSE)
 def test_dense_setter_sets_its_field_alone(name):
     # num_heads=5 needs a width that it divides.
@@ -71,6 +91,14 @@ def test_graph_setter_sets_its_field_alone(name):
     config = getattr(GraphAttentionBuilder(), name)(_GRAPH[name]).build_config()
     assert getattr(config, name) == _GRAPH[name] != getattr(GraphAttentionConfig(), name)
     assert config == GraphAttentionConfig(**{name: _GRAPH[name]})
+
+
+@pytest.mark.parametrize("name", _SPARSE)
+def test_sparse_setter_sets_its_field(name):
+    settings = _SPARSE[name]
+    config = _set(SparseAttentionBuilder(), settings).build_config()
+    assert getattr(config, name) == settings[name] != getattr(SparseAttentionConfig(), name)
+    assert config == SparseAttentionConfig(**settings)
 
 
 def test_multi_head_equals_the_one_made_by_hand():
@@ -91,6 +119,14 @@ def test_graph_attention_equals_the_one_made_by_hand():
     assert type(module) is GraphAttention
     assert module.config == GraphAttentionConfig(base=AttentionConfig(**_BASE), **_GRAPH)
     assert module.config == GraphAttention(**_BASE, **_GRAPH).config
+
+
+def test_sparse_attention_equals_the_one_made_by_hand():
+    settings = {"sparsity_pattern": "fixed", "block_size": 7, "num_global_tokens": 2}
+    module = _set(SparseAttentionBuilder(), {**_DENSE, **settings}).build_sparse()
+    assert type(module) is SparseAttention
+    assert module.config == SparseAttentionConfig(base=AttentionConfig(**_DENSE), **settings)
+    assert module.config == SparseAttention(**_DENSE, **settings).config
 
 
 def test_switches_need_no_argument():
@@ -128,3 +164,11 @@ def test_scaled_dot_product_refuses_what_it_cannot_use(name):
 def test_dot_score_refuses_a_slope():
     with pytest.raises(InvalidConfigError, match=r"^negative_slope: expected its default 0\.2"):
         GraphAttentionBuilder().score("dot").negative_slope(0.5).build()
+
+
+def test_sparse_settings_are_checked_when_building():
+    builder = SparseAttentionBuilder().local_window(3).sparsity_pattern("block")
+    with pytest.raises(InvalidConfigError, match=r"^local_window: expected its default 128 here, got 3"):
+        builder.build_sparse()
+    with pytest.raises(UnsupportedError, match=r"^sparsity_pattern: expected .*got 'top_k'"):
+        SparseAttentionBuilder().sparsity_pattern("top_k").top_k(3).build_sparse()

@@ -16,7 +16,7 @@ from anyattention import (
     SparseAttentionConfig,
 )
 from anyattention.errors import InvalidConfigError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 _NAN, _INF = math.nan, math.inf
 _NO_COUNTS = (0, -1, True, 2.0, "2", None, _NAN, 2**31, 10**30)
@@ -236,6 +236,13 @@ def test_sparse_pattern_asks_for_what_it_needs(pattern, name):
         SparseAttentionConfig(sparsity_pattern=pattern)
 
 
+def test_a_block_holds_its_summary():
+    settings = {"sparsity_pattern": "fixed", "block_size": 3}
+    assert SparseAttentionConfig(**settings, num_global_tokens=3).num_global_tokens == 3
+    with pytest.raises(InvalidConfigError, match=r"^num_global_tokens: expected at most block_size=3 .*'fixed', got 4"):
+        SparseAttentionConfig(**settings, num_global_tokens=4)
+
+
 _counts = st.integers(1, 2**31 - 1)
 _positive = st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 1000)
 _heads = st.tuples(st.integers(1, 64), st.integers(1, 64)).map(lambda sizes: (sizes[0] * sizes[1], sizes[1]))
@@ -272,7 +279,9 @@ _sparse = st.sampled_from(sorted(_PATTERN_SETTINGS)).flatmap(
         SparseAttentionConfig,
         base=_dense,
         sparsity_pattern=st.just(pattern),
-        **dict.fromkeys(_PATTERN_SETTINGS[pattern], _counts),
+        # A block holds its summary tokens.
+        **dict.fromkeys(_PATTERN_SETTINGS[pattern], st.integers(1, 99))
+        | ({"block_size": st.integers(99, 2**31 - 1)} if pattern == "fixed" else {}),
     )
 )
 _geometric = st.builds(
@@ -339,13 +348,15 @@ def _settings(module):
 
 
 def test_multi_head_arguments_are_the_configs_fields():
-    assert _settings(MultiHeadAttention) == {name: field.default for name, field in _fields(AttentionConfig).items()}
+    fields = {name: field.default for name, field in _fields(AttentionConfig).items()}
+    # A pattern is given beside the config.
+    assert _settings(MultiHeadAttention) == {**fields, "pattern": None}
 
 
 def test_scaled_dot_product_arguments_are_fields():
     fields = {name: field.default for name, field in _fields(AttentionConfig).items()}
     given = _settings(ScaledDotProductAttention)
-    assert given == {name: fields[name] for name in given}
+    assert given == {name: fields[name] for name in given if name != "pattern"} | {"pattern": None}
 
 
 def test_graph_arguments_are_the_configs_fields():
@@ -356,9 +367,16 @@ def test_graph_arguments_are_the_configs_fields():
     assert given == {name: fields[name] if name in fields else base[name] for name in given}
 
 
+def test_sparse_arguments_are_the_configs_fields():
+    fields = {name: field.default for name, field in _fields(SparseAttentionConfig).items() if name != "base"}
+    base = {name: field.default for name, field in _fields(AttentionConfig).items()}
+    assert _settings(SparseAttention) == {**base, **fields}
+
+
 @pytest.mark.parametrize(
     "module",
     [
+        SparseAttention(6, 3, sparsity_pattern="global", local_window=3, num_global_tokens=2, causal=True, eps=1e-3),
         ScaledDotProductAttention(6, 3, dropout=0.3, scale=0.7, causal=True, check_finite=True),
         MultiHeadAttention(6, 3, use_bias=False, eps=1e-3, positions="sinusoidal", qk_norm=True, max_seq_len=11),
         GraphAttention(6, 3, in_features=(2, 5), edge_dim=7, score="additive", negative_slope=0.5, aggregation="max"),

@@ -39,7 +39,8 @@ def test_python_blocks_run_one_after_the_other(path, tmp_path, monkeypatch):
 
 def test_readme_shows_each_kind_of_attention():
     shown = "\n".join(text for language, _, text in _blocks(_ROOT / "README.md") if language == "python")
-    for name in ("attend", "explain", "Causal", "Graph.from_adjacency", "MultiHeadAttention", "GraphAttention"):
+    layers = ("MultiHeadAttention", "GraphAttention", "SparseAttention")
+    for name in ("attend", "explain", "Causal", "Graph.from_adjacency", *layers):
         assert f"aa.{name}" in shown or f"aa.nn.{name}" in shown
 
 

@@ -4,17 +4,23 @@ import pytest
 import torch
 
 from anyattention import AttentionOutput, interfaces
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 _SEQUENCE = torch.ones(2, 5, 8)
 _NODES = torch.ones(4, 3)
 _EDGE_INDEX = torch.tensor([[0, 1, 0], [2, 2, 3]])
 
-_MODULES = [ScaledDotProductAttention(8, 2), MultiHeadAttention(8, 2), GraphAttention(8, 2, in_features=3)]
+_MODULES = [
+    ScaledDotProductAttention(8, 2),
+    MultiHeadAttention(8, 2),
+    GraphAttention(8, 2, in_features=3),
+    SparseAttention(8, 2, local_window=1),
+]
 _CLAIMED = {
     "ScaledDotProductAttention": {"Attention", "TrainableAttention"},
     "MultiHeadAttention": {"Attention", "TrainableAttention"},
     "GraphAttention": {"Attention", "TrainableAttention", "GraphAttention"},
+    "SparseAttention": {"Attention", "TrainableAttention", "SparseAttention"},
 }
 
 
@@ -43,7 +49,7 @@ def test_a_call_returns_output_and_weights(module):
     assert type(called) is AttentionOutput
     output, weights = called
     assert output.shape[-1] == 8
-    assert (weights is None) == is_graph
+    assert (weights is None) == (is_graph or isinstance(module, interfaces.SparseAttention))
 
 
 def test_masking_is_supported():
@@ -71,6 +77,18 @@ def test_graph_calls_return_weights_of_edges_and_heads():
     by_edges = module.graph_forward(_NODES, _EDGE_INDEX)
     by_matrix = module.sparse_forward(_NODES, adjacency)
     assert by_edges.weights.shape == by_matrix.weights.shape == (3, 2)
+
+
+def test_sparse_properties_and_weights():
+    module = _MODULES[3]
+    assert (module.max_attended_positions, module.supports_dynamic_sparsity) == (3, False)
+    assert 0 < module.sparsity_ratio < 1
+    connectivity = torch.eye(5).to_sparse()
+    output, weights = module.sparse_forward(_SEQUENCE, _SEQUENCE, _SEQUENCE, connectivity)
+    assert (output.shape, weights.shape, weights.is_sparse) == ((2, 5, 8), (2, 5, 5), True)
+    hidden = torch.tensor([True, False, True, True, True])
+    weights = module.eval()(_SEQUENCE, mask=hidden, return_weights=True).weights
+    assert torch.equal(weights[0] > 0, hidden[module.pattern.to_graph(5, 5).key_index])
 
 
 @pytest.mark.parametrize("protocol", interfaces.__all__)

@@ -163,7 +163,9 @@ def test_public_names_say_what_they_take_return_and_raise(item):
         assert "Returns:" in text
 
 
-@pytest.mark.parametrize("name", ["MultiHeadAttention", "ScaledDotProductAttention", "GraphAttention"])
+@pytest.mark.parametrize(
+    "name", ["MultiHeadAttention", "ScaledDotProductAttention", "GraphAttention", "SparseAttention"]
+)
 def test_modules_have_formula_cost_and_source(name):
     text = inspect.getdoc(getattr(nn, name))
     for part in ("Args:", "Raises:", "Cost: O(", "Source: "):

@@ -12,8 +12,8 @@ import torch
 
 import anyattention
 from anyattention import Graph, load, save
-from anyattention.errors import InvalidConfigError, InvalidInputError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 from anyattention.saving import make_folder, write_atomically
 from anyattention.training import NodeClassifier
 
@@ -28,6 +28,7 @@ _MODULES = {
     "gat": lambda: GraphAttention(6, 3, in_features=(2, 5), score="additive", edge_dim=7, residual=True),
     "gatv2": lambda: GraphAttention(6, 3, in_features=5, concat=False, aggregation="max"),
     "transformer": lambda: GraphAttention(6, 3, in_features=5, score="dot", edge_dim=7, normalize=False),
+    "sparse": lambda: SparseAttention(6, 3, sparsity_pattern="fixed", block_size=3, causal=True, qk_norm=True),
     "classifier": lambda: NodeClassifier(5, 3, hidden=6, heads=3, residual=True, layer_norm=True),
 }
 
@@ -186,6 +187,7 @@ def _write(folder, settings, weights=None):
         ({"module": "MultiHeadAttention", "config": {"eps": {}}}, "eps: expected a finite number above 0, got {}"),
         ({"module": "GraphAttention", "config": {"base": {"x": 1}}}, "only the fields .*, got 'x'"),
         ({"module": "GraphAttention", "config": {"base": 1}}, "AttentionConfig: expected a dictionary, got int"),
+        ({"module": "SparseAttention", "config": {"pattern": "os"}}, "only the fields .*, got 'pattern'"),
         ({"module": "NodeClassifier", "config": {"x": 1}}, "only the fields .*, got 'x'"),
     ],
 )
@@ -251,6 +253,12 @@ def test_weights_that_do_not_fit_are_refused(change, tmp_path):
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
     fault = "hook" if change == "extra" else "key_projection"
     with pytest.raises(InvalidInputError, match=rf"(?s)the weights do not fit config\.json: .*{fault}"):
+        load(tmp_path)
+
+
+def test_settings_of_a_pattern_that_is_not_computed_are_refused(tmp_path):
+    _write(tmp_path, {"module": "SparseAttention", "config": {"sparsity_pattern": "top_k", "top_k": 3}})
+    with pytest.raises(UnsupportedError, match=r"^sparsity_pattern: expected 'local', .*got 'top_k'"):
         load(tmp_path)
 
 

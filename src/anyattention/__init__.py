@@ -10,7 +10,7 @@ tensor([0.5000, 0.5000])
 from importlib.metadata import version
 
 from anyattention import errors, interfaces, nn
-from anyattention.builder import AttentionBuilder, GraphAttentionBuilder
+from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
 from anyattention.config import (
     AttentionConfig,
     GeometricAttentionConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "GraphAttentionConfig",
     "Pattern",
     "RandomBlocks",
+    "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",
     "Window",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyattention.config import AttentionConfig, GraphAttentionConfig
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.config import AttentionConfig, GraphAttentionConfig, SparseAttentionConfig
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AttentionBuilder", "GraphAttentionBuilder"]
+__all__ = ["AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"]
 
 
 class _Builder:
@@ -48,22 +48,8 @@ class _Builder:
         return self
 
 
-class AttentionBuilder(_Builder):
-    """Builds dense attention modules.
-
-    Raises (when building):
-        InvalidConfigError: a setting is out of range, or the module cannot use it.
-
-    Example:
-        >>> AttentionBuilder().d_model(512).num_heads(8).dropout(0.1).causal(True).build_multi_head()
-        MultiHeadAttention(
-          512, 8
-          (query_projection): Linear(in_features=512, out_features=512, bias=True)
-          (key_projection): Linear(in_features=512, out_features=512, bias=True)
-          (value_projection): Linear(in_features=512, out_features=512, bias=True)
-          (output_projection): Linear(in_features=512, out_features=512, bias=True)
-        )
-    """
+class _SequenceBuilder(_Builder):
+    """The settings of attention over sequences."""
 
     def causal(self, causal: bool = True) -> Self:
         """A query attends to the past only."""
@@ -84,6 +70,24 @@ class AttentionBuilder(_Builder):
     def eps(self, eps: float) -> Self:
         """Added inside the root mean square of query/key normalisation."""
         return self._set(eps=eps)
+
+
+class AttentionBuilder(_SequenceBuilder):
+    """Builds dense attention modules.
+
+    Raises (when building):
+        InvalidConfigError: a setting is out of range, or the module cannot use it.
+
+    Example:
+        >>> AttentionBuilder().d_model(512).num_heads(8).dropout(0.1).causal(True).build_multi_head()
+        MultiHeadAttention(
+          512, 8
+          (query_projection): Linear(in_features=512, out_features=512, bias=True)
+          (key_projection): Linear(in_features=512, out_features=512, bias=True)
+          (value_projection): Linear(in_features=512, out_features=512, bias=True)
+          (output_projection): Linear(in_features=512, out_features=512, bias=True)
+        )
+    """
 
     def build_config(self) -> AttentionConfig:
         """The settings, checked."""
@@ -156,4 +160,54 @@ class GraphAttentionBuilder(_Builder):
 
     def _set_graph(self, **settings: Any) -> Self:
         self._graph.update(settings)
+        return self
+
+
+class SparseAttentionBuilder(_SequenceBuilder):
+    """Builds attention over part of a sequence's pairs.
+
+    Raises (when building):
+        InvalidConfigError: a setting is out of range, or the pattern cannot use it.
+        UnsupportedError: sparsity_pattern is "top_k".
+
+    Example:
+        >>> module = SparseAttentionBuilder().d_model(64).num_heads(8).local_window(2).causal().build_sparse()
+        >>> module.pattern, module.max_attended_positions
+        (Intersection(first=Window(left=2, right=2, align=None), second=Causal(align=None)), 3)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sparse: dict[str, Any] = {}
+
+    def sparsity_pattern(self, pattern: str) -> Self:
+        """Which pairs exist: "local", "strided", "fixed", "global" or "block"."""
+        return self._set_sparse(sparsity_pattern=pattern)
+
+    def block_size(self, size: int) -> Self:
+        """The stride of "strided", the block of "fixed" and "block"."""
+        return self._set_sparse(block_size=size)
+
+    def local_window(self, width: int) -> Self:
+        """Keys on either side of "local" and "global", recent keys of "strided"."""
+        return self._set_sparse(local_window=width)
+
+    def num_global_tokens(self, count: int) -> Self:
+        """Tokens of "global", or summary tokens per block of "fixed"."""
+        return self._set_sparse(num_global_tokens=count)
+
+    def top_k(self, count: int) -> Self:
+        """Keys that each query of "top_k" keeps."""
+        return self._set_sparse(top_k=count)
+
+    def build_config(self) -> SparseAttentionConfig:
+        """The settings, checked."""
+        return SparseAttentionConfig(base=AttentionConfig(**self._base), **self._sparse)
+
+    def build_sparse(self) -> SparseAttention:
+        """A SparseAttention of these settings."""
+        return SparseAttention.from_config(self.build_config())
+
+    def _set_sparse(self, **settings: Any) -> Self:
+        self._sparse.update(settings)
         return self

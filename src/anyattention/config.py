@@ -252,12 +252,13 @@ class SparseAttentionConfig(Config):
     """Settings of sparse attention over sequences.
 
     Args:
-        base: the settings of dense attention; `causal` joins the pattern with "and".
+        base: the settings of dense attention; `causal` joins the pattern with "and", and `max_seq_len` is also the
+            length at which `nn.SparseAttention` states its sparsity.
         sparsity_pattern: "local" (a window), "strided", "fixed", "global" (a window and global tokens), "block"
             (block-diagonal) or "top_k".
         block_size: the stride of "strided", the block of "fixed" and "block".
         local_window: keys on either side of "local" and "global", recent keys of "strided".
-        num_global_tokens: summary tokens per block of "fixed" (None is 1); required by "global".
+        num_global_tokens: summary tokens per block of "fixed" (None is 1, at most block_size); required by "global".
         top_k: keys that each query keeps; required by "top_k".
 
     A setting that the pattern does not use must keep its default.
@@ -294,6 +295,12 @@ class SparseAttentionConfig(Config):
         used = _USED_BY[self.sparsity_pattern]
         unused = tuple(name for name in self._SETTINGS if name not in used)
         require_defaults(self, unused, f"the pattern {self.sparsity_pattern!r} does not use it")
+        if self.sparsity_pattern == "fixed" and (self.num_global_tokens or 1) > self.block_size:
+            raise InvalidConfigError(
+                argument="num_global_tokens",
+                expected=f"at most block_size={self.block_size} with sparsity_pattern='fixed'",
+                actual=self.num_global_tokens,
+            )
         required = {"global": "num_global_tokens", "top_k": "top_k"}.get(self.sparsity_pattern)
         if required and getattr(self, required) is None:
             raise InvalidConfigError(

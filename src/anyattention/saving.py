@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from anyattention.errors import InvalidConfigError, InvalidInputError
+from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
 
 __all__ = ["load", "make_folder", "save", "write_atomically"]
 
@@ -24,6 +24,7 @@ _MODULES = {
     "ScaledDotProductAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "MultiHeadAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "GraphAttention": ("anyattention.nn", "anyattention.config", "GraphAttentionConfig"),
+    "SparseAttention": ("anyattention.nn", "anyattention.config", "SparseAttentionConfig"),
     "NodeClassifier": (
         "anyattention.training",
         "anyattention.training",
@@ -43,6 +44,7 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         InvalidInputError: another module, or a folder that cannot be written.
+        UnsupportedError: a module that was given a pattern, which is no setting of its config.
 
     Example:
         >>> import tempfile
@@ -55,6 +57,14 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     name = type(module).__name__
     if name not in _MODULES or not hasattr(module, "from_config"):
         raise InvalidInputError(argument="module", expected="one of " + ", ".join(_MODULES), actual=name)
+    # SparseAttention's pattern is a property, made of its config.
+    if vars(module).get("pattern") is not None:
+        raise UnsupportedError(
+            argument="module",
+            expected="settings that are all in its config",
+            actual=f"{name}(pattern={module.pattern})",
+            hint="save a module without pattern that has the same weights, or use SparseAttention",
+        )
     config: Any = module.config
     path = make_folder(folder)
     weights = {key: value.contiguous() for key, value in module.state_dict().items()}
@@ -84,6 +94,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     Raises:
         InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
         InvalidConfigError: the settings name an unknown module or field, or are out of range.
+        UnsupportedError: the settings ask for what this version does not compute.
     """
     path = _to_path(folder)
     try:
@@ -110,6 +121,8 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
+    except UnsupportedError:
+        raise
     except (RuntimeError, MemoryError, OverflowError, TypeError) as fault:
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import anyattention.testing.contract as contract
-from anyattention import AttentionConfig, AttentionGradients, AttentionOutput, Graph
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention import AttentionConfig, AttentionGradients, AttentionOutput, Graph, Window
+from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 from anyattention.testing import check_attention
 
 
@@ -324,6 +324,21 @@ def test_a_fault_over_a_graph_is_named():
     with pytest.raises(AssertionError, match="GraphAttention, weights: the sum of a row's weights is wrong"):
         check_attention(module, torch.randn(4, 12), graph)
     check_attention(broken(GraphAttention)(12, 3), torch.randn(4, 12), graph)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_fault_over_a_pattern_is_named(causal):
+    def forward(self, query, key=None, value=None, mask=None, *, bias=None, return_weights=False):
+        kind = type(self).__base__
+        result = kind.forward(self, query, key, value, mask, bias=bias, return_weights=return_weights)
+        # Each pair has the weight of the one before it.
+        return AttentionOutput(result.output, None if result.weights is None else result.weights.roll(1, 1))
+
+    x = torch.randn(2, 5, 12)
+    for kind, settings in ((SparseAttention, {"local_window": 1}), (MultiHeadAttention, {"pattern": Window(2, 1)})):
+        with pytest.raises(AssertionError, match=f"{kind.__name__}, weights: the sum of a row's weights is wrong"):
+            check_attention(broken(kind, forward=forward)(12, 3, causal=causal, **settings), x)
+        check_attention(kind(12, 3, causal=causal, **settings), x)
 
 
 def test_the_module_stays_as_it_was():

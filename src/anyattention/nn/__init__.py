@@ -3,10 +3,12 @@
 from anyattention.nn.base import AttentionModule
 from anyattention.nn.dense import MultiHeadAttention, ScaledDotProductAttention
 from anyattention.nn.graph import GraphAttention
+from anyattention.nn.sparse import SparseAttention
 
 __all__ = [
     "AttentionModule",
     "GraphAttention",
     "MultiHeadAttention",
     "ScaledDotProductAttention",
+    "SparseAttention",
 ]

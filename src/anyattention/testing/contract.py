@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anyattention import interfaces
 from anyattention.errors import DimensionMismatchError, TrainingError
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Graph
+from anyattention.patterns import Causal, Full, Graph, Pattern
 from anyattention.saving import load, save
 
 __all__ = ["check_attention"]
@@ -106,7 +106,7 @@ def _check_weights(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any])
     for kind in (True, "mean", "heads"):
         _require(by_kind[kind].weights is not None, f"return_weights={kind!r} returns None")
         _require_close(f"the output with return_weights={kind!r}", by_kind[kind].output, by_kind[False].output)
-    graph = _graph(inputs)
+    graph = _graph(module, inputs)
     _require_close("the mean weights", mean, heads.mean(1 if graph is None else -1))
     _require_same_bits("the weights", by_kind[True].weights, mean, "with return_weights='mean'")
     _require(bool(((heads >= 0) & (heads <= 1 + 1e-3)).all()), "a weight is outside [0, 1]")
@@ -246,8 +246,8 @@ def _check_config(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _check_saving(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    # A folder names one of this package's modules; others bring their own way.
-    if type(module).__module__.partition(".")[0] != "anyattention":
+    # A folder names one of this package's modules; others bring their own way. A pattern that was given is not saved.
+    if type(module).__module__.partition(".")[0] != "anyattention" or vars(module).get("pattern") is not None:
         return
     with tempfile.TemporaryDirectory() as folder:
         save(module, folder)
@@ -301,8 +301,13 @@ def _query(inputs: tuple[Any, ...]) -> Tensor:
     return inputs[0][-1] if isinstance(inputs[0], tuple | list) else inputs[0]
 
 
-def _graph(inputs: tuple[Any, ...]) -> Graph | None:
-    """The graph of a call, which may be an edge_index; None for dense attention."""
+def _graph(module: Any, inputs: tuple[Any, ...]) -> Graph | None:
+    """The graph of a call, which may be a pattern's or an edge_index; None for dense attention."""
+    pattern = getattr(module, "pattern", None)
+    if isinstance(pattern, Pattern) and not isinstance(pattern, Full | Causal):
+        query, key = _query(inputs), next((x for x in inputs[1:2] if x is not None), inputs[0])
+        pattern = pattern & Causal() if getattr(module.config, "causal", False) else pattern
+        return pattern.to_graph(query.shape[1], key.shape[1], device=query.device)
     for argument in inputs[1:]:
         if isinstance(argument, Graph):
             return argument

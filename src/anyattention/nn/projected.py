@@ -1,0 +1,226 @@
+"""What multi-head modules share: projections with positions and norms, and one call of `attend` over a pattern."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from anyattention._checks import Axes, require_dense, require_floating, require_mask
+from anyattention.config import AttentionConfig
+from anyattention.errors import DimensionMismatchError, InvalidConfigError
+from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
+from anyattention.ops import attend
+from anyattention.output import AttentionOutput, AttentionResult
+from anyattention.patterns import Causal, Full, Graph, Pattern
+
+__all__ = ["ProjectedAttention", "allowed_pairs", "attend_heads", "check_features", "check_pattern", "split_heads"]
+
+
+class ProjectedAttention(AttentionModule):
+    """Projections of query, key and value, attention in each head, and a projection back; abstract.
+
+    Parameters, in the order of `get_parameters()`: position_embedding `(max_seq_len, d_model)` (positions="learned"),
+    query_projection, key_projection, value_projection, output_projection (weight `(d_model, d_model)`, then bias),
+    query_norm, key_norm `(d_k,)` (qk_norm=True).
+    """
+
+    def __init__(self, settings: AttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self._settings = settings
+        require_factory(device, dtype)
+        d_model = settings.d_model
+
+        def projection() -> nn.Linear:
+            return nn.Linear(d_model, d_model, bias=settings.use_bias, device=device, dtype=dtype)
+
+        if settings.positions == "learned":
+            table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
+            self.position_embedding = nn.Parameter(table)
+        elif settings.positions == "sinusoidal":
+            table = sinusoidal_positions(settings.max_seq_len, d_model)
+            self.register_buffer("position_table", table.to(device, dtype), persistent=False)
+        self.query_projection = projection()
+        self.key_projection = projection()
+        self.value_projection = projection()
+        self.output_projection = projection()
+        if settings.qk_norm:
+            self.query_norm = nn.RMSNorm(settings.d_k, eps=settings.eps, device=device, dtype=dtype)
+            self.key_norm = nn.RMSNorm(settings.d_k, eps=settings.eps, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    @property
+    def d_model(self) -> int:
+        """Width of all heads together."""
+        return self._settings.d_model
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: Xavier-uniform projections, biases 0, gains 1, positions normal(0, 0.02)."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.RMSNorm):
+                module.reset_parameters()
+        if self._settings.positions == "learned":
+            nn.init.normal_(self.position_embedding, std=0.02)
+
+    def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> list[Tensor]:
+        """Query, key and value, checked, as `(batch, length, heads, d_k)`."""
+        settings = self._settings
+        key, value = check_features(settings, query, key, value)
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            require_parameter_kind(name, x, self.output_projection.weight)
+        placed_query = self._add_positions("query", query)
+        placed_key = placed_query if key is query else self._add_positions("key", key)
+        heads = [
+            split_heads(projection(x), settings.num_heads)
+            for projection, x in (
+                (self.query_projection, placed_query),
+                (self.key_projection, placed_key),
+                (self.value_projection, value),
+            )
+        ]
+        if settings.qk_norm:
+            heads[0], heads[1] = self.query_norm(heads[0]), self.key_norm(heads[1])
+        return heads
+
+    def _attend(
+        self,
+        heads: list[Tensor],
+        pattern: Pattern | None,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        return_weights: bool | str,
+    ) -> AttentionOutput:
+        """Attention over the pattern's pairs, projected back."""
+        result = attend_heads(self, self._settings, heads, pattern, mask, bias, return_weights)
+        output = self.output_projection(result.output.flatten(-2))
+        if self._settings.check_finite:
+            require_finite(self.name, output)
+        return AttentionOutput(output, result.weights)
+
+    def _add_positions(self, argument: str, x: Tensor) -> Tensor:
+        settings = self._settings
+        if settings.positions == "none":
+            return x
+        length = x.shape[1]
+        if length > settings.max_seq_len:
+            raise DimensionMismatchError(
+                argument=argument,
+                expected=f"a length of at most max_seq_len={settings.max_seq_len}, which "
+                f"positions={settings.positions!r} encode",
+                actual=length,
+            )
+        is_learned = settings.positions == "learned"
+        table = self.position_embedding if is_learned else self.get_buffer("position_table")
+        return x + table[:length].to(x.dtype)
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Sines and cosines `(length, width)`: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
+
+    Source: Vaswani et al., 2017, section 3.5.
+    """
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(1e4) / width))
+    table = torch.empty(length, width)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate[: width // 2])
+    return table
+
+
+def check_features(
+    config: AttentionConfig, query: Tensor, key: Tensor | None, value: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Key and value with their defaults filled in."""
+    key = query if key is None else key
+    value = key if value is None else value
+    axes = Axes()
+    axes.set("d_model", config.d_model, "the module")
+    axes.bind("query", query, "batch query_length d_model")
+    axes.bind("key", key, "batch key_length d_model")
+    axes.bind("value", value, "batch key_length d_model")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        require_dense(name, tensor)
+        require_floating(name, tensor)
+    return key, value
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """`(batch, length, d_model)` as `(batch, length, heads, d_k)`."""
+    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads))
+
+
+def check_pattern(pattern: Pattern | None, causal: bool) -> None:
+    """Raise unless a module can be built over a pattern: that of its pairs, which `causal` joins."""
+    if pattern is None:
+        return
+    if not isinstance(pattern, Pattern):
+        raise InvalidConfigError(
+            argument="pattern",
+            expected="a pattern (Causal, Window, Graph, ...) or None",
+            actual=type(pattern).__name__,
+        )
+    _joined(pattern, causal)
+
+
+def allowed_pairs(pattern: Pattern | None, causal: bool, heads: list[Tensor]) -> Pattern | None:
+    """The pattern, joined by `causal`, for a call with these heads.
+
+    Raises:
+        DimensionMismatchError: causal, and the lengths differ.
+    """
+    num_queries, num_keys = heads[0].shape[1], heads[1].shape[1]
+    if causal and num_queries != num_keys:
+        raise DimensionMismatchError(
+            argument="causal",
+            expected="as many queries as keys",
+            actual=f"{num_queries} queries and {num_keys} keys",
+            hint="for others build the module without causal, and with pattern=Causal(align='bottom_right')",
+        )
+    return _joined(pattern, causal)
+
+
+def attend_heads(
+    module: nn.Module,
+    settings: AttentionConfig,
+    heads: list[Tensor],
+    pattern: Pattern | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    return_weights: bool | str,
+) -> AttentionResult:
+    """`attend` with a module's settings; a mask or bias of rank 3 is (batch, query_length, key_length)."""
+    if mask is not None:
+        require_mask("mask", mask)
+    query, key, value = heads
+    if isinstance(pattern, Graph):
+        pattern = pattern.to(query.device)
+    else:
+        mask, bias = _insert_heads(mask), _insert_heads(bias)
+    return attend(
+        query,
+        key,
+        value,
+        pattern,
+        mask=mask,
+        bias=bias,
+        scale=settings.scale,
+        dropout=settings.dropout if module.training else 0.0,
+        return_weights=return_weights,
+    )
+
+
+def _joined(pattern: Pattern | None, causal: bool) -> Pattern | None:
+    if not causal:
+        return pattern
+    # At equal lengths, the only ones here, every alignment is the same.
+    return Causal() if pattern is None or isinstance(pattern, Full | Causal) else pattern & Causal()
+
+
+def _insert_heads(tensor: Tensor | None) -> Tensor | None:
+    """A mask or bias of rank 3, (batch, query_length, key_length) in modules, as rank 4."""
+    return tensor[:, None] if isinstance(tensor, Tensor) and tensor.ndim == 3 else tensor

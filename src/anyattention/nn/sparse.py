@@ -1,0 +1,284 @@
+"""Sparse attention: multi-head attention over part of a sequence's pairs, given by the config or by a matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anyattention.config import AttentionConfig, Positions, SparseAttentionConfig, SparsityPattern, require_config
+from anyattention.errors import DimensionMismatchError, UnsupportedError
+from anyattention.nn.projected import ProjectedAttention
+from anyattention.output import AttentionOutput
+from anyattention.patterns import Causal, Fixed, Global, Graph, Pattern, Strided, Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SparseAttention"]
+
+
+class SparseAttention(ProjectedAttention):
+    """Multi-head attention in which each query attends to the keys that a pattern of positions allows.
+
+    `output = concat_h(softmax(Q_h K_h' scale + bias) V_h) W_O`, each softmax over the query's pairs: as
+    `MultiHeadAttention`, whose parameters have the same names and order. The patterns, joined by `Causal()` with "and"
+    where `causal`:
+
+        local    Window(local_window, local_window)
+        strided  Strided(block_size, local_window)
+        fixed    Fixed(block_size, num_global_tokens or 1)
+        global   Window(local_window, local_window) | Global(num_global_tokens)
+        block    Fixed(block_size, 0): the sequence cut into blocks, each attending to itself
+
+    Args:
+        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
+        num_heads: number of heads.
+        sparsity_pattern: "local", "strided", "fixed", "global" or "block".
+        block_size: the stride of "strided", the block of "fixed" and "block".
+        local_window: keys on either side of "local" and "global", recent keys of "strided".
+        num_global_tokens: summary tokens per block of "fixed" (None is 1); required by "global".
+        top_k: must be None: sparsity_pattern="top_k" is not computed in this version.
+        dropout: probability with which a weight is dropped during training.
+        use_bias: whether the four projections have a bias.
+        scale: factor of the dot product; None is 1 / sqrt(d_k).
+        max_seq_len: the longest sequence that positions encode, and the length of `sparsity_ratio`.
+        causal: a query attends to the past only.
+        eps: added inside the root mean square of query/key normalisation; inert with qk_norm=False.
+        positions: "none", "sinusoidal" or "learned", added to query and key (not value) before their projection.
+        qk_norm: normalise each head's query and key by their root mean square, with a learned gain.
+        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
+        device, dtype: of the parameters.
+
+    Parameters, in the order of `get_parameters()`: position_embedding `(max_seq_len, d_model)` (positions="learned"),
+    query_projection, key_projection, value_projection, output_projection (weight `(d_model, d_model)`, then bias),
+    query_norm, key_norm `(d_k,)` (qk_norm=True).
+
+    Raises:
+        InvalidConfigError: a setting is out of range, or is set and the pattern does not use it.
+        UnsupportedError: sparsity_pattern is "top_k".
+
+    Cost: O(batch x length x d_model^2) for the projections, O(batch x pairs x d_model) between. torch.compile breaks
+    its graph where the pairs are made; `MultiHeadAttention(pattern=pattern.to_graph(length, length))` compiles whole.
+
+    Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"). Here every head has the
+    whole pattern, where Child et al. may give each head a part.
+
+    Example:
+        >>> attention = SparseAttention(8, 2, local_window=1)
+        >>> output, weights = attention(torch.zeros(1, 4, 8), return_weights=True)
+        >>> output.shape, weights.shape  # each query and its neighbours: 2 + 3 + 3 + 2 pairs
+        (torch.Size([1, 4, 8]), torch.Size([1, 10]))
+        >>> attention.max_attended_positions
+        3
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        num_heads: int = 8,
+        *,
+        sparsity_pattern: SparsityPattern = "local",
+        block_size: int = 64,
+        local_window: int = 128,
+        num_global_tokens: int | None = None,
+        top_k: int | None = None,
+        dropout: float = 0.1,
+        use_bias: bool = True,
+        scale: float | None = None,
+        max_seq_len: int = 512,
+        causal: bool = False,
+        eps: float = 1e-6,
+        positions: Positions = "none",
+        qk_norm: bool = False,
+        check_finite: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        base = AttentionConfig(
+            d_model=d_model,
+            num_heads=num_heads,
+            dropout=dropout,
+            use_bias=use_bias,
+            scale=scale,
+            max_seq_len=max_seq_len,
+            causal=causal,
+            eps=eps,
+            positions=positions,
+            qk_norm=qk_norm,
+            check_finite=check_finite,
+        )
+        config = SparseAttentionConfig(
+            base=base,
+            sparsity_pattern=sparsity_pattern,
+            block_size=block_size,
+            local_window=local_window,
+            num_global_tokens=num_global_tokens,
+            top_k=top_k,
+        )
+        pattern = _pattern_of(config)
+        super().__init__(base, device, dtype)
+        self.config = config
+        self._pattern = pattern
+
+    @classmethod
+    def from_config(
+        cls,
+        config: SparseAttentionConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module of a config."""
+        require_config("config", config, SparseAttentionConfig)
+        settings = {name: value for name, value in vars(config).items() if name != "base"}
+        return cls(**settings, **config.base.to_dict(), device=device, dtype=dtype)
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which pairs `forward` attends over, `causal` included."""
+        return self._pattern
+
+    @property
+    def sparsity_ratio(self) -> float:
+        """Share of all pairs that are left out in a sequence of `max_seq_len` positions. Cost: O(spans)."""
+        return 1.0 - self._pattern.density(self.config.base.max_seq_len)
+
+    @property
+    def max_attended_positions(self) -> int | None:
+        """The most keys that one query attends to, in a sequence of any length; None where the length decides."""
+        config, causal = self.config, self.config.base.causal
+        if config.sparsity_pattern == "local":
+            return config.local_window * (1 if causal else 2) + 1
+        if config.sparsity_pattern == "global" and causal:
+            # The tokens themselves see only what comes before them.
+            return config.local_window + 1 + (config.num_global_tokens or 0)
+        return config.block_size if config.sparsity_pattern == "block" else None
+
+    @property
+    def supports_dynamic_sparsity(self) -> bool:
+        """Whether the pairs depend on the scores: never, they are the pattern's."""
+        return False
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> AttentionOutput:
+        """Attend over the pattern's pairs.
+
+        Args:
+            query: `(batch, length, d_model)`.
+            key: of the same shape; None is the query.
+            value: of the same shape; None is the key.
+            mask: boolean, True = may attend, within the pattern: `(length,)`, `(length, length)`, `(batch, length,
+                length)` or rank 4 with heads second; sizes of 1 broadcast.
+            bias: floating, added to the scaled scores; shapes as the mask.
+            return_weights: "mean" over heads (or True), "heads", or False, which spares them.
+
+        Returns:
+            AttentionOutput(output `(batch, length, d_model)`, weights). The weights are those of the pairs, `(batch,
+            edges)`, for "heads" `(batch, edges, heads)`, in the order of `module.pattern.to_graph(length, length)`.
+
+        Raises:
+            DimensionMismatchError: a shape does not fit, the lengths differ, or are above the max_seq_len of positions.
+            InvalidInputError, InvalidMaskError: a dtype or device does not fit.
+        """
+        heads = self._project(query, key, value)
+        num_queries, num_keys = heads[0].shape[1], heads[1].shape[1]
+        if num_queries != num_keys:
+            raise DimensionMismatchError(
+                argument="key",
+                expected=f"as many keys as queries, {num_queries}",
+                actual=f"{num_keys} keys",
+                hint="for others MultiHeadAttention takes a pattern with an alignment, such as pattern=Window(left, "
+                "right, align='bottom_right'), and sparse_forward any connectivity",
+            )
+        return self._attend(heads, self._pattern, mask, bias, return_weights)
+
+    def sparse_forward(self, query: Tensor, key: Tensor, value: Tensor, connectivity: Any) -> AttentionOutput:
+        """Attend over exactly the pairs that a matrix stores; neither the pattern nor `causal` joins them.
+
+        Args:
+            query: `(batch, query_length, d_model)`.
+            key: `(batch, key_length, d_model)`.
+            value: `(batch, key_length, d_model)`.
+            connectivity: `(query_length, key_length)`, a scipy sparse matrix, torch CSR, CSC or COO, or what else
+                `Graph.from_adjacency` takes: query i attends to key j where entry (i, j) is stored, whatever its value,
+                in any order. An entry that a scipy or COO matrix repeats is one pair; in torch CSR and CSC each counts.
+
+        Returns:
+            AttentionOutput(output `(batch, query_length, d_model)`, weights): the mean weights over heads as a sparse
+            COO tensor `(batch, query_length, key_length)`, coalesced, of the stored pairs alone; differentiable through
+            `values()` and `to_dense()`. `weights[0].to_sparse_csr()` is the CSR matrix of one sequence.
+
+        Raises:
+            DimensionMismatchError: a shape does not fit, or a length is above the max_seq_len of positions.
+            InvalidInputError: a dtype or device does not fit.
+            SparseMatrixError: the matrix has an unknown layout, or an index outside its shape.
+
+        Cost: O(pairs x log(pairs)) for the sorting, beside that of `forward`.
+
+        Example:
+            >>> x = torch.zeros(1, 2, 8)
+            >>> connectivity = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).to_sparse()
+            >>> SparseAttention(8, 2).sparse_forward(x, x, x, connectivity).weights.to_dense()
+            tensor([[[1.0000, 0.0000],
+                     [0.5000, 0.5000]]], grad_fn=<ToDenseBackward0>)
+        """
+        heads = self._project(query, key, value)
+        graph = Graph.from_adjacency(connectivity)
+        sizes = (heads[0].shape[1], heads[1].shape[1])
+        if (graph.num_queries, graph.num_keys) != sizes:
+            raise DimensionMismatchError(
+                argument="connectivity",
+                expected=f"(query_length={sizes[0]}, key_length={sizes[1]})",
+                actual=(graph.num_queries, graph.num_keys),
+            )
+        graph = graph.to(query.device)
+        output, weights = self._attend(heads, graph, None, None, "mean")
+        assert weights is not None
+        return AttentionOutput(output, _as_matrix(weights, graph))
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(module)`."""
+        base = self.config.base
+        return f"{base.d_model}, {base.num_heads}, pattern={self._pattern}"
+
+
+def _pattern_of(config: SparseAttentionConfig) -> Pattern:
+    """The pattern that the settings name."""
+    window = Window(config.local_window, config.local_window)
+    if config.sparsity_pattern == "local":
+        pattern = window
+    elif config.sparsity_pattern == "strided":
+        pattern = Strided(config.block_size, config.local_window)
+    elif config.sparsity_pattern == "fixed":
+        pattern = Fixed(config.block_size, config.num_global_tokens or 1)
+    elif config.sparsity_pattern == "global":
+        pattern = window | Global(config.num_global_tokens or 0)
+    elif config.sparsity_pattern == "block":
+        pattern = Fixed(config.block_size, 0)
+    else:
+        raise UnsupportedError(
+            argument="sparsity_pattern",
+            expected="'local', 'strided', 'fixed', 'global' or 'block'",
+            actual=repr(config.sparsity_pattern),
+            hint="keys chosen by their scores are not computed in this version",
+        )
+    return pattern & Causal() if config.base.causal else pattern
+
+
+def _as_matrix(weights: Tensor, graph: Graph) -> Tensor:
+    """Weights `(batch, edges)` of a graph as a sparse tensor `(batch, queries, keys)`; those of one pair are added."""
+    batch, edges = weights.shape
+    sequence = torch.arange(batch, device=weights.device).repeat_interleave(edges)
+    indices = torch.stack([sequence, graph.query_index.repeat(batch), graph.key_index.repeat(batch)])
+    size = (batch, graph.num_queries, graph.num_keys)
+    return torch.sparse_coo_tensor(indices, weights.reshape(-1), size, check_invariants=False).coalesce()
