@@ -239,6 +239,11 @@ typedef struct anyattention_run_attention {
   int64_t num_runs;
 } anyattention_run_attention;
 
+/* How many pairs the tiles hold that the kernels compute for each batch entry and head,
+ * allowed ones and others; reads no numbers. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
+                                                             int64_t *num_pairs);
+
 /* output (batch, num_queries, heads, value_dim) and logsumexp (batch, num_queries, heads); with
  * `merges` joined to what they hold, the results of parts with other pairs. */
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(

@@ -1,11 +1,12 @@
 // Attention over runs of keys: dense products of tiles, in which every query sees some runs of neighbouring keys. Tiles
-// that no query sees are left out, and tiles that only some see are masked by a bit for each pair.
+// that no query sees are left out, and tiles that only some see are masked by a bit for each pair. A tile of queries ends
+// early where the next query sees other keys altogether.
 //
 //   i  query in order     j  key in order     t  tile of kKeys keys     h  head     g  key head, h / group
 //   D, C  head_dim, value_dim, rounded up to whole vectors in the packed copies
 //   S  scores, P  weights, l  logsumexp
 //
-// Keys are copied once for each batch entry and key head, tile by tile and as the products read them.
+// The keys that are seen are copied once for each batch entry and key head, tile by tile and as the products read them.
 
 #include <algorithm>
 #include <cmath>
@@ -22,7 +23,7 @@
 namespace anyattention {
 namespace {
 
-constexpr int64_t kQueries = 48, kKeys = 64;  // of a tile
+constexpr int64_t kQueries = 48, kKeys = 64;  // of a tile, at most
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr uint64_t kWhole = ~uint64_t{0};
 
@@ -40,16 +41,46 @@ bool is_finite(const float *row, int64_t count) {
 // One part of a call: the sizes, and where everything lies.
 struct Part {
   const anyattention_run_attention &c;
-  int64_t H, G, D, C, num_tiles, query_tiles;
+  int64_t H, G, D, C;
+  std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
+  std::vector<int64_t> packed_tile;  // the place of each tile of keys among those that are seen, else -1
+  int64_t query_tiles = 0, num_packed = 0;
 
   explicit Part(const anyattention_run_attention &call)
       : c(call),
         H(call.heads),
         G(call.key_heads),
         D((call.head_dim + kLane - 1) / kLane * kLane),
-        C((call.value_dim + kLane - 1) / kLane * kLane),
-        num_tiles((call.num_keys + kKeys - 1) / kKeys),
-        query_tiles((call.num_queries + kQueries - 1) / kQueries) {}
+        C((call.value_dim + kLane - 1) / kLane * kLane) {}
+
+  // After the checks.
+  void cut_tiles() {
+    int64_t low = c.num_keys, reach = 0;  // the keys that the tile's queries see lie between
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      const int64_t begin = c.run_offsets[i], end = c.run_offsets[i + 1];
+      const bool is_apart = begin < end && (c.run_begins[begin] >= reach || c.run_ends[end - 1] <= low);
+      if (first_query.empty() || i - first_query.back() == kQueries || is_apart) {
+        first_query.push_back(i);
+        low = c.num_keys, reach = 0;
+      }
+      if (begin == end) continue;
+      low = std::min(low, c.run_begins[begin]);
+      reach = std::max(reach, c.run_ends[end - 1]);
+    }
+    first_query.push_back(c.num_queries);
+    query_tiles = static_cast<int64_t>(first_query.size()) - 1;
+    const int64_t num_tiles = (c.num_keys + kKeys - 1) / kKeys;
+    std::vector<int64_t> change(static_cast<std::size_t>(num_tiles + 1));
+    for (int64_t r = 0; r < c.num_runs; ++r) {
+      ++change[static_cast<std::size_t>(c.run_begins[r] / kKeys)];
+      --change[static_cast<std::size_t>((c.run_ends[r] - 1) / kKeys + 1)];
+    }
+    packed_tile.assign(static_cast<std::size_t>(num_tiles), -1);
+    for (int64_t t = 0, seen = 0; t < num_tiles; ++t) {
+      seen += change[static_cast<std::size_t>(t)];
+      if (seen > 0) packed_tile[static_cast<std::size_t>(t)] = num_packed++;
+    }
+  }
 
   int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
   int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
@@ -92,7 +123,8 @@ struct Part {
 struct PackedKeys {
   const Part &part;
   Workspace<float> turned_keys, rows_of_keys, rows_of_values, turned_values;
-  std::vector<uint8_t> broken;  // tiles with a number that is not finite
+  std::vector<int64_t> tiles;   // which are packed
+  std::vector<uint8_t> broken;  // packed tiles with a number that is not finite
 
   PackedKeys(const Part &p, bool backward)
       : part(p),
@@ -100,18 +132,24 @@ struct PackedKeys {
         rows_of_keys(backward ? size(p.D) : 0, false),
         rows_of_values(backward ? 0 : size(p.C), false),
         turned_values(backward ? size(p.C) : 0, false),
-        broken(static_cast<std::size_t>(p.c.batch * p.G * p.num_tiles)) {
-    const int64_t tiles = p.c.batch * p.G * p.num_tiles;
-    const int team = static_cast<int>(std::max<int64_t>(1, std::min(p.c.num_threads, tiles)));
+        broken(static_cast<std::size_t>(p.c.batch * p.G * p.num_packed)) {
+    for (std::size_t t = 0; t < p.packed_tile.size(); ++t) {
+      if (p.packed_tile[t] >= 0) tiles.push_back(static_cast<int64_t>(t));
+    }
+    const int64_t count = p.c.batch * p.G * p.num_packed;
+    const int team = static_cast<int>(std::max<int64_t>(1, std::min(p.c.num_threads, count)));
 #pragma omp parallel for num_threads(team) if (team > 1)
-    for (int64_t n = 0; n < tiles; ++n) pack(n, backward);
+    for (int64_t n = 0; n < count; ++n) pack(n, backward);
   }
 
-  int64_t size(int64_t width) const { return part.c.batch * part.G * part.num_tiles * kKeys * width; }
-  int64_t tile(int64_t b, int64_t g, int64_t t) const { return (b * part.G + g) * part.num_tiles + t; }
+  int64_t size(int64_t width) const { return part.c.batch * part.G * part.num_packed * kKeys * width; }
+  int64_t tile(int64_t b, int64_t g, int64_t t) const {
+    return (b * part.G + g) * part.num_packed + part.packed_tile[static_cast<std::size_t>(t)];
+  }
 
   void pack(int64_t n, bool backward) {
-    const int64_t t = n % part.num_tiles, g = n / part.num_tiles % part.G, b = n / part.num_tiles / part.G;
+    const int64_t t = tiles[static_cast<std::size_t>(n % part.num_packed)];
+    const int64_t g = n / part.num_packed % part.G, b = n / part.num_packed / part.G;
     const int64_t count = std::min(kKeys, part.c.num_keys - t * kKeys), D = part.c.head_dim, C = part.c.value_dim;
     bool finite = true;
     float *turned_key = turned_keys.get() + n * kKeys * part.D;
@@ -153,7 +191,9 @@ struct QueryTile {
   std::vector<Range> tiles;  // of keys
 
   QueryTile(const Part &p, int64_t index)
-      : part(p), first(index * kQueries), count(std::min(kQueries, p.c.num_queries - first)) {
+      : part(p),
+        first(p.first_query[static_cast<std::size_t>(index)]),
+        count(p.first_query[static_cast<std::size_t>(index) + 1] - first) {
     std::vector<Range> ranges;
     for (int64_t i = 0; i < count; ++i) {
       cursor[i] = part.c.run_offsets[first + i];
@@ -224,7 +264,7 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
   float *q = scratch, *score = q + kQueries * D, *out = score + kQueries * kKeys;
   float largest[kQueries], sum[kQueries];
   QueryTile tile(part, index);
-  tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
+  const bool finite = tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
   std::fill_n(out, kQueries * C, 0.0f);
   std::fill_n(largest, kQueries, kMinusInfinity);
   std::fill_n(sum, kQueries, 0.0f);
@@ -232,12 +272,14 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
     for (int64_t t = range.begin; t < range.end; ++t) {
       const bool whole = tile.look_at(t);
       const int64_t n = keys.tile(b, g, t);
+      const bool broken = keys.broken[static_cast<std::size_t>(n)], is_plain = whole && finite && !broken;
       product<false>(tile.count, kKeys, D, q, D, 1, keys.turned_keys.get() + n * kKeys * D, kKeys, score, kKeys);
       for (int64_t i = 0; i < tile.count; ++i) {
         float *row = score + i * kKeys;
         Lanes x[kKeys / kLane], top = Lanes{} + kMinusInfinity;
         for (int p = 0; p < kKeys / kLane; ++p) {
-          x[p] = shown(load<kLane>(row + p * kLane), tile.seen[i], p * kLane);
+          x[p] = load<kLane>(row + p * kLane);
+          if (!is_plain) x[p] = shown(x[p], tile.seen[i], p * kLane);
           top = x[p] > top ? x[p] : top;
         }
         const float before = largest[i], now = std::max(before, largest_of(top));
@@ -257,7 +299,7 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
         sum[i] += sum_of<float, kLane>(total);
       }
       const float *values = keys.rows_of_values.get() + n * kKeys * C;
-      if (whole || !keys.broken[static_cast<std::size_t>(n)]) {
+      if (whole || !broken) {
         product<true>(tile.count, C, kKeys, score, kKeys, 1, values, C, out, C);
         continue;
       }
@@ -329,7 +371,8 @@ void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_
         }
       }
       const float *k = packed.rows_of_keys.get() + n * kKeys * D;
-      float *gk = grads.keys + t * kKeys * D, *gv = grads.values + t * kKeys * C;
+      const int64_t place = part.packed_tile[static_cast<std::size_t>(t)] * kKeys;
+      float *gk = grads.keys + place * D, *gv = grads.values + place * C;
       if (whole || (finite && !packed.broken[static_cast<std::size_t>(n)])) {
         product<true>(kKeys, C, tile.count, weight, 1, kKeys, grad, C, gv, C);
         product<true>(kKeys, D, tile.count, by_score, 1, kKeys, q, D, gk, D);
@@ -379,7 +422,7 @@ void backward(const Part &part, bool adds, const float *output, const float *log
   const PackedKeys packed(part, true);
   const int64_t heads = part.c.batch * part.G, group = part.H / part.G;
   const int64_t slices = std::max<int64_t>(1, std::min<int64_t>((16 + heads - 1) / std::max<int64_t>(heads, 1), part.query_tiles / 8));
-  const int64_t key_size = part.num_tiles * kKeys * part.D, value_size = part.num_tiles * kKeys * part.C;
+  const int64_t key_size = part.num_packed * kKeys * part.D, value_size = part.num_packed * kKeys * part.C;
   const int64_t tasks = heads * slices;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
   const int64_t own = kQueries * (2 * part.D + part.C + 2 * kKeys) + kLane;
@@ -409,10 +452,13 @@ void backward(const Part &part, bool adds, const float *output, const float *log
       const int64_t row = part.key_row(b, j, g);
       float *gk = grad_key + row * part.c.head_dim, *gv = grad_value + row * part.c.value_dim;
       if (!adds) std::fill_n(gk, part.c.head_dim, 0.0f), std::fill_n(gv, part.c.value_dim, 0.0f);
+      const int64_t tile = part.packed_tile[static_cast<std::size_t>(j / kKeys)];
+      if (tile < 0) continue;
+      const int64_t place = tile * kKeys + j % kKeys;
       for (int64_t slice = 0; slice < slices; ++slice) {
         const int64_t task = (b * part.G + g) * slices + slice;
-        add(gk, by_keys.get() + task * key_size + j * part.D, part.c.head_dim);
-        add(gv, by_values.get() + task * value_size + j * part.C, part.c.value_dim);
+        add(gk, by_keys.get() + task * key_size + place * part.D, part.c.head_dim);
+        add(gv, by_values.get() + task * value_size + place * part.C, part.c.value_dim);
       }
     }
   }
@@ -422,10 +468,11 @@ void backward(const Part &part, bool adds, const float *output, const float *log
 template <class Run>
 int32_t guarded(const anyattention_run_attention *call, const Run &run) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const Part part(*call);
+  Part part(*call);
   if (!part.is_valid()) return ANYATTENTION_INVALID_ARGUMENT;
   if (!part.is_in_range()) return ANYATTENTION_OUT_OF_RANGE;
   try {
+    part.cut_tiles();
     run(part);
     return ANYATTENTION_OK;
   } catch (const std::bad_alloc &) {
@@ -437,6 +484,18 @@ int32_t guarded(const anyattention_run_attention *call, const Run &run) {
 }  // namespace anyattention
 
 extern "C" {
+
+int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call, int64_t *num_pairs) {
+  return anyattention::guarded(call, [=](const auto &part) {
+    *num_pairs = 0;
+    for (int64_t index = 0; index < part.query_tiles; ++index) {
+      const anyattention::QueryTile tile(part, index);
+      for (const anyattention::Range &range : tile.tiles) {
+        *num_pairs += tile.count * (range.end - range.begin) * anyattention::kKeys;
+      }
+    }
+  });
+}
 
 int32_t anyattention_run_attention_forward(const anyattention_run_attention *call, int32_t merges, float *output,
                                            float *logsumexp) {

@@ -61,6 +61,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
         ctypes.c_int32,
         [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER],
     ),
+    "anyattention_run_attention_tiles": (ctypes.c_int32, [_POINTER, _POINTER]),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER, _POINTER]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 7]),
     **{

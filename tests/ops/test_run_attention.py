@@ -22,7 +22,7 @@ from anyattention import (
 )
 from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.ops.sparse import kernels
-from anyattention.ops.sparse.runs import Runs, pairs_of, runs_of
+from anyattention.ops.sparse.runs import pairs_of, runs_of
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -187,8 +187,7 @@ def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_operator() -> None:
-    runs = runs_of(Strided(4, 1) & Causal(), 9, 9)
-    parts = [array for part in runs.parts for array in part]
+    parts = [array for part in runs_of(Strided(4, 1) & Causal(), 9, 9) for array in part]
     inputs = [rows(9, 2, 3).requires_grad_() for _ in range(3)]
     # Its gradients are float32's, too coarse for gradcheck's differences: the other utilities.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -198,26 +197,31 @@ def test_operator() -> None:
 class TestRuns:
     def test_hold_the_pairs_of_the_pattern(self) -> None:
         for pattern in patterns_of(61):
-            runs = runs_of(pattern, 61, 61)
-            query, key = pairs_of(runs.parts)
+            parts = runs_of(pattern, 61, 61)
+            query, key = pairs_of(parts)
             pairs = torch.zeros(61, 61, dtype=torch.int64).index_put_((query, key), torch.tensor(1), accumulate=True)
             assert torch.equal(pairs, pattern.to_dense(61, 61).long())
-            assert runs.num_pairs == int(pairs.sum())
+            assert sum(part.num_pairs for part in parts) == int(pairs.sum())
 
     def test_of_a_step_take_no_more_tiles_than_their_neighbourhoods(self) -> None:
-        # In order of residue the tiles are the pairs' own and those that the ends of 64 residues cut.
-        runs = runs_of(Strided(64, 0), 4096, 4096)
-        assert sum(runs.pairs_in_tiles) < 4 * runs.num_pairs
+        # In order of residue a class of 64 is a block of its own.
+        (alone, part) = runs_of(Strided(64, 0), 4096, 4096)
+        assert alone.num_pairs == 4096
+        assert kernels.pairs_in_tiles(part, 4096) == 4096 * 64
 
     def test_are_counted_in_tiles(self) -> None:
         for pattern in patterns_of(200):
-            for part, counted in zip(*runs_of(pattern, 200, 200), strict=True):
-                seen = torch.zeros(200, 200, dtype=torch.bool)
+            for part in runs_of(pattern, 200, 200):
+                blocks = set()
                 for place in range(200):
                     for run in range(int(part.offsets[place]), int(part.offsets[place + 1])):
-                        seen[place, int(part.begins[run]) : int(part.ends[run])] = True
-                tiles = {(q // 48, k // 64) for q, k in seen.nonzero().tolist()}
-                assert counted == len(tiles) * 48 * 64
+                        blocks |= {(place, key // 64) for key in range(int(part.begins[run]), int(part.ends[run]))}
+                # Each tile has at most 48 queries, and none that is counted is without a pair.
+                assert len(blocks) * 64 <= kernels.pairs_in_tiles(part, 200) <= len(blocks) * 48 * 64
+
+    def test_of_documents_end_with_them(self) -> None:
+        (part,) = runs_of(Documents((64,) * 5), 320, 320)
+        assert kernels.pairs_in_tiles(part, 320) == 5 * 64 * 64
 
     def test_are_kept(self) -> None:
         assert runs_of(Window(3, 2), 10, 10) is runs_of(Window(3, 2), 10, 10)
@@ -228,7 +232,7 @@ class TestChoice:
         x = rows(300, 2, 8)
         text = str(explain(x, x, x, Strided(10, 3) & Causal()))
         assert text.startswith(
-            "runs: cpu\nStrided(stride=10, local=3, align=None) & Causal(align=None):\n  310 runs of keys in"
+            "runs: cpu\nStrided(stride=10, local=3, align=None) & Causal(align=None):\n  300 runs of keys in"
         )
         assert "in order of their residue" in text
 
@@ -268,11 +272,11 @@ class TestUncheckedArrays:
 
     def call(self, **changes: Any) -> Tensor:
         x = rows(9, 1, 4)
-        part = runs_of(Window(1, 1), 9, 9).parts[0]._replace(**changes)
+        part = runs_of(Window(1, 1), 9, 9)[0]._replace(**changes)
         return kernels.attention(x, x, x, list(part), 1.0)[0]
 
     def test_runs(self) -> None:
-        part = runs_of(Window(1, 1), 9, 9).parts[0]
+        part = runs_of(Window(1, 1), 9, 9)[0]
         for changes in (
             {"ends": part.ends + 1},
             {"begins": part.begins - 1},
@@ -284,11 +288,10 @@ class TestUncheckedArrays:
                 self.call(**changes)
 
     def test_sizes(self) -> None:
-        part = runs_of(Window(1, 1), 9, 9).parts[0]
+        part = runs_of(Window(1, 1), 9, 9)[0]
         with pytest.raises(InvalidInputError, match="pattern: expected run_ends of int64 on the CPU, 9 of them"):
             self.call(ends=part.ends[:-1])
         with pytest.raises(InvalidInputError, match="run_offsets of int64 on the CPU, 10 of them"):
             self.call(offsets=part.offsets[:-1])
         with pytest.raises(ValueError, match="run_attention_forward: invalid argument"):
             self.call(offsets=part.offsets.flip(0))
-        assert isinstance(runs_of(Window(1, 1), 9, 9), Runs)

@@ -14,6 +14,7 @@ from anyattention.ops.arguments import Arguments, check_score, default_scale, re
 from anyattention.ops.graph import explain_graph, graph_attention
 from anyattention.ops.sparse import cpu
 from anyattention.ops.sparse.call import SparseCall
+from anyattention.ops.sparse.kernels import pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.output import AttentionResult
 from anyattention.patterns import Graph, Pattern
@@ -44,8 +45,8 @@ def explain_sparse(arguments: Arguments) -> Explanation:
         graph = _graph_of(arguments.pattern, *lengths, arguments.query.device)
         return replace(explanation, notes=(f"{arguments.pattern} as a Graph of {graph.num_edges:,} edges",))
     notes = [f"{arguments.pattern}:"]
-    runs = runs_of(arguments.pattern, *lengths)
-    for part, computed in zip(runs.parts, runs.pairs_in_tiles, strict=True):
+    for part in runs_of(arguments.pattern, *lengths):
+        computed = pairs_in_tiles(part, lengths[1])
         order = "in order of their residue" if part.key_order.numel() else "in order"
         notes.append(
             f"  {part.begins.numel():,} runs of keys {order}, {part.num_pairs:,} pairs in tiles of {computed:,}"

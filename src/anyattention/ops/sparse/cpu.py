@@ -6,6 +6,7 @@ from torch import Tensor
 from anyattention import _native
 from anyattention.ops.sparse.autograd import attention
 from anyattention.ops.sparse.call import SparseCall
+from anyattention.ops.sparse.kernels import pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.scores import Dot
 
@@ -39,8 +40,8 @@ def refusal(call: SparseCall) -> str | None:
     if 0 in (*query.shape[-2:], arguments.value.shape[-1]):
         return "a size is 0"
     lengths = query.shape[1], key.shape[1]
-    runs = runs_of(arguments.pattern, *lengths)
-    pairs, computed = runs.num_pairs, sum(runs.pairs_in_tiles)
+    parts = runs_of(arguments.pattern, *lengths)
+    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, lengths[1]) for part in parts)
     if computed > _WORTH * pairs + (1 << 20):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
@@ -54,6 +55,6 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None]:
     """
     arguments = call.arguments
     query, key, value = (x.to(torch.float32) for x in (arguments.query, arguments.key, arguments.value))
-    runs = runs_of(arguments.pattern, query.shape[1], key.shape[1])
-    output, logsumexp = attention(query, key, value, runs.parts, call.scale)
+    parts = runs_of(arguments.pattern, query.shape[1], key.shape[1])
+    output, logsumexp = attention(query, key, value, parts, call.scale)
     return output.to(arguments.value.dtype), logsumexp if arguments.return_logsumexp else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch import Tensor
 from anyattention import _native
 from anyattention.errors import InvalidInputError
 from anyattention.ops.graph.kernels import pointer, require_numbers
+from anyattention.ops.sparse.runs import RunPart
 
-__all__ = ["attention", "attention_backward"]
+__all__ = ["attention", "attention_backward", "pairs_in_tiles"]
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _SIZES = ("batch", "heads", "key_heads", "num_queries", "num_keys", "head_dim", "value_dim", "num_threads")
@@ -38,6 +40,16 @@ class _Call:
 
     structure: _RunAttention
     kept: tuple[Tensor, ...]
+
+
+@lru_cache(maxsize=16)
+def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
+    """How many pairs the tiles of a part hold that the kernels compute, allowed ones and others."""
+    counted = ctypes.c_int64()
+    num_queries = part.offsets.numel() - 1
+    call = _structure((1, 1, 1, num_queries, num_keys, 1, 1, 1), 1.0, (None,) * 3, part)
+    _native.run("run_attention_tiles", ctypes.byref(call), ctypes.byref(counted))
+    return counted.value
 
 
 def attention(
@@ -111,21 +123,15 @@ def _calls(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Tensor], s
                     expected=f"{name} of int64 on the CPU, {allowed[-1]} of them",
                     actual=f"{array.dtype} on {array.device}, {tuple(array.shape)}",
                 )
-        structure = _RunAttention(
-            batch,
-            heads,
-            key_heads,
-            num_queries,
-            num_keys,
-            head_dim,
-            value_dim,
-            _native.num_threads(),
-            scale,
-            query.data_ptr(),
-            key.data_ptr(),
-            value.data_ptr(),
-            *(array.data_ptr() if array.numel() else None for array in arrays),
-            num_runs,
-        )
-        calls.append(_Call(structure, (query, key, value, *arrays)))
+        counts = (batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, _native.num_threads())
+        rows = (query.data_ptr(), key.data_ptr(), value.data_ptr())
+        calls.append(_Call(_structure(counts, scale, rows, arrays), (query, key, value, *arrays)))
     return calls
+
+
+def _structure(
+    sizes: Sequence[int], scale: float, rows: Sequence[int | None], arrays: Sequence[Tensor]
+) -> _RunAttention:
+    """A part's structure; `sizes` in the order of its fields."""
+    pointers = (array.data_ptr() if array.numel() else None for array in arrays)
+    return _RunAttention(*sizes, scale, *rows, *pointers, arrays[3].numel())

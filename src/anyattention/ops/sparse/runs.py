@@ -16,10 +16,7 @@ from torch import Tensor
 from anyattention.patterns import Pattern
 from anyattention.patterns.spans import Spans
 
-__all__ = ["KEYS_PER_TILE", "QUERIES_PER_TILE", "RunPart", "Runs", "pairs_of", "runs_of"]
-
-# As in csrc/run_attention.cpp.
-QUERIES_PER_TILE, KEYS_PER_TILE = 48, 64
+__all__ = ["RunPart", "pairs_of", "runs_of"]
 
 
 class RunPart(NamedTuple):
@@ -43,44 +40,15 @@ class RunPart(NamedTuple):
         return int((self.ends - self.begins).sum())
 
 
-class Runs(NamedTuple):
-    """A pattern for two lengths.
-
-    Args:
-        parts: which share no pair.
-        pairs_in_tiles: how many pairs the tiles of each part hold that a kernel computes, allowed ones and others.
-    """
-
-    parts: tuple[RunPart, ...]
-    pairs_in_tiles: tuple[int, ...]
-
-    @property
-    def num_pairs(self) -> int:
-        """How many pairs the pattern allows."""
-        return sum(part.num_pairs for part in self.parts)
-
-
 @lru_cache(maxsize=8)
-def runs_of(pattern: Pattern, num_queries: int, num_keys: int) -> Runs:
-    """A pattern as runs; the last few are kept, since the layers of a model share one."""
+def runs_of(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[RunPart, ...]:
+    """A pattern as parts, which share no pair; the last few are kept, since the layers of a model share one."""
     spans = pattern.spans(num_queries, num_keys)
-    step = torch.where(spans.count == 1, 1, spans.step)
     parts = []
-    for each in step.unique().tolist():
-        chosen = spans.where(step == each)
+    for each in spans.step.unique().tolist():
+        chosen = spans.where(spans.step == each)
         parts.append(_runs(chosen, num_queries) if each == 1 else _progressions(chosen, each, num_queries, num_keys))
-    return Runs(tuple(parts), tuple(map(_pairs_in_tiles, parts)))
-
-
-def _pairs_in_tiles(part: RunPart) -> int:
-    places = torch.arange(part.offsets.numel() - 1).repeat_interleave(part.offsets.diff())
-    row = places // QUERIES_PER_TILE * (1 << 40)
-    first, order = torch.sort(row + part.begins // KEYS_PER_TILE)
-    last = (row + (part.ends - 1) // KEYS_PER_TILE)[order]
-    # Of runs that overlap in a row of tiles only what reaches beyond those before counts.
-    reach = torch.cummax(last, 0).values
-    first[1:] = torch.maximum(first[1:], reach[:-1] + 1)
-    return int((last - first + 1).clamp(min=0).sum()) * QUERIES_PER_TILE * KEYS_PER_TILE
+    return tuple(parts)
 
 
 def pairs_of(parts: Sequence[RunPart]) -> tuple[Tensor, Tensor]:
