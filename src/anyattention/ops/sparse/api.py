@@ -8,8 +8,7 @@ from torch import Tensor
 
 from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
 from anyattention._dispatch import Explanation
-from anyattention.errors import InvalidInputError
-from anyattention.ops.arguments import Arguments, read_bias
+from anyattention.ops.arguments import Arguments, read_bias, refuse_graph_settings
 from anyattention.ops.graph import explain_graph, graph_attention
 from anyattention.output import AttentionResult
 from anyattention.patterns import Graph, Pattern
@@ -42,12 +41,7 @@ def _with_edges(arguments: Arguments) -> Arguments:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    if arguments.edges is not None:
-        raise InvalidInputError(
-            argument="edges",
-            expected="None with a pattern of positions (pattern.to_graph(...) has edges)",
-            actual="EdgeFeatures",
-        )
+    refuse_graph_settings(arguments)
     graph = _graph_of(arguments.pattern, sizes[2], sizes[3], query.device)
     mask, bias = arguments.mask, arguments.bias
     if mask is not None:
@@ -62,7 +56,9 @@ def _with_edges(arguments: Arguments) -> Arguments:
 @lru_cache(maxsize=4)
 def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
     """The pattern's Graph; the last few are kept, since the layers of a model share one."""
-    return pattern.to_graph(num_queries, num_keys, device=device)
+    # A tensor made in inference mode could not serve a later call that is differentiated.
+    with torch.inference_mode(False):
+        return pattern.to_graph(num_queries, num_keys, device=device)
 
 
 def _at_edges(pairs: Tensor, graph: Graph, batch: int, heads: int) -> Tensor:
