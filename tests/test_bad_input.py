@@ -19,16 +19,22 @@ from anyattention import (
     AttentionBuilder,
     AttentionConfig,
     AttentionGradients,
+    Blocks,
     Causal,
+    Documents,
     Dot,
     Dynamic,
     EdgeFeatures,
+    Fixed,
     GeometricAttentionConfig,
+    Global,
     Graph,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    RandomBlocks,
     SparseAttentionBuilder,
     SparseAttentionConfig,
+    Strided,
     Window,
     attend,
     explain,
@@ -301,6 +307,40 @@ _GRAPH_ROWS = [
 # fmt: on
 
 # fmt: off
+_PATTERNS = [
+    row("negative window", _CONFIG, lambda: Window(-1, 0), r"left: expected an int >= 0, up to 2\^59, got -1"),
+    row("window without end", _CONFIG, lambda: Window(0, 2**63), r"right: expected an int >= 0, up to 2\^59, got 9223"),
+    row("stride 0", _CONFIG, lambda: Strided(0, 1), "stride: expected an int >= 1, .*got 0"),
+    row("summary above block", _CONFIG, lambda: Fixed(4, 5), "summary: expected at most block=4, got 5"),
+    row("negative token", _CONFIG, lambda: Global((3, -1)), r"tokens\[1\]: expected an int >= 0, .*got -1"),
+    row("tokens as text", _CONFIG, lambda: Global("cls"), "tokens: expected a sequence of ints, got 'cls'"),
+    row("random blocks of no size", _CONFIG, lambda: RandomBlocks(1, size=0), "size: expected an int >= 1, .*got 0"),
+    row("corner", _CONFIG, lambda: Window(1, 1, align="left"), "align: expected 'top_left', .*got 'left'"),
+    row("two corners", _CONFIG, lambda: Causal("top_left") & Window(1, 1, "bottom_right"),
+        "align: expected one alignment in a composed pattern, got bottom_right and top_left"),
+    row("repeated edge in a composed pattern", _GRAPHS,
+        lambda: Graph.from_edge_index(torch.zeros(2, 2, dtype=torch.int64), num_nodes=5) & Causal(),
+        "graph: expected each edge once in a composed pattern, got an edge that is repeated"),
+    row("blocks as floats", _MASK, lambda: Blocks(torch.ones(2, 2), 3),
+        r"mask: expected a boolean matrix \(query blocks, key blocks\), got torch.float32 \(2, 2\)"),
+    row("blocks of another grid", _SHAPE, lambda: attend(_X, _X, _X, Blocks(torch.ones(3, 2, dtype=torch.bool), 3)),
+        r"mask: expected \(2, 2\), blocks of 3 for 5 queries and 5 keys, got \(3, 2\)"),
+    row("documents that do not add up", _SHAPE, lambda: attend(_X, _X, _X, Documents((2, 2))),
+        "Documents: expected 4 queries and keys, .*got 5 queries and 5 keys"),
+    row("window of two lengths", _SHAPE, lambda: attend(_X[:, :3], _X, _X, Window(1, 1)),
+        "Window: expected as many queries as keys, or an alignment, got 3 queries and 5 keys. .*top_left"),
+    row("blocks to draw of no size", _CONFIG, lambda: Causal().to_blocks(0, 5, 5), "size: expected an int >= 1.*got 0"),
+    row("edges with a window", _INPUT, lambda: attend(_X, _X, _X, Window(1, 1), edges=EdgeFeatures(torch.ones(3, 2))),
+        "edges: expected None with the pattern Window, got EdgeFeatures"),
+    row("mask of rank 3 with a window", _MASK,
+        lambda: attend(_X, _X, _X, Window(1, 1), mask=torch.ones(2, 5, 5, dtype=torch.bool)),
+        r"mask: expected rank 1, 2 or 4, got rank 3, \(2, 5, 5\).*mask\[:, None\]"),
+    row("aggregation with a window", _UNSUPPORTED, lambda: attend(_X, _X, _X, Window(1, 1), aggregation="max"),
+        "aggregation='max'.*the pattern Window has only aggregation='sum'"),
+]
+# fmt: on
+
+# fmt: off
 _MODULES = [
     row("heads that do not divide", _CONFIG, lambda: MultiHeadAttention(8, 3),
         "num_heads: expected a divisor of d_model=8, got 3. d_model=9 would do"),
@@ -535,7 +575,16 @@ _FILES = [
 ]
 # fmt: on
 
-_ROWS = [*_ATTEND_DENSE, *_ATTEND_GRAPH, *_GRAPH_ROWS, *_MODULES, *_TRAINING, *_CONFIGS, *_FILES]
+_ROWS = [
+    *_ATTEND_DENSE,
+    *_ATTEND_GRAPH,
+    *_PATTERNS,
+    *_GRAPH_ROWS,
+    *_MODULES,
+    *_TRAINING,
+    *_CONFIGS,
+    *_FILES,
+]
 
 
 def _contents(folder: Path) -> dict[str, bytes | None]:

@@ -244,7 +244,6 @@ class TestChoice:
             ({"bias": torch.zeros(30)}, "tiles have no bias"),
             ({"dropout": 0.5}, "tiles have no dropout"),
             ({"return_weights": True}, "tiles return no weights"),
-            ({"normalize": False}, "tiles have aggregation='sum' and normalize=True"),
         ],
     )
     def test_other_settings_run_over_edges(self, settings: dict[str, Any], reason: str) -> None:

@@ -15,11 +15,20 @@ from anyattention._checks import (
     require_number,
     require_same_kind,
 )
-from anyattention.errors import DimensionMismatchError, InvalidInputError
+from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.patterns import Full, Pattern
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
-__all__ = ["Aggregation", "Arguments", "Weights", "check_score", "default_scale", "read_bias", "read_weights"]
+__all__ = [
+    "Aggregation",
+    "Arguments",
+    "Weights",
+    "check_score",
+    "default_scale",
+    "read_bias",
+    "read_weights",
+    "refuse_graph_settings",
+]
 
 Aggregation = Literal["sum", "mean", "max"]
 Weights = Literal["mean", "heads"]
@@ -163,3 +172,16 @@ def default_scale(arguments: Arguments, head_dim: int) -> float:
     if arguments.scale is not None:
         return float(arguments.scale)
     return 1.0 / math.sqrt(max(head_dim, 1)) if isinstance(arguments.score, Dot) else 1.0
+
+
+def refuse_graph_settings(arguments: Arguments) -> None:
+    """Raise where a pattern that is no Graph is given what only a Graph has."""
+    name = type(arguments.pattern).__name__
+    if arguments.edges is not None:
+        raise InvalidInputError(argument="edges", expected=f"None with the pattern {name}", actual="EdgeFeatures")
+    if arguments.aggregation != "sum" or not arguments.normalize:
+        raise UnsupportedError(
+            f"aggregation={arguments.aggregation!r}, normalize={arguments.normalize}: the pattern {name} has only "
+            "aggregation='sum', normalize=True; a Graph has the others (pattern.to_graph(...))",
+            argument="aggregation" if arguments.aggregation != "sum" else "normalize",
+        )

@@ -73,7 +73,8 @@ class Pattern(ABC):
     ) -> Tensor:
         """Which blocks of `size` x `size` pairs hold an allowed one, boolean `(query blocks, key blocks)`.
 
-        The last blocks may be cut off by the lengths. Cost: O(spans + blocks), for spans with steps O(pairs).
+        The last blocks may be cut off by the lengths. Cost: O(spans + blocks) memory, and time but for steps longer
+        than a block, which are gone one by one.
 
         Example:
             >>> from anyattention import Window
@@ -82,19 +83,24 @@ class Pattern(ABC):
                     [ True,  True,  True],
                     [False,  True,  True]])
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidConfigError(argument="size", expected="an int >= 1", actual=repr(size))
+        require_int("size", size, 1)
         spans = self.spans(num_queries, num_keys, device=device)
         rows, columns = -(-num_queries // size), -(-num_keys // size)
-        is_dense = spans.step < size  # steps over no block
+        is_dense = spans.step <= size  # steps over no block
         edges = torch.zeros(rows, columns + 1, dtype=torch.int64, device=device)
         row = spans.query // size
         for column, change in ((spans.start // size, 1), (spans.last // size + 1, -1)):
             at = (row[is_dense], column[is_dense])
             edges.index_put_(at, torch.tensor(change, device=device), accumulate=True)
         blocks = edges[:, :-1].cumsum(1) > 0
-        query, key = spans.where(~is_dense).pairs()
-        blocks[query // size, key // size] = True
+        stepped = spans.where(~is_dense)
+        stepped = stepped.where(torch.argsort(stepped.count, descending=True))
+        row, key = stepped.query // size * columns, stepped.start.clone()
+        # The first keys of all spans, then the second ones of those that have two, and so on.
+        for ended in stepped.count.bincount().cumsum(0)[:-1].tolist():
+            some = slice(0, key.numel() - ended)
+            blocks.view(-1).index_fill_(0, row[some] + key[some] // size, True)
+            key[some] += stepped.step[some]
         return blocks
 
     def density(self, num_queries: int, num_keys: int | None = None) -> float:
@@ -166,6 +172,13 @@ def check_align(align: Align | None) -> None:
     """Raise unless `align` is one of the two corners, or None."""
     if align not in (None, "top_left", "bottom_right"):
         raise InvalidConfigError(argument="align", expected="'top_left', 'bottom_right' or None", actual=repr(align))
+
+
+def require_int(argument: str, number: object, at_least: int) -> None:
+    """Raise unless a setting is an int in its range."""
+    # Above 2^59 the sums of a position and some settings are no int64.
+    if isinstance(number, bool) or not isinstance(number, int) or not at_least <= number <= 2**59:
+        raise InvalidConfigError(argument=argument, expected=f"an int >= {at_least}, up to 2^59", actual=repr(number))
 
 
 def diagonal_offset(pattern: Pattern, num_queries: int, num_keys: int) -> int:

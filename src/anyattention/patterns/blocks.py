@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention.errors import DimensionMismatchError, InvalidMaskError
-from anyattention.patterns.base import Pattern
-from anyattention.patterns.sequence import require_int
+from anyattention.patterns.base import Pattern, require_int
 from anyattention.patterns.spans import Spans
 
 __all__ = ["Blocks", "RandomBlocks"]
@@ -23,7 +22,7 @@ class _BlockPattern(Pattern):
     size: int
 
     @abstractmethod
-    def _blocks(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> Tensor:
+    def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         """Boolean `(query blocks, key blocks)`."""
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
@@ -32,11 +31,11 @@ class _BlockPattern(Pattern):
 
     def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
         """For each query the runs of neighbouring blocks."""
-        blocks = self._blocks(num_queries, num_keys, device)
+        place = torch.arange(min(self.size, num_queries), device=device)
+        blocks = self._blocks(num_queries, num_keys, place.device)
         change = F.pad(blocks.to(torch.int8), (1, 1)).diff(dim=1)
         row, first = (change == 1).nonzero().unbind(1)
         last = (change == -1).nonzero()[:, 1]  # one after the run, in the same order
-        place = torch.arange(self.size, device=device)
         query = row[:, None] * self.size + place
         begin, end = (first * self.size)[:, None], (last * self.size).clamp(max=num_keys)[:, None] - 1
         is_there = query < num_queries
@@ -48,7 +47,7 @@ class Blocks(_BlockPattern):
     """A query may attend to the keys of the blocks that a matrix names.
 
     Args:
-        mask: boolean `(query blocks, key blocks)`, True = may attend.
+        mask: boolean `(query blocks, key blocks)`, True = may attend; a copy is kept.
         size: number of positions in a block.
 
     Raises:
@@ -73,12 +72,14 @@ class Blocks(_BlockPattern):
             raise InvalidMaskError(
                 argument="mask", expected="a boolean matrix (query blocks, key blocks)", actual=found
             )
+        # A call may remember the pattern's Graph, which a change in place would not reach.
+        object.__setattr__(self, "mask", self.mask.clone())
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
         return f"Blocks({rows} x {columns}, size={self.size})"
 
-    def _blocks(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> Tensor:
+    def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         grid = (-(-num_queries // self.size), -(-num_keys // self.size))
         if tuple(self.mask.shape) != grid:
             raise DimensionMismatchError(
@@ -86,7 +87,7 @@ class Blocks(_BlockPattern):
                 expected=f"{grid}, blocks of {self.size} for {num_queries} queries and {num_keys} keys",
                 actual=tuple(self.mask.shape),
             )
-        return self.mask if device is None else self.mask.to(device)
+        return self.mask.to(device)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class RandomBlocks(_BlockPattern):
         require_int("seed", self.seed, 0)
         require_int("size", self.size, 1)
 
-    def _blocks(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> Tensor:
+    def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         rows, columns = -(-num_queries // self.size), -(-num_keys // self.size)
         row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)[None, :]
         order = _hashed(_hashed(row + self.seed % (1 << 31) * 0x9E3779B9) + column)

@@ -73,7 +73,7 @@ class Intersection(_Composed):
         return Spans.of(query[is_allowed], key[is_allowed], key[is_allowed])
 
     def __str__(self) -> str:
-        return f"{self.first} & {self.second}"
+        return " & ".join(f"({each})" if isinstance(each, Union) else str(each) for each in (self.first, self.second))
 
 
 @dataclass(frozen=True)

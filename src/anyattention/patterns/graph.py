@@ -302,10 +302,11 @@ class Graph(Pattern):
         return edges[place] == pairs
 
     def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
-        """Each edge on its own; duplicates too."""
+        """Each pair on its own; duplicates fall together. Cost: a sort of the edges."""
         self._require_sizes(num_queries, num_keys)
-        query, key = (index.to(device) for index in (self.query_index, self.key_index))
-        return Spans.of(query, key, key)
+        pairs = torch.unique(self.query_index * num_keys + self.key_index).to(device)
+        key = pairs % max(num_keys, 1)
+        return Spans.of(pairs // max(num_keys, 1), key, key)
 
     def is_simple(self) -> bool:
         """Whether no edge is there twice."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
-from anyattention.patterns.base import Align, Pattern, check_align, diagonal_offset
+from anyattention.patterns.base import Align, Pattern, check_align, diagonal_offset, require_int
 from anyattention.patterns.spans import Spans, concatenate
 
 __all__ = ["Causal", "Documents", "Fixed", "Full", "Global", "Strided", "Window"]
@@ -338,12 +338,6 @@ class Documents(Pattern):
             )
         lengths = torch.tensor(self.lengths, dtype=torch.int64, device=device)
         return torch.arange(len(self.lengths), device=device).repeat_interleave(lengths)
-
-
-def require_int(argument: str, number: object, at_least: int) -> None:
-    """Raise unless a setting is an int in its range."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
-        raise InvalidConfigError(argument=argument, expected=f"an int >= {at_least}", actual=repr(number))
 
 
 def _integers(argument: str, numbers: Sequence[int] | Tensor) -> list[int]:

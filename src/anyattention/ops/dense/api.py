@@ -14,8 +14,7 @@ from anyattention._checks import (
     to_four_axes,
 )
 from anyattention._dispatch import Explanation, Implementation
-from anyattention.errors import InvalidInputError, UnsupportedError
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias, refuse_graph_settings
 from anyattention.ops.dense import reference, torch_fused
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import draw_seed
@@ -62,7 +61,7 @@ def _check(arguments: Arguments) -> DenseCall:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     check_score(arguments.score, axes, query)
-    _refuse_graph_settings(arguments)
+    refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 
     causal, allowed = _read_pattern(arguments.pattern, query, *sizes[2:])
@@ -101,15 +100,3 @@ def _read_pattern(pattern: Pattern, query: Tensor, query_length: int, key_length
     if isinstance(pattern, Causal) and pattern.offset(query_length, key_length) == 0:
         return True, None
     return False, pattern.to_dense(query_length, key_length, device=query.device)[None, None]
-
-
-def _refuse_graph_settings(arguments: Arguments) -> None:
-    name = type(arguments.pattern).__name__
-    if arguments.edges is not None:
-        raise InvalidInputError(argument="edges", expected=f"None with the pattern {name}", actual="EdgeFeatures")
-    if arguments.aggregation != "sum" or not arguments.normalize:
-        raise UnsupportedError(
-            f"aggregation={arguments.aggregation!r}, normalize={arguments.normalize}: the pattern {name} has only "
-            "aggregation='sum', normalize=True; a Graph has the others (pattern.to_graph(...))",
-            argument="aggregation" if arguments.aggregation != "sum" else "normalize",
-        )

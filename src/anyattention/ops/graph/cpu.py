@@ -21,16 +21,21 @@ from anyattention.ops.graph.maximum import edge_maximum
 from anyattention.ops.random import keep_factors
 from anyattention.scores import Additive, Dynamic
 
-__all__ = ["refusal", "run"]
+__all__ = ["refusal", "refusal_of_rows", "run"]
 
 
 def refusal(call: GraphCall) -> str | None:
     """Why the kernels cannot run a call."""
-    if call.query.device.type != "cpu":
-        return f"the kernels run on the CPU, and the query is on {call.query.device}"
+    return refusal_of_rows(call.query, call.value)
+
+
+def refusal_of_rows(query: Tensor, value: Tensor) -> str | None:
+    """Why no compiled kernel can take these rows."""
+    if query.device.type != "cpu":
+        return f"the kernels run on the CPU, and the query is on {query.device}"
     if not _native.available():
         return "no kernels are compiled (see `anyattention info`)"
-    if 0 in (*call.query.shape[-2:], call.value.shape[-1]):
+    if 0 in (*query.shape[-2:], value.shape[-1]):
         return "a size is 0"
     return None
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from anyattention import _dispatch
 from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
 from anyattention._dispatch import Explanation, Implementation
-from anyattention.errors import InvalidInputError
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
-from anyattention.ops.graph import explain_graph, graph_attention
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias, refuse_graph_settings
+from anyattention.ops.graph import graph_attention, refusal_of_rows
 from anyattention.ops.sparse import cpu
 from anyattention.ops.sparse.call import SparseCall
 from anyattention.ops.sparse.kernels import pairs_in_tiles
@@ -24,7 +23,11 @@ __all__ = ["explain_sparse", "sparse_attention"]
 
 _TABLE = (
     Implementation("cpu", cpu.run, cpu.refusal),
-    Implementation("graph", lambda call: _over_edges(call, "cpu"), lambda call: _refusal_of_graph(call, "cpu")),
+    Implementation(
+        "graph",
+        lambda call: _over_edges(call, "cpu"),
+        lambda call: refusal_of_rows(call.arguments.query, call.arguments.value),
+    ),
     Implementation("reference", lambda call: _over_edges(call, "reference"), lambda call: None),
 )
 
@@ -58,12 +61,6 @@ def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
     return graph_attention(replace(_with_edges(call.arguments), implementation=implementation))
 
 
-def _refusal_of_graph(call: SparseCall, implementation: str) -> str | None:
-    over_edges = replace(_with_edges(call.arguments), implementation=None)
-    found = explain_graph(over_edges)
-    return dict(found.refusals).get(implementation)
-
-
 def _check(arguments: Arguments) -> SparseCall:
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
@@ -80,12 +77,7 @@ def _check(arguments: Arguments) -> SparseCall:
         to_four_axes("mask", arguments.mask, *sizes)
     if arguments.bias is not None:
         to_four_axes("bias", read_bias(arguments.bias, query), *sizes)
-    if arguments.edges is not None:
-        raise InvalidInputError(
-            argument="edges",
-            expected="None with a pattern of positions (pattern.to_graph(...) has edges)",
-            actual="EdgeFeatures",
-        )
+    refuse_graph_settings(arguments)
     return SparseCall(arguments, default_scale(arguments, axes.sizes["head_dim"]))
 
 
@@ -104,7 +96,9 @@ def _with_edges(arguments: Arguments) -> Arguments:
 @lru_cache(maxsize=4)
 def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
     """The pattern's Graph; the last few are kept, since the layers of a model share one."""
-    return pattern.to_graph(num_queries, num_keys, device=device)
+    # A tensor made in inference mode could not serve a later call that is differentiated.
+    with torch.inference_mode(False):
+        return pattern.to_graph(num_queries, num_keys, device=device)
 
 
 def _at_edges(pairs: Tensor, graph: Graph, batch: int, heads: int) -> Tensor:

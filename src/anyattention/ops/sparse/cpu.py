@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from anyattention import _native
+from anyattention.ops.graph import refusal_of_rows
 from anyattention.ops.sparse.autograd import attention
 from anyattention.ops.sparse.call import SparseCall
 from anyattention.ops.sparse.kernels import pairs_in_tiles
@@ -20,10 +20,9 @@ def refusal(call: SparseCall) -> str | None:
     """Why the kernels cannot run a call."""
     arguments = call.arguments
     query, key = arguments.query, arguments.key
-    if query.device.type != "cpu":
-        return f"the kernels run on the CPU, and the query is on {query.device}"
-    if not _native.available():
-        return "no kernels are compiled (see `anyattention info`)"
+    unable = refusal_of_rows(query, arguments.value)
+    if unable is not None:
+        return unable
     if not isinstance(arguments.score, Dot):
         return f"tiles are products, and the score is {type(arguments.score).__name__}"
     for name in ("mask", "bias", "softcap"):
@@ -35,10 +34,6 @@ def refusal(call: SparseCall) -> str | None:
         return "tiles return no weights"
     if query.dtype == torch.float64:
         return "tiles are float32, and the query is torch.float64"
-    if arguments.aggregation != "sum" or not arguments.normalize:
-        return "tiles have aggregation='sum' and normalize=True"
-    if 0 in (*query.shape[-2:], arguments.value.shape[-1]):
-        return "a size is 0"
     lengths = query.shape[1], key.shape[1]
     parts = runs_of(arguments.pattern, *lengths)
     pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, lengths[1]) for part in parts)

@@ -43,11 +43,14 @@ class RunPart(NamedTuple):
 @lru_cache(maxsize=8)
 def runs_of(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[RunPart, ...]:
     """A pattern as parts, which share no pair; the last few are kept, since the layers of a model share one."""
-    spans = pattern.spans(num_queries, num_keys)
     parts = []
-    for each in spans.step.unique().tolist():
-        chosen = spans.where(spans.step == each)
-        parts.append(_runs(chosen, num_queries) if each == 1 else _progressions(chosen, each, num_queries, num_keys))
+    # A tensor made in inference mode could not serve a later call that is differentiated.
+    with torch.inference_mode(False):
+        spans = pattern.spans(num_queries, num_keys)
+        for step in spans.step.unique().tolist():
+            chosen = spans.where(spans.step == step)
+            is_run = step == 1
+            parts.append(_runs(chosen, num_queries) if is_run else _progressions(chosen, step, num_queries, num_keys))
     return tuple(parts)
 
 
