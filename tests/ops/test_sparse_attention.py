@@ -131,7 +131,7 @@ def require_equal(inputs: Inputs, pattern: Pattern, mask: Tensor | None = None, 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_equals_dense_attention_under_a_mask(pattern: Pattern, num_queries: int, num_keys: int, batch: int) -> None:
     inputs = leaves(num_queries, num_keys, batch)
-    assert explain(*inputs, pattern).implementation in ("cpu", "reference")
+    assert explain(*inputs, pattern).implementation in ("graph", "reference")
     require_equal(inputs, pattern)
     mean = attend(*inputs, pattern, return_weights="mean").weights
     assert mean is not None
@@ -140,7 +140,7 @@ def test_equals_dense_attention_under_a_mask(pattern: Pattern, num_queries: int,
     torch.testing.assert_close(mean, heads.mean(-1))
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("implementation", ["graph", "reference"])
 def test_either_implementation_may_be_forced(native, implementation: str) -> None:
     pattern, inputs = Window(2, 1) | Global(1), leaves(7, 7)
     forced = attend(*inputs, pattern, implementation=implementation).output
@@ -314,9 +314,12 @@ def test_inference_mode_leaves_nothing_behind() -> None:
 def test_explain_names_the_kernels_and_the_edges(native) -> None:
     inputs, pattern = leaves(7, 7), Window(1, 0)
     explanation = explain(*inputs, pattern)
-    assert explanation.implementation == "cpu"
+    assert explanation.implementation == "graph"
     assert explanation.notes == (f"{pattern} as a Graph of 13 edges",)
-    assert str(explanation) == f"runs: cpu\n{pattern} as a Graph of 13 edges"
+    assert (
+        str(explanation)
+        == f"runs: graph\nnot cpu: tiles are float32, and the query is torch.float64\n{pattern} as a Graph of 13 edges"
+    )
 
 
 _X = torch.ones(2, 5, 3, 7)
@@ -342,7 +345,11 @@ _X = torch.ones(2, 5, 3, 7)
         ({"bias": torch.ones(13)}, DimensionMismatchError, "bias: expected a shape that broadcasts"),
         ({"aggregation": "mean"}, UnsupportedError, "aggregation='mean'.*the pattern Window has only .*'sum'"),
         ({"normalize": False}, UnsupportedError, "normalize=False: the pattern Window has only .*normalize=True"),
-        ({"implementation": "torch"}, InvalidInputError, "implementation: expected one of 'cpu', 'reference', got"),
+        (
+            {"implementation": "torch"},
+            InvalidInputError,
+            "implementation: expected one of 'cpu', 'graph', 'reference', got",
+        ),
     ],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else None,
 )
