@@ -224,7 +224,6 @@ ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
  *   query (batch, num_queries, heads, head_dim)
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
  *   value (batch, num_keys, key_heads, value_dim)
- *   head_dim and value_dim are multiples of 16
  *   query_order, key_order   which query or key stands at each place; null where each
  *                            stands at its own
  *   run_offsets (num_queries + 1)   the query at place i sees runs run_offsets[i] up to

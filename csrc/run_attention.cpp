@@ -3,9 +3,10 @@
 // early where the next query sees other keys altogether.
 //
 //   i  query in order     j  key in order     t  tile of kKeys keys     h  head     g  key head, h / group
-//   D, C  head_dim, value_dim, multiples of kLane     S  scores, P  weights     l  logsumexp
+//   D, C  head_dim, value_dim, rounded up to whole vectors in the packed copies
+//   S  scores, P  weights, l  logsumexp
 //
-// Scores are kept turned, S[j][i], so that keys and values are read where they lie and a query is a lane of a vector.
+// The keys that are seen are copied once for each batch entry and key head, tile by tile and as the products read them.
 
 #include <algorithm>
 #include <cmath>
@@ -24,7 +25,7 @@ namespace {
 
 constexpr int64_t kQueries = 48, kKeys = 64;  // of a tile, at most
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-typedef int32_t Integers __attribute__((vector_size(64)));
+constexpr uint64_t kWhole = ~uint64_t{0};
 
 struct Range {
   int64_t begin, end;
@@ -42,16 +43,15 @@ struct Part {
   const anyattention_run_attention &c;
   int64_t H, G, D, C;
   std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
-  std::vector<int64_t> seen_tile;    // the place of each tile of keys among those that are seen, else -1
-  std::vector<uint8_t> broken;       // (batch, G, tiles of keys that are seen): whether a number is not finite
-  int64_t query_tiles = 0, num_seen = 0;
+  std::vector<int64_t> packed_tile;  // the place of each tile of keys among those that are seen, else -1
+  int64_t query_tiles = 0, num_packed = 0;
 
   explicit Part(const anyattention_run_attention &call)
       : c(call),
         H(call.heads),
         G(call.key_heads),
-        D(call.head_dim),
-        C(call.value_dim) {}
+        D((call.head_dim + kLane - 1) / kLane * kLane),
+        C((call.value_dim + kLane - 1) / kLane * kLane) {}
 
   // After the checks.
   void cut_tiles() {
@@ -75,31 +75,11 @@ struct Part {
       ++change[static_cast<std::size_t>(c.run_begins[r] / kKeys)];
       --change[static_cast<std::size_t>((c.run_ends[r] - 1) / kKeys + 1)];
     }
-    seen_tile.assign(static_cast<std::size_t>(num_tiles), -1);
+    packed_tile.assign(static_cast<std::size_t>(num_tiles), -1);
     for (int64_t t = 0, seen = 0; t < num_tiles; ++t) {
       seen += change[static_cast<std::size_t>(t)];
-      if (seen > 0) seen_tile[static_cast<std::size_t>(t)] = num_seen++;
+      if (seen > 0) packed_tile[static_cast<std::size_t>(t)] = num_packed++;
     }
-  }
-
-  void look_for_broken_tiles() {
-    broken.assign(static_cast<std::size_t>(c.batch * G * num_seen), 0);
-    const int64_t num_tiles = static_cast<int64_t>(seen_tile.size()), tasks = c.batch * num_tiles;
-    const int team = static_cast<int>(std::max<int64_t>(1, std::min(c.num_threads, tasks / 4)));
-#pragma omp parallel for num_threads(team) if (team > 1)
-    for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t t = n % num_tiles, b = n / num_tiles, seen = seen_tile[static_cast<std::size_t>(t)];
-      for (int64_t j = t * kKeys; seen >= 0 && j < std::min((t + 1) * kKeys, c.num_keys); ++j) {
-        for (int64_t g = 0; g < G; ++g) {
-          const int64_t row = key_row(b, j, g);
-          if (is_finite(c.key + row * D, D) && is_finite(c.value + row * C, C)) continue;
-          broken[static_cast<std::size_t>((b * G + g) * num_seen + seen)] = 1;
-        }
-      }
-    }
-  }
-  bool is_broken(int64_t b, int64_t g, int64_t t) const {
-    return broken[static_cast<std::size_t>((b * G + g) * num_seen + seen_tile[static_cast<std::size_t>(t)])];
   }
 
   int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
@@ -108,8 +88,8 @@ struct Part {
   int64_t key_row(int64_t b, int64_t j, int64_t g) const { return (b * c.num_keys + key_at(j)) * G + g; }
 
   bool is_valid() const {
-    if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || D < 1 || D % kLane) return false;
-    if (C < 1 || C % kLane || c.num_threads < 1 || !c.run_offsets) return false;
+    if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
+    if (c.value_dim < 1 || c.num_threads < 1 || !c.run_offsets) return false;
     const int64_t runs = c.run_offsets[c.num_queries];
     if (c.run_offsets[0] != 0 || runs < 0 || runs != c.num_runs || (runs > 0 && (!c.run_begins || !c.run_ends))) return false;
     for (int64_t i = 0; i < c.num_queries; ++i) {
@@ -139,21 +119,79 @@ struct Part {
   }
 };
 
-// The queries of one tile, and the keys they see.
+// The keys and values of all heads, tile by tile: turned (width, kKeys), for products along a row, or as rows.
+struct PackedKeys {
+  const Part &part;
+  Workspace<float> turned_keys, rows_of_keys, rows_of_values, turned_values;
+  std::vector<int64_t> tiles;   // which are packed
+  std::vector<uint8_t> broken;  // packed tiles with a number that is not finite
+
+  PackedKeys(const Part &p, bool backward)
+      : part(p),
+        turned_keys(size(p.D), false),
+        rows_of_keys(backward ? size(p.D) : 0, false),
+        rows_of_values(backward ? 0 : size(p.C), false),
+        turned_values(backward ? size(p.C) : 0, false),
+        broken(static_cast<std::size_t>(p.c.batch * p.G * p.num_packed)) {
+    for (std::size_t t = 0; t < p.packed_tile.size(); ++t) {
+      if (p.packed_tile[t] >= 0) tiles.push_back(static_cast<int64_t>(t));
+    }
+    const int64_t count = p.c.batch * p.G * p.num_packed;
+    const int team = static_cast<int>(std::max<int64_t>(1, std::min(p.c.num_threads, count)));
+#pragma omp parallel for num_threads(team) if (team > 1)
+    for (int64_t n = 0; n < count; ++n) pack(n, backward);
+  }
+
+  int64_t size(int64_t width) const { return part.c.batch * part.G * part.num_packed * kKeys * width; }
+  int64_t tile(int64_t b, int64_t g, int64_t t) const {
+    return (b * part.G + g) * part.num_packed + part.packed_tile[static_cast<std::size_t>(t)];
+  }
+
+  void pack(int64_t n, bool backward) {
+    const int64_t t = tiles[static_cast<std::size_t>(n % part.num_packed)];
+    const int64_t g = n / part.num_packed % part.G, b = n / part.num_packed / part.G;
+    const int64_t count = std::min(kKeys, part.c.num_keys - t * kKeys), D = part.c.head_dim, C = part.c.value_dim;
+    bool finite = true;
+    float *turned_key = turned_keys.get() + n * kKeys * part.D;
+    std::fill_n(turned_key, kKeys * part.D, 0.0f);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t row = part.key_row(b, t * kKeys + j, g);
+      const float *k = part.c.key + row * D;
+      const float *v = part.c.value + row * C;
+      finite = finite && is_finite(k, D) && is_finite(v, C);
+      for (int64_t d = 0; d < D; ++d) turned_key[d * kKeys + j] = k[d];
+    }
+    const auto rows = [&](float *to, const void *from, int64_t width, int64_t padded) {
+      std::fill_n(to, kKeys * padded, 0.0f);
+      for (int64_t j = 0; j < count; ++j) {
+        std::copy_n(static_cast<const float *>(from) + part.key_row(b, t * kKeys + j, g) * width, width, to + j * padded);
+      }
+    };
+    if (backward) {
+      rows(rows_of_keys.get() + n * kKeys * part.D, part.c.key, D, part.D);
+      float *turned_value = turned_values.get() + n * kKeys * part.C;
+      std::fill_n(turned_value, kKeys * part.C, 0.0f);
+      for (int64_t j = 0; j < count; ++j) {
+        const float *v = part.c.value + part.key_row(b, t * kKeys + j, g) * C;
+        for (int64_t d = 0; d < C; ++d) turned_value[d * kKeys + j] = v[d];
+      }
+    } else {
+      rows(rows_of_values.get() + n * kKeys * part.C, part.c.value, C, part.C);
+    }
+    broken[static_cast<std::size_t>(n)] = !finite;
+  }
+};
+
+// The queries of one tile and the keys they see.
 struct QueryTile {
   const Part &part;
-  int64_t b, h, g, first, count;
-  int64_t cursor[kQueries];          // each query's first run that does not end before the tile of keys
-  std::vector<Range> tiles;          // of keys
-  std::vector<int32_t> from, to;     // (ranges, kQueries): what each query sees of the tile of keys
-  const float *keys[kKeys], *values[kKeys];
-  int64_t num_keys = 0, num_ranges = 0;  // of the tile of keys
+  int64_t first, count;
+  int64_t cursor[kQueries];  // each query's first run that does not end before the tile of keys
+  uint64_t seen[kQueries];   // a bit for each key of the tile
+  std::vector<Range> tiles;  // of keys
 
-  QueryTile(const Part &p, int64_t batch, int64_t head, int64_t index)
+  QueryTile(const Part &p, int64_t index)
       : part(p),
-        b(batch),
-        h(head),
-        g(head / (p.H / p.G)),
         first(p.first_query[static_cast<std::size_t>(index)]),
         count(p.first_query[static_cast<std::size_t>(index) + 1] - first) {
     std::vector<Range> ranges;
@@ -163,7 +201,7 @@ struct QueryTile {
         ranges.push_back({part.c.run_begins[r] / kKeys, (part.c.run_ends[r] - 1) / kKeys + 1});
       }
     }
-    std::sort(ranges.begin(), ranges.end(), [](Range x, Range y) { return x.begin < y.begin; });
+    std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
     for (const Range &range : ranges) {
       if (tiles.empty() || range.begin > tiles.back().end) {
         tiles.push_back(range);
@@ -173,133 +211,110 @@ struct QueryTile {
     }
   }
 
-  // Reads tile t of keys; tiles must come in rising order. Whether every query sees every key of it.
+  // Reads which keys of tile t each query sees; tiles must come in rising order. Whether every query sees every key.
   bool look_at(int64_t t) {
-    const int64_t begin = t * kKeys, end = std::min(begin + kKeys, part.c.num_keys);
-    num_keys = end - begin;
-    for (int64_t j = 0; j < num_keys; ++j) {
-      const int64_t row = part.key_row(b, begin + j, g);
-      keys[j] = part.c.key + row * part.D;
-      values[j] = part.c.value + row * part.C;
-    }
+    const int64_t begin = t * kKeys, end = begin + kKeys;
     bool whole = true;
-    num_ranges = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t last = part.c.run_offsets[first + i + 1];
       while (cursor[i] < last && part.c.run_ends[cursor[i]] <= begin) ++cursor[i];
-      bool sees_all = false;
+      uint64_t bits = 0;
       for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < end; ++r) {
-        const int64_t n = r - cursor[i];
-        if (n == num_ranges) {
-          ++num_ranges;
-          if (static_cast<int64_t>(from.size()) < num_ranges * kQueries) {
-            from.resize(static_cast<std::size_t>(num_ranges * kQueries));
-            to.resize(static_cast<std::size_t>(num_ranges * kQueries));
-          }
-          std::fill_n(from.begin() + n * kQueries, kQueries, 0);
-          std::fill_n(to.begin() + n * kQueries, kQueries, 0);
-        }
-        const std::size_t place = static_cast<std::size_t>(n * kQueries + i);
-        from[place] = static_cast<int32_t>(std::max<int64_t>(part.c.run_begins[r] - begin, 0));
-        to[place] = static_cast<int32_t>(std::min(part.c.run_ends[r], end) - begin);
-        sees_all |= to[place] - from[place] == num_keys;
+        const int64_t from = std::max<int64_t>(part.c.run_begins[r] - begin, 0);
+        const int64_t to = std::min(part.c.run_ends[r] - begin, kKeys);
+        bits |= (to - from == kKeys ? kWhole : ((uint64_t{1} << (to - from)) - 1) << from);
       }
-      whole &= sees_all;
+      seen[i] = bits;
+      whole &= bits == kWhole;
     }
     return whole;
   }
 
-  bool sees(int64_t i, int64_t j) const {
-    for (int64_t n = 0; n < num_ranges; ++n) {
-      const std::size_t place = static_cast<std::size_t>(n * kQueries + i);
-      if (from[place] <= j && j < to[place]) return true;
-    }
-    return false;
-  }
-
-  // Infinity becomes NaN, which -inf would pass for a hidden key, and hidden keys become -inf.
-  Lanes shown(Lanes scores, int64_t j, int64_t lane) const {
-    Integers seen{};
-    for (int64_t n = 0; n < num_ranges; ++n) {
-      Integers low, high;
-      std::memcpy(&low, from.data() + n * kQueries + lane, sizeof low);
-      std::memcpy(&high, to.data() + n * kQueries + lane, sizeof high);
-      const int32_t key = static_cast<int32_t>(j);
-      seen |= (low <= key) & (high > key);
-    }
-    return seen ? scores + scores * 0 : Lanes{} + kMinusInfinity;
-  }
-
-  // Copies the queries' rows (width), times a factor, as they are or turned, or both; whether all are finite.
-  bool copy_rows(const float *source, int64_t width, float factor, float *rows, float *turned) const {
+  // Copies rows (width) of the tile's queries into whole vectors, times a factor; whether all are finite.
+  bool copy_rows(const void *from, int64_t b, int64_t h, int64_t width, int64_t padded, float factor, float *to) const {
     bool finite = true;
-    std::fill_n(turned, width * kQueries, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
-      const float *row = source + part.query_row(b, first + i, h) * width;
+      const float *row = static_cast<const float *>(from) + part.query_row(b, first + i, h) * width;
       finite = finite && is_finite(row, width);
-      for (int64_t d = 0; d < width; ++d) turned[d * kQueries + i] = row[d] * factor;
-      for (int64_t d = 0; rows && d < width; ++d) rows[i * width + d] = row[d] * factor;
+      for (int64_t d = 0; d < width; ++d) to[i * padded + d] = row[d] * factor;
+      std::fill_n(to + i * padded + width, padded - width, 0.0f);
     }
     return finite;
   }
 };
 
-constexpr int kVectors = kQueries / kLane;
+// Infinity becomes NaN, which -inf would pass for a hidden key, and hidden keys become -inf.
+inline Lanes shown(Lanes scores, uint64_t bits, int64_t lane) {
+  typedef int32_t Integers __attribute__((vector_size(64)));
+  const Integers places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Integers sees = (static_cast<int32_t>(bits >> lane & 0xffff) >> places) & 1;
+  const Lanes hidden = Lanes{} + kMinusInfinity;
+  return sees ? scores + scores * 0 : hidden;
+}
 
-void forward_tile(const Part &part, int64_t b, int64_t h, int64_t index, bool merges, float *scratch, float *output,
-                  float *logsumexp) {
-  const int64_t D = part.D, C = part.C;
-  float *turned_query = scratch, *score = turned_query + kQueries * D, *out = score + kQueries * kKeys;
-  QueryTile tile(part, b, h, index);
-  const bool finite = tile.copy_rows(part.c.query, D, static_cast<float>(part.c.scale), nullptr, turned_query);
+inline float largest_of(Lanes lanes) {
+  float largest = kMinusInfinity;
+  for (int n = 0; n < kLane; ++n) largest = lanes[n] > largest ? lanes[n] : largest;
+  return largest;
+}
+
+void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h, int64_t index, bool merges,
+                  float *scratch, float *output, float *logsumexp) {
+  const int64_t D = part.D, C = part.C, g = h / (part.H / part.G);
+  float *q = scratch, *score = q + kQueries * D, *out = score + kQueries * kKeys;
+  float largest[kQueries], sum[kQueries];
+  QueryTile tile(part, index);
+  const bool finite = tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
   std::fill_n(out, kQueries * C, 0.0f);
-  Lanes largest[kVectors], sum[kVectors];
-  for (int v = 0; v < kVectors; ++v) largest[v] = Lanes{} + kMinusInfinity, sum[v] = Lanes{};
+  std::fill_n(largest, kQueries, kMinusInfinity);
+  std::fill_n(sum, kQueries, 0.0f);
   for (const Range &range : tile.tiles) {
     for (int64_t t = range.begin; t < range.end; ++t) {
-      const bool whole = tile.look_at(t), broken = part.is_broken(b, tile.g, t), is_plain = whole && finite && !broken;
-      product<false>(tile.num_keys, kQueries, D, Pointers{tile.keys}, 1, Rows{turned_query, kQueries}, score, kQueries);
-      for (int v = 0; v < kVectors; ++v) {
-        float *column = score + v * kLane;
-        Lanes top = largest[v];
-        for (int64_t j = 0; j < tile.num_keys; ++j) {
-          Lanes x = load<kLane>(column + j * kQueries);
-          if (!is_plain) store<float, kLane>(column + j * kQueries, x = tile.shown(x, j, v * kLane));
-          top = x > top ? x : top;
+      const bool whole = tile.look_at(t);
+      const int64_t n = keys.tile(b, g, t);
+      const bool broken = keys.broken[static_cast<std::size_t>(n)], is_plain = whole && finite && !broken;
+      product<false>(tile.count, kKeys, D, q, D, 1, keys.turned_keys.get() + n * kKeys * D, kKeys, score, kKeys);
+      for (int64_t i = 0; i < tile.count; ++i) {
+        float *row = score + i * kKeys;
+        Lanes x[kKeys / kLane], top = Lanes{} + kMinusInfinity;
+        for (int p = 0; p < kKeys / kLane; ++p) {
+          x[p] = load<kLane>(row + p * kLane);
+          if (!is_plain) x[p] = shown(x[p], tile.seen[i], p * kLane);
+          top = x[p] > top ? x[p] : top;
         }
-        const Lanes shift = top == kMinusInfinity ? Lanes{} : top;
+        const float before = largest[i], now = std::max(before, largest_of(top));
+        const float shift = now == kMinusInfinity ? 0 : now;
         Lanes total{};
-        for (int64_t j = 0; j < tile.num_keys; ++j) {
-          const Lanes weight = Exponential<float, kLane>::run(load<kLane>(column + j * kQueries) - shift);
-          store<float, kLane>(column + j * kQueries, weight);
-          total += weight;
+        for (int p = 0; p < kKeys / kLane; ++p) {
+          x[p] = Exponential<float, kLane>::run(x[p] - shift);
+          total += x[p];
+          store<float, kLane>(row + p * kLane, x[p]);
         }
-        const Lanes factor = Exponential<float, kLane>::run(largest[v] - shift);
-        for (int lane = 0; lane < kLane; ++lane) {
-          if (top[lane] == largest[v][lane]) continue;
-          float *row = out + (v * kLane + lane) * C;
-          for (int64_t d = 0; d < C; ++d) row[d] *= factor[lane];
+        if (now != before) {
+          const float factor = std::exp(before - shift);
+          sum[i] *= factor;
+          for (int64_t d = 0; d < C; ++d) out[i * C + d] *= factor;
+          largest[i] = now;
         }
-        sum[v] = (top == largest[v] ? sum[v] : sum[v] * factor) + total;
-        largest[v] = top;
+        sum[i] += sum_of<float, kLane>(total);
       }
+      const float *values = keys.rows_of_values.get() + n * kKeys * C;
       if (whole || !broken) {
-        product<true>(tile.count, C, tile.num_keys, Rows{score, 1}, kQueries, Pointers{tile.values}, out, C);
+        product<true>(tile.count, C, kKeys, score, kKeys, 1, values, C, out, C);
         continue;
       }
       for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
-        for (int64_t j = 0; j < tile.num_keys; ++j) {
-          if (tile.sees(i, j)) add_scaled<0>(out + i * C, score[j * kQueries + i], tile.values[j], C);
+        for (int64_t j = 0; j < kKeys; ++j) {
+          if (tile.seen[i] >> j & 1) add_scaled<0>(out + i * C, score[i * kKeys + j], values + j * C, C);
         }
       }
     }
   }
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t row = part.query_row(b, tile.first + i, h);
-    const float own_sum = sum[i / kLane][i % kLane];
-    float *target = output + row * C;
-    float l = own_sum == 0 ? kMinusInfinity : largest[i / kLane][i % kLane] + std::log(own_sum);
-    float mine = own_sum == 0 ? 0 : 1 / own_sum, theirs = 0;
+    float *target = output + row * part.c.value_dim;
+    float l = sum[i] == 0 ? kMinusInfinity : largest[i] + std::log(sum[i]);
+    float mine = sum[i] == 0 ? 0 : 1 / sum[i], theirs = 0;
     if (merges) {
       const float other = logsumexp[row], top = std::max(l, other);
       if (top != kMinusInfinity || l != l || other != other) {
@@ -310,78 +325,79 @@ void forward_tile(const Part &part, int64_t b, int64_t h, int64_t index, bool me
       }
     }
     logsumexp[row] = l;
-    for (int64_t d = 0; d < C; ++d) target[d] = out[i * C + d] * mine + (theirs == 0 ? 0 : target[d] * theirs);
+    for (int64_t d = 0; d < part.c.value_dim; ++d) {
+      target[d] = out[i * C + d] * mine + (theirs == 0 ? 0 : target[d] * theirs);
+    }
   }
 }
 
-// The gradients by the seen keys and values of one batch entry and key head.
+// The gradients by the keys and values of one batch entry and key head, tile by tile like the packed rows.
 struct KeyGradients {
   float *keys, *values;
 };
 
-void backward_tile(const Part &part, int64_t b, int64_t h, int64_t index, bool adds, float *scratch, const float *output,
-                   const float *logsumexp, const float *grad_output, const float *grad_logsumexp, float *grad_query,
-                   KeyGradients grads) {
-  const int64_t D = part.D, C = part.C;
-  float *q = scratch, *turned_query = q + kQueries * D, *grad = turned_query + kQueries * D;
-  float *turned_grad = grad + kQueries * C, *weight = turned_grad + kQueries * C, *by_score = weight + kQueries * kKeys;
+void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_t h, int64_t index, bool adds,
+                   float *scratch, const float *output, const float *logsumexp, const float *grad_output,
+                   const float *grad_logsumexp, float *grad_query, KeyGradients grads) {
+  const int64_t D = part.D, C = part.C, g = h / (part.H / part.G);
+  float *q = scratch, *grad = q + kQueries * D, *weight = grad + kQueries * C, *by_score = weight + kQueries * kKeys;
   float *by_query = by_score + kQueries * kKeys;
-  alignas(64) float shift[kQueries]{}, delta[kQueries]{};
-  QueryTile tile(part, b, h, index);
-  const float scale = static_cast<float>(part.c.scale);
-  bool finite = tile.copy_rows(part.c.query, D, scale, q, turned_query);
-  finite &= tile.copy_rows(grad_output, C, 1, grad, turned_grad);
+  float shift[kQueries], delta[kQueries];
+  QueryTile tile(part, index);
+  bool finite = tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
+  finite &= tile.copy_rows(grad_output, b, h, part.c.value_dim, C, 1, grad);
   std::fill_n(by_query, kQueries * D, 0.0f);
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t row = part.query_row(b, tile.first + i, h);
     shift[i] = logsumexp[row] == kMinusInfinity ? 0 : logsumexp[row];
-    delta[i] = dot<0>(grad + i * C, output + row * C, C);
+    delta[i] = dot<0>(grad + i * C, output + row * part.c.value_dim, part.c.value_dim);
     if (grad_logsumexp && logsumexp[row] != kMinusInfinity) delta[i] -= grad_logsumexp[row];
   }
   for (const Range &range : tile.tiles) {
     for (int64_t t = range.begin; t < range.end; ++t) {
-      const bool whole = tile.look_at(t), broken = part.is_broken(b, tile.g, t), is_plain = whole && finite && !broken;
-      const int64_t keys = tile.num_keys;
-      product<false>(keys, kQueries, D, Pointers{tile.keys}, 1, Rows{turned_query, kQueries}, weight, kQueries);
-      product<false>(keys, kQueries, C, Pointers{tile.values}, 1, Rows{turned_grad, kQueries}, by_score, kQueries);
-      for (int64_t j = 0; j < keys; ++j) {
-        for (int64_t lane = 0; lane < kQueries; lane += kLane) {
-          float *w = weight + j * kQueries + lane, *s = by_score + j * kQueries + lane;
-          Lanes x = load<kLane>(w);
-          if (!is_plain) x = tile.shown(x, j, lane);
+      const bool whole = tile.look_at(t);
+      const int64_t n = packed.tile(b, g, t);
+      product<false>(tile.count, kKeys, D, q, D, 1, packed.turned_keys.get() + n * kKeys * D, kKeys, weight, kKeys);
+      product<false>(tile.count, kKeys, C, grad, C, 1, packed.turned_values.get() + n * kKeys * C, kKeys, by_score, kKeys);
+      for (int64_t i = 0; i < tile.count; ++i) {
+        for (int64_t p = 0; p < kKeys; p += kLane) {
+          float *w = weight + i * kKeys + p, *s = by_score + i * kKeys + p;
+          const Lanes x = shown(load<kLane>(w), tile.seen[i], p);
           // A row of NaN has none for hidden keys.
-          const Lanes weights = x == kMinusInfinity ? Lanes{} : Exponential<float, kLane>::run(x - load<kLane>(shift + lane));
-          const Lanes by = weights * (load<kLane>(s) - load<kLane>(delta + lane));
+          const Lanes weights = x == kMinusInfinity ? Lanes{} : Exponential<float, kLane>::run(x - shift[i]);
+          const Lanes by = weights * (load<kLane>(s) - delta[i]);
           store<float, kLane>(w, weights);
           store<float, kLane>(s, x == kMinusInfinity ? Lanes{} : by);
         }
       }
-      const int64_t place = part.seen_tile[static_cast<std::size_t>(t)] * kKeys;
+      const float *k = packed.rows_of_keys.get() + n * kKeys * D;
+      const int64_t place = part.packed_tile[static_cast<std::size_t>(t)] * kKeys;
       float *gk = grads.keys + place * D, *gv = grads.values + place * C;
-      if (whole || (finite && !broken)) {
-        product<true>(keys, C, tile.count, Rows{weight, kQueries}, 1, Rows{grad, C}, gv, C);
-        product<true>(keys, D, tile.count, Rows{by_score, kQueries}, 1, Rows{q, D}, gk, D);
-        product<true>(tile.count, D, keys, Rows{by_score, 1}, kQueries, Pointers{tile.keys}, by_query, D);
+      if (whole || (finite && !packed.broken[static_cast<std::size_t>(n)])) {
+        product<true>(kKeys, C, tile.count, weight, 1, kKeys, grad, C, gv, C);
+        product<true>(kKeys, D, tile.count, by_score, 1, kKeys, q, D, gk, D);
+        product<true>(tile.count, D, kKeys, by_score, kKeys, 1, k, D, by_query, D);
         continue;
       }
       for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
-        for (int64_t j = 0; j < keys; ++j) {
-          if (!tile.sees(i, j)) continue;
-          add_scaled<0>(gv + j * C, weight[j * kQueries + i], grad + i * C, C);
-          add_scaled<0>(gk + j * D, by_score[j * kQueries + i], q + i * D, D);
-          add_scaled<0>(by_query + i * D, by_score[j * kQueries + i], tile.keys[j], D);
+        for (int64_t j = 0; j < kKeys; ++j) {
+          if (!(tile.seen[i] >> j & 1)) continue;
+          add_scaled<0>(gv + j * C, weight[i * kKeys + j], grad + i * C, C);
+          add_scaled<0>(gk + j * D, by_score[i * kKeys + j], q + i * D, D);
+          add_scaled<0>(by_query + i * D, by_score[i * kKeys + j], k + j * D, D);
         }
       }
     }
   }
+  const float scale = static_cast<float>(part.c.scale);
   for (int64_t i = 0; i < tile.count; ++i) {
-    float *target = grad_query + part.query_row(b, tile.first + i, h) * D;
-    for (int64_t d = 0; d < D; ++d) target[d] = by_query[i * D + d] * scale + (adds ? target[d] : 0);
+    float *target = grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
+    for (int64_t d = 0; d < part.c.head_dim; ++d) target[d] = by_query[i * D + d] * scale + (adds ? target[d] : 0);
   }
 }
 
-void forward(Part &part, bool merges, float *output, float *logsumexp) {
-  part.look_for_broken_tiles();
+void forward(const Part &part, bool merges, float *output, float *logsumexp) {
+  const PackedKeys keys(part, false);
   const int64_t tasks = part.c.batch * part.H * part.query_tiles;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
   const int64_t own = kQueries * (part.D + kKeys + part.C) + kLane;
@@ -391,7 +407,7 @@ void forward(Part &part, bool merges, float *output, float *logsumexp) {
   for (int64_t n = 0; n < tasks; ++n) {
     const int64_t index = n % part.query_tiles, h = n / part.query_tiles % part.H, b = n / part.query_tiles / part.H;
     try {
-      forward_tile(part, b, h, index, merges, scratch.get() + thread_number() * own, output, logsumexp);
+      forward_tile(part, keys, b, h, index, merges, scratch.get() + thread_number() * own, output, logsumexp);
     } catch (const std::bad_alloc &) {
       has_memory = false;
     }
@@ -401,15 +417,15 @@ void forward(Part &part, bool merges, float *output, float *logsumexp) {
 
 // Each batch entry, key head and slice of the tiles of queries is one task with sums of its own: as many slices as make
 // sixteen tasks, whatever the threads, and added up in order.
-void backward(Part &part, bool adds, const float *output, const float *logsumexp, const float *grad_output,
+void backward(const Part &part, bool adds, const float *output, const float *logsumexp, const float *grad_output,
               const float *grad_logsumexp, float *grad_query, float *grad_key, float *grad_value) {
-  part.look_for_broken_tiles();
+  const PackedKeys packed(part, true);
   const int64_t heads = part.c.batch * part.G, group = part.H / part.G;
   const int64_t slices = std::max<int64_t>(1, std::min<int64_t>((16 + heads - 1) / std::max<int64_t>(heads, 1), part.query_tiles / 8));
-  const int64_t key_size = part.num_seen * kKeys * part.D, value_size = part.num_seen * kKeys * part.C;
+  const int64_t key_size = part.num_packed * kKeys * part.D, value_size = part.num_packed * kKeys * part.C;
   const int64_t tasks = heads * slices;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
-  const int64_t own = kQueries * (3 * part.D + 2 * part.C + 2 * kKeys) + kLane;
+  const int64_t own = kQueries * (2 * part.D + part.C + 2 * kKeys) + kLane;
   const Workspace<float> scratch(team * own), by_keys(tasks * key_size), by_values(tasks * value_size);
   std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
@@ -422,7 +438,7 @@ void backward(Part &part, bool adds, const float *output, const float *logsumexp
       try {
         for (int64_t h = g * group; h < (g + 1) * group; ++h) {
           for (int64_t index = begin; index < end; ++index) {
-            backward_tile(part, b, h, index, adds, scratch.get() + thread_number() * own, output, logsumexp,
+            backward_tile(part, packed, b, h, index, adds, scratch.get() + thread_number() * own, output, logsumexp,
                           grad_output, grad_logsumexp, grad_query, grads);
           }
         }
@@ -436,7 +452,7 @@ void backward(Part &part, bool adds, const float *output, const float *logsumexp
       const int64_t row = part.key_row(b, j, g);
       float *gk = grad_key + row * part.c.head_dim, *gv = grad_value + row * part.c.value_dim;
       if (!adds) std::fill_n(gk, part.c.head_dim, 0.0f), std::fill_n(gv, part.c.value_dim, 0.0f);
-      const int64_t tile = part.seen_tile[static_cast<std::size_t>(j / kKeys)];
+      const int64_t tile = part.packed_tile[static_cast<std::size_t>(j / kKeys)];
       if (tile < 0) continue;
       const int64_t place = tile * kKeys + j % kKeys;
       for (int64_t slice = 0; slice < slices; ++slice) {
@@ -473,7 +489,7 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
   return anyattention::guarded(call, [=](const auto &part) {
     *num_pairs = 0;
     for (int64_t index = 0; index < part.query_tiles; ++index) {
-      const anyattention::QueryTile tile(part, 0, 0, index);
+      const anyattention::QueryTile tile(part, index);
       for (const anyattention::Range &range : tile.tiles) {
         *num_pairs += tile.count * (range.end - range.begin) * anyattention::kKeys;
       }
@@ -484,14 +500,14 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
 int32_t anyattention_run_attention_forward(const anyattention_run_attention *call, int32_t merges, float *output,
                                            float *logsumexp) {
   return anyattention::guarded(
-      call, [=](auto &part) { anyattention::forward(part, merges != 0, output, logsumexp); });
+      call, [=](const auto &part) { anyattention::forward(part, merges != 0, output, logsumexp); });
 }
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention *call, int32_t adds, const float *output,
                                             const float *logsumexp, const float *grad_output,
                                             const float *grad_logsumexp, float *grad_query, float *grad_key,
                                             float *grad_value) {
-  return anyattention::guarded(call, [=](auto &part) {
+  return anyattention::guarded(call, [=](const auto &part) {
     anyattention::backward(part, adds != 0, output, logsumexp, grad_output, grad_logsumexp, grad_query, grad_key,
                            grad_value);
   });

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention import _native
@@ -21,7 +20,6 @@ from anyattention.ops.sparse.runs import RunPart
 
 __all__ = ["attention", "attention_backward", "pairs_in_tiles"]
 
-_VECTOR = 16  # the kernels read rows in vectors of so many numbers
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _SIZES = ("batch", "heads", "key_heads", "num_queries", "num_keys", "head_dim", "value_dim", "num_threads")
 _ARRAYS = ("query_order", "key_order", "run_offsets", "run_begins", "run_ends")
@@ -49,7 +47,7 @@ def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
     """How many pairs the tiles of a part hold that the kernels compute, allowed ones and others."""
     counted = ctypes.c_int64()
     num_queries = part.offsets.numel() - 1
-    call = _structure((1, 1, 1, num_queries, num_keys, _VECTOR, _VECTOR, 1), 1.0, (None,) * 3, part)
+    call = _structure((1, 1, 1, num_queries, num_keys, 1, 1, 1), 1.0, (None,) * 3, part)
     _native.run("run_attention_tiles", ctypes.byref(call), ctypes.byref(counted))
     return counted.value
 
@@ -64,16 +62,14 @@ def attention(
         parts: the five arrays of each `RunPart`, one part after the other.
         scale: the factor of the dot product.
     """
-    width = value.shape[3]
-    query, key, value = _padded(query), _padded(key), _padded(value)
     output = query.new_empty(*query.shape[:3], value.shape[3])
     logsumexp = query.new_empty(query.shape[:3])
     if not parts:
-        return output[..., :width].zero_().contiguous(), logsumexp.fill_(-torch.inf)
+        return output.zero_(), logsumexp.fill_(-torch.inf)
     for number, call in enumerate(_calls(query, key, value, parts, scale)):
         structure = ctypes.byref(call.structure)
         _native.run("run_attention_forward", structure, number > 0, output.data_ptr(), logsumexp.data_ptr())
-    return output[..., :width].contiguous(), logsumexp
+    return output, logsumexp
 
 
 def attention_backward(
@@ -88,11 +84,9 @@ def attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
-    widths = (query.shape[3], key.shape[3], value.shape[3])
-    query, key, value, output, grad_output = map(_padded, (query, key, value, output, grad_output))
     gradients = (query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape))
     if not parts:
-        gradients = tuple(gradient.zero_() for gradient in gradients)
+        return tuple(gradient.zero_() for gradient in gradients)  # pyright: ignore[reportReturnType]
     whole, by_query = (*query.shape[:3], value.shape[3]), query.shape[:3]
     given = {
         "output": (output, whole),
@@ -107,13 +101,7 @@ def attention_backward(
     for number, call in enumerate(_calls(query, key, value, parts, scale)):
         structure = ctypes.byref(call.structure)
         _native.run("run_attention_backward", structure, number > 0, *map(pointer, kept), *map(pointer, gradients))
-    cut = [gradient[..., :width].contiguous() for gradient, width in zip(gradients, widths, strict=True)]
-    return cut[0], cut[1], cut[2]
-
-
-def _padded(x: Tensor) -> Tensor:
-    """The rows filled up with zeros to whole vectors, which change no product."""
-    return F.pad(x, (0, -x.shape[3] % _VECTOR)) if x.shape[3] % _VECTOR else x
+    return gradients
 
 
 def _calls(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Tensor], scale: float) -> list[_Call]:
