@@ -36,6 +36,7 @@ from anyattention.patterns import (
     Pattern,
     RandomBlocks,
     Strided,
+    TopK,
     Window,
 )
 from anyattention.saving import load, save
@@ -67,6 +68,7 @@ __all__ = [
     "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",
+    "TopK",
     "Window",
     "__version__",
     "attend",

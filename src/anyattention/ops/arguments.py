@@ -16,7 +16,7 @@ from anyattention._checks import (
     require_same_kind,
 )
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
-from anyattention.patterns import Full, Pattern
+from anyattention.patterns import Full, Pattern, TopK
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
 __all__ = [
@@ -44,7 +44,7 @@ class Arguments:
     query: Tensor
     key: Tensor
     value: Tensor
-    pattern: Pattern
+    pattern: Pattern | TopK
     score: Score
     mask: Tensor | None
     bias: Tensor | None
@@ -59,13 +59,13 @@ class Arguments:
     implementation: str | None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, Pattern):
+        if not isinstance(self.pattern, Pattern | TopK):
             hint = None
             if isinstance(self.pattern, Tensor):
                 hint = "a boolean tensor is given as mask=, a float one as bias="
             raise InvalidInputError(
                 argument="pattern",
-                expected="a pattern (Full, Causal, Graph) or None",
+                expected="a pattern (Full, Causal, Window, Graph ...), TopK or None",
                 actual=type(self.pattern).__name__,
                 hint=hint,
             )
@@ -121,7 +121,7 @@ class Arguments:
         )
 
 
-def pattern_or_full(pattern: Pattern | None) -> Pattern:
+def pattern_or_full(pattern: Pattern | TopK | None) -> Pattern | TopK:
     """No pattern means every pair."""
     return Full() if pattern is None else pattern
 

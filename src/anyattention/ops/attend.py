@@ -11,8 +11,9 @@ from anyattention.ops.arguments import Aggregation, Arguments, pattern_or_full, 
 from anyattention.ops.dense import dense_attention, explain_dense
 from anyattention.ops.graph import explain_graph, graph_attention
 from anyattention.ops.sparse import explain_sparse, sparse_attention
+from anyattention.ops.topk import explain_topk, topk_attention
 from anyattention.output import AttentionResult
-from anyattention.patterns import Causal, Full, Graph, Pattern
+from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
 from anyattention.scores import Dot, EdgeFeatures, Score
 
 __all__ = ["attend", "explain"]
@@ -22,7 +23,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern | None = None,
+    pattern: Pattern | TopK | None = None,
     *,
     score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
     mask: Tensor | None = None,
@@ -58,6 +59,8 @@ def attend(
         pattern: which pairs exist: Full() (also None), Causal(), Window, Strided, Fixed, Global, RandomBlocks,
             Documents, Blocks, what `&` and `|` make of them, a Graph. For all but Full and Causal the weights are those
             of the pairs, `(batch, edges)` or `(batch, edges, heads)`, in the order of `pattern.to_graph(...)`.
+            TopK(k) keeps the k best of each query's keys in each head, `pattern & TopK(k)` those of a pattern's; the
+            weights are then `(batch, query_length, heads, k)`, beside `indices` of that shape, -1 for an unused slot.
         score: Dot(), Additive(negative_slope) (head_dim 1) or Dynamic(vector, negative_slope).
         mask: boolean, True = may attend. Rank 1, 2 or 4, broadcast to (batch, heads, query_length, key_length);
             with a Graph `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
@@ -135,7 +138,7 @@ def explain(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern | None = None,
+    pattern: Pattern | TopK | None = None,
     *,
     score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
     mask: Tensor | None = None,
@@ -190,9 +193,11 @@ def explain(
 
 
 def _operation(
-    pattern: Pattern,
+    pattern: Pattern | TopK,
 ) -> tuple[Callable[[Arguments], AttentionResult], Callable[[Arguments], Explanation]]:
     """The operation that a pattern is for, and what explains it."""
+    if isinstance(pattern, TopK):
+        return topk_attention, explain_topk
     if isinstance(pattern, Graph):
         return graph_attention, explain_graph
     if isinstance(pattern, Full | Causal):

@@ -5,6 +5,7 @@ from anyattention.patterns.blocks import Blocks, RandomBlocks
 from anyattention.patterns.composed import Intersection, Union
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.sequence import Causal, Documents, Fixed, Full, Global, Strided, Window
+from anyattention.patterns.topk import TopK
 
 __all__ = [
     "Blocks",
@@ -18,6 +19,7 @@ __all__ = [
     "Pattern",
     "RandomBlocks",
     "Strided",
+    "TopK",
     "Union",
     "Window",
 ]

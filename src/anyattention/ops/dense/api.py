@@ -19,7 +19,7 @@ from anyattention.ops.dense import reference, torch_fused
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import draw_seed
 from anyattention.output import AttentionResult
-from anyattention.patterns import Causal, Full, Pattern
+from anyattention.patterns import Causal, Full, Pattern, TopK
 
 __all__ = ["dense_attention", "explain_dense"]
 
@@ -94,7 +94,10 @@ def _check(arguments: Arguments) -> DenseCall:
     )
 
 
-def _read_pattern(pattern: Pattern, query: Tensor, query_length: int, key_length: int) -> tuple[bool, Tensor | None]:
+def _read_pattern(
+    pattern: Pattern | TopK, query: Tensor, query_length: int, key_length: int
+) -> tuple[bool, Tensor | None]:
+    assert isinstance(pattern, Pattern)
     if isinstance(pattern, Full):
         return False, None
     if isinstance(pattern, Causal) and pattern.offset(query_length, key_length) == 0:

@@ -1,0 +1,78 @@
+"""Top-k attention: checks the arguments and chooses the implementation."""
+
+from dataclasses import replace
+
+import torch
+
+from anyattention import _dispatch
+from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
+from anyattention._dispatch import Explanation, Implementation
+from anyattention.errors import UnsupportedError
+from anyattention.ops.arguments import Arguments, default_scale, read_bias, refuse_graph_settings
+from anyattention.ops.random import draw_seed
+from anyattention.ops.topk import reference
+from anyattention.ops.topk.call import TopKCall
+from anyattention.output import AttentionResult
+from anyattention.patterns import TopK
+from anyattention.scores import Dot
+
+__all__ = ["explain_topk", "topk_attention"]
+
+_TABLE = (Implementation("reference", reference.run, reference.refusal),)
+
+
+def topk_attention(arguments: Arguments) -> AttentionResult:
+    """`attend` for a selection; see there."""
+    call = _check(arguments)
+    if call.dropout > 0:
+        # Not in the checks: `explain` makes them too, and draws nothing.
+        call = replace(call, seed=draw_seed(call.query.device))
+    output, weights, logsumexp, indices = _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    return AttentionResult(
+        output,
+        weights if arguments.weights is not None else None,
+        logsumexp if arguments.return_logsumexp else None,
+        indices,
+    )
+
+
+def explain_topk(arguments: Arguments) -> Explanation:
+    """`explain` for a selection."""
+    return _dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
+
+
+def _check(arguments: Arguments) -> TopKCall:
+    selection, query = arguments.pattern, arguments.query
+    assert isinstance(selection, TopK)
+    axes = Axes()
+    axes.bind("query", query, "batch query_length heads head_dim")
+    axes.bind_keys("key", arguments.key, "batch key_length key_heads head_dim")
+    axes.bind("value", arguments.value, "batch key_length key_heads value_dim")
+    for name, tensor in (("query", query), ("key", arguments.key), ("value", arguments.value)):
+        require_same_kind(name, tensor, "query", query)
+    if not isinstance(arguments.score, Dot):
+        raise UnsupportedError(f"score={type(arguments.score).__name__}: TopK chooses by Dot()", argument="score")
+    refuse_graph_settings(arguments)
+    sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
+    mask, bias = arguments.mask, arguments.bias
+    if mask is not None:
+        require_mask("mask", mask)
+        require_device("mask", mask, query.device, "query")
+        mask = to_four_axes("mask", mask, *sizes)
+    if bias is not None:
+        bias = to_four_axes("bias", read_bias(bias, query), *sizes)
+        visible = bias != -torch.inf
+        bias = torch.where(visible, bias, 0.0)
+        mask = visible if mask is None else mask & visible
+    return TopKCall(
+        query=query,
+        key=arguments.key,
+        value=arguments.value,
+        selection=selection,
+        mask=mask,
+        bias=bias,
+        scale=default_scale(arguments, axes.sizes["head_dim"]),
+        softcap=arguments.softcap,
+        dropout=arguments.dropout,
+        seed=None,
+    )

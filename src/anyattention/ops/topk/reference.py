@@ -1,0 +1,99 @@
+"""Top-k attention in plain PyTorch, on any device: the scores of some keys at a time are in memory, never all.
+
+Axes: B batch, H heads, G key heads, L query_length, S key_length, D head_dim, C value_dim, k keys chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyattention.ops.random import keep_factors
+from anyattention.ops.topk.call import TopKCall
+
+__all__ = ["refusal", "run"]
+
+_SCORES_AT_ONCE = 1 << 23
+
+
+def refusal(call: TopKCall) -> str | None:
+    """None: the reference computes every call."""
+    return None
+
+
+def run(call: TopKCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output `(B, L, H, C)`, weights `(B, L, H, k)`, logsumexp `(B, L, H)` and indices `(B, L, H, k)`.
+
+    Cost: O(B x H x L x S x D) time; memory O(B x H x L x k x (D + C)), and some 32 MB of scores at once.
+    """
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    group = call.query.shape[2] // call.key.shape[2]
+    query = call.query.transpose(1, 2).to(dtype)
+    key, value = (x.transpose(1, 2).to(dtype).repeat_interleave(group, dim=1) for x in (call.key, call.value))
+    with torch.no_grad():
+        indices = _chosen(call, query, key)
+    is_used = indices >= 0
+    places = indices.clamp(min=0)
+    if key.shape[2] == 0:
+        key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+    # An unused slot holds a row that is not attended to, and 0 x NaN is NaN.
+    keys, values = (torch.where(is_used.unsqueeze(-1), _rows(x, places), 0.0) for x in (key, value))
+    scores = _capped(call, (query.unsqueeze(-2) * keys).sum(-1))
+    if call.bias is not None:
+        scores = scores + _at(call.bias, places).to(dtype)
+    scores = torch.where(is_used, scores, -torch.inf)
+    has_keys = is_used.any(-1, keepdim=True)
+    weights = torch.where(is_used, torch.where(has_keys, scores, 0.0).softmax(-1), 0.0)
+    kept = weights
+    if call.seed is not None:
+        kept = weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, dtype)
+    output = (kept.unsqueeze(-1) * values).sum(-2)
+    logsumexp = torch.where(has_keys, scores, 0.0).logsumexp(-1)
+    logsumexp = torch.where(has_keys.squeeze(-1), logsumexp, -torch.inf)
+    results = (output, weights, logsumexp, indices)
+    output, weights, logsumexp, indices = (x.transpose(1, 2) for x in results)
+    return output.to(call.value.dtype), weights.to(call.query.dtype), logsumexp, indices
+
+
+def _chosen(call: TopKCall, query: Tensor, key: Tensor) -> Tensor:
+    """The keys `(B, H, L, k)` of the largest scores, the largest first; -1 for slots that are not used."""
+    batch, heads, num_queries, _ = query.shape
+    num_keys, k = key.shape[2], call.selection.k
+    best = query.new_full((batch, heads, num_queries, k), -torch.inf)
+    indices = torch.full(best.shape, -1, device=query.device)
+    size = max(k, _SCORES_AT_ONCE // max(batch * heads * num_queries, 1))
+    queries = torch.arange(num_queries, device=query.device)[:, None]
+    for first in range(0, num_keys, size):
+        places = torch.arange(first, min(first + size, num_keys), device=query.device)
+        scores = _capped(call, query @ key[:, :, places[0] : places[-1] + 1].mT)
+        for name, pairs in (("bias", call.bias), ("mask", call.mask)):
+            if pairs is None:
+                continue
+            part = pairs if pairs.shape[3] == 1 else pairs[..., places[0] : places[-1] + 1]
+            scores = scores + part.to(scores.dtype) if name == "bias" else scores.masked_fill(~part, -torch.inf)
+        if call.selection.among is not None:
+            allowed = call.selection.among.allows(queries, places, num_queries, num_keys)
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        best, order = torch.cat([best, scores], dim=-1).topk(k, dim=-1)
+        indices = torch.cat([indices, places.expand(scores.shape)], dim=-1).gather(-1, order)
+    return torch.where(best == -torch.inf, -1, indices)
+
+
+def _capped(call: TopKCall, products: Tensor) -> Tensor:
+    """The scores without bias. Infinity becomes NaN: -inf would pass for a hidden pair."""
+    scores = (products + products * 0) * call.scale
+    return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
+
+
+def _rows(rows: Tensor, places: Tensor) -> Tensor:
+    """`(B, H, L, k, D)`: the rows `(B, H, S, D)` at the places `(B, H, L, k)`."""
+    flat = places.flatten(2).unsqueeze(-1).expand(-1, -1, -1, rows.shape[-1])
+    return rows.gather(2, flat).unflatten(2, places.shape[2:])
+
+
+def _at(pairs: Tensor, places: Tensor) -> Tensor:
+    """`(B, H, L, k)`: the pairs' numbers, axes whole or 1, at the places."""
+    batch, heads, queries, _ = places.shape
+    whole = pairs.expand(batch, heads, queries, pairs.shape[3])
+    return whole.expand(*places.shape) if pairs.shape[3] == 1 else whole.gather(3, places)
