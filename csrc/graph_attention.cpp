@@ -513,6 +513,7 @@ bool is_valid(const anyattention_graph_attention *c) {
   if (c->head_dim < 1 || c->value_dim < 1 || c->num_threads < 1) return false;
   if (c->score < ANYATTENTION_DOT || c->score > ANYATTENTION_DYNAMIC) return false;
   if (c->score == ANYATTENTION_ADDITIVE && c->head_dim != 1) return false;
+  if ((c->score == ANYATTENTION_DYNAMIC) != (c->vector != nullptr)) return false;
   if (c->query_stride < c->heads * c->head_dim || c->key_stride < c->key_heads * c->head_dim) return false;
   if (c->value_stride < c->key_heads * c->value_dim) return false;
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;

@@ -9,9 +9,9 @@
 // The keys that are seen are copied once for each batch entry and key head, tile by tile and as the products read them.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -37,6 +37,12 @@ bool is_finite(const float *row, int64_t count) {
   for (int64_t n = 0; n < count; ++n) sum += row[n] * 0;
   return sum == 0;
 }
+
+// Some tiles of queries, and the packed tiles of keys from the first to the last that they see.
+struct Slice {
+  int64_t begin, end, first_key, num_keys;
+  int64_t place;  // among the tiles of keys of all slices
+};
 
 // One part of a call: the sizes, and where everything lies.
 struct Part {
@@ -82,6 +88,17 @@ struct Part {
     }
   }
 
+  Slice slice(int64_t begin, int64_t end, int64_t place) const {
+    const auto from = static_cast<std::size_t>(begin), to = static_cast<std::size_t>(end);
+    int64_t low = c.num_keys, high = 0;
+    for (int64_t r = c.run_offsets[first_query[from]]; r < c.run_offsets[first_query[to]]; ++r) {
+      low = std::min(low, c.run_begins[r]);
+      high = std::max(high, c.run_ends[r]);
+    }
+    if (low >= high) return {begin, end, 0, 0, place};
+    const int64_t first = packed_tile[static_cast<std::size_t>(low / kKeys)];
+    return {begin, end, first, packed_tile[static_cast<std::size_t>((high - 1) / kKeys)] - first + 1, place};
+  }
   int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
   int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
   int64_t query_row(int64_t b, int64_t i, int64_t h) const { return (b * c.num_queries + query_at(i)) * H + h; }
@@ -161,10 +178,10 @@ struct PackedKeys {
       finite = finite && is_finite(k, D) && is_finite(v, C);
       for (int64_t d = 0; d < D; ++d) turned_key[d * kKeys + j] = k[d];
     }
-    const auto rows = [&](float *to, const void *from, int64_t width, int64_t padded) {
+    const auto rows = [&](float *to, const float *from, int64_t width, int64_t padded) {
       std::fill_n(to, kKeys * padded, 0.0f);
       for (int64_t j = 0; j < count; ++j) {
-        std::copy_n(static_cast<const float *>(from) + part.key_row(b, t * kKeys + j, g) * width, width, to + j * padded);
+        std::copy_n(from + part.key_row(b, t * kKeys + j, g) * width, width, to + j * padded);
       }
     };
     if (backward) {
@@ -231,12 +248,12 @@ struct QueryTile {
   }
 
   // Copies rows (width) of the tile's queries into whole vectors, times a factor; whether all are finite.
-  bool copy_rows(const void *from, int64_t b, int64_t h, int64_t width, int64_t padded, float factor, float *to) const {
+  bool copy_rows(const float *from, int64_t b, int64_t h, int64_t width, int64_t padded, float factor, float *to) const {
     bool finite = true;
     for (int64_t i = 0; i < count; ++i) {
-      const float *row = static_cast<const float *>(from) + part.query_row(b, first + i, h) * width;
-      finite = finite && is_finite(row, width);
+      const float *row = from + part.query_row(b, first + i, h) * width;
       for (int64_t d = 0; d < width; ++d) to[i * padded + d] = row[d] * factor;
+      finite = finite && is_finite(to + i * padded, width);
       std::fill_n(to + i * padded + width, padded - width, 0.0f);
     }
     return finite;
@@ -264,7 +281,7 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
   float *q = scratch, *score = q + kQueries * D, *out = score + kQueries * kKeys;
   float largest[kQueries], sum[kQueries];
   QueryTile tile(part, index);
-  const bool finite = tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
+  tile.copy_rows(part.c.query, b, h, part.c.head_dim, D, static_cast<float>(part.c.scale), q);
   std::fill_n(out, kQueries * C, 0.0f);
   std::fill_n(largest, kQueries, kMinusInfinity);
   std::fill_n(sum, kQueries, 0.0f);
@@ -272,14 +289,14 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
     for (int64_t t = range.begin; t < range.end; ++t) {
       const bool whole = tile.look_at(t);
       const int64_t n = keys.tile(b, g, t);
-      const bool broken = keys.broken[static_cast<std::size_t>(n)], is_plain = whole && finite && !broken;
+      const bool broken = keys.broken[static_cast<std::size_t>(n)];
       product<false>(tile.count, kKeys, D, q, D, 1, keys.turned_keys.get() + n * kKeys * D, kKeys, score, kKeys);
       for (int64_t i = 0; i < tile.count; ++i) {
         float *row = score + i * kKeys;
         Lanes x[kKeys / kLane], top = Lanes{} + kMinusInfinity;
         for (int p = 0; p < kKeys / kLane; ++p) {
           x[p] = load<kLane>(row + p * kLane);
-          if (!is_plain) x[p] = shown(x[p], tile.seen[i], p * kLane);
+          x[p] = whole ? x[p] + x[p] * 0 : shown(x[p], tile.seen[i], p * kLane);
           top = x[p] > top ? x[p] : top;
         }
         const float before = largest[i], now = std::max(before, largest_of(top));
@@ -326,14 +343,15 @@ void forward_tile(const Part &part, const PackedKeys &keys, int64_t b, int64_t h
     }
     logsumexp[row] = l;
     for (int64_t d = 0; d < part.c.value_dim; ++d) {
-      target[d] = out[i * C + d] * mine + (theirs == 0 ? 0 : target[d] * theirs);
+      target[d] = out[i * C + d] * mine + (merges ? target[d] * theirs : 0);
     }
   }
 }
 
-// The gradients by the keys and values of one batch entry and key head, tile by tile like the packed rows.
+// The gradients by the keys and values that a slice sees, tile by tile like the packed rows.
 struct KeyGradients {
   float *keys, *values;
+  int64_t first_key;  // the packed tile that they begin with
 };
 
 void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_t h, int64_t index, bool adds,
@@ -371,7 +389,7 @@ void backward_tile(const Part &part, const PackedKeys &packed, int64_t b, int64_
         }
       }
       const float *k = packed.rows_of_keys.get() + n * kKeys * D;
-      const int64_t place = part.packed_tile[static_cast<std::size_t>(t)] * kKeys;
+      const int64_t place = (part.packed_tile[static_cast<std::size_t>(t)] - grads.first_key) * kKeys;
       float *gk = grads.keys + place * D, *gv = grads.values + place * C;
       if (whole || (finite && !packed.broken[static_cast<std::size_t>(n)])) {
         product<true>(kKeys, C, tile.count, weight, 1, kKeys, grad, C, gv, C);
@@ -415,29 +433,36 @@ void forward(const Part &part, bool merges, float *output, float *logsumexp) {
   if (!has_memory) throw std::bad_alloc();
 }
 
-// Each batch entry, key head and slice of the tiles of queries is one task with sums of its own: as many slices as make
-// sixteen tasks, whatever the threads, and added up in order.
+// Each batch entry, key head and slice of the tiles of queries is one task with sums of its own, for the keys that the
+// slice sees: as many slices as make sixteen tasks, whatever the threads, and added up in order.
 void backward(const Part &part, bool adds, const float *output, const float *logsumexp, const float *grad_output,
               const float *grad_logsumexp, float *grad_query, float *grad_key, float *grad_value) {
   const PackedKeys packed(part, true);
   const int64_t heads = part.c.batch * part.G, group = part.H / part.G;
-  const int64_t slices = std::max<int64_t>(1, std::min<int64_t>((16 + heads - 1) / std::max<int64_t>(heads, 1), part.query_tiles / 8));
-  const int64_t key_size = part.num_packed * kKeys * part.D, value_size = part.num_packed * kKeys * part.C;
+  const int64_t wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1);
+  const int64_t slices = std::max<int64_t>(1, std::min(wanted, part.query_tiles / 8));
+  std::vector<Slice> slice;
+  int64_t size = 0;  // tiles of keys of all slices
+  for (int64_t n = 0; n < slices; ++n) {
+    slice.push_back(part.slice(part.query_tiles * n / slices, part.query_tiles * (n + 1) / slices, size));
+    size += slice.back().num_keys;
+  }
+  const int64_t key_size = kKeys * part.D, value_size = kKeys * part.C;  // of a tile
   const int64_t tasks = heads * slices;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
   const int64_t own = kQueries * (2 * part.D + part.C + 2 * kKeys) + kLane;
-  const Workspace<float> scratch(team * own), by_keys(tasks * key_size), by_values(tasks * value_size);
+  const Workspace<float> scratch(team * own), by_keys(heads * size * key_size), by_values(heads * size * value_size);
   std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
   {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t slice = n % slices, g = n / slices % part.G, b = n / slices / part.G;
-      const KeyGradients grads{by_keys.get() + n * key_size, by_values.get() + n * value_size};
-      const int64_t begin = part.query_tiles * slice / slices, end = part.query_tiles * (slice + 1) / slices;
+      const Slice &mine = slice[static_cast<std::size_t>(n % slices)];
+      const int64_t g = n / slices % part.G, b = n / slices / part.G, place = (b * part.G + g) * size + mine.place;
+      const KeyGradients grads{by_keys.get() + place * key_size, by_values.get() + place * value_size, mine.first_key};
       try {
         for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-          for (int64_t index = begin; index < end; ++index) {
+          for (int64_t index = mine.begin; index < mine.end; ++index) {
             backward_tile(part, packed, b, h, index, adds, scratch.get() + thread_number() * own, output, logsumexp,
                           grad_output, grad_logsumexp, grad_query, grads);
           }
@@ -449,16 +474,15 @@ void backward(const Part &part, bool adds, const float *output, const float *log
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < heads * part.c.num_keys; ++n) {
       const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
-      const int64_t row = part.key_row(b, j, g);
+      const int64_t row = part.key_row(b, j, g), tile = part.packed_tile[static_cast<std::size_t>(j / kKeys)];
       float *gk = grad_key + row * part.c.head_dim, *gv = grad_value + row * part.c.value_dim;
       if (!adds) std::fill_n(gk, part.c.head_dim, 0.0f), std::fill_n(gv, part.c.value_dim, 0.0f);
-      const int64_t tile = part.packed_tile[static_cast<std::size_t>(j / kKeys)];
       if (tile < 0) continue;
-      const int64_t place = tile * kKeys + j % kKeys;
-      for (int64_t slice = 0; slice < slices; ++slice) {
-        const int64_t task = (b * part.G + g) * slices + slice;
-        add(gk, by_keys.get() + task * key_size + place * part.D, part.c.head_dim);
-        add(gv, by_values.get() + task * value_size + place * part.C, part.c.value_dim);
+      for (const Slice &each : slice) {
+        if (tile < each.first_key || tile >= each.first_key + each.num_keys) continue;
+        const int64_t place = ((b * part.G + g) * size + each.place + tile - each.first_key) * kKeys + j % kKeys;
+        add(gk, by_keys.get() + place * part.D, part.c.head_dim);
+        add(gv, by_values.get() + place * part.C, part.c.value_dim);
       }
     }
   }

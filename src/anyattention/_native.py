@@ -273,7 +273,7 @@ def run(function: str, *arguments: Any) -> None:
     """
     status = getattr(_require(), f"anyattention_{function}")(*arguments)
     if status == _OUT_OF_RANGE:
-        raise IndexError(f"{function}: the graph's arrays name a row, column or edge that does not exist")
+        raise IndexError(f"{function}: the arrays of a graph or pattern name a place that does not exist")
     _check_status(status, function)
 
 

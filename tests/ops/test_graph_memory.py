@@ -143,7 +143,7 @@ class TestBrokenArrays:
     @pytest.mark.parametrize("name", ["keys_by_query", "edges_by_query", "queries_by_key", "edges_by_key"])
     def test_an_index_out_of_range(self, name: str, position: int, number: int) -> None:
         graph = self.broken(name, position, number)
-        self.assert_refused(graph, name, IndexError, "name a row, column or edge that does not exist")
+        self.assert_refused(graph, name, IndexError, "name a place that does not exist")
 
     @pytest.mark.parametrize(
         ("position", "number"),

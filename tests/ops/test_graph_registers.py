@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from anyattention import attend, explain
+from anyattention.ops.graph import kernels
+from anyattention.ops.graph.edge_operators import arrays_of
+from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, Score
 
@@ -176,3 +179,26 @@ def test_a_value_that_is_the_key(kind: str, heads: int, width: int, dtype: torch
     theirs = torch.autograd.grad(two, [query, key, twin, *vectors], cotangent, create_graph=create_graph)
     expected = [theirs[0], theirs[1] + theirs[2], *theirs[3:]]
     torch.testing.assert_close(list(ours), expected, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_columns_of_storages_of_their_own() -> None:
+    """numpy's columns share an address range and no torch storage."""
+    graph = random_graph(7, 7, 41)
+    whole = torch.randn(7, 24).numpy()
+    rows = [torch.from_numpy(whole[:, n : n + 8]).view(7, 2, 4).requires_grad_() for n in (0, 8, 16)]
+    output, expected = (
+        attend(x[0], x[1], x[2], graph, implementation="cpu").output for x in (rows, [row.contiguous() for row in rows])
+    )
+    cotangent = torch.randn_like(output)
+    ours = torch.autograd.grad(output, rows, cotangent)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, rows, cotangent))
+
+
+@pytest.mark.parametrize("score", ["Dynamic", "Dot"])
+def test_a_vector_comes_with_dynamic_alone(score: str) -> None:
+    graph = random_graph(7, 7, 41)
+    x = torch.randn(1, 7, 2, 4)
+    vector = None if score == "Dynamic" else torch.randn(2, 4)
+    settings = Settings(score, True, 1.0, 0.0, 0.2, 0.0)
+    with pytest.raises(ValueError, match="graph_attention_forward: invalid argument"):
+        kernels.attention(x, x, x, vector, None, None, None, arrays_of(graph), settings)

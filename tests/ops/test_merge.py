@@ -85,3 +85,12 @@ def test_bad_input() -> None:
         merge([parts[0], AttentionResult(parts[1].output[:, :4], None, parts[1].logsumexp)])
     with pytest.raises(InvalidInputError, match=r"parts\[1\].output"):
         merge([parts[0], AttentionResult(parts[1].output.float(), None, parts[1].logsumexp)])
+
+
+def test_parts_of_different_ranks_and_a_boolean_logsumexp() -> None:
+    _, parts = parts_of([3, 8])
+    lower = AttentionResult(parts[1].output[0], None, parts[1].logsumexp[0])  # pyright: ignore[reportOptionalSubscript]
+    with pytest.raises(DimensionMismatchError, match=r"parts\[1\].output"):
+        merge([parts[0], lower])
+    with pytest.raises(InvalidInputError, match=r"parts\[0\].logsumexp: expected a floating"):
+        merge([AttentionResult(parts[0].output, None, parts[0].logsumexp > 0)])  # pyright: ignore[reportOptionalOperand]

@@ -294,3 +294,38 @@ class TestUncheckedArrays:
             self.call(offsets=part.offsets[:-1])
         with pytest.raises(ValueError, match="run_attention_forward: invalid argument"):
             self.call(offsets=part.offsets.flip(0))
+
+
+def test_nan_of_an_earlier_part_shows_beside_a_part_of_larger_scores() -> None:
+    query, key, value = torch.ones(1, 9, 1, 2), torch.zeros(1, 9, 1, 2), torch.ones(1, 9, 1, 2)
+    key[0, 6], value[0, 4] = 200.0, torch.nan
+    pattern = Strided(3, 1)
+    ours, theirs = (
+        attend(query, key, value, pattern, scale=1.0, implementation=each).output for each in ("cpu", "reference")
+    )
+    assert theirs[0, 3].isnan().all()
+    assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+def test_products_that_overflow_are_not_taken_for_hidden() -> None:
+    query, key = torch.ones(1, 64, 1, 1), torch.ones(1, 64, 1, 1)
+    query[0, 0], key[0, 3] = 1e30, -1e30
+    value = torch.randn(1, 64, 1, 2)
+    found = [
+        attend(query, key, value, Window(64, 64), scale=1.0, implementation=each).output
+        for each in ("cpu", "reference")
+    ]
+    assert found[0][0, 0].isnan().all()
+    assert torch.equal(found[0].isnan(), found[1].isnan())
+
+
+def test_a_transform_or_a_default_device_leaves_no_mark() -> None:
+    x = rows(40, 1, 8, batch=1)
+    pattern = Window(17, 3)
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda y: attend(y, y, y, pattern, implementation="cpu").output.sum())(x)
+    with torch.device("meta"):
+        runs_of(Window(17, 4), 40, 40)
+    for each in (pattern, Window(17, 4)):
+        ours = attend(x, x, x, each, implementation="cpu").output
+        torch.testing.assert_close(ours, attend(x, x, x, each, implementation="reference").output)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from anyattention._checks import Axes, require_floating, require_same_kind
+from anyattention._checks import Axes, require_device, require_floating, require_same_kind
 from anyattention.errors import InvalidInputError
 from anyattention.output import AttentionResult
 
@@ -60,10 +60,12 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
                 actual=None,
                 hint="call attend with return_logsumexp=True",
             )
-        batch = "batch " if part.output.ndim == 4 else ""
+        batch = "batch " if parts[0].output.ndim == 4 else ""
         axes.bind(f"parts[{number}].output", part.output, f"{batch}queries heads value_dim")
         axes.bind(f"parts[{number}].logsumexp", part.logsumexp, f"{batch}queries heads")
         require_floating(f"parts[{number}].output", part.output)
+        require_floating(f"parts[{number}].logsumexp", part.logsumexp)
+        require_device(f"parts[{number}].logsumexp", part.logsumexp, part.output.device, f"parts[{number}].output")
         require_same_kind(f"parts[{number}].output", part.output, "parts[0].output", parts[0].output)
         outputs.append(part.output)
         logsumexps.append(part.logsumexp)

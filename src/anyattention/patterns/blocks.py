@@ -126,7 +126,8 @@ class RandomBlocks(_BlockPattern):
     def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         rows, columns = -(-num_queries // self.size), -(-num_keys // self.size)
         row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)[None, :]
-        order = _hashed(_hashed(row + self.seed % (1 << 31) * 0x9E3779B9) + column)
+        seed = _hashed(torch.tensor(self.seed, device=device))
+        order = _hashed(_hashed(seed + row) + column)
         chosen = order.topk(min(self.per_row, columns), dim=1, largest=False).indices
         return torch.zeros(rows, columns, dtype=torch.bool, device=device).scatter_(1, chosen, True)
 

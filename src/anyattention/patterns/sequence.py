@@ -224,7 +224,9 @@ class Fixed(_Positional):
         query, position = self._positions(num_queries, num_keys, device)
         begin, end = position - position % self.block, num_keys - 1
         parts = [Spans.of(query, begin.clamp(min=0), (begin + self.block - 1).clamp(max=end))]
-        for place in range(self.block - self.summary, self.block):
+        if self.summary == self.block:
+            return Spans.of(query, 0, end)
+        for place in range(self.block - self.summary, min(self.block, num_keys)):
             parts.append(Spans.of(query, place, (begin - 1).clamp(max=end), self.block))
             parts.append(Spans.of(query, (begin + self.block).clamp(min=0) + place, end, self.block))
         return concatenate(parts)

@@ -42,8 +42,10 @@ def gradients_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialised gradients, laid out as their tensors are: each on its own, or as columns of one matrix."""
     if not are_columns(tensors):
         return [x.new_empty(x.shape) for x in tensors]
-    begin = min(x.storage_offset() for x in tensors)
+    # By address: columns may be tensors of storages of their own, as numpy's are.
+    begin = min(x.data_ptr() for x in tensors)
     batch, nodes = tensors[0].shape[:2]
     columns = sum(x.shape[2] * x.shape[3] for x in tensors)
     matrix = _native.large_empty(tensors[0], (batch * nodes, columns))
-    return [matrix.as_strided(x.shape, x.stride(), x.storage_offset() - begin) for x in tensors]
+    places = ((x.data_ptr() - begin) // x.element_size() for x in tensors)
+    return [matrix.as_strided(x.shape, x.stride(), place) for x, place in zip(tensors, places, strict=True)]

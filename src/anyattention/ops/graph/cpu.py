@@ -112,7 +112,7 @@ def _bias(call: GraphCall, edges: tuple[int, int, int], dtype: torch.dtype) -> T
     """Bias and mask as one `(B, E, H)`, -inf where hidden; broadcast axes keep stride 0."""
     if call.mask is None:
         return None if call.bias is None else call.bias.to(dtype).expand(edges)
-    bias = torch.zeros((), dtype=dtype) if call.bias is None else call.bias.to(dtype)
+    bias = torch.zeros((), dtype=dtype, device=call.mask.device) if call.bias is None else call.bias.to(dtype)
     return torch.where(call.mask, bias, -torch.inf).expand(edges)
 
 

@@ -45,10 +45,10 @@ def explain_sparse(arguments: Arguments) -> Explanation:
     explanation = _dispatch.explain(_TABLE, call, arguments.implementation)
     lengths = arguments.query.shape[1], arguments.key.shape[1]
     if explanation.implementation != "cpu":
-        graph = _graph_of(arguments.pattern, *lengths, arguments.query.device)
-        return replace(explanation, notes=(f"{arguments.pattern} as a Graph of {graph.num_edges:,} edges",))
-    notes = [f"{arguments.pattern}:"]
-    for part in runs_of(arguments.pattern, *lengths):
+        pairs = call.pattern.spans(*lengths).num_pairs
+        return replace(explanation, notes=(f"{call.pattern} as a Graph of {pairs:,} edges",))
+    notes = [f"{call.pattern}:"]
+    for part in runs_of(call.pattern, *lengths):
         computed = pairs_in_tiles(part, lengths[1])
         order = "in order of their residue" if part.key_order.numel() else "in order"
         notes.append(
@@ -58,10 +58,11 @@ def explain_sparse(arguments: Arguments) -> Explanation:
 
 
 def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
-    return graph_attention(replace(_with_edges(call.arguments), implementation=implementation))
+    return graph_attention(replace(_with_edges(call), implementation=implementation))
 
 
 def _check(arguments: Arguments) -> SparseCall:
+    assert isinstance(arguments.pattern, Pattern)
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -78,14 +79,15 @@ def _check(arguments: Arguments) -> SparseCall:
     if arguments.bias is not None:
         to_four_axes("bias", read_bias(arguments.bias, query), *sizes)
     refuse_graph_settings(arguments)
-    return SparseCall(arguments, default_scale(arguments, axes.sizes["head_dim"]))
+    return SparseCall(arguments, arguments.pattern, default_scale(arguments, axes.sizes["head_dim"]))
 
 
-def _with_edges(arguments: Arguments) -> Arguments:
+def _with_edges(call: SparseCall) -> Arguments:
     """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+    arguments = call.arguments
     query, key, mask, bias = arguments.query, arguments.key, arguments.mask, arguments.bias
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    graph = _graph_of(arguments.pattern, *sizes[2:], query.device)
+    graph = _graph_of(call.pattern, *sizes[2:], query.device)
     if mask is not None:
         mask = _at_edges(to_four_axes("mask", mask, *sizes), graph, *sizes[:2])
     if bias is not None:
@@ -96,8 +98,8 @@ def _with_edges(arguments: Arguments) -> Arguments:
 @lru_cache(maxsize=4)
 def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
     """The pattern's Graph; the last few are kept, since the layers of a model share one."""
-    # A tensor made in inference mode could not serve a later call that is differentiated.
-    with torch.inference_mode(False):
+    # Neither inference mode nor a transform may leave its mark on what later calls find here.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
         return pattern.to_graph(num_queries, num_keys, device=device)
 
 
@@ -109,6 +111,6 @@ def _at_edges(pairs: Tensor, graph: Graph, batch: int, heads: int) -> Tensor:
     if edges.ndim == 2:
         edges = edges.unsqueeze(-1).expand(-1, -1, graph.num_edges)
     edges = edges.transpose(1, 2)
-    if batch > 1 and edges.shape[0] == batch:
+    if batch != 1 and edges.shape[0] == batch:
         return edges.expand(-1, -1, heads)
     return edges[0].squeeze(-1) if edges.shape[2] == 1 else edges[0]

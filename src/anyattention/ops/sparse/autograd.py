@@ -64,7 +64,8 @@ def _composed(
     grad_logsumexp: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients as a graph of primitives, which autograd differentiates again."""
-    whole = [RunPart(*parts[first : first + 5]) for first in range(0, len(parts), 5)]
+    size = len(RunPart._fields)
+    whole = [RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)]
     queries, keys = pairs_of(whole)
     graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
     needed = [n for n in range(3) if ctx.needs_input_grad[n]]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from anyattention.ops.arguments import Arguments
+from anyattention.patterns import Pattern
 
 __all__ = ["SparseCall"]
 
@@ -12,9 +13,11 @@ class SparseCall:
     """Checked arguments of attention over a sparse pattern.
 
     Attributes:
-        arguments: as `attend` got them; the pattern is one of positions.
+        arguments: as `attend` got them.
+        pattern: the arguments' pattern, one of positions.
         scale: the factor of the raw score.
     """
 
     arguments: Arguments
+    pattern: Pattern
     scale: float

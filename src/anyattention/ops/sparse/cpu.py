@@ -35,7 +35,7 @@ def refusal(call: SparseCall) -> str | None:
     if query.dtype == torch.float64:
         return "tiles are float32, and the query is torch.float64"
     lengths = query.shape[1], key.shape[1]
-    parts = runs_of(arguments.pattern, *lengths)
+    parts = runs_of(call.pattern, *lengths)
     pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, lengths[1]) for part in parts)
     if computed > _WORTH * pairs + (1 << 20):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
@@ -50,6 +50,6 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None]:
     """
     arguments = call.arguments
     query, key, value = (x.to(torch.float32) for x in (arguments.query, arguments.key, arguments.value))
-    parts = runs_of(arguments.pattern, query.shape[1], key.shape[1])
+    parts = runs_of(call.pattern, query.shape[1], key.shape[1])
     output, logsumexp = attention(query, key, value, parts, call.scale)
     return output.to(arguments.value.dtype), logsumexp if arguments.return_logsumexp else None

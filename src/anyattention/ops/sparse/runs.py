@@ -44,9 +44,9 @@ class RunPart(NamedTuple):
 def runs_of(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[RunPart, ...]:
     """A pattern as parts, which share no pair; the last few are kept, since the layers of a model share one."""
     parts = []
-    # A tensor made in inference mode could not serve a later call that is differentiated.
-    with torch.inference_mode(False):
-        spans = pattern.spans(num_queries, num_keys)
+    # Neither inference mode, nor a transform, nor a default device may leave their mark on what later calls find here.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+        spans = pattern.spans(num_queries, num_keys, device="cpu")
         for step in spans.step.unique().tolist():
             chosen = spans.where(spans.step == step)
             is_run = step == 1
