@@ -34,6 +34,8 @@ from anyattention.training.text import Text, load_source, pair_entropy, unigram_
 
 __all__ = ["run_sequence"]
 
+# Passages of the held-out text, at most.
+_SCORED = 40
 # Beyond it the weights of all pairs take gigabytes.
 _LONGEST_MATRIX = 4096
 
@@ -95,7 +97,7 @@ tell each byte from those before it, in passages of {length:,} bytes. Each byte 
 {settings.window:,} before it:
 {pattern.density(length):.1%} of all pairs.
 
-The attention {explain(heads, heads, heads, pattern)}
+Its implementation {explain(heads, heads, heads, pattern)}
 """
 
 
@@ -116,11 +118,12 @@ def _fit_with_bar(text: Text, settings: SequenceSettings) -> SequenceFit:
 
 
 def _score(fit: SequenceFit, text: Text, settings: SequenceSettings) -> _Scores:
+    scored = text.held_out[: _SCORED * settings.length + 1]
     return _Scores(
         train=statistics.fmean(fit.bits[-max(1, len(fit.bits) // 20) :]),
-        held_out=bits_per_byte(fit.model, text.held_out, settings.length),
-        unigram=unigram_entropy(text.held_out),
-        pairs=pair_entropy(*text),
+        held_out=bits_per_byte(fit.model, scored, settings.length),
+        unigram=unigram_entropy(scored),
+        pairs=pair_entropy(text.train, scored),
     )
 
 
@@ -177,7 +180,7 @@ def _comparison(costs: list[_Cost], settings: SequenceSettings) -> str:
 
 def _sample(model: SequenceModel, text: Text, settings: SequenceSettings) -> str:
     prompt = text.held_out[: max(1, min(256, settings.length // 2))]
-    written = sample_bytes(model, prompt, min(200, settings.length - len(prompt)), seed=settings.seed)
+    written = sample_bytes(model, prompt, min(160, settings.length - len(prompt)), seed=settings.seed)
     lines = written.decode("utf-8", errors="replace").splitlines()
     return "What it writes after the first held-out bytes:\n\n" + "\n".join(f"  | {line}" for line in lines) + "\n"
 

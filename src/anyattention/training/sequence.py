@@ -60,6 +60,9 @@ class SequenceSettings:
         if self.window >= self.length:
             expected = f"less than length={self.length}"
             raise InvalidConfigError(argument="window", expected=expected, actual=self.window)
+        if self.width % self.heads:
+            expected = f"a divisor of width={self.width}"
+            raise InvalidConfigError(argument="heads", expected=expected, actual=self.heads)
         require_number("learning_rate", self.learning_rate, above=0.0, below=1e6, error=InvalidConfigError)
 
     @property

@@ -124,7 +124,7 @@ def _draw_weights(figure: Any, head: _Head, passage: Tensor) -> None:
     letters = [_letter(byte) for byte in passage[-keys:].tolist()]
     axes.set_xticks(range(keys), letters, family="monospace", fontsize=10)
     axes.set_yticks(range(queries), letters[-queries:], family="monospace", fontsize=9)
-    axes.set(xlabel="key: the held-out text's last bytes", ylabel="query: the same text, downwards")
+    axes.set(xlabel="key: the last bytes of a held-out passage", ylabel="query: the last of the same bytes")
     axes.set_title(
         f"What head {head.head + 1} of block {head.block + 1}, the most decided, attends to in order to guess the next "
         f"byte (· is a space, ¶ a line's end; {head.weights.sum(1).mean():.0%} of its weight is on these keys)"
