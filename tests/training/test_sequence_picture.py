@@ -19,7 +19,7 @@ def fit_of(pattern) -> SequenceFit:
     return SequenceFit(SequenceModel(SMALL, pattern).eval(), [6.0, 5.0, 4.5], 1.0, False)
 
 
-@pytest.mark.parametrize("length", [2, 64])
+@pytest.mark.parametrize("length", [3, 64])
 def test_a_picture(length: int, require) -> None:
     content = draw_sequence(fit_of(SMALL.pattern), PASSAGE[:length], [Reference("counted", 4.2)])
     image = require("matplotlib.image").imread(io.BytesIO(content))

@@ -87,12 +87,11 @@ class SequenceModel(nn.Module):
         super().__init__()
         width = settings.width
         self.pattern = pattern
-        self.embeddings = nn.ModuleList(nn.Embedding(_BYTES, width) for _ in range(_TOGETHER))
+        self.embedding = nn.Embedding(_TOGETHER * _BYTES, width)
         self.blocks = nn.ModuleList(_Block(settings, pattern) for _ in range(settings.blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, _BYTES)
-        for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores `(batch, length, 256)` of the byte after each of the `tokens` `(batch, length)`."""
@@ -115,10 +114,9 @@ class SequenceModel(nn.Module):
         return found
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        parts = []
-        for back, embedding in enumerate(self.embeddings):
-            parts.append(F.pad(embedding(tokens[:, : tokens.shape[1] - back]), (0, 0, back, 0)))
-        return torch.stack(parts).sum(0)
+        # Before the first byte there are zeros.
+        together = F.pad(tokens, (_TOGETHER - 1, 0)).unfold(1, _TOGETHER, 1)
+        return self.embedding(together + _BYTES * torch.arange(_TOGETHER)).sum(2)
 
 
 class _Block(nn.Module):
