@@ -174,10 +174,9 @@ def _comparison(costs: list[_Cost], settings: SequenceSettings) -> str:
     for cost in costs:
         memory = "memory not known here" if cost.peak is None else f"{cost.peak / 2**20:8,.0f} MiB at the peak"
         lines.append(f"  {memory}, {cost.seconds * 1000:6,.0f} ms  {cost.name}")
-    lines.append(
-        "\n“Dense, causal” never forms the matrix of all pairs, as the window does not; “weights formed” does.\n"
-    )
-    return "\n".join(lines)
+    if len(costs) > 2:
+        lines.append("\nOnly the last forms the matrix of all pairs, as asking for dense attention's weights does.")
+    return "\n".join([*lines, ""])
 
 
 def _sample(model: SequenceModel, text: Text, settings: SequenceSettings) -> str:

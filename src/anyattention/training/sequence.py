@@ -97,7 +97,7 @@ class SequenceModel(nn.Module):
         """Scores `(batch, length, 256)` of the byte after each of the `tokens` `(batch, length)`."""
         x = self._embed(tokens)
         for block in self.blocks:
-            x = block(x)
+            x = block(x)[0]
         return self.head(self.norm(x))
 
     @torch.no_grad()
@@ -107,10 +107,8 @@ class SequenceModel(nn.Module):
         x = self._embed(tokens[None])
         found = []
         for block in self.blocks:
-            weights = block.attention(block.attention_norm(x), return_weights="heads").weights
-            assert weights is not None
+            x, weights = block(x, "heads")
             found.append(weights[0])
-            x = block(x)
         return found
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -138,9 +136,10 @@ class _Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x)).output
-        return x + self.feed_forward(x)
+    def forward(self, x: Tensor, return_weights: str | None = None) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.attention(self.attention_norm(x), return_weights=return_weights)
+        x = x + output
+        return x + self.feed_forward(x), weights
 
 
 class Step(NamedTuple):
@@ -251,7 +250,7 @@ def bits_per_byte(model: SequenceModel, tokens: Tensor, length: int) -> float:
 
 
 @torch.no_grad()
-def sample_bytes(model: SequenceModel, prompt: Tensor, count: int, *, temperature: float = 0.7, seed: int = 0) -> bytes:
+def sample_bytes(model: SequenceModel, prompt: Tensor, count: int, *, temperature: float = 0.9, seed: int = 0) -> bytes:
     """What the model writes after a prompt `(bytes,)`; both together are to be no longer than a passage.
 
     Cost: a forward pass over the text so far for each byte.

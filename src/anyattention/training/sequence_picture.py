@@ -93,7 +93,8 @@ def _draw_distances(axes: Any, blocks: list[Tensor], distance: Tensor) -> None:
         sums = torch.zeros(size).index_add_(0, distance, weights.mean(1))
         axes.plot((sums / counts).numpy(), linewidth=1.5, label=f"block {number}")
     axes.axhline(1 / size, color="#333333", linestyle=":", linewidth=1.2, label="paid evenly")
-    axes.set(xlabel="bytes back", ylabel="weight, mean of the heads", yscale="log", title="How far back they look")
+    axes.set(xlabel="bytes back", ylabel="weight, mean of the heads", title="How far back they look")
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize=9)
 
 
