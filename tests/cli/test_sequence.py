@@ -30,7 +30,7 @@ def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
     assert (metrics["steps"], metrics["interrupted"], metrics["settings"]["window"]) == (4, False, 16)
     for name, bits in metrics["bits_per_byte"].items():
         assert f" {bits:5.2f}  " in printed.out, name
-    assert re.search(r"Its implementation runs: \w+", printed.out)
+    assert re.search(r"The implementation that runs: \w+", printed.out)
     assert "384 bytes in" in printed.out
     assert re.search(r"[\d,]+ tokens per second", printed.out)
     for name in ("the window of 16", "dense, causal", "dense, causal, weights formed"):
@@ -130,3 +130,7 @@ def test_a_missing_extra_is_named_before_training(package: str, tmp_path: Path, 
 )
 def test_the_verdict_is_honest(held_out: float, words: str) -> None:
     assert words in cli_sequence._verdict(cli_sequence._Scores(2.0, held_out, 4.5, 3.5))
+
+
+def test_what_it_writes_cannot_steer_a_terminal() -> None:
+    assert cli_sequence._quoted(b"a = 1\n\x1b[2J\xff\r") == "  | a = 1\n  | \ufffd[2J\ufffd\ufffd"

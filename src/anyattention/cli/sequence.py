@@ -95,9 +95,7 @@ def _introduction(text: Text, settings: SequenceSettings) -> str:
 {len(text.held_out):,} are held out. A small network learns to
 tell each byte from those before it, in passages of {length:,} bytes. Each byte attends to itself and the \
 {settings.window:,} before it:
-{pattern.density(length):.1%} of all pairs.
-
-Its implementation {explain(heads, heads, heads, pattern)}
+{pattern.density(length):.1%} of all pairs. The implementation that {explain(heads, heads, heads, pattern)}
 """
 
 
@@ -182,8 +180,13 @@ def _comparison(costs: list[_Cost], settings: SequenceSettings) -> str:
 def _sample(model: SequenceModel, text: Text, settings: SequenceSettings) -> str:
     prompt = text.held_out[: max(1, min(256, settings.length // 2))]
     written = sample_bytes(model, prompt, min(160, settings.length - len(prompt)), seed=settings.seed)
-    lines = written.decode("utf-8", errors="replace").splitlines()
-    return "What it writes after the first held-out bytes:\n\n" + "\n".join(f"  | {line}" for line in lines) + "\n"
+    return "What it writes after the first held-out bytes:\n\n" + _quoted(written) + "\n"
+
+
+def _quoted(written: bytes) -> str:
+    """Bytes as indented lines, without what would steer a terminal."""
+    lines = written.decode("utf-8", errors="replace").split("\n")
+    return "\n".join("  | " + "".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
 
 
 def _write(

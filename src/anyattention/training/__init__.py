@@ -1,4 +1,4 @@
-"""Training for the commands: node classification with a graph attention network; a small language model over a window."""
+"""Training for the commands: node classification with a graph attention network, and a small language model."""
 
 from anyattention.training.data import Metric, NodeData, Split
 from anyattention.training.digits import load_digits
