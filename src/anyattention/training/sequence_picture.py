@@ -99,7 +99,7 @@ def _draw_distances(axes: Any, blocks: list[Tensor], distance: Tensor) -> None:
 
 
 def _choose_head(weights: list[Tensor], query_index: Tensor, key_index: Tensor, length: int) -> _Head:
-    """The head that says most: of those whose strongest key is rarely the byte itself, the one most decided."""
+    """The head that is most decided about keys other than the byte itself."""
     queries, keys = min(_QUERIES, length), min(_KEYS, length)
     shown = (query_index >= length - queries) & (key_index >= length - keys)
     rows, columns = query_index[shown] - (length - queries), key_index[shown] - (length - keys)
