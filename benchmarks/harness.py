@@ -6,7 +6,6 @@ the rounds of (time of the other / time of ours), each pair measured next to eac
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
 import statistics
@@ -24,6 +23,18 @@ import torch
 import anyattention
 from anyattention import _native
 from anyattention.saving import write_atomically
+from anyattention.training.memory import peak_memory
+
+__all__ = [
+    "RESULTS",
+    "Timing",
+    "environment",
+    "measure",
+    "peak_memory",
+    "print_table",
+    "require_tests",
+    "write_result",
+]
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("anyattention", "torch", "numpy", "scipy", "scikit-learn", "torch_geometric")
@@ -89,18 +100,6 @@ def measure(
     return results
 
 
-def peak_memory(call: Callable[[], object]) -> int | None:
-    """The most resident memory that a call takes above what is held before it (Linux only)."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
-        call()
-        return max(0, _status_bytes("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
 def require_tests(*paths: str) -> None:
     """Run an operation's tests; leave without a number when they fail."""
     print("Running the tests of what is measured:", *paths, flush=True)
@@ -158,10 +157,3 @@ def _commit() -> str | None:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field} in /proc/self/status")

@@ -27,7 +27,7 @@ COMMANDS = ("train", "demo", "predict", "info")
         ([], COMMANDS),
         (["train"], ("--data", "--layer {gat,gatv2,dot}", "--hidden", "--heads", "--epochs", "--lr", "--dropout")),
         (["train"], ("--weight-decay", "--seed", "--out", "--residual", "--layer-norm", "--split", "metrics.json")),
-        (["demo"], ("--seed", "--out", "three plain")),
+        (["demo"], ("--seed", "--out", "three plain", "sequence", "--steps", "--length", "--window")),
         (["predict"], ("--model", "--data", "--out", "FILE.csv", "FILE.npz", "probabilities")),
         (["info"], ("kernels", "extras")),
     ],

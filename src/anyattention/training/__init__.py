@@ -1,4 +1,4 @@
-"""Node classification with a graph attention network: data, model, training."""
+"""Training for the commands: node classification with a graph attention network, and a small language model."""
 
 from anyattention.training.data import Metric, NodeData, Split
 from anyattention.training.digits import load_digits
