@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyattention.ops.eager import are_plain
 from anyattention.ops.graph import kernels
-from anyattention.ops.graph.composed import composed_attention
+from anyattention.ops.graph.composed import composed_gradients
 from anyattention.ops.graph.edge_operators import define
 from anyattention.ops.graph.kernels import Settings
 
@@ -126,43 +126,13 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return (
-            *_composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
+            *composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
             *none,
         )
     arguments = (grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)
     gradients = (_run_attention_backward if are_plain(arguments) else _attend_backward)(*arguments)
     given = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
     return (*given, *none)
-
-
-def _composed_gradients(
-    ctx: Any,
-    tensors: Sequence[Any],
-    graph: list[Tensor],
-    settings: Settings,
-    grad_output: Tensor,
-    grad_logsumexp: Tensor | None,
-    logsumexp: Tensor,
-) -> list[Tensor | None]:
-    """The gradients as a graph of primitives, which autograd differentiates again."""
-    needed = [n for n in range(6) if ctx.needs_input_grad[n]]
-    # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-    own: Any = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
-    own[2] = own[1] if own[2] is None else own[2]
-    outputs = list(composed_attention(*own, graph=graph, settings=settings, shift=logsumexp.detach()))
-    cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
-    pairs = [
-        (out, grad) for out, grad in zip(outputs, cotangents, strict=True) if grad is not None and out.requires_grad
-    ]
-    found = torch.autograd.grad(
-        [out for out, _ in pairs],
-        [own[n] for n in needed],
-        [grad for _, grad in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    by_position = dict(zip(needed, found, strict=True))
-    return [by_position.get(n) for n in range(6)]
 
 
 _attend = define(

@@ -6,6 +6,7 @@ Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from anyattention.ops.graph.edge_operators import edge_dot, edge_spread, edge_su
 from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.random import keep_factors
 
-__all__ = ["composed_attention", "edge_scores"]
+__all__ = ["composed_attention", "composed_gradients", "edge_scores"]
 
 
 def edge_scores(
@@ -79,3 +80,36 @@ def composed_attention(
     if seed is not None:
         weights = weights * keep_factors(tuple(weights.shape), settings.dropout, seed, weights.dtype)
     return edge_sum(weights, value, graph), logsumexp
+
+
+def composed_gradients(
+    ctx: Any,
+    tensors: Sequence[Any],
+    graph: list[Tensor],
+    settings: Settings,
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    logsumexp: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of `composed_attention`'s first six tensors, which autograd differentiates again.
+
+    `ctx` says which are needed; `tensors` are the seven, the last the seed.
+    """
+    needed = [n for n in range(6) if ctx.needs_input_grad[n]]
+    # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
+    own: Any = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
+    own[2] = own[1] if own[2] is None else own[2]
+    outputs = list(composed_attention(*own, graph=graph, settings=settings, shift=logsumexp.detach()))
+    cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
+    pairs = [
+        (out, grad) for out, grad in zip(outputs, cotangents, strict=True) if grad is not None and out.requires_grad
+    ]
+    found = torch.autograd.grad(
+        [out for out, _ in pairs],
+        [own[n] for n in needed],
+        [grad for _, grad in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    by_position = dict(zip(needed, found, strict=True))
+    return [by_position.get(n) for n in range(6)]

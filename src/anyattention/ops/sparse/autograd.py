@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention.ops.graph.composed import composed_attention
+from anyattention.ops.graph.composed import composed_gradients
 from anyattention.ops.graph.edge_operators import arrays_of, define
 from anyattention.ops.graph.kernels import Settings
 from anyattention.ops.sparse import kernels
@@ -48,46 +48,20 @@ def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | No
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return (*_composed(ctx, query, key, value, parts, logsumexp, grad_output, grad_logsumexp), None, None)
+        graph = arrays_of(_graph_of(parts, query.shape[1], key.shape[1]))
+        tensors = (query, key, value, None, None, None, None)
+        settings = Settings("Dot", True, ctx.scale, 0.0, 0.0, 0.0)
+        found = composed_gradients(ctx, tensors, graph, settings, grad_output, grad_logsumexp, logsumexp)
+        return (*found[:3], None, None)
     gradients = _attend_backward(grad_output, grad_logsumexp, output, logsumexp, query, key, value, parts, ctx.scale)
     return (*gradients, None, None)
 
 
-def _composed(
-    ctx: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    parts: Sequence[Tensor],
-    logsumexp: Tensor,
-    grad_output: Tensor,
-    grad_logsumexp: Tensor | None,
-) -> list[Tensor | None]:
-    """The gradients as a graph of primitives, which autograd differentiates again."""
+def _graph_of(parts: Sequence[Tensor], num_queries: int, num_keys: int) -> Graph:
+    """The pairs of all parts as edges."""
     size = len(RunPart._fields)
-    whole = [RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)]
-    queries, keys = pairs_of(whole)
-    graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
-    needed = [n for n in range(3) if ctx.needs_input_grad[n]]
-    own = [x.view_as(x) if n in needed else x for n, x in enumerate((query, key, value))]
-    settings = Settings("Dot", True, ctx.scale, 0.0, 0.0, 0.0)
-    outputs = composed_attention(
-        own[0], own[1], own[2], None, None, None, None, arrays_of(graph), settings, logsumexp.detach()
-    )
-    pairs = [
-        (out, grad)
-        for out, grad in zip(outputs, (grad_output, grad_logsumexp), strict=True)
-        if grad is not None and out.requires_grad
-    ]
-    found = torch.autograd.grad(
-        [out for out, _ in pairs],
-        [own[n] for n in needed],
-        [grad for _, grad in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    by_position = dict(zip(needed, found, strict=True))
-    return [by_position.get(n) for n in range(3)]
+    queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
+    return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=num_queries, num_keys=num_keys)
 
 
 _attend = define("run_attention", f"{_ATTENTION}) -> (Tensor, Tensor)", kernels.attention, _shapes, _gradients, _keep)
