@@ -1,6 +1,7 @@
 """The arguments of `attend` in one record, with the checks that every operation shares."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ from anyattention._checks import (
     require_dense,
     require_device,
     require_floating,
+    require_mask,
     require_number,
     require_same_kind,
+    to_four_axes,
 )
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.patterns import Full, Pattern, TopK
@@ -26,6 +29,7 @@ __all__ = [
     "check_score",
     "default_scale",
     "read_bias",
+    "read_pairs",
     "read_weights",
     "refuse_graph_settings",
 ]
@@ -148,6 +152,24 @@ def read_bias(bias: Tensor, query: Tensor) -> Tensor:
     require_device("bias", bias, query.device, "query")
     sums = torch.promote_types(query.dtype, torch.float32)
     return bias if torch.promote_types(bias.dtype, sums) == sums else bias.to(sums)
+
+
+def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+    """Mask and bias of pairs, checked, with four axes (batch, heads, query_length, key_length), each whole or 1.
+
+    A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
+    """
+    mask, bias = arguments.mask, arguments.bias
+    if mask is not None:
+        require_mask("mask", mask)
+        require_device("mask", mask, arguments.query.device, "query")
+        mask = to_four_axes("mask", mask, *sizes)
+    if bias is not None:
+        bias = to_four_axes("bias", read_bias(bias, arguments.query), *sizes)
+        visible = bias != -torch.inf
+        bias = torch.where(visible, bias, 0.0)
+        mask = visible if mask is None else mask & visible
+    return mask, bias
 
 
 def check_score(score: Score, axes: Axes, query: Tensor) -> None:

@@ -2,19 +2,15 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
-    require_device,
-    require_mask,
     require_same_kind,
-    to_four_axes,
 )
 from anyattention._dispatch import Explanation, Implementation
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias, refuse_graph_settings
+from anyattention.ops.arguments import Arguments, check_score, default_scale, read_pairs, refuse_graph_settings
 from anyattention.ops.dense import reference, torch_fused
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import draw_seed
@@ -65,18 +61,9 @@ def _check(arguments: Arguments) -> DenseCall:
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 
     causal, allowed = _read_pattern(arguments.pattern, query, *sizes[2:])
-    if arguments.mask is not None:
-        require_mask("mask", arguments.mask)
-        require_device("mask", arguments.mask, query.device, "query")
-        mask = to_four_axes("mask", arguments.mask, *sizes)
+    mask, bias = read_pairs(arguments, sizes)
+    if mask is not None:
         allowed = mask if allowed is None else allowed & mask
-    bias = arguments.bias
-    if bias is not None:
-        bias = to_four_axes("bias", read_bias(bias, query), *sizes)
-        # A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
-        visible = bias != -torch.inf
-        bias = torch.where(visible, bias, 0.0)
-        allowed = visible if allowed is None else allowed & visible
     return DenseCall(
         query=query,
         key=key,

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import torch
-
 from anyattention import _dispatch
-from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
+from anyattention._checks import Axes, require_same_kind
 from anyattention._dispatch import Explanation, Implementation
 from anyattention.errors import UnsupportedError
-from anyattention.ops.arguments import Arguments, default_scale, read_bias, refuse_graph_settings
+from anyattention.ops.arguments import Arguments, default_scale, read_pairs, refuse_graph_settings
 from anyattention.ops.random import draw_seed
 from anyattention.ops.topk import reference
 from anyattention.ops.topk.call import TopKCall
@@ -54,16 +52,7 @@ def _check(arguments: Arguments) -> TopKCall:
         raise UnsupportedError(f"score={type(arguments.score).__name__}: TopK chooses by Dot()", argument="score")
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    mask, bias = arguments.mask, arguments.bias
-    if mask is not None:
-        require_mask("mask", mask)
-        require_device("mask", mask, query.device, "query")
-        mask = to_four_axes("mask", mask, *sizes)
-    if bias is not None:
-        bias = to_four_axes("bias", read_bias(bias, query), *sizes)
-        visible = bias != -torch.inf
-        bias = torch.where(visible, bias, 0.0)
-        mask = visible if mask is None else mask & visible
+    mask, bias = read_pairs(arguments, sizes)
     return TopKCall(
         query=query,
         key=arguments.key,
