@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 5
+#define ANYATTENTION_INTERFACE 6
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -218,8 +218,15 @@ ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
     const anyattention_dynamic *call, const void *numbers, void *by_vector, void *by_query,
     void *by_key, void *by_weight, void *by_features);
 
+/* Numbers of each pair: that of (batch entry, head, query, key) lies at offset + b strides[0] +
+ * h strides[1] + i strides[2] + j strides[3], which is below size. */
+typedef struct anyattention_pairs {
+  const void *numbers;
+  int64_t size, offset, strides[4];
+} anyattention_pairs;
+
 /* One part of attention over a sequence: each query sees some runs of keys. All arrays of
- * numbers are contiguous, in the sequence's own order.
+ * numbers are contiguous, in the sequence's own order, float, or double where is_double.
  *
  *   query (batch, num_queries, heads, head_dim)
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
@@ -230,31 +237,38 @@ ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
  *                                   run_offsets[i + 1]
  *   run_begins, run_ends (num_runs) places of keys from a begin up to an end, rising, not empty
  *                                   and apart from one another
+ *   softcap                  0 for none
+ *   mask                     bytes, 0 hides a pair; numbers null for none
+ *   bias                     added to the score, finite; numbers null for none
  */
 typedef struct anyattention_run_attention {
   int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, num_threads;
-  double scale;
-  const float *query, *key, *value;
+  int32_t is_double;
+  double scale, softcap;
+  const void *query, *key, *value;
   const int64_t *query_order, *key_order, *run_offsets, *run_begins, *run_ends;
   int64_t num_runs;
+  anyattention_pairs mask, bias;
 } anyattention_run_attention;
 
-/* How many pairs the tiles hold that the kernels compute for each batch entry and head,
- * allowed ones and others; reads no numbers. */
+/* How many pairs the kernels compute in tiles for each batch entry and head, allowed ones and
+ * others; reads no numbers. */
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
                                                              int64_t *num_pairs);
 
 /* output (batch, num_queries, heads, value_dim) and logsumexp (batch, num_queries, heads); with
  * `merges` joined to what they hold, the results of parts with other pairs. */
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(
-    const anyattention_run_attention *call, int32_t merges, float *output, float *logsumexp);
+    const anyattention_run_attention *call, int32_t merges, void *output, void *logsumexp);
 
 /* From the results of all parts: gradients as their inputs; with `adds` added to what they
- * hold. grad_logsumexp may be null. */
+ * hold. grad_logsumexp may be null, and grad_bias. A bias of which the gradient is wanted has
+ * strides[0] 0 and, for each head in its order, size / heads numbers strides[1] apart, or
+ * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(
-    const anyattention_run_attention *call, int32_t adds, const float *output, const float *logsumexp,
-    const float *grad_output, const float *grad_logsumexp, float *grad_query, float *grad_key,
-    float *grad_value);
+    const anyattention_run_attention *call, int32_t adds, const void *output, const void *logsumexp,
+    const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
+    void *grad_value, void *grad_bias);
 
 #ifdef __cplusplus
 }

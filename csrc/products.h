@@ -2,70 +2,89 @@
 #ifndef ANYATTENTION_PRODUCTS_H
 #define ANYATTENTION_PRODUCTS_H
 
-#include <algorithm>
 #include <cstdint>
 
 #include "simd.h"
 
 namespace anyattention {
 
-constexpr int kLane = 16;
-using Lanes = Vector<float, kLane>;
+template <class T>
+constexpr int kLane = 64 / static_cast<int>(sizeof(T));
+template <class T>
+using Lanes = Vector<T, kLane<T>>;
 
-// A block of sums as large as the registers: six rows of 64 numbers where there are 32 registers of 16, else of 16.
+// A block of sums as large as the registers: six rows of four vectors where there are 32 registers of 64 bytes, else of one.
+constexpr int kBlockRows = 6;
 #ifdef __AVX512F__
-constexpr int kBlockRows = 6, kBlockVectors = 4;
+constexpr int kBlockVectors = 4;
 #else
-constexpr int kBlockRows = 6, kBlockVectors = 1;
+constexpr int kBlockVectors = 1;
 #endif
 
-template <int Rows, int Vectors, bool Adds>
-inline void product_block(int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,
-                          float *c, int64_t c_row) {
-  Lanes sums[Rows][Vectors];
+// c = a b, or c += a b. The rows of b and c are contiguous; a number of a lies at row * a_row + column * a_column.
+template <class T>
+struct Product {
+  const T *a;
+  int64_t a_row, a_column;
+  const T *b;
+  int64_t b_row;
+  T *c;
+  int64_t c_row;
+};
+
+// Where some rows of a product are not 0: which columns, a multiple of kLane, and which part of the depth adds to them.
+struct Extent {
+  int64_t column, columns, begin, end;
+};
+
+template <int Rows, int Vectors, bool Adds, class T>
+inline void product_block(const Product<T> &p, int64_t row, int64_t column, const Extent &extent) {
+  constexpr int lane = kLane<T>;
+  const T *a = p.a + row * p.a_row, *b = p.b + column;
+  T *c = p.c + row * p.c_row + column;
+  Lanes<T> sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < Vectors; ++v) sums[r][v] = Adds ? load<kLane>(c + r * c_row + v * kLane) : Lanes{};
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = Adds ? load<lane>(c + r * p.c_row + v * lane) : Lanes<T>{};
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    Lanes row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load<kLane>(b + k * b_row + v * kLane);
+  for (int64_t k = extent.begin; k < extent.end; ++k) {
+    Lanes<T> from[Vectors];
+    for (int v = 0; v < Vectors; ++v) from[v] = load<lane>(b + k * p.b_row + v * lane);
     for (int r = 0; r < Rows; ++r) {
-      const float factor = a[r * a_row + k * a_column];
-      for (int v = 0; v < Vectors; ++v) sums[r][v] += factor * row[v];
+      const T factor = a[r * p.a_row + k * p.a_column];
+      for (int v = 0; v < Vectors; ++v) sums[r][v] += factor * from[v];
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < Vectors; ++v) store<float, kLane>(c + r * c_row + v * kLane, sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) store<T, lane>(c + r * p.c_row + v * lane, sums[r][v]);
   }
 }
 
-template <int Vectors, bool Adds>
-inline void product_columns(int64_t rows, int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
-                            int64_t b_row, float *c, int64_t c_row) {
+template <int Rows, bool Adds, class T>
+inline void product_rows(const Product<T> &p, int64_t row, const Extent &extent) {
+  constexpr int lane = kLane<T>;
+  int64_t n = extent.column;
+  const int64_t end = n + extent.columns;
+  for (; n + kBlockVectors * lane <= end; n += kBlockVectors * lane) {
+    product_block<Rows, kBlockVectors, Adds>(p, row, n, extent);
+  }
+  if constexpr (kBlockVectors > 1) {
+    if (n + 3 * lane <= end) {
+      product_block<Rows, 3, Adds>(p, row, n, extent);
+    } else if (n + 2 * lane <= end) {
+      product_block<Rows, 2, Adds>(p, row, n, extent);
+    } else if (n < end) {
+      product_block<Rows, 1, Adds>(p, row, n, extent);
+    }
+  }
+}
+
+// Computes a product block by block; extent(first, last) tells of the rows from first up to last.
+template <bool Adds, class T, class Extents>
+inline void product(int64_t rows, const Product<T> &p, const Extents &extent) {
   int64_t r = 0;
-  for (; r + kBlockRows <= rows; r += kBlockRows) {
-    product_block<kBlockRows, Vectors, Adds>(depth, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row);
-  }
-  for (; r + 2 <= rows; r += 2) {
-    product_block<2, Vectors, Adds>(depth, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row);
-  }
-  if (r < rows) {
-    product_block<1, Vectors, Adds>(depth, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row);
-  }
-}
-
-// c = a b, or c += a b: (rows, columns) from (rows, depth) and (depth, columns), columns a multiple of kLane. The rows of
-// b and c are contiguous; a number of a lies at row * a_row + column * a_column.
-template <bool Adds>
-inline void product(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_column,
-                    const float *b, int64_t b_row, float *c, int64_t c_row) {
-  int64_t n = 0;
-  for (; n + kBlockVectors * kLane <= columns; n += kBlockVectors * kLane) {
-    product_columns<kBlockVectors, Adds>(rows, depth, a, a_row, a_column, b + n, b_row, c + n, c_row);
-  }
-  for (; n < columns; n += kLane) {
-    product_columns<1, Adds>(rows, depth, a, a_row, a_column, b + n, b_row, c + n, c_row);
-  }
+  for (; r + kBlockRows <= rows; r += kBlockRows) product_rows<kBlockRows, Adds>(p, r, extent(r, r + kBlockRows));
+  for (; r + 2 <= rows; r += 2) product_rows<2, Adds>(p, r, extent(r, r + 2));
+  if (r < rows) product_rows<1, Adds>(p, r, extent(r, r + 1));
 }
 
 }  // namespace anyattention

@@ -23,6 +23,7 @@ _LAYERS = (
     ("config", "masks", "interfaces"),
     ("geometry",),
     ("patterns",),
+    ("bias",),
     ("_dispatch",),
     ("ops",),
     ("nn",),

@@ -280,21 +280,49 @@ void drive_runs(bool faulty) {
     array[up_to(array.count - 1)] = wild;
     broken = true;
   }
-  const auto numbers = [](int64_t count) { return Numbers(false, count); };
+  const bool wild_order = broken;
+  const bool is_double = chance(0.3), by_distance = chance(0.5);
+  const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
   const Numbers query = numbers(batch * queries * heads * head_dim), key = numbers(batch * keys * key_heads * head_dim);
   const Numbers value = numbers(batch * keys * key_heads * value_dim);
-  const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
-  const Numbers grad_output = numbers(output.floats.count), grad_logsumexp = numbers(logsumexp.floats.count);
-  const Numbers grad_query = numbers(query.floats.count), grad_key = numbers(key.floats.count);
-  const Numbers grad_value = numbers(value.floats.count);
-  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), 0.4,
-      query.floats.get(), key.floats.get(), value.floats.get(), broken || chance(0.5) ? query_order.get() : nullptr,
-      broken || chance(0.5) ? key_order.get() : nullptr, offsets.get(), run_begins.get(), run_ends.get(), num_runs};
+  const int64_t output_size = batch * queries * heads * value_dim, num_rows = batch * queries * heads;
+  const Numbers output = numbers(output_size), logsumexp = numbers(num_rows);
+  const Numbers grad_output = numbers(output_size), grad_logsumexp = numbers(num_rows);
+  const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
+  const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);
+  // Contiguous axes, some of them of size 1.
+  const auto pairs_of_axes = [&] {
+    anyattention_pairs pairs{};
+    const int64_t sizes[] = {batch, heads, queries, keys};
+    int64_t stride = 1;
+    for (int axis = 3; axis >= 0; --axis) {
+      const bool is_whole = chance(0.5);
+      pairs.strides[axis] = is_whole ? stride : 0;
+      stride *= is_whole ? sizes[axis] : 1;
+    }
+    pairs.size = stride;
+    return pairs;
+  };
+  anyattention_pairs mask = pairs_of_axes(), bias = pairs_of_axes();
+  const int64_t distances = std::max<int64_t>(queries + keys - 1, 0);
+  if (by_distance) bias = {nullptr, heads * distances, std::max<int64_t>(keys - 1, 0), {0, distances, 1, -1}};
+  const Array<uint8_t> allowed(mask.size);
+  for (int64_t n = 0; n < mask.size; ++n) allowed[n] = chance(0.8);
+  const Numbers biases = numbers(bias.size), grad_bias = numbers(bias.size);
+  if (chance(0.4)) mask.numbers = allowed.get();
+  if (chance(0.4)) bias.numbers = biases.get();
+  const bool is_empty = batch * queries * keys == 0;
+  if (faulty && !is_empty && mask.numbers && chance(0.5)) mask.size = std::min(mask.size - 1, up_to(mask.size)), broken = true;
+  if (faulty && !is_empty && bias.numbers && chance(0.5)) bias.offset = one_of<int64_t>({-1, bias.size}), broken = true;
+  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), is_double,
+      0.4, chance(0.3) ? 2.0 : 0.0, query.get(), key.get(), value.get(),
+      wild_order || chance(0.5) ? query_order.get() : nullptr, wild_order || chance(0.5) ? key_order.get() : nullptr,
+      offsets.get(), run_begins.get(), run_ends.get(), num_runs, mask, bias};
   const int32_t statuses[] = {
-      anyattention_run_attention_forward(&call, chance(0.3), output.floats.get(), logsumexp.floats.get()),
-      anyattention_run_attention_backward(&call, chance(0.3), output.floats.get(), logsumexp.floats.get(),
-                                          grad_output.floats.get(), chance(0.5) ? nullptr : grad_logsumexp.floats.get(),
-                                          grad_query.floats.get(), grad_key.floats.get(), grad_value.floats.get()),
+      anyattention_run_attention_forward(&call, chance(0.3), output.get(), logsumexp.get()),
+      anyattention_run_attention_backward(&call, chance(0.3), output.get(), logsumexp.get(), grad_output.get(),
+                                          chance(0.5) ? nullptr : grad_logsumexp.get(), grad_query.get(), grad_key.get(),
+                                          grad_value.get(), by_distance && bias.numbers ? grad_bias.get() : nullptr),
   };
   for (const int32_t status : statuses) {
     require(broken == (status != ANYATTENTION_OK), broken ? "runs took a fault" : "sound runs refused", status);
@@ -385,7 +413,7 @@ void refuse_arguments() {
   require(anyattention_run_attention_forward(nullptr, 0, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_run_attention no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-                                              nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+                                              nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 

@@ -10,6 +10,7 @@ tensor([0.5000, 0.5000])
 from importlib.metadata import version
 
 from anyattention import errors, interfaces, nn
+from anyattention.bias import RelativeBias
 from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
 from anyattention.config import (
     AttentionConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "GraphAttentionConfig",
     "Pattern",
     "RandomBlocks",
+    "RelativeBias",
     "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",

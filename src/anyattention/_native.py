@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 5
+_INTERFACE = 6
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -63,7 +63,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
     ),
     "anyattention_run_attention_tiles": (ctypes.c_int32, [_POINTER, _POINTER]),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER, _POINTER]),
-    "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 7]),
+    "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 8]),
     **{
         f"anyattention_{name}": (ctypes.c_int32, [_POINTER] * arguments)
         for name, arguments in (

@@ -20,8 +20,10 @@ from anyattention import (
     Graph,
     Pattern,
     RandomBlocks,
+    RelativeBias,
     Strided,
     Window,
+    _native,
     attend,
     explain,
 )
@@ -114,24 +116,32 @@ def loss(result: AttentionResult, weights: Tensor) -> Tensor:
 
 
 def require_equal(inputs: Inputs, pattern: Pattern, mask: Tensor | None = None, **settings: Any) -> None:
-    """Output, logsumexp, weights and gradients of both; settings' tensors are differentiated too."""
-    sparse, dense = both(inputs, pattern, mask, **settings)
-    torch.testing.assert_close(sparse.output, dense.output)
-    torch.testing.assert_close(sparse.logsumexp, dense.logsumexp)
-    assert sparse.weights is not None
-    assert dense.weights is not None
-    expected = at_pairs(dense.weights, pattern)
-    torch.testing.assert_close(sparse.weights, expected)
-    wanted = [*inputs] + [each for each in settings.values() if isinstance(each, Tensor)]
-    found = torch.autograd.grad(loss(sparse, sparse.weights), wanted)
-    torch.testing.assert_close(found, torch.autograd.grad(loss(dense, expected), wanted))
+    """Output, logsumexp, weights and gradients of each implementation; settings' tensors are differentiated too."""
+    kernels = ("cpu", "graph") if _native.available() else ()
+    for implementation in (*kernels, "reference"):
+        given = dict(settings)
+        if implementation == "cpu":
+            if not isinstance(settings.get("score", Dot()), Dot):
+                continue
+            given = {name: x.detach() if isinstance(x, Tensor) else x for name, x in settings.items()}
+        sparse, dense = both(inputs, pattern, mask, implementation=implementation, **given)
+        torch.testing.assert_close(sparse.output, dense.output)
+        torch.testing.assert_close(sparse.logsumexp, dense.logsumexp)
+        assert sparse.weights is not None
+        assert dense.weights is not None
+        expected = at_pairs(dense.weights, pattern)
+        torch.testing.assert_close(sparse.weights, expected)
+        numbers = [x.numbers if isinstance(x, RelativeBias) else x for x in given.values()]
+        wanted = [*inputs, *(x for x in numbers if isinstance(x, Tensor) and x.requires_grad)]
+        found = torch.autograd.grad(loss(sparse, sparse.weights), wanted)
+        torch.testing.assert_close(found, torch.autograd.grad(loss(dense, expected), wanted))
 
 
 @each_pattern
 @pytest.mark.parametrize("batch", [1, 2])
 def test_equals_dense_attention_under_a_mask(pattern: Pattern, num_queries: int, num_keys: int, batch: int) -> None:
     inputs = leaves(num_queries, num_keys, batch)
-    assert explain(*inputs, pattern).implementation in ("graph", "reference")
+    assert explain(*inputs, pattern).implementation == ("cpu" if _native.available() else "reference")
     require_equal(inputs, pattern)
     mean = attend(*inputs, pattern, return_weights="mean").weights
     assert mean is not None
@@ -140,8 +150,8 @@ def test_equals_dense_attention_under_a_mask(pattern: Pattern, num_queries: int,
     torch.testing.assert_close(mean, heads.mean(-1))
 
 
-@pytest.mark.parametrize("implementation", ["graph", "reference"])
-def test_either_implementation_may_be_forced(native, implementation: str) -> None:
+@pytest.mark.parametrize("implementation", ["cpu", "graph", "reference"])
+def test_every_implementation_may_be_forced(native, implementation: str) -> None:
     pattern, inputs = Window(2, 1) | Global(1), leaves(7, 7)
     forced = attend(*inputs, pattern, implementation=implementation).output
     torch.testing.assert_close(forced, both(inputs, pattern)[1].output)
@@ -175,6 +185,27 @@ def test_masks_and_biases_broadcast(shape: tuple[int, ...], batch: int) -> None:
     require_equal(inputs, pattern, mask)
     require_equal(inputs, pattern, bias=bias)
     require_equal(inputs, pattern, mask, bias=bias)
+
+
+@each_pattern
+@pytest.mark.parametrize("heads", [1, _HEADS])
+def test_a_bias_by_distance(pattern: Pattern, num_queries: int, num_keys: int, heads: int) -> None:
+    inputs, numbers = leaves(num_queries, num_keys), torch.randn(heads, 5, dtype=torch.float64, requires_grad=True)
+    for first, align in ((-2, "top_left"), (-3, "bottom_right")):
+        bias = RelativeBias(numbers, first, align)
+        require_equal(inputs, pattern, torch.rand(num_keys) < 0.8, bias=bias, softcap=2.0)
+
+
+def test_second_derivatives_by_a_bias_by_distance() -> None:
+    inputs, numbers = leaves(4, 4, batch=1), torch.randn(_HEADS, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(4, 4) < 0.8
+
+    def run(query: Tensor, key: Tensor, value: Tensor, numbers: Tensor) -> Tensor:
+        bias = RelativeBias(numbers, -2)
+        return attend(query, key, value, Window(2, 1), mask=mask, bias=bias, softcap=3.0).output
+
+    assert torch.autograd.gradcheck(run, (*inputs, numbers))
+    assert torch.autograd.gradgradcheck(run, (*inputs, numbers))
 
 
 def test_a_bias_of_minus_infinity_hides_a_pair() -> None:
@@ -280,7 +311,8 @@ def test_same_bits_as_the_graph_of_the_pairs() -> None:
     for pattern, num_queries, num_keys in _PATTERNS:
         inputs = leaves(num_queries, num_keys)
         graph = pattern.to_graph(num_queries, num_keys)
-        assert torch.equal(attend(*inputs, pattern).output, attend(*inputs, graph).output)
+        over_edges = attend(*inputs, pattern, implementation="graph" if _native.available() else "reference").output
+        assert torch.equal(over_edges, attend(*inputs, graph).output)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -313,12 +345,12 @@ def test_inference_mode_leaves_nothing_behind() -> None:
 
 def test_explain_names_the_kernels_and_the_edges(native) -> None:
     inputs, pattern = leaves(7, 7), Window(1, 0)
-    explanation = explain(*inputs, pattern)
+    explanation = explain(*inputs, pattern, score=Dynamic(torch.zeros(_HEADS, _HEAD_DIM, dtype=torch.float64)))
     assert explanation.implementation == "graph"
     assert explanation.notes == (f"{pattern} as a Graph of 13 edges",)
     assert (
         str(explanation)
-        == f"runs: graph\nnot cpu: tiles are float32, and the query is torch.float64\n{pattern} as a Graph of 13 edges"
+        == f"runs: graph\nnot cpu: tiles are products, and the score is Dynamic\n{pattern} as a Graph of 13 edges"
     )
 
 

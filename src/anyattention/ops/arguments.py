@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyattention._checks import (
     Axes,
+    describe_shape,
     require_dense,
     require_device,
     require_floating,
@@ -18,6 +19,7 @@ from anyattention._checks import (
     require_same_kind,
     to_four_axes,
 )
+from anyattention.bias import RelativeBias
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.patterns import Full, Pattern, TopK
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
@@ -32,6 +34,7 @@ __all__ = [
     "read_pairs",
     "read_weights",
     "refuse_graph_settings",
+    "require_relative",
 ]
 
 Aggregation = Literal["sum", "mean", "max"]
@@ -51,7 +54,7 @@ class Arguments:
     pattern: Pattern | TopK
     score: Score
     mask: Tensor | None
-    bias: Tensor | None
+    bias: Tensor | RelativeBias | None
     edges: EdgeFeatures | None
     scale: float | None
     softcap: float | None
@@ -154,6 +157,17 @@ def read_bias(bias: Tensor, query: Tensor) -> Tensor:
     return bias if torch.promote_types(bias.dtype, sums) == sums else bias.to(sums)
 
 
+def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
+    """Raise unless a bias by distance fits the query."""
+    require_device("bias.numbers", bias.numbers, query.device, "query")
+    if len(bias.numbers) not in (1, heads):
+        raise DimensionMismatchError(
+            argument="bias.numbers",
+            expected=f"(heads={heads}, distances), or one row for all heads",
+            actual=describe_shape(bias.numbers),
+        )
+
+
 def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
     """Mask and bias of pairs, checked, with four axes (batch, heads, query_length, key_length), each whole or 1.
 
@@ -164,6 +178,9 @@ def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | Non
         require_mask("mask", mask)
         require_device("mask", mask, arguments.query.device, "query")
         mask = to_four_axes("mask", mask, *sizes)
+    if isinstance(bias, RelativeBias):
+        require_relative(bias, arguments.query, sizes[1])
+        return mask, read_bias(bias.to_dense(*sizes[2:])[None], arguments.query)
     if bias is not None:
         bias = to_four_axes("bias", read_bias(bias, arguments.query), *sizes)
         visible = bias != -torch.inf

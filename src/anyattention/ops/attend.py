@@ -7,6 +7,7 @@ from torch import Tensor
 
 from anyattention._checks import allocation_failures_named, is_autocast_enabled, require_tensor
 from anyattention._dispatch import Explanation
+from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Aggregation, Arguments, pattern_or_full, read_weights
 from anyattention.ops.dense import dense_attention, explain_dense
 from anyattention.ops.graph import explain_graph, graph_attention
@@ -27,7 +28,7 @@ def attend(
     *,
     score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     edges: EdgeFeatures | None = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -64,7 +65,8 @@ def attend(
         score: Dot(), Additive(negative_slope) (head_dim 1) or Dynamic(vector, negative_slope).
         mask: boolean, True = may attend. Rank 1, 2 or 4, broadcast to (batch, heads, query_length, key_length);
             with a Graph `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
-        bias: floating, added to the score; shapes as the mask. -inf hides the pair, as a mask does.
+        bias: floating, added to the score; shapes as the mask. -inf hides the pair, as a mask does. Or RelativeBias, by
+            distance, for all patterns but a Graph.
         edges: features of a Graph's edges, for keys and values.
         scale: the factor of the raw score; None is 1 / sqrt(head_dim) for Dot, 1 for the others.
         softcap: c > 0 bounds the scaled score to (-c, c).
@@ -142,7 +144,7 @@ def explain(
     *,
     score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | RelativeBias | None = None,
     edges: EdgeFeatures | None = None,
     scale: float | None = None,
     softcap: float | None = None,

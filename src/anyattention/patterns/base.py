@@ -175,20 +175,20 @@ def check_align(align: Align | None) -> None:
 
 
 def require_int(argument: str, number: object, at_least: int) -> None:
-    """Raise unless a setting is an int in its range."""
+    """Raise unless a setting is an int in its range, which ends at 2^59."""
     # Above 2^59 the sums of a position and some settings are no int64.
     if isinstance(number, bool) or not isinstance(number, int) or not at_least <= number <= 2**59:
         raise InvalidConfigError(argument=argument, expected=f"an int >= {at_least}, up to 2^59", actual=repr(number))
 
 
-def diagonal_offset(pattern: Pattern, num_queries: int, num_keys: int) -> int:
+def diagonal_offset(argument: str, align: Align | None, num_queries: int, num_keys: int) -> int:
     """By how much query i's own position is ahead of key i: query i stands at key i + offset."""
-    if num_queries == num_keys or pattern.align == "top_left":
+    if num_queries == num_keys or align == "top_left":
         return 0
-    if pattern.align == "bottom_right":
+    if align == "bottom_right":
         return num_keys - num_queries
     raise DimensionMismatchError(
-        argument=type(pattern).__name__,
+        argument=argument,
         expected="as many queries as keys, or an alignment",
         actual=f"{num_queries} queries and {num_keys} keys",
         hint="give align='top_left' (query i stands at key i) or align='bottom_right' (the last query at the last key)",

@@ -47,7 +47,7 @@ class _Positional(Pattern):
         Raises:
             DimensionMismatchError: the lengths differ and `align` is None.
         """
-        return diagonal_offset(self, num_queries, num_keys)
+        return diagonal_offset(type(self).__name__, self.align, num_queries, num_keys)
 
     def _positions(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
         """Each query and its position."""

@@ -14,9 +14,11 @@ from anyattention._checks import (
     require_tensor,
 )
 from anyattention._dispatch import Explanation, Implementation
+from anyattention.bias import RelativeBias
 from anyattention.errors import (
     AttentionError,
     DimensionMismatchError,
+    InvalidInputError,
     InvalidMaskError,
     UnsupportedError,
 )
@@ -79,7 +81,7 @@ def _check(arguments: Arguments) -> GraphCall:
         require_device("mask", mask, query.device, "query")
         mask = _to_edges_and_heads("mask", mask, axes, InvalidMaskError)
     if bias is not None:
-        bias = _to_edges_and_heads("bias", read_bias(bias, query), axes, DimensionMismatchError)
+        bias = _to_edges_and_heads("bias", _tensor(bias, query), axes, DimensionMismatchError)
         visible = bias != -float("inf")
         bias = bias.masked_fill(~visible, 0.0)
         mask = visible if mask is None else mask & visible
@@ -118,6 +120,17 @@ def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:
         if tensor is not None:
             axes.bind(name, tensor, names)
             require_same_kind(name, tensor, "query", query)
+
+
+def _tensor(bias: Tensor | RelativeBias, query: Tensor) -> Tensor:
+    if isinstance(bias, RelativeBias):
+        raise InvalidInputError(
+            argument="bias",
+            expected="a tensor with a Graph, whose nodes have no positions",
+            actual="RelativeBias",
+            hint="bias.at(graph.query_index, graph.key_index, num_queries, num_keys).T is one",
+        )
+    return read_bias(bias, query)
 
 
 def _to_edges_and_heads(argument: str, tensor: Tensor, axes: Axes, error: type[AttentionError]) -> Tensor:

@@ -125,8 +125,9 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        needed = ctx.needs_input_grad[:6]
         return (
-            *composed_gradients(ctx, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
+            *composed_gradients(needed, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
             *none,
         )
     arguments = (grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)

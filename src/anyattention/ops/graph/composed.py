@@ -83,7 +83,7 @@ def composed_attention(
 
 
 def composed_gradients(
-    ctx: Any,
+    needed: Sequence[bool],
     tensors: Sequence[Any],
     graph: list[Tensor],
     settings: Settings,
@@ -93,11 +93,11 @@ def composed_gradients(
 ) -> list[Tensor | None]:
     """The gradients of `composed_attention`'s first six tensors, which autograd differentiates again.
 
-    `ctx` says which are needed; `tensors` are the seven, the last the seed.
+    `needed` says which of these are; `tensors` are the seven, the last the seed.
     """
-    needed = [n for n in range(6) if ctx.needs_input_grad[n]]
+    places = [n for n in range(6) if needed[n]]
     # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-    own: Any = [x.view_as(x) if n in needed else x for n, x in enumerate(tensors)]
+    own: Any = [x.view_as(x) if n in places else x for n, x in enumerate(tensors)]
     own[2] = own[1] if own[2] is None else own[2]
     outputs = list(composed_attention(*own, graph=graph, settings=settings, shift=logsumexp.detach()))
     cotangents: list[Tensor | None] = [grad_output, grad_logsumexp]
@@ -106,10 +106,10 @@ def composed_gradients(
     ]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
-        [own[n] for n in needed],
+        [own[n] for n in places],
         [grad for _, grad in pairs],
         create_graph=True,
         allow_unused=True,
     )
-    by_position = dict(zip(needed, found, strict=True))
+    by_position = dict(zip(places, found, strict=True))
     return [by_position.get(n) for n in range(6)]

@@ -1,32 +1,37 @@
 """Attention over a sparse pattern: checks the arguments and chooses the tile kernels, or the graph's over its pairs."""
 
 from dataclasses import replace
-from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from anyattention import _dispatch
-from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
+from anyattention._checks import Axes, require_same_kind
 from anyattention._dispatch import Explanation, Implementation
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias, refuse_graph_settings
+from anyattention.bias import RelativeBias
+from anyattention.ops.arguments import (
+    Arguments,
+    check_score,
+    default_scale,
+    read_pairs,
+    refuse_graph_settings,
+    require_relative,
+)
 from anyattention.ops.graph import graph_attention, refusal_of_rows
 from anyattention.ops.sparse import cpu
-from anyattention.ops.sparse.call import SparseCall
+from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
 from anyattention.ops.sparse.kernels import pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.output import AttentionResult
-from anyattention.patterns import Graph, Pattern
+from anyattention.patterns import Pattern
 
 __all__ = ["explain_sparse", "sparse_attention"]
 
-
 _TABLE = (
-    Implementation("cpu", cpu.run, cpu.refusal),
+    Implementation("cpu", lambda call: _in_tiles(call), cpu.refusal),
     Implementation(
         "graph",
         lambda call: _over_edges(call, "cpu"),
-        lambda call: refusal_of_rows(call.arguments.query, call.arguments.value),
+        lambda call: refusal_of_rows(call.query, call.value),
     ),
     Implementation("reference", lambda call: _over_edges(call, "reference"), lambda call: None),
 )
@@ -35,8 +40,7 @@ _TABLE = (
 def sparse_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for sparse patterns; see there."""
     call = _check(arguments)
-    result = _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
-    return result if isinstance(result, AttentionResult) else AttentionResult(result[0], None, result[1])
+    return _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
 
 
 def explain_sparse(arguments: Arguments) -> Explanation:
@@ -57,10 +61,6 @@ def explain_sparse(arguments: Arguments) -> Explanation:
     return replace(explanation, notes=tuple(notes))
 
 
-def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
-    return graph_attention(replace(_with_edges(call), implementation=implementation))
-
-
 def _check(arguments: Arguments) -> SparseCall:
     assert isinstance(arguments.pattern, Pattern)
     query, key, value = arguments.query, arguments.key, arguments.value
@@ -71,46 +71,49 @@ def _check(arguments: Arguments) -> SparseCall:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     check_score(arguments.score, axes, query)
-    sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    if arguments.mask is not None:
-        require_mask("mask", arguments.mask)
-        require_device("mask", arguments.mask, query.device, "query")
-        to_four_axes("mask", arguments.mask, *sizes)
-    if arguments.bias is not None:
-        to_four_axes("bias", read_bias(arguments.bias, query), *sizes)
     refuse_graph_settings(arguments)
-    return SparseCall(arguments, arguments.pattern, default_scale(arguments, axes.sizes["head_dim"]))
+    sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
+    bias: Tensor | RelativeBias | None
+    if isinstance(arguments.bias, RelativeBias):
+        require_relative(arguments.bias, query, axes.sizes["heads"])
+        mask, bias = read_pairs(replace(arguments, bias=None), sizes)[0], arguments.bias
+    else:
+        mask, bias = read_pairs(arguments, sizes)
+    return SparseCall(
+        arguments=arguments,
+        query=query,
+        key=key,
+        value=value,
+        pattern=arguments.pattern,
+        score=arguments.score,
+        mask=mask,
+        bias=bias,
+        scale=default_scale(arguments, axes.sizes["head_dim"]),
+        softcap=arguments.softcap,
+        dropout=arguments.dropout,
+    )
 
 
-def _with_edges(call: SparseCall) -> Arguments:
-    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+def _in_tiles(call: SparseCall) -> AttentionResult:
     arguments = call.arguments
-    query, key, mask, bias = arguments.query, arguments.key, arguments.mask, arguments.bias
-    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    graph = _graph_of(call.pattern, *sizes[2:], query.device)
-    if mask is not None:
-        mask = _at_edges(to_four_axes("mask", mask, *sizes), graph, *sizes[:2])
-    if bias is not None:
-        bias = _at_edges(to_four_axes("bias", read_bias(bias, query), *sizes), graph, *sizes[:2])
-    return replace(arguments, pattern=graph, mask=mask, bias=bias)
+    output, weights, logsumexp = cpu.run(call)
+    if weights is not None and arguments.weights == "mean":
+        weights = weights.mean(-1)
+    return AttentionResult(output, weights, logsumexp if arguments.return_logsumexp else None)
 
 
-@lru_cache(maxsize=4)
-def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
-    """The pattern's Graph; the last few are kept, since the layers of a model share one."""
-    # Neither inference mode nor a transform may leave its mark on what later calls find here.
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():
-        return pattern.to_graph(num_queries, num_keys, device=device)
+def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
+    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+    graph = call.graph()
+    mask = None if call.mask is None else pairs_at_edges(call.mask, graph)
+    bias = bias_at_edges(call, graph)
+    heads = call.query.shape[2]
+    mask, bias = (None if x is None else _as_the_graph_has_it(x, heads) for x in (mask, bias))
+    return graph_attention(replace(call.arguments, pattern=graph, mask=mask, bias=bias, implementation=implementation))
 
 
-def _at_edges(pairs: Tensor, graph: Graph, batch: int, heads: int) -> Tensor:
-    """`(B | 1, H | 1, L | 1, S | 1)` at the edges: `(E,)`, `(E, H)` or `(B, E, H)`."""
-    query = graph.query_index if pairs.shape[2] > 1 else 0
-    key = graph.key_index if pairs.shape[3] > 1 else 0
-    edges = pairs[:, :, query, key]
-    if edges.ndim == 2:
-        edges = edges.unsqueeze(-1).expand(-1, -1, graph.num_edges)
-    edges = edges.transpose(1, 2)
-    if batch != 1 and edges.shape[0] == batch:
+def _as_the_graph_has_it(edges: Tensor, heads: int) -> Tensor:
+    """`(B | 1, E, H | 1)` as `(E,)`, `(E, H)` or `(B, E, H)`."""
+    if edges.shape[0] > 1:
         return edges.expand(-1, -1, heads)
     return edges[0].squeeze(-1) if edges.shape[2] == 1 else edges[0]

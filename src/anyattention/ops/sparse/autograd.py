@@ -3,7 +3,7 @@
 `anyattention::run_attention` is fused, forward and backward; under `create_graph` its backward is that of the same
 computation in the primitives of graphs, over the pairs as edges.
 
-Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim.
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim, E pairs.
 """
 
 from __future__ import annotations
@@ -16,21 +16,33 @@ from torch import Tensor
 
 from anyattention.ops.graph.composed import composed_gradients
 from anyattention.ops.graph.edge_operators import arrays_of, define
-from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.sparse import kernels
+from anyattention.ops.sparse.kernels import Settings
 from anyattention.ops.sparse.runs import RunPart, pairs_of
 from anyattention.patterns import Graph
 
 __all__ = ["attention"]
 
-_ATTENTION = "Tensor query, Tensor key, Tensor value, Tensor[] parts, float scale"
+_ATTENTION = (
+    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, Tensor[] parts, float scale, float softcap"
+)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[RunPart], scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    parts: Sequence[RunPart],
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """Output `(B, L, H, C)` and logsumexp `(B, L, H)`; see `kernels.attention`."""
-    return _attend(query, key, value, [array for part in parts for array in part], scale)
+    """Output `(B, L, H, C)` and logsumexp `(B, L, H)`; see `kernels.attention`.
+
+    A bias has gradients where it is one by distance.
+    """
+    return _attend(query, key, value, mask, bias, [array for part in parts for array in part], *settings)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -39,37 +51,91 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tens
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3], *output, *inputs[3])
-    ctx.scale = inputs[4]
+    ctx.save_for_backward(*inputs[:5], *output, *inputs[5])
+    ctx.numbers = inputs[6:]
 
 
 def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, output, logsumexp, *parts = ctx.saved_tensors
+    query, key, value, mask, bias, output, logsumexp, *parts = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
+    none = (None,) * (1 + len(ctx.numbers))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        graph = arrays_of(_graph_of(parts, query.shape[1], key.shape[1]))
-        tensors = (query, key, value, None, None, None, None)
-        settings = Settings("Dot", True, ctx.scale, 0.0, 0.0, 0.0)
-        found = composed_gradients(ctx, tensors, graph, settings, grad_output, grad_logsumexp, logsumexp)
-        return (*found[:3], None, None)
-    gradients = _attend_backward(grad_output, grad_logsumexp, output, logsumexp, query, key, value, parts, ctx.scale)
-    return (*gradients, None, None)
+        found = _composed(ctx, query, key, value, mask, bias, parts, grad_output, grad_logsumexp, logsumexp)
+        return (*found[:3], None, found[3], *none)
+    needs_bias = ctx.needs_input_grad[4]
+    given = (grad_output, grad_logsumexp, output, logsumexp, query, key, value, mask, bias, parts)
+    *gradients, by_bias = _attend_backward(*given, *ctx.numbers, needs_bias)
+    return (*gradients, None, by_bias if needs_bias else None, *none)
 
 
-def _graph_of(parts: Sequence[Tensor], num_queries: int, num_keys: int) -> Graph:
-    """The pairs of all parts as edges."""
+def _composed(
+    ctx: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    parts: Sequence[Tensor],
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    logsumexp: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of query, key, value and bias, which autograd differentiates again."""
     size = len(RunPart._fields)
     queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
-    return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=num_queries, num_keys=num_keys)
+    graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
+    scale, softcap = ctx.numbers
+    settings = GraphSettings("Dot", True, scale, softcap, 0.0, 0.0)
+    needed = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[4]]
+    edges = None
+    if mask is not None or bias is not None:
+        edges = query.new_zeros(()) if bias is None else _at_pairs(bias, queries, keys, key.shape[1])
+        if mask is not None:
+            edges = torch.where(_at_pairs(mask, queries, keys, key.shape[1]), edges, -torch.inf)
+        edges = edges.expand(query.shape[0], graph.num_edges, query.shape[2])
+    tensors = (query, key, value, None, None, edges, None)
+    cotangents = (grad_output, grad_logsumexp, logsumexp)
+    flags = [*needed[:3], False, False, needed[3]]
+    *found, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
+    by_bias = None
+    if by_edges is not None and bias is not None:
+        distance = queries - keys + key.shape[1] - 1
+        by_bias = bias.new_zeros(bias.shape).index_add(
+            1, distance, by_edges.sum(0).T.sum_to_size(len(bias), len(queries))
+        )
+    return [*found[:3], by_bias]
 
 
-_attend = define("run_attention", f"{_ATTENTION}) -> (Tensor, Tensor)", kernels.attention, _shapes, _gradients, _keep)
+def _at_pairs(pairs: Tensor, queries: Tensor, keys: Tensor, num_keys: int) -> Tensor:
+    """Mask or bias at some pairs, `(B | 1, E, H | 1)`."""
+    if pairs.ndim == 2:
+        return pairs[:, queries - keys + num_keys - 1].T[None]
+    at = pairs[:, :, queries if pairs.shape[2] > 1 else queries * 0, keys if pairs.shape[3] > 1 else keys * 0]
+    return at.transpose(1, 2)
+
+
+def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return kernels.attention(*arguments[:6], settings=Settings(*arguments[6:]))
+
+
+def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *given, scale, softcap, needs_bias = arguments
+    return kernels.attention_backward(*given, settings=Settings(scale, softcap), needs_bias=needs_bias)
+
+
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    bias, needs_bias = arguments[8], arguments[-1]
+    by_rows = [x.new_empty(x.shape) for x in arguments[4:7]]
+    return (*by_rows, arguments[4].new_empty(bias.shape if needs_bias else 0))
+
+
+_attend = define("run_attention", f"{_ATTENTION}) -> (Tensor, Tensor)", _run, _shapes, _gradients, _keep)
 _attend_backward = define(
     "run_attention_backward",
-    f"Tensor grad_output, Tensor? grad_logsumexp, Tensor output, Tensor logsumexp, {_ATTENTION})"
-    " -> (Tensor, Tensor, Tensor)",
-    kernels.attention_backward,
-    lambda *arguments: tuple(x.new_empty(x.shape) for x in arguments[4:7]),
+    f"Tensor grad_output, Tensor? grad_logsumexp, Tensor output, Tensor logsumexp, {_ATTENTION}, bool needs_bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _backward_shapes,
     None,
 )

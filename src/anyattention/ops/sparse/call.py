@@ -1,11 +1,22 @@
-"""One call of sparse attention after its checks: what every implementation of it receives."""
+"""One call of sparse attention after its checks: what every implementation of it receives.
+
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim, E pairs.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
+from torch import Tensor
+
+from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
-from anyattention.patterns import Pattern
+from anyattention.patterns import Graph, Pattern
+from anyattention.scores import Score
 
-__all__ = ["SparseCall"]
+__all__ = ["SparseCall", "bias_at_edges", "pairs_at_edges"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,10 +25,53 @@ class SparseCall:
 
     Attributes:
         arguments: as `attend` got them.
-        pattern: the arguments' pattern, one of positions.
+        query, key, value: `(B, L, H, D)`, `(B, S, G, D)`, `(B, S, G, C)`, one dtype and device; G divides H.
+        pattern: which pairs there are, one of positions.
+        score: how raw scores are made.
+        mask: boolean, each of its four axes (B, H, L, S) whole or 1; None allows every pair of the pattern.
+        bias: floating, axes as the mask, finite where allowed; or by distance; None adds nothing.
         scale: the factor of the raw score.
+        softcap: c in c tanh(score / c), or None.
+        dropout: probability with which a weight is dropped.
     """
 
     arguments: Arguments
+    query: Tensor
+    key: Tensor
+    value: Tensor
     pattern: Pattern
+    score: Score
+    mask: Tensor | None
+    bias: Tensor | RelativeBias | None
     scale: float
+    softcap: float | None
+    dropout: float
+
+    def graph(self) -> Graph:
+        """The pattern's pairs as edges."""
+        return _graph_of(self.pattern, self.query.shape[1], self.key.shape[1], self.query.device)
+
+
+@lru_cache(maxsize=4)
+def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
+    """The pattern's Graph; the last few are kept, since the layers of a model share one."""
+    # Neither inference mode nor a transform may leave its mark on what later calls find here.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        return pattern.to_graph(num_queries, num_keys, device=device)
+
+
+def bias_at_edges(call: SparseCall, graph: Graph) -> Tensor | None:
+    """The bias of a graph's edges, `(B | 1, E, H | 1)`."""
+    if isinstance(call.bias, RelativeBias):
+        return call.bias.at(graph.query_index, graph.key_index, graph.num_queries, graph.num_keys).T[None]
+    return None if call.bias is None else pairs_at_edges(call.bias, graph)
+
+
+def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:
+    """`(B | 1, H | 1, L | 1, S | 1)` at a graph's edges: `(B | 1, E, H | 1)`."""
+    query = graph.query_index if pairs.shape[2] > 1 else 0
+    key = graph.key_index if pairs.shape[3] > 1 else 0
+    edges = pairs[:, :, query, key]
+    if edges.ndim == 2:
+        edges = edges.unsqueeze(-1).expand(-1, -1, graph.num_edges)
+    return edges.transpose(1, 2)

@@ -1,55 +1,85 @@
-"""Sparse attention on the compiled tile kernels."""
+"""Sparse attention on the compiled tile kernels.
+
+Axes: B batch, L query_length, S key_length, H heads, D head_dim, C value_dim, E pairs.
+"""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from anyattention.bias import RelativeBias
 from anyattention.ops.graph import refusal_of_rows
+from anyattention.ops.graph.composed import edge_scores
+from anyattention.ops.graph.edge_operators import arrays_of, edge_spread
+from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.sparse.autograd import attention
-from anyattention.ops.sparse.call import SparseCall
-from anyattention.ops.sparse.kernels import pairs_in_tiles
+from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
+from anyattention.ops.sparse.kernels import Settings, pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.scores import Dot
 
 __all__ = ["refusal", "run"]
 
-# Where tiles hold more hidden pairs than this for each that is allowed, edges are faster.
-_WORTH = 16
+# Where tiles compute more pairs than this for each that is allowed, edges are faster.
+_WORTH = 8
 
 
 def refusal(call: SparseCall) -> str | None:
     """Why the kernels cannot run a call."""
-    arguments = call.arguments
-    query, key = arguments.query, arguments.key
-    unable = refusal_of_rows(query, arguments.value)
+    unable = refusal_of_rows(call.query, call.value)
     if unable is not None:
         return unable
-    if not isinstance(arguments.score, Dot):
-        return f"tiles are products, and the score is {type(arguments.score).__name__}"
-    for name in ("mask", "bias", "softcap"):
-        if getattr(arguments, name) is not None:
-            return f"tiles have no {name}"
-    if arguments.dropout > 0:
+    if not isinstance(call.score, Dot):
+        return f"tiles are products, and the score is {type(call.score).__name__}"
+    if isinstance(call.bias, Tensor) and call.bias.requires_grad and torch.is_grad_enabled():
+        return "tiles have no gradient of a bias of pairs; RelativeBias has one"
+    if call.dropout > 0:
         return "tiles have no dropout"
-    if arguments.weights is not None:
-        return "tiles return no weights"
-    if query.dtype == torch.float64:
-        return "tiles are float32, and the query is torch.float64"
-    lengths = query.shape[1], key.shape[1]
-    parts = runs_of(call.pattern, *lengths)
-    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, lengths[1]) for part in parts)
-    if computed > _WORTH * pairs + (1 << 20):
+    num_queries, num_keys = call.query.shape[1], call.key.shape[1]
+    parts = runs_of(call.pattern, num_queries, num_keys)
+    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+    if computed > _WORTH * pairs + (1 << 18):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
 
 
-def run(call: SparseCall) -> tuple[Tensor, Tensor | None]:
-    """Output `(B, L, H, C)` and logsumexp `(B, L, H)`.
+def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Output `(B, L, H, C)`, weights `(B, E, H)` and logsumexp `(B, L, H)`.
 
-    Cost: O(pairs in tiles x H x (D + C)) time; memory O((L + S) x H x (D + C)). float16 and bfloat16 are computed in
-    float32.
+    Cost: O(pairs in tiles x H x (D + C)) time; memory O((L + S) x H x (D + C)), for the weights O(E x H). float16 and
+    bfloat16 are computed in float32.
     """
-    arguments = call.arguments
-    query, key, value = (x.to(torch.float32) for x in (arguments.query, arguments.key, arguments.value))
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
     parts = runs_of(call.pattern, query.shape[1], key.shape[1])
-    output, logsumexp = attention(query, key, value, parts, call.scale)
-    return output.to(arguments.value.dtype), logsumexp if arguments.return_logsumexp else None
+    bias = _by_distance(call.bias, query, key) if isinstance(call.bias, RelativeBias) else call.bias
+    bias = None if bias is None else bias.to(dtype)
+    settings = Settings(call.scale, call.softcap or 0.0)
+    output, logsumexp = attention(query, key, value, call.mask, bias, parts, settings)
+    weights = _weights(call, query, key, logsumexp).to(call.query.dtype) if call.arguments.weights is not None else None
+    return output.to(call.value.dtype), weights, logsumexp
+
+
+def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
+    """The bias `(H | 1, L + S - 1)` of query i and key j at i - j + S - 1."""
+    num_queries, num_keys = query.shape[1], key.shape[1]
+    places = torch.arange(max(num_queries + num_keys - 1, 0), device=query.device)
+    return bias.at(places, places.new_tensor(num_keys - 1), num_queries, num_keys)
+
+
+def _weights(call: SparseCall, query: Tensor, key: Tensor, logsumexp: Tensor) -> Tensor:
+    """The weights once more, from logsumexp, by the primitives of graphs: differentiable."""
+    edges = call.graph()
+    bias = bias_at_edges(call, edges)
+    if call.mask is not None:
+        mask = pairs_at_edges(call.mask, edges)
+        bias = torch.where(mask, 0.0 if bias is None else bias, -torch.inf)
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(query.shape[0], edges.num_edges, query.shape[2])
+    settings = GraphSettings("Dot", True, call.scale, call.softcap or 0.0, 0.0, 0.0)
+    graph = arrays_of(edges)
+    scores = edge_scores(query, key, None, None, bias, graph, settings)
+    hidden = scores == -torch.inf
+    shown = torch.where(hidden, 0.0, scores) - edge_spread(torch.where(logsumexp == -torch.inf, 0.0, logsumexp), graph)
+    return torch.where(hidden, 0.0, shown.exp())

@@ -1,0 +1,414 @@
+// Tiles of queries and keys for attention over runs of keys, and what of each the products must compute.
+//
+// Keys that no query of a tile sees are left out, in the products too, block by block; a bit for each pair masks the
+// others. A tile of queries ends early where the next query sees other keys altogether.
+#ifndef ANYATTENTION_TILES_H
+#define ANYATTENTION_TILES_H
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "anyattention.h"
+#include "products.h"
+#include "simd.h"
+
+namespace anyattention {
+
+constexpr int64_t kQueries = 128, kKeys = 64;  // of a tile, at most
+constexpr int64_t kRows = kQueries > kKeys ? kQueries : kKeys;
+constexpr uint64_t kWhole = ~uint64_t{0};
+template <class T>
+constexpr int kVectors = kQueries / kLane<T>;
+
+struct Range {
+  int64_t begin, end;
+};
+
+// The places from the first to the last bit.
+inline Range range_of(uint64_t bits) {
+  return bits ? Range{__builtin_ctzll(bits), 64 - __builtin_clzll(bits)} : Range{0, 0};
+}
+
+// The bits from begin up to end, at least one.
+inline uint64_t bits_of(int64_t begin, int64_t end) { return kWhole >> (64 - (end - begin)) << begin; }
+
+// One part of a call: the sizes, and where everything lies.
+struct Part {
+  const anyattention_run_attention &c;
+  int64_t H, G, D, C;
+  std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
+  int64_t query_tiles = 0;
+
+  explicit Part(const anyattention_run_attention &call) : c(call), H(call.heads), G(call.key_heads) {
+    const int64_t lane = call.is_double ? kLane<double> : kLane<float>;
+    D = (call.head_dim + lane - 1) / lane * lane;
+    C = (call.value_dim + lane - 1) / lane * lane;
+  }
+
+  // After the checks.
+  void cut_tiles() {
+    int64_t low = c.num_keys, reach = 0;  // the keys that the tile's queries see lie between
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      const int64_t begin = c.run_offsets[i], end = c.run_offsets[i + 1];
+      const bool is_apart = begin < end && (c.run_begins[begin] >= reach || c.run_ends[end - 1] <= low);
+      if (first_query.empty() || i - first_query.back() == kQueries || is_apart) {
+        first_query.push_back(i);
+        low = c.num_keys, reach = 0;
+      }
+      if (begin == end) continue;
+      low = std::min(low, c.run_begins[begin]);
+      reach = std::max(reach, c.run_ends[end - 1]);
+    }
+    first_query.push_back(c.num_queries);
+    query_tiles = static_cast<int64_t>(first_query.size()) - 1;
+  }
+
+  // The keys from the first to the last that the queries of some tiles see.
+  Range keys_of(int64_t begin, int64_t end) const {
+    const auto from = static_cast<std::size_t>(begin), to = static_cast<std::size_t>(end);
+    Range keys{c.num_keys, 0};
+    for (int64_t r = c.run_offsets[first_query[from]]; r < c.run_offsets[first_query[to]]; ++r) {
+      keys.begin = std::min(keys.begin, c.run_begins[r]);
+      keys.end = std::max(keys.end, c.run_ends[r]);
+    }
+    return {std::min(keys.begin, keys.end), keys.end};
+  }
+  int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
+  int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
+  int64_t query_row(int64_t b, int64_t i, int64_t h) const { return (b * c.num_queries + query_at(i)) * H + h; }
+  int64_t key_row(int64_t b, int64_t j, int64_t g) const { return (b * c.num_keys + key_at(j)) * G + g; }
+
+  // Where the numbers of a pair's head begin.
+  static int64_t place_of(const anyattention_pairs &pairs, int64_t b, int64_t h) {
+    return pairs.offset + b * pairs.strides[0] + h * pairs.strides[1];
+  }
+  bool is_inside(const anyattention_pairs &pairs) const {
+    if (!pairs.numbers) return true;
+    const int64_t sizes[] = {c.batch, H, c.num_queries, c.num_keys};
+    int64_t low = pairs.offset, high = pairs.offset;
+    for (int axis = 0; axis < 4; ++axis) {
+      if (sizes[axis] == 0) return true;
+      const int64_t reach = (sizes[axis] - 1) * pairs.strides[axis];
+      low += std::min<int64_t>(reach, 0), high += std::max<int64_t>(reach, 0);
+    }
+    return low >= 0 && high < pairs.size;
+  }
+
+  bool is_valid() const {
+    if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
+    if (c.value_dim < 1 || c.num_threads < 1 || !c.run_offsets) return false;
+    const int64_t runs = c.run_offsets[c.num_queries];
+    if (c.run_offsets[0] != 0 || runs < 0 || runs != c.num_runs) return false;
+    if (runs > 0 && (!c.run_begins || !c.run_ends)) return false;
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      if (c.run_offsets[i] > c.run_offsets[i + 1]) return false;
+    }
+    return true;
+  }
+
+  // Whether runs rise, apart from one another and inside the keys, and the orders, mask and bias stay inside, too.
+  bool is_in_range() const {
+    bool valid = is_inside(c.mask) && is_inside(c.bias);
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      int64_t reached = 0;
+      for (int64_t r = c.run_offsets[i]; r < c.run_offsets[i + 1]; ++r) {
+        valid &= c.run_begins[r] >= reached && c.run_begins[r] < c.run_ends[r];
+        reached = c.run_ends[r];
+      }
+      valid &= reached <= c.num_keys;
+    }
+    for (int64_t i = 0; c.query_order && i < c.num_queries; ++i) {
+      valid &= static_cast<uint64_t>(c.query_order[i]) < static_cast<uint64_t>(c.num_queries);
+    }
+    for (int64_t j = 0; c.key_order && j < c.num_keys; ++j) {
+      valid &= static_cast<uint64_t>(c.key_order[j]) < static_cast<uint64_t>(c.num_keys);
+    }
+    return valid;
+  }
+};
+
+// Copies rows (width) from wherever `row_of` finds them into whole vectors; whether all numbers are finite.
+template <class T, class RowOf>
+bool copy_rows(int64_t count, int64_t width, int64_t padded, const RowOf &row_of, T *to) {
+  T broken = 0;
+  for (int64_t n = 0; n < count; ++n, to += padded) {
+    const T *row = row_of(n);
+    if (width == padded) {
+      Lanes<T> sum{};
+      for (int64_t d = 0; d < width; d += kLane<T>) {
+        const Lanes<T> part = load<kLane<T>>(row + d);
+        store<T, kLane<T>>(to + d, part);
+        sum += part * 0;
+      }
+      broken += sum_of<T, kLane<T>>(sum);
+      continue;
+    }
+    for (int64_t d = 0; d < width; ++d) to[d] = row[d], broken += row[d] * 0;
+    std::fill(to + width, to + padded, T{0});
+  }
+  return broken == 0;
+}
+
+// A tile of queries, the keys that it sees, and which of these each query sees.
+class QueryTile {
+ public:
+  int64_t first = 0, count = 0;
+  std::vector<Range> keys;  // tiles of keys, rising, each begun by a key that is seen
+  Range now{};              // one of them
+  uint64_t seen[kQueries];     // for each query a bit for each key of it
+
+  explicit QueryTile(const Part &p) : part(p) {}
+
+  void move_to(int64_t index) {
+    if (index == at) return;
+    at = index;
+    first = part.first_query[static_cast<std::size_t>(index)];
+    count = part.first_query[static_cast<std::size_t>(index) + 1] - first;
+    ranges.clear();
+    for (int64_t r = part.c.run_offsets[first]; r < part.c.run_offsets[first + count]; ++r) {
+      ranges.push_back({part.c.run_begins[r], part.c.run_ends[r]});
+    }
+    std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
+    keys.clear();
+    for (std::size_t n = 0; n < ranges.size();) {
+      Range joined = ranges[n];
+      for (++n; n < ranges.size() && ranges[n].begin <= joined.end; ++n) {
+        joined.end = std::max(joined.end, ranges[n].end);
+      }
+      if (!keys.empty() && joined.begin < keys.back().begin + kKeys) {
+        keys.back().end = std::min(joined.end, keys.back().begin + kKeys);
+        joined.begin = keys.back().begin + kKeys;
+      }
+      for (int64_t j = joined.begin; j < joined.end; j += kKeys) keys.push_back({j, std::min(j + kKeys, joined.end)});
+    }
+  }
+
+  void start() { std::copy_n(part.c.run_offsets + first, count, cursor); }
+
+  // Reads which keys of a tile each query sees in a head; tiles must come in rising order.
+  void look_at(Range tile, int64_t b, int64_t h) {
+    now = tile;
+    std::fill(seen, seen + kQueries, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t last = part.c.run_offsets[first + i + 1];
+      while (cursor[i] < last && part.c.run_ends[cursor[i]] <= now.begin) ++cursor[i];
+      for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < now.end; ++r) {
+        seen[i] |= bits_of(std::max(part.c.run_begins[r], now.begin) - now.begin,
+                           std::min(part.c.run_ends[r], now.end) - now.begin);
+      }
+    }
+    if (part.c.mask.numbers) hide(b, h);
+    for (int n = 0; n < kGroups; ++n) seen_by_group[n] = any_of(n * kGroup, (n + 1) * kGroup);
+  }
+
+  // The vectors of queries, from the first to the last, of which one sees one of the keys from begin up to end.
+  template <class T>
+  Range vectors_of(int64_t begin, int64_t end) const {
+    const uint64_t bits = bits_of(begin, end);
+    Range vectors{0, 0};
+    for (int v = 0; v < kVectors<T>; ++v) {
+      if (!(seen_by<T>(v) & bits)) continue;
+      if (vectors.begin == vectors.end) vectors.begin = v;
+      vectors.end = v + 1;
+    }
+    return vectors;
+  }
+  // The keys that a vector of queries sees, each by one of them at least.
+  template <class T>
+  uint64_t seen_by(int64_t v) const {
+    constexpr int groups = kLane<T> / kGroup;
+    uint64_t bits = 0;
+    for (int n = 0; n < groups; ++n) bits |= seen_by_group[v * groups + n];
+    return bits;
+  }
+  uint64_t any_of(int64_t begin, int64_t end) const {
+    uint64_t bits = 0;
+    for (int64_t i = begin; i < end; ++i) bits |= seen[i];
+    return bits;
+  }
+  // Whether each query sees every key.
+  bool is_whole() const {
+    uint64_t bits = kWhole;
+    for (int64_t i = 0; i < count; ++i) bits &= seen[i];
+    return bits == kWhole >> (kKeys - (now.end - now.begin));
+  }
+
+  // How many pairs the products compute, those of queries that see no such key included.
+  template <class T>
+  int64_t num_pairs() const {
+    int64_t pairs = 0;
+    for (int v = 0; v < kVectors<T>; ++v) {
+      const Range range = range_of(seen_by<T>(v));
+      pairs += (range.end - range.begin) * kLane<T>;
+    }
+    return pairs;
+  }
+
+  // The products of the tile: `rows` are keys or queries, and a product leaves out what no pair needs.
+  template <class T>
+  Extent scores_of(int64_t begin, int64_t end, int64_t depth) const {
+    const Range v = vectors_of<T>(begin, end);
+    return {v.begin * kLane<T>, (v.end - v.begin) * kLane<T>, 0, depth};
+  }
+  template <class T>
+  auto sums_over_queries(int64_t columns) const {
+    return [this, columns](int64_t begin, int64_t end) {
+      const Range v = vectors_of<T>(begin, end);
+      return Extent{0, columns, v.begin * kLane<T>, std::min(v.end * kLane<T>, count)};
+    };
+  }
+  auto sums_over_keys(int64_t columns) const {
+    return [this, columns](int64_t begin, int64_t end) {
+      const Range j = range_of(any_of(begin, end));
+      return Extent{0, columns, j.begin, j.end};
+    };
+  }
+
+ private:
+  const Part &part;
+  int64_t at = -1;
+  int64_t cursor[kQueries];  // each query's first run that does not end before the tile of keys
+  std::vector<Range> ranges;
+  static constexpr int kGroup = kLane<double>, kGroups = kQueries / kGroup;
+  uint64_t seen_by_group[kGroups];
+
+  void hide(int64_t b, int64_t h) {
+    const anyattention_pairs &mask = part.c.mask;
+    const auto *allowed = static_cast<const uint8_t *>(mask.numbers) + Part::place_of(mask, b, h);
+    const auto bits = [&](int64_t i) {
+      uint64_t found = 0;
+      for (int64_t j = now.begin; j < now.end; ++j) {
+        found |= uint64_t{allowed[i * mask.strides[2] + part.key_at(j) * mask.strides[3]] != 0} << (j - now.begin);
+      }
+      return found;
+    };
+    uint64_t found = mask.strides[2] == 0 ? bits(0) : 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (mask.strides[2] != 0 && seen[i]) found = bits(part.query_at(first + i));
+      seen[i] &= found;
+    }
+  }
+};
+
+// Which keys of a tile a vector of queries sees, as lanes.
+template <class T>
+class SeenLanes {
+ public:
+  using Word = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  using Words = Vector<Word, kLane<T>>;
+
+  explicit SeenLanes(const uint64_t *seen) {
+    for (int n = 0; n < kWords; ++n) {
+      for (int lane = 0; lane < kLane<T>; ++lane) words[n][lane] = static_cast<Word>(seen[lane] >> (n * kBits));
+    }
+  }
+  Words of(int64_t j) const { return words[j / kBits] >> static_cast<int>(j % kBits) & 1; }
+
+ private:
+  static constexpr int kBits = 8 * sizeof(Word), kWords = 64 / kBits;
+  Words words[kWords];
+};
+
+// The bias of a tile's pairs, one vector of queries at a time; and its gradient, into numbers of the same places.
+template <class T>
+struct Bias {
+  const Part &part;
+  const QueryTile &tile;
+  const anyattention_pairs &pairs;
+  int64_t place;  // of the head's numbers
+
+  Bias(const Part &p, const QueryTile &t, int64_t b, int64_t h)
+      : part(p), tile(t), pairs(p.c.bias), place(Part::place_of(p.c.bias, b, h)) {}
+
+  bool is_contiguous(int64_t v) const {
+    return pairs.strides[2] == 1 && !part.c.query_order && (v + 1) * kLane<T> <= tile.count;
+  }
+  int64_t of_key(int64_t j) const { return place + part.key_at(tile.now.begin + j) * pairs.strides[3]; }
+  int64_t of_query(int64_t i) const { return part.query_at(tile.first + i) * pairs.strides[2]; }
+
+  Lanes<T> at(int64_t j, int64_t v) const {
+    const T *row = static_cast<const T *>(pairs.numbers) + of_key(j);
+    if (is_contiguous(v)) return load<kLane<T>>(row + tile.first + v * kLane<T>);
+    Lanes<T> lanes{};
+    const int64_t end = std::min(tile.count, (v + 1) * kLane<T>);
+    for (int64_t i = v * kLane<T>; i < end; ++i) lanes[i % kLane<T>] = row[of_query(i)];
+    return lanes;
+  }
+  // `grads` begins with the numbers of the head.
+  void add(T *grads, int64_t j, int64_t v, Lanes<T> by_score) const {
+    T *row = grads + of_key(j) - place + pairs.offset;
+    if (is_contiguous(v)) {
+      T *from = row + tile.first + v * kLane<T>;
+      store<T, kLane<T>>(from, load<kLane<T>>(from) + by_score);
+      return;
+    }
+    const int64_t end = std::min(tile.count, (v + 1) * kLane<T>);
+    for (int64_t i = v * kLane<T>; i < end; ++i) row[of_query(i)] += by_score[i % kLane<T>];
+  }
+};
+
+// c tanh(x / c), with an error of some units in the last place of c.
+template <class T>
+Lanes<T> capped(Lanes<T> x, T cap) {
+  return cap - 2 * cap / (Exponential<T, kLane<T>>::run(x * (2 / cap)) + 1);
+}
+
+// What one tile of queries needs in one head, in a thread's own memory.
+template <class T>
+struct TileMemory {
+  T *query, *turned_query, *key, *value, *score, *output;
+  T *grad, *turned_grad, *by_score, *by_query;  // backward
+
+  TileMemory(T *memory, const Part &part) {
+    const int64_t by_key = kRows * part.D, by_value = kRows * part.C, pairs = kQueries * kKeys;
+    const auto take = [&memory](int64_t size) { return std::exchange(memory, memory + size); };
+    query = take(by_key), turned_query = take(by_key), key = take(by_key), value = take(by_value);
+    score = take(pairs), output = take(by_value);
+    grad = take(by_value), turned_grad = take(by_value), by_score = take(pairs), by_query = take(by_key);
+  }
+  static int64_t size(const Part &part) { return kRows * (4 * part.D + 4 * part.C) + 2 * kQueries * kKeys + kLane<T>; }
+};
+
+// Turns rows (padded) into columns of kQueries numbers, times a factor.
+template <class T>
+void turn(int64_t count, int64_t padded, const T *rows, T factor, T *turned) {
+  for (int64_t d = 0; d < padded; ++d) {
+    for (int64_t i = 0; i < count; ++i) turned[d * kQueries + i] = rows[i * padded + d] * factor;
+    std::fill(turned + d * kQueries + count, turned + (d + 1) * kQueries, T{0});
+  }
+}
+
+// Copies rows (width) of a tile's keys or values; whether all numbers are finite.
+template <class T>
+bool copy_keys(const Part &part, Range keys, int64_t b, int64_t g, const void *numbers, int64_t width, int64_t padded,
+               T *to) {
+  const auto *from = static_cast<const T *>(numbers);
+  return copy_rows(keys.end - keys.begin, width, padded,
+                   [&](int64_t j) { return from + part.key_row(b, keys.begin + j, g) * width; }, to);
+}
+
+// Copies rows (width) of a tile's queries; whether all numbers are finite.
+template <class T>
+bool copy_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h, const void *numbers, int64_t width,
+                  int64_t padded, T *to) {
+  const auto *from = static_cast<const T *>(numbers);
+  return copy_rows(tile.count, width, padded,
+                   [&](int64_t i) { return from + part.query_row(b, tile.first + i, h) * width; }, to);
+}
+
+// Asks for the next head's rows, while products are computed.
+template <class T>
+ANYATTENTION_INLINE void prefetch_keys(const Part &part, int64_t begin, int64_t end, int64_t b, int64_t g) {
+  for (int64_t j = begin; j < end; ++j) {
+    const int64_t row = part.key_row(b, j, g) + 1;
+    prefetch_row(static_cast<const T *>(part.c.key) + row * part.c.head_dim, part.c.head_dim * sizeof(T));
+    prefetch_row(static_cast<const T *>(part.c.value) + row * part.c.value_dim, part.c.value_dim * sizeof(T));
+  }
+}
+
+}  // namespace anyattention
+
+#endif
