@@ -91,7 +91,7 @@ def test_a_window(
     key_heads: int,
     dtype: torch.dtype,
 ) -> None:
-    """Its `left_window_size` and `right_window_size`, alone and with `is_causal`; a query without keys gets 0 in both."""
+    """Its `left_window_size` and `right_window_size`, alone and with `is_causal`; a query without keys gets 0."""
     query, key, value = rows(num_queries, num_keys, key_heads, dtype)
     pattern: Pattern = Window(left, right, "top_left")
     if causal:
