@@ -61,12 +61,10 @@ class SparseAttention(ProjectedAttention):
 
     Cost: O(batch x length x d_model^2) for the projections, O(batch x pairs x d_model) between; with "top_k" every
     pair's score is computed, O(batch x length^2 x d_model), and the scores of some keys at a time kept. torch.compile
-    breaks its graph where the pairs are made; `MultiHeadAttention(pattern=pattern.to_graph(length, length))` compiles
-    whole.
+    compiles each length anew.
 
-    Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"); Gupta et al.,
-    2021 ("top_k"). Here every head has the
-    whole pattern, where Child et al. may give each head a part.
+    Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"); Gupta et al., 2021
+    ("top_k"). Here every head has the whole pattern, where Child et al. may give each head a part.
 
     Example:
         >>> attention = SparseAttention(8, 2, local_window=1)

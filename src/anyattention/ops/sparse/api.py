@@ -1,6 +1,6 @@
 """Attention over a sparse pattern: checks the arguments and chooses the tile kernels, or the graph's over its pairs."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 
 import torch
@@ -15,6 +15,7 @@ from anyattention.ops.sparse import cpu
 from anyattention.ops.sparse.call import SparseCall
 from anyattention.ops.sparse.kernels import pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
+from anyattention.ops.sparse.traced import constant_when_traced
 from anyattention.output import AttentionResult
 from anyattention.patterns import Graph, Pattern
 
@@ -87,7 +88,7 @@ def _with_edges(call: SparseCall) -> Arguments:
     arguments = call.arguments
     query, key, mask, bias = arguments.query, arguments.key, arguments.mask, arguments.bias
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    graph = _graph_of(call.pattern, *sizes[2:], query.device)
+    graph = Graph(*_graph_fields(call.pattern, *sizes[2:], query.device))
     if mask is not None:
         mask = _at_edges(to_four_axes("mask", mask, *sizes), graph, *sizes[:2])
     if bias is not None:
@@ -95,12 +96,14 @@ def _with_edges(call: SparseCall) -> Arguments:
     return replace(arguments, pattern=graph, mask=mask, bias=bias)
 
 
+@constant_when_traced
 @lru_cache(maxsize=4)
-def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
-    """The pattern's Graph; the last few are kept, since the layers of a model share one."""
+def _graph_fields(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor | None, ...]:
+    """The fields of the pattern's Graph; the last few are kept, since the layers of a model share one."""
     # Neither inference mode nor a transform may leave its mark on what later calls find here.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
-        return pattern.to_graph(num_queries, num_keys, device=device)
+        graph = pattern.to_graph(num_queries, num_keys, device=device)
+    return tuple(getattr(graph, field.name) for field in fields(graph))
 
 
 def _at_edges(pairs: Tensor, graph: Graph, batch: int, heads: int) -> Tensor:

@@ -27,10 +27,10 @@ _ATTENTION = "Tensor query, Tensor key, Tensor value, Tensor[] parts, float scal
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[RunPart], scale: float
+    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Tensor], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output `(B, L, H, C)` and logsumexp `(B, L, H)`; see `kernels.attention`."""
-    return _attend(query, key, value, [array for part in parts for array in part], scale)
+    return _attend(query, key, value, list(parts), scale)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

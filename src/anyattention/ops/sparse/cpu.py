@@ -8,6 +8,8 @@ from anyattention.ops.sparse.autograd import attention
 from anyattention.ops.sparse.call import SparseCall
 from anyattention.ops.sparse.kernels import pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
+from anyattention.ops.sparse.traced import constant_when_traced
+from anyattention.patterns import Pattern
 from anyattention.scores import Dot
 
 __all__ = ["refusal", "run"]
@@ -34,12 +36,23 @@ def refusal(call: SparseCall) -> str | None:
         return "tiles return no weights"
     if query.dtype == torch.float64:
         return "tiles are float32, and the query is torch.float64"
-    lengths = query.shape[1], key.shape[1]
-    parts = runs_of(call.pattern, *lengths)
-    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, lengths[1]) for part in parts)
+    pairs, computed = _pairs(call.pattern, query.shape[1], key.shape[1])
     if computed > _WORTH * pairs + (1 << 20):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
+
+
+@constant_when_traced
+def _pairs(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[int, int]:
+    """How many pairs a pattern allows, and how many its tiles hold."""
+    parts = runs_of(pattern, num_queries, num_keys)
+    return sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+
+
+@constant_when_traced
+def _run_arrays(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[Tensor, ...]:
+    """The arrays of a pattern's parts, one part after the other."""
+    return tuple(array for part in runs_of(pattern, num_queries, num_keys) for array in part)
 
 
 def run(call: SparseCall) -> tuple[Tensor, Tensor | None]:
@@ -50,6 +63,6 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None]:
     """
     arguments = call.arguments
     query, key, value = (x.to(torch.float32) for x in (arguments.query, arguments.key, arguments.value))
-    parts = runs_of(call.pattern, query.shape[1], key.shape[1])
-    output, logsumexp = attention(query, key, value, parts, call.scale)
+    arrays = _run_arrays(call.pattern, query.shape[1], key.shape[1])
+    output, logsumexp = attention(query, key, value, arrays, call.scale)
     return output.to(arguments.value.dtype), logsumexp if arguments.return_logsumexp else None
