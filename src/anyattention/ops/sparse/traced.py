@@ -22,7 +22,7 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
     """
 
     # After a break of the graph this is called as it is, and must not be traced either.
-    untraced: Callable[..., tuple[Any, ...]] = torch.compiler.disable(compute)
+    untraced: Any = torch.compiler.disable(compute)
 
     @torch.compiler.assume_constant_result
     def constant(settings: tuple[Any, ...], *sizes: Any) -> tuple[Any, ...]:
