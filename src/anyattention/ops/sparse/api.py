@@ -9,6 +9,7 @@ from torch import Tensor
 from anyattention import _dispatch
 from anyattention._checks import Axes, require_device, require_mask, require_same_kind, to_four_axes
 from anyattention._dispatch import Explanation, Implementation
+from anyattention.errors import InvalidInputError
 from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias, refuse_graph_settings
 from anyattention.ops.graph import graph_attention, refusal_of_rows
 from anyattention.ops.sparse import cpu
@@ -64,6 +65,7 @@ def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
 
 def _check(arguments: Arguments) -> SparseCall:
     assert isinstance(arguments.pattern, Pattern)
+    _require_hashable(arguments.pattern)
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -81,6 +83,21 @@ def _check(arguments: Arguments) -> SparseCall:
         to_four_axes("bias", read_bias(arguments.bias, query), *sizes)
     refuse_graph_settings(arguments)
     return SparseCall(arguments, arguments.pattern, default_scale(arguments, axes.sizes["head_dim"]))
+
+
+def _require_hashable(pattern: Pattern) -> None:
+    """Raise unless what the pattern comes to can be kept for the next call."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        hash(pattern)
+    except TypeError as fault:
+        raise InvalidInputError(
+            argument="pattern",
+            expected="a pattern that can be hashed",
+            actual=f"{type(pattern).__name__} ({fault})",
+            hint="make its class a @dataclass(frozen=True) of numbers, tuples and patterns",
+        ) from fault
 
 
 def _with_edges(call: SparseCall) -> Arguments:
