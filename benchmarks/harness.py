@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("anyattention", "torch", "numpy", "scipy", "scikit-learn", "torch_geometric")
+_PACKAGES = ("anyattention", "torch", "numpy", "scipy", "scikit-learn", "torch_geometric", "local-attention", "dgl")
 
 
 @dataclass(frozen=True)

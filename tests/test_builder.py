@@ -13,7 +13,7 @@ from anyattention import (
     SparseAttentionBuilder,
     SparseAttentionConfig,
 )
-from anyattention.errors import InvalidConfigError, UnsupportedError
+from anyattention.errors import InvalidConfigError
 from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 
 # A value for each field, none of them its default.
@@ -170,5 +170,5 @@ def test_sparse_settings_are_checked_when_building():
     builder = SparseAttentionBuilder().local_window(3).sparsity_pattern("block")
     with pytest.raises(InvalidConfigError, match=r"^local_window: expected its default 128 here, got 3"):
         builder.build_sparse()
-    with pytest.raises(UnsupportedError, match=r"^sparsity_pattern: expected .*got 'top_k'"):
-        SparseAttentionBuilder().sparsity_pattern("top_k").top_k(3).build_sparse()
+    with pytest.raises(InvalidConfigError, match=r"^top_k: expected a number with sparsity_pattern='top_k', got None"):
+        SparseAttentionBuilder().sparsity_pattern("top_k").build_sparse()

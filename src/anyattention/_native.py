@@ -171,6 +171,8 @@ def num_threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
+# A traced call takes the answer as a constant: torch.compile does not trace the lock of loading.
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether kernels can run; where they cannot, warns the first time it is asked.
 

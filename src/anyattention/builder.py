@@ -168,7 +168,6 @@ class SparseAttentionBuilder(_SequenceBuilder):
 
     Raises (when building):
         InvalidConfigError: a setting is out of range, or the pattern cannot use it.
-        UnsupportedError: sparsity_pattern is "top_k".
 
     Example:
         >>> module = SparseAttentionBuilder().d_model(64).num_heads(8).local_window(2).causal().build_sparse()
@@ -181,7 +180,7 @@ class SparseAttentionBuilder(_SequenceBuilder):
         self._sparse: dict[str, Any] = {}
 
     def sparsity_pattern(self, pattern: str) -> Self:
-        """Which pairs exist: "local", "strided", "fixed", "global" or "block"."""
+        """Which pairs exist: "local", "strided", "fixed", "global", "block" or "top_k"."""
         return self._set_sparse(sparsity_pattern=pattern)
 
     def block_size(self, size: int) -> Self:

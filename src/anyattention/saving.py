@@ -94,7 +94,6 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     Raises:
         InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
         InvalidConfigError: the settings name an unknown module or field, or are out of range.
-        UnsupportedError: the settings ask for what this version does not compute.
     """
     path = _to_path(folder)
     try:
@@ -121,8 +120,6 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
-    except UnsupportedError:
-        raise
     except (RuntimeError, MemoryError, OverflowError, TypeError) as fault:
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"

@@ -154,7 +154,7 @@ def test_save_refuses_a_pattern_that_was_given(kind, tmp_path):
 def test_patterns_that_cannot_be_are_refused_when_building(kind):
     for wrong in ("causal", torch.ones(3, 3) > 0, Window):
         with pytest.raises(
-            InvalidConfigError, match=r"^pattern: expected a pattern \(Causal, Window, Graph, \.\.\.\) or None"
+            InvalidConfigError, match=r"^pattern: expected a pattern \(Causal, Window, Graph, \.\.\.\), TopK or None"
         ):
             kind(WIDTH, HEADS, pattern=wrong)
         with pytest.raises(InvalidConfigError, match=r"^pattern: "):

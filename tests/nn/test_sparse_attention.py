@@ -10,7 +10,6 @@ from anyattention.errors import (
     InvalidInputError,
     InvalidMaskError,
     SparseMatrixError,
-    UnsupportedError,
 )
 from anyattention.nn import MultiHeadAttention, SparseAttention
 from anyattention.testing import check_attention
@@ -322,13 +321,6 @@ def test_contract(kind, causal):
 
 
 # Bad input
-
-
-def test_top_k_says_that_it_is_not_computed():
-    with pytest.raises(
-        UnsupportedError, match=r"^sparsity_pattern: expected 'local', .*got 'top_k'.*not computed in this"
-    ):
-        SparseAttention(WIDTH, HEADS, sparsity_pattern="top_k", top_k=3)
 
 
 def test_other_settings_are_those_of_the_config():

@@ -1,5 +1,10 @@
 """Every test of graph attention runs twice: on the compiled kernels, and on the reference."""
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from anyattention.ops.graph import api
@@ -21,3 +26,18 @@ def graph_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if wanted == "reference":
         monkeypatch.setattr(api, "_TABLE", tuple(row for row in api._TABLE if row.name == "reference"))
     return wanted
+
+
+@pytest.fixture
+def peak_of_a_step() -> Callable[..., float]:
+    """Runs the script of that name, with its arguments, in a process of its own."""
+    if sys.platform != "linux":
+        pytest.skip("peak memory is read from /proc")
+
+    def run(*arguments: str) -> float:
+        script = Path(__file__).with_name("peak_of_a_step.py")
+        finished = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr
+        return float(finished.stdout)
+
+    return run

@@ -1,11 +1,20 @@
 """What patterns refuse: settings out of range, lengths that do not fit, blocks that are none."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from anyattention.errors import AttentionError, DimensionMismatchError, InvalidConfigError, InvalidMaskError
+from anyattention import attend, explain
+from anyattention.errors import (
+    AttentionError,
+    DimensionMismatchError,
+    InvalidConfigError,
+    InvalidInputError,
+    InvalidMaskError,
+)
 from anyattention.patterns import (
     Blocks,
     Causal,
@@ -19,6 +28,7 @@ from anyattention.patterns import (
     Strided,
     Window,
 )
+from anyattention.patterns.spans import Spans
 
 _MASK = torch.ones(2, 3, dtype=torch.bool)
 
@@ -158,3 +168,49 @@ def test_a_refusal_is_also_a_value_error() -> None:
     with pytest.raises(ValueError, match="left") as caught:
         Window(-1, 0)
     assert isinstance(caught.value, AttentionError)
+
+
+class Prefix(Pattern):
+    """A user's own; its dataclasses below have the field `lengths`."""
+
+    lengths: Any
+
+    def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
+        return (key < self.lengths[0]) & (query >= 0)
+
+    def spans(self, num_queries: int, num_keys: int, *, device: Any = None) -> Spans:
+        return Spans.of(torch.arange(num_queries, device=device), 0, min(self.lengths[0], num_keys) - 1)
+
+
+@dataclass
+class ChangingPrefix(Prefix):
+    lengths: Any
+
+
+@dataclass(frozen=True)
+class FrozenPrefix(Prefix):
+    lengths: Any
+
+
+@pytest.mark.parametrize(
+    ("pattern", "match"),
+    [
+        (ChangingPrefix((2,)), r"got ChangingPrefix \(unhashable type: 'ChangingPrefix'\)"),
+        (FrozenPrefix([2]), r"got FrozenPrefix \(unhashable type: 'list'\)"),
+        (FrozenPrefix([2]) | Causal(), r"got Union \(unhashable type: 'list'\)"),
+    ],
+)
+def test_a_pattern_of_ones_own_can_be_hashed(pattern: Pattern, match: str) -> None:
+    x = torch.randn(1, 5, 2, 4)
+    for call in (attend, explain):
+        text = rf"^pattern: expected a pattern that can be hashed, {match}\. make its class a @dataclass\(frozen=True\)"
+        with pytest.raises(InvalidInputError, match=text):
+            call(x, x, x, pattern)
+
+
+def test_a_frozen_pattern_of_ones_own_runs() -> None:
+    x = torch.randn(1, 5, 2, 4)
+    pattern = FrozenPrefix((2,))
+    for settings in ({}, {"softcap": 3.0}):
+        expected = attend(x, x, x, mask=pattern.to_dense(5, 5), **settings).output
+        torch.testing.assert_close(attend(x, x, x, pattern, **settings).output, expected)

@@ -7,8 +7,9 @@ import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import and_masks, create_block_mask, create_mask, or_masks
+from torch.nn.attention.flex_attention import and_masks, create_block_mask, create_mask, flex_attention, or_masks
 
+from anyattention import attend
 from anyattention.patterns import (
     Causal,
     Documents,
@@ -78,6 +79,17 @@ def test_flex_attention_makes_the_same_mask(pattern: Pattern, rule: MaskMod) -> 
 def test_flex_attention_finds_the_same_blocks(pattern: Pattern, rule: MaskMod, size: int) -> None:
     blocks = create_block_mask(rule, None, None, 300, 300, device="cpu", BLOCK_SIZE=size).to_dense()[0, 0]
     assert torch.equal(pattern.to_blocks(size, 300, 300), blocks.bool())
+
+
+# Uncompiled it forms all scores, and says so; on the CPU it has no gradients.
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("pattern", "rule"), _RULES, ids=[str(pattern) for pattern, _ in _RULES])
+def test_flex_attention_gives_the_same_output(pattern: Pattern, rule: MaskMod, dtype: torch.dtype) -> None:
+    query, key, value = (torch.randn(2, 300, 3, 8, dtype=dtype) for _ in range(3))
+    mask = create_block_mask(rule, None, None, 300, 300, device="cpu")
+    expected = flex_attention(*(x.transpose(1, 2) for x in (query, key, value)), block_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(attend(query, key, value, pattern).output, expected)
 
 
 def of_index_sets(length: int, keys_of: Callable[[int], set[int]]) -> list[list[bool]]:

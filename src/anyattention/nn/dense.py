@@ -18,7 +18,7 @@ from anyattention.nn.projected import (
     split_heads,
 )
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Pattern
+from anyattention.patterns import Pattern, TopK
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,8 @@ class ScaledDotProductAttention(AttentionModule):
         scale: factor of the dot product; None is 1 / sqrt(d_k).
         causal: a query attends to the past only; raises when a call's lengths differ.
         check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        pattern: which pairs exist, joined by `causal` with "and"; None is every pair. No setting of the config.
+        pattern: which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. No setting of the
+            config.
 
     Raises:
         InvalidConfigError: a setting is out of range.
@@ -61,7 +62,7 @@ class ScaledDotProductAttention(AttentionModule):
         scale: float | None = None,
         causal: bool = False,
         check_finite: bool = False,
-        pattern: Pattern | None = None,
+        pattern: Pattern | TopK | None = None,
     ) -> None:
         super().__init__()
         self.config = AttentionConfig(
@@ -76,7 +77,7 @@ class ScaledDotProductAttention(AttentionModule):
         self.pattern = pattern
 
     @classmethod
-    def from_config(cls, config: AttentionConfig, *, pattern: Pattern | None = None) -> Self:
+    def from_config(cls, config: AttentionConfig, *, pattern: Pattern | TopK | None = None) -> Self:
         """The module of a config; settings of projections and positions must keep their defaults."""
         require_config("config", config, AttentionConfig)
         unused = ("use_bias", "max_seq_len", "eps", "positions", "qk_norm")
@@ -122,7 +123,8 @@ class ScaledDotProductAttention(AttentionModule):
         Returns:
             AttentionOutput(output `(batch, query_length, d_model)`, weights `(batch, query_length, key_length)`). With
             a pattern that is neither Full nor Causal the weights are those of its pairs, as `attend` has them:
-            `(batch, edges)`, for "heads" `(batch, edges, heads)`.
+            `(batch, edges)`, for "heads" `(batch, edges, heads)`; with TopK a sparse COO tensor, coalesced, `(batch,
+            query_length, key_length)`, for "heads" `(batch, heads, query_length, key_length)`.
 
         Raises:
             DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit.
@@ -159,8 +161,8 @@ class MultiHeadAttention(ProjectedAttention):
         positions: "none", "sinusoidal" or "learned", added to query and key (not value) before their projection.
         qk_norm: normalise each head's query and key by their root mean square, with a learned gain.
         check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        pattern: which pairs exist, joined by `causal` with "and"; None is every pair. It is no setting of the config:
-            `clone` keeps it, `from_config` takes it beside the config, and `save` refuses it.
+        pattern: which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. It is no setting of the
+            config: `clone` keeps it, `from_config` takes it beside the config, and `save` refuses it.
         device, dtype: of the parameters.
 
     Parameters, in the order of `get_parameters()`: position_embedding `(max_seq_len, d_model)` (positions="learned"),
@@ -196,7 +198,7 @@ class MultiHeadAttention(ProjectedAttention):
         positions: Positions = "none",
         qk_norm: bool = False,
         check_finite: bool = False,
-        pattern: Pattern | None = None,
+        pattern: Pattern | TopK | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -223,7 +225,7 @@ class MultiHeadAttention(ProjectedAttention):
         cls,
         config: AttentionConfig,
         *,
-        pattern: Pattern | None = None,
+        pattern: Pattern | TopK | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -257,7 +259,8 @@ class MultiHeadAttention(ProjectedAttention):
         Returns:
             AttentionOutput(output `(batch, query_length, d_model)`, weights `(batch, query_length, key_length)`). With
             a pattern that is neither Full nor Causal the weights are those of its pairs, as `attend` has them:
-            `(batch, edges)`, for "heads" `(batch, edges, heads)`.
+            `(batch, edges)`, for "heads" `(batch, edges, heads)`; with TopK a sparse COO tensor, coalesced, `(batch,
+            query_length, key_length)`, for "heads" `(batch, heads, query_length, key_length)`.
 
         Raises:
             DimensionMismatchError: a shape does not fit, or a sequence is longer than max_seq_len.
@@ -273,6 +276,6 @@ class MultiHeadAttention(ProjectedAttention):
         return _describe(self.config, self.pattern)
 
 
-def _describe(config: AttentionConfig, pattern: Pattern | None) -> str:
+def _describe(config: AttentionConfig, pattern: Pattern | TopK | None) -> str:
     sizes = f"{config.d_model}, {config.num_heads}"
     return sizes if pattern is None else f"{sizes}, pattern={pattern}"

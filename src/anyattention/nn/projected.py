@@ -13,7 +13,7 @@ from anyattention.errors import DimensionMismatchError, InvalidConfigError
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
-from anyattention.patterns import Causal, Full, Graph, Pattern
+from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
 
 __all__ = ["ProjectedAttention", "allowed_pairs", "attend_heads", "check_features", "check_pattern", "split_heads"]
 
@@ -90,7 +90,7 @@ class ProjectedAttention(AttentionModule):
     def _attend(
         self,
         heads: list[Tensor],
-        pattern: Pattern | None,
+        pattern: Pattern | TopK | None,
         mask: Tensor | None,
         bias: Tensor | None,
         return_weights: bool | str,
@@ -154,20 +154,20 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads))
 
 
-def check_pattern(pattern: Pattern | None, causal: bool) -> None:
+def check_pattern(pattern: Pattern | TopK | None, causal: bool) -> None:
     """Raise unless a module can be built over a pattern: that of its pairs, which `causal` joins."""
     if pattern is None:
         return
-    if not isinstance(pattern, Pattern):
+    if not isinstance(pattern, Pattern | TopK):
         raise InvalidConfigError(
             argument="pattern",
-            expected="a pattern (Causal, Window, Graph, ...) or None",
+            expected="a pattern (Causal, Window, Graph, ...), TopK or None",
             actual=type(pattern).__name__,
         )
     _joined(pattern, causal)
 
 
-def allowed_pairs(pattern: Pattern | None, causal: bool, heads: list[Tensor]) -> Pattern | None:
+def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tensor]) -> Pattern | TopK | None:
     """The pattern, joined by `causal`, for a call with these heads.
 
     Raises:
@@ -188,12 +188,15 @@ def attend_heads(
     module: nn.Module,
     settings: AttentionConfig,
     heads: list[Tensor],
-    pattern: Pattern | None,
+    pattern: Pattern | TopK | None,
     mask: Tensor | None,
     bias: Tensor | None,
     return_weights: bool | str,
 ) -> AttentionResult:
-    """`attend` with a module's settings; a mask or bias of rank 3 is (batch, query_length, key_length)."""
+    """`attend` with a module's settings; a mask or bias of rank 3 is (batch, query_length, key_length).
+
+    The weights of a selection are a sparse tensor, since a module returns no `indices`.
+    """
     if mask is not None:
         require_mask("mask", mask)
     query, key, value = heads
@@ -201,7 +204,7 @@ def attend_heads(
         pattern = pattern.to(query.device)
     else:
         mask, bias = _insert_heads(mask), _insert_heads(bias)
-    return attend(
+    result = attend(
         query,
         key,
         value,
@@ -212,9 +215,13 @@ def attend_heads(
         dropout=settings.dropout if module.training else 0.0,
         return_weights=return_weights,
     )
+    if result.weights is None or result.indices is None:
+        return result
+    weights = _chosen_weights(result.weights, result.indices, key.shape[1])
+    return result._replace(weights=weights if return_weights == "heads" else _mean_of_heads(weights))
 
 
-def _joined(pattern: Pattern | None, causal: bool) -> Pattern | None:
+def _joined(pattern: Pattern | TopK | None, causal: bool) -> Pattern | TopK | None:
     if not causal:
         return pattern
     # At equal lengths, the only ones here, every alignment is the same.
@@ -224,3 +231,22 @@ def _joined(pattern: Pattern | None, causal: bool) -> Pattern | None:
 def _insert_heads(tensor: Tensor | None) -> Tensor | None:
     """A mask or bias of rank 3, (batch, query_length, key_length) in modules, as rank 4."""
     return tensor[:, None] if isinstance(tensor, Tensor) and tensor.ndim == 3 else tensor
+
+
+def _chosen_weights(weights: Tensor, indices: Tensor, num_keys: int) -> Tensor:
+    """The weights `(batch, queries, heads, k)` of chosen keys as a sparse tensor `(batch, heads, queries, keys)`."""
+    weights, indices = weights.transpose(1, 2), indices.transpose(1, 2)
+    is_used = indices >= 0
+    batch, head, query, _ = is_used.nonzero(as_tuple=True)
+    places = torch.stack([batch, head, query, indices[is_used]])
+    size = (*weights.shape[:3], num_keys)
+    return torch.sparse_coo_tensor(places, weights[is_used], size, check_invariants=False).coalesce()
+
+
+def _mean_of_heads(weights: Tensor) -> Tensor:
+    """The mean `(batch, queries, keys)` of sparse weights, over the pairs that any head has."""
+    places, values = weights.indices()[[0, 2, 3]], weights.values()
+    batch, heads, *lengths = weights.shape
+    sums = values.to(torch.promote_types(values.dtype, torch.float32)) / heads
+    mean = torch.sparse_coo_tensor(places, sums, (batch, *lengths), check_invariants=False).coalesce()
+    return mean.to(values.dtype)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from anyattention.config import AttentionConfig, Positions, SparseAttentionConfig, SparsityPattern, require_config
-from anyattention.errors import DimensionMismatchError, UnsupportedError
+from anyattention.errors import DimensionMismatchError
 from anyattention.nn.projected import ProjectedAttention
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Causal, Fixed, Global, Graph, Pattern, Strided, Window
+from anyattention.patterns import Causal, Fixed, Global, Graph, Pattern, Strided, TopK, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,15 +31,16 @@ class SparseAttention(ProjectedAttention):
         fixed    Fixed(block_size, num_global_tokens or 1)
         global   Window(local_window, local_window) | Global(num_global_tokens)
         block    Fixed(block_size, 0): the sequence cut into blocks, each attending to itself
+        top_k    TopK(top_k): in each head, the keys of the query's largest scores
 
     Args:
         d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
         num_heads: number of heads.
-        sparsity_pattern: "local", "strided", "fixed", "global" or "block".
+        sparsity_pattern: "local", "strided", "fixed", "global", "block" or "top_k".
         block_size: the stride of "strided", the block of "fixed" and "block".
         local_window: keys on either side of "local" and "global", recent keys of "strided".
         num_global_tokens: summary tokens per block of "fixed" (None is 1); required by "global".
-        top_k: must be None: sparsity_pattern="top_k" is not computed in this version.
+        top_k: keys that each query keeps, fewer where not as many are allowed; required by "top_k", None else.
         dropout: probability with which a weight is dropped during training.
         use_bias: whether the four projections have a bias.
         scale: factor of the dot product; None is 1 / sqrt(d_k).
@@ -57,13 +58,13 @@ class SparseAttention(ProjectedAttention):
 
     Raises:
         InvalidConfigError: a setting is out of range, or is set and the pattern does not use it.
-        UnsupportedError: sparsity_pattern is "top_k".
 
-    Cost: O(batch x length x d_model^2) for the projections, O(batch x pairs x d_model) between. torch.compile breaks
-    its graph where the pairs are made; `MultiHeadAttention(pattern=pattern.to_graph(length, length))` compiles whole.
+    Cost: O(batch x length x d_model^2) for the projections, O(batch x pairs x d_model) between; with "top_k" every
+    pair's score is computed, O(batch x length^2 x d_model), and the scores of some keys at a time kept. torch.compile
+    compiles each length anew.
 
-    Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"). Here every head has the
-    whole pattern, where Child et al. may give each head a part.
+    Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"); Gupta et al., 2021
+    ("top_k"). Here every head has the whole pattern, where Child et al. may give each head a part.
 
     Example:
         >>> attention = SparseAttention(8, 2, local_window=1)
@@ -136,13 +137,13 @@ class SparseAttention(ProjectedAttention):
         return cls(**settings, **config.base.to_dict(), device=device, dtype=dtype)
 
     @property
-    def pattern(self) -> Pattern:
-        """Which pairs `forward` attends over, `causal` included."""
+    def pattern(self) -> Pattern | TopK:
+        """Which pairs `forward` attends over, `causal` included; for "top_k" the selection."""
         return self._pattern
 
     @property
     def sparsity_ratio(self) -> float:
-        """Share of all pairs that are left out in a sequence of `max_seq_len` positions. Cost: O(spans)."""
+        """Share of all pairs that are left out, in each head, in a sequence of `max_seq_len`. Cost: O(spans)."""
         return 1.0 - self._pattern.density(self.config.base.max_seq_len)
 
     @property
@@ -154,12 +155,12 @@ class SparseAttention(ProjectedAttention):
         if config.sparsity_pattern == "global" and causal:
             # The tokens themselves see only what comes before them.
             return config.local_window + 1 + (config.num_global_tokens or 0)
-        return config.block_size if config.sparsity_pattern == "block" else None
+        return {"block": config.block_size, "top_k": config.top_k}.get(config.sparsity_pattern)
 
     @property
     def supports_dynamic_sparsity(self) -> bool:
-        """Whether the pairs depend on the scores: never, they are the pattern's."""
-        return False
+        """Whether the pairs depend on the scores: those of "top_k" do."""
+        return isinstance(self._pattern, TopK)
 
     def forward(
         self,
@@ -185,6 +186,8 @@ class SparseAttention(ProjectedAttention):
         Returns:
             AttentionOutput(output `(batch, length, d_model)`, weights). The weights are those of the pairs, `(batch,
             edges)`, for "heads" `(batch, edges, heads)`, in the order of `module.pattern.to_graph(length, length)`.
+            Those of "top_k" are a sparse COO tensor, coalesced, of the chosen pairs alone: `(batch, length, length)`,
+            for "heads" `(batch, heads, length, length)`; differentiable through `values()` and `to_dense()`.
 
         Raises:
             DimensionMismatchError: a shape does not fit, the lengths differ, or are above the max_seq_len of positions.
@@ -198,7 +201,7 @@ class SparseAttention(ProjectedAttention):
                 expected=f"as many keys as queries, {num_queries}",
                 actual=f"{num_keys} keys",
                 hint="for others MultiHeadAttention takes a pattern with an alignment, such as pattern=Window(left, "
-                "right, align='bottom_right'), and sparse_forward any connectivity",
+                "right, align='bottom_right'), or TopK(k), and sparse_forward any connectivity",
             )
         return self._attend(heads, self._pattern, mask, bias, return_weights)
 
@@ -252,7 +255,7 @@ class SparseAttention(ProjectedAttention):
         return f"{base.d_model}, {base.num_heads}, pattern={self._pattern}"
 
 
-def _pattern_of(config: SparseAttentionConfig) -> Pattern:
+def _pattern_of(config: SparseAttentionConfig) -> Pattern | TopK:
     """The pattern that the settings name."""
     window = Window(config.local_window, config.local_window)
     if config.sparsity_pattern == "local":
@@ -266,12 +269,8 @@ def _pattern_of(config: SparseAttentionConfig) -> Pattern:
     elif config.sparsity_pattern == "block":
         pattern = Fixed(config.block_size, 0)
     else:
-        raise UnsupportedError(
-            argument="sparsity_pattern",
-            expected="'local', 'strided', 'fixed', 'global' or 'block'",
-            actual=repr(config.sparsity_pattern),
-            hint="keys chosen by their scores are not computed in this version",
-        )
+        assert config.top_k is not None
+        pattern = TopK(config.top_k)
     return pattern & Causal() if config.base.causal else pattern
 
 

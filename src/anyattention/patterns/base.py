@@ -25,6 +25,9 @@ class Pattern(ABC):
 
     `a & b` allows the pairs that both allow, `a | b` those that either does.
 
+    A subclass has `allows` and `spans`, never changes once it is made, and can be hashed, since `attend` keeps what a
+    pattern comes to: a `@dataclass(frozen=True)` of numbers, tuples and patterns is all of that.
+
     Example:
         >>> from anyattention import Causal, Window
         >>> isinstance(Causal(), Pattern), Causal().to_graph(2, 2).num_edges

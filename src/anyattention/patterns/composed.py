@@ -13,7 +13,7 @@ from anyattention.patterns.base import Align, Pattern
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.spans import Spans, concatenate
 
-__all__ = ["Intersection", "Union"]
+__all__ = ["Intersection", "Union", "require_simple"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,7 @@ class _Composed(Pattern):
 
     def __post_init__(self) -> None:
         for pattern in (self.first, self.second):
-            if isinstance(pattern, Graph) and not pattern.is_simple():
-                raise GraphStructureError(
-                    argument="graph", expected="each edge once in a composed pattern", actual="an edge that is repeated"
-                )
+            require_simple(pattern)
         aligns = {pattern.align for pattern in (self.first, self.second) if pattern.align is not None}
         if len(aligns) > 1:
             raise InvalidConfigError(
@@ -112,6 +109,14 @@ class Union(_Composed):
 
     def __str__(self) -> str:
         return f"{self.first} | {self.second}"
+
+
+def require_simple(pattern: Pattern) -> None:
+    """Raise where a pattern is a Graph in which an edge is repeated: in a composed one a pair has no count."""
+    if isinstance(pattern, Graph) and not pattern.is_simple():
+        raise GraphStructureError(
+            argument="graph", expected="each edge once in a composed pattern", actual="an edge that is repeated"
+        )
 
 
 def _merged(runs: Spans, num_keys: int) -> Spans:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from anyattention.errors import InvalidConfigError
 from anyattention.patterns.base import Pattern, require_int
+from anyattention.patterns.composed import require_simple
+from anyattention.patterns.sequence import Full
 
 __all__ = ["TopK"]
 
@@ -22,6 +26,7 @@ class TopK:
 
     Raises:
         InvalidConfigError: k is no int of at least 1, or `among` is no pattern.
+        GraphStructureError: `among` is a Graph in which an edge is repeated.
 
     Source: Gupta et al., 2021, "Memory-efficient Transformers via Top-k Attention".
 
@@ -38,6 +43,30 @@ class TopK:
         require_int("k", self.k, 1)
         if self.among is not None and not isinstance(self.among, Pattern):
             raise InvalidConfigError(argument="among", expected="a pattern or None", actual=repr(self.among))
+        if self.among is not None:
+            require_simple(self.among)
+
+    def density(self, num_queries: int, num_keys: int | None = None) -> float:
+        """The chosen part of all pairs, in each head; 0 without pairs. num_keys is num_queries where not given.
+
+        Example:
+            >>> TopK(2).density(8)
+            0.25
+        """
+        counts = self._counts(num_queries, num_keys)
+        pairs = num_queries * (num_queries if num_keys is None else num_keys)
+        return int(counts.sum()) / pairs if pairs else 0.0
+
+    def max_attended(self, num_queries: int, num_keys: int | None = None) -> int:
+        """The most keys that any query attends to, in each head. num_keys is num_queries where not given."""
+        counts = self._counts(num_queries, num_keys)
+        return int(counts.max()) if num_queries else 0
+
+    def _counts(self, num_queries: int, num_keys: int | None) -> Tensor:
+        """How many keys each query chooses, `(num_queries,)`."""
+        among = Full() if self.among is None else self.among
+        num_keys = num_queries if num_keys is None else num_keys
+        return among.spans(num_queries, num_keys).counts(num_queries).clamp(max=self.k)
 
     def __rand__(self, pattern: Pattern) -> TopK:
         if not isinstance(pattern, Pattern):

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from anyattention import _dispatch
 from anyattention._checks import Axes, require_same_kind
 from anyattention._dispatch import Explanation, Implementation
 from anyattention.bias import RelativeBias
+from anyattention.errors import InvalidInputError
 from anyattention.ops.arguments import (
     Arguments,
     check_score,
@@ -63,6 +65,7 @@ def explain_sparse(arguments: Arguments) -> Explanation:
 
 def _check(arguments: Arguments) -> SparseCall:
     assert isinstance(arguments.pattern, Pattern)
+    _require_hashable(arguments.pattern)
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -92,6 +95,21 @@ def _check(arguments: Arguments) -> SparseCall:
         softcap=arguments.softcap,
         dropout=arguments.dropout,
     )
+
+
+def _require_hashable(pattern: Pattern) -> None:
+    """Raise unless what the pattern comes to can be kept for the next call."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        hash(pattern)
+    except TypeError as fault:
+        raise InvalidInputError(
+            argument="pattern",
+            expected="a pattern that can be hashed",
+            actual=f"{type(pattern).__name__} ({fault})",
+            hint="make its class a @dataclass(frozen=True) of numbers, tuples and patterns",
+        ) from fault
 
 
 def _in_tiles(call: SparseCall) -> AttentionResult:

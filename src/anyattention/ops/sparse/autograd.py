@@ -35,14 +35,14 @@ def attention(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
-    parts: Sequence[RunPart],
+    parts: Sequence[Tensor],
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Output `(B, L, H, C)` and logsumexp `(B, L, H)`; see `kernels.attention`.
 
     A bias has gradients where it is one by distance.
     """
-    return _attend(query, key, value, mask, bias, [array for part in parts for array in part], *settings)
+    return _attend(query, key, value, mask, bias, list(parts), *settings)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

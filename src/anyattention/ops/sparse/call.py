@@ -5,7 +5,7 @@ Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
+from anyattention.ops.sparse.traced import constant_when_traced
 from anyattention.patterns import Graph, Pattern
 from anyattention.scores import Score
 
@@ -49,15 +50,17 @@ class SparseCall:
 
     def graph(self) -> Graph:
         """The pattern's pairs as edges."""
-        return _graph_of(self.pattern, self.query.shape[1], self.key.shape[1], self.query.device)
+        return Graph(*_graph_fields(self.pattern, self.query.shape[1], self.key.shape[1], self.query.device))
 
 
+@constant_when_traced
 @lru_cache(maxsize=4)
-def _graph_of(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> Graph:
-    """The pattern's Graph; the last few are kept, since the layers of a model share one."""
+def _graph_fields(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor | None, ...]:
+    """The fields of the pattern's Graph; the last few are kept, since the layers of a model share one."""
     # Neither inference mode nor a transform may leave its mark on what later calls find here.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
-        return pattern.to_graph(num_queries, num_keys, device=device)
+        graph = pattern.to_graph(num_queries, num_keys, device=device)
+    return tuple(getattr(graph, field.name) for field in fields(graph))
 
 
 def bias_at_edges(call: SparseCall, graph: Graph) -> Tensor | None:

@@ -17,6 +17,8 @@ from anyattention.ops.sparse.autograd import attention
 from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
 from anyattention.ops.sparse.kernels import Settings, pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
+from anyattention.ops.sparse.traced import constant_when_traced
+from anyattention.patterns import Pattern
 from anyattention.scores import Dot
 
 __all__ = ["refusal", "run"]
@@ -36,12 +38,23 @@ def refusal(call: SparseCall) -> str | None:
         return "tiles have no gradient of a bias of pairs; RelativeBias has one"
     if call.dropout > 0:
         return "tiles have no dropout"
-    num_queries, num_keys = call.query.shape[1], call.key.shape[1]
-    parts = runs_of(call.pattern, num_queries, num_keys)
-    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+    pairs, computed = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
     if computed > _WORTH * pairs + (1 << 18):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
+
+
+@constant_when_traced
+def _pairs(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[int, int]:
+    """How many pairs a pattern allows, and how many its tiles hold."""
+    parts = runs_of(pattern, num_queries, num_keys)
+    return sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+
+
+@constant_when_traced
+def _run_arrays(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[Tensor, ...]:
+    """The arrays of a pattern's parts, one part after the other."""
+    return tuple(array for part in runs_of(pattern, num_queries, num_keys) for array in part)
 
 
 def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -52,7 +65,7 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
     """
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
-    parts = runs_of(call.pattern, query.shape[1], key.shape[1])
+    parts = _run_arrays(call.pattern, query.shape[1], key.shape[1])
     bias = _by_distance(call.bias, query, key) if isinstance(call.bias, RelativeBias) else call.bias
     bias = None if bias is None else bias.to(dtype)
     settings = Settings(call.scale, call.softcap or 0.0)

@@ -1,0 +1,42 @@
+"""What a benchmark's result file records; the numbers themselves are for no test."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from anyattention.cli import sequence as cli_sequence
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def harness(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(_ROOT)
+    module = importlib.import_module("benchmarks.harness")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_a_result_names_the_version_of_every_peer(harness, tmp_path, capsys):
+    harness.write_result("some", {"case": {"ours": harness.Timing(1.0, 0.5, 2.0, None, 1.0)}})
+    written = json.loads((tmp_path / "some.json").read_text())
+    assert written["cases"]["case"]["ours"]["median"] == 1.0
+    environment = written["environment"]
+    assert set(environment) == {"python", "versions", "processor", "threads", "kernels", "commit"}
+    assert {"anyattention", "torch", "torch_geometric", "local-attention", "dgl"} <= set(environment["versions"])
+
+
+def test_the_sequence_demo_has_a_result(harness, tmp_path, monkeypatch, capsys):
+    load = cli_sequence.load_source
+    monkeypatch.setattr(cli_sequence, "load_source", lambda: load(20_000))
+    benchmark = importlib.import_module("benchmarks.sequence")
+    benchmark.main(["--steps", "2", "--length", "64", "--window", "8"])
+    written = json.loads((tmp_path / "sequence.json").read_text())
+    assert written["environment"]["versions"]["torch"]
+    figures = written["cases"]
+    assert set(figures["bits_per_byte"]) == {"train", "held_out", "unigram", "pairs"}
+    assert figures["tokens_per_second"] > 0
+    assert [set(step) for step in figures["step"]] == [{"name", "seconds", "peak"}] * 3
+    assert (figures["steps"], figures["settings"]["window"]) == (2, 8)
