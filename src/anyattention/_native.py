@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 5
+_INTERFACE = 6
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -77,6 +77,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("graph_attention_backward", 11),
             ("dynamic_dot", 2),
             ("dynamic_sums", 7),
+            ("topk_indices", 2),
         )
     },
 }
