@@ -25,11 +25,11 @@ namespace anyattention {
 namespace {
 
 constexpr int64_t kKeys = 96, kColumns = 64;  // of a tile; whole blocks of products
-constexpr int64_t kBits = 32;             // keys whose comparisons are one integer
+constexpr int64_t kBits = 32;  // keys whose comparisons are one integer
 constexpr int64_t kTaskColumns = 4 * kColumns;
 constexpr int64_t kFewColumns = 4;
 constexpr int64_t kSize = sizeof(float);
-constexpr int64_t kTasks = 16;              // wanted, whatever the threads
+constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 using Integers = Vector<int32_t, kLane>;
@@ -72,8 +72,8 @@ struct Selection {
         columns(call.num_queries * group),
         blocks((columns + kTaskColumns - 1) / kTaskColumns) {
     const int64_t others = std::max<int64_t>(c.batch * c.key_heads * blocks, 1);
-    const int64_t shortest = std::max<int64_t>(4096, std::min(c.k, c.num_keys) * 64);
-    const int64_t wanted = std::min((kTasks + others - 1) / others, c.num_keys / shortest);
+    // A slice much longer than k, or most of its keys are candidates.
+    const int64_t wanted = std::min((kTasks + others - 1) / others, c.num_keys / 64 / std::max<int64_t>(c.k, 64));
     slices = std::max<int64_t>({1, wanted, c.num_keys / kLongestSlice + 1});
     length = ((c.num_keys + slices - 1) / slices + kKeys - 1) / kKeys * kKeys;
     kept = std::min(c.k, length);
@@ -100,7 +100,7 @@ bool is_valid(const anyattention_topk *c) {
   if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
   if (c->num_queries < 0 || c->num_keys < 0 || c->head_dim < 1 || c->k < 1 || c->num_threads < 1) return false;
   if (!c->key_begins != !c->key_ends) return false;
-  return c->batch * c->num_queries == 0 || (c->query && (c->key || c->num_keys == 0));
+  return c->batch == 0 || c->num_queries == 0 || (c->query && (c->key || c->num_keys == 0));
 }
 
 bool is_in_range(const anyattention_topk &c) {
@@ -146,8 +146,8 @@ class Task {
       float *turned = turned_ + n / kColumns * kColumns * D + n % kColumns;
       for (int64_t d = 0; d < D; ++d) turned[d * kColumns] = query[d];
       const int64_t i = (first_ + n) / s_.group;
-      begins_[n] = static_cast<int32_t>(std::clamp<int64_t>(s_.begin_of(i) - begin_, 0, s_.length));
-      ends_[n] = static_cast<int32_t>(std::clamp<int64_t>(s_.end_of(i) - begin_, 0, s_.length));
+      begins_[n] = static_cast<int32_t>(std::clamp(s_.begin_of(i), begin_, end_) - begin_);
+      ends_[n] = static_cast<int32_t>(std::clamp(s_.end_of(i), begin_, end_) - begin_);
     }
   }
 
@@ -169,8 +169,8 @@ class Task {
   void look_at(int64_t t, int64_t rows, int64_t first) {
     const int64_t columns = std::min(kColumns, count_ - first), D = s_.c.head_dim, place = t - begin_;
     const int64_t width = (columns + kLane - 1) / kLane * kLane;
-    int64_t low = s_.length, high = 0;       // what any column sees
-    int64_t begin = 0, end = s_.length;      // what all see
+    int64_t low = s_.length, high = 0;   // what any column sees
+    int64_t begin = 0, end = s_.length;  // what all see
     for (int64_t n = first; n < first + columns; ++n) {
       low = std::min<int64_t>(low, begins_[n]), high = std::max<int64_t>(high, ends_[n]);
       begin = std::max<int64_t>(begin, begins_[n]), end = std::min<int64_t>(end, ends_[n]);
@@ -323,8 +323,10 @@ void select(const Selection &s, int64_t *indices) {
 
 extern "C" int32_t anyattention_topk_indices(const anyattention_topk *call, int64_t *indices) {
   using namespace anyattention;
-  if (!is_valid(call) || (!indices && call->batch * call->num_queries > 0)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
   if (!is_in_range(*call)) return ANYATTENTION_OUT_OF_RANGE;
+  if (call->batch == 0 || call->num_queries == 0) return ANYATTENTION_OK;
+  if (!indices) return ANYATTENTION_INVALID_ARGUMENT;
   try {
     select(Selection(*call), indices);
     return ANYATTENTION_OK;

@@ -58,11 +58,11 @@ def test_what_the_kernels_refuse(
 
 def test_the_kernel_refuses_what_does_not_fit(native: ModuleType) -> None:
     x, numbers = torch.ones(1, 3, 1, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(InvalidInputError, match=r"key: expected torch.float32 on cpu, \(1, 3, 1, 2\)"):
+    with pytest.raises(InvalidInputError, match=r"key: expected torch\.float32 on cpu, \(1, 3, 1, 2\)"):
         kernels.chosen_keys(x, x.double(), None, None, None, None, 1.0, 2)
     with pytest.raises(InvalidInputError, match="ends of contiguous int64"):
         kernels.chosen_keys(x, x, numbers, numbers[:2], None, None, 1.0, 2)
-    with pytest.raises(InvalidInputError, match="mask: expected torch.bool on cpu"):
+    with pytest.raises(InvalidInputError, match=r"mask: expected torch\.bool on cpu"):
         kernels.chosen_keys(x, x, None, None, torch.ones(1, 1, 1, 3), None, 1.0, 2)
     with pytest.raises(ValueError, match="topk_indices: invalid argument"):
         kernels.chosen_keys(x, x, numbers, None, None, None, 1.0, 2)

@@ -55,7 +55,8 @@ def _chosen_shapes(query: Tensor, *rest: Any) -> Tensor:
 
 _chosen_keys = define(
     "topk_indices",
-    "Tensor query, Tensor key, Tensor? begins, Tensor? ends, Tensor? mask, Tensor? bias, float scale, SymInt k) -> Tensor",
+    "Tensor query, Tensor key, Tensor? begins, Tensor? ends, Tensor? mask, Tensor? bias, float scale, SymInt k)"
+    " -> Tensor",
     kernels.chosen_keys,
     _chosen_shapes,
     None,
