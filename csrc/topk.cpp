@@ -32,7 +32,17 @@ constexpr int64_t kSize = sizeof(float);
 constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-using Integers = Vector<int32_t, kLane>;
+
+// As wide as a register: the compiler takes a comparison of wider vectors apart, number by number.
+#if defined(__AVX512F__)
+constexpr int kScores = 16;
+#elif defined(__AVX__)
+constexpr int kScores = 8;
+#else
+constexpr int kScores = 4;
+#endif
+using Scores = Vector<float, kScores>;
+using Integers = Vector<int32_t, kScores>;
 
 // Infinity becomes NaN: -inf would pass for a hidden pair.
 template <class T>
@@ -57,6 +67,30 @@ inline float score_of(uint64_t candidate) {
   float score;
   std::memcpy(&score, &bits, sizeof score);
   return score != score ? kInfinity : score;
+}
+
+// As std::nth_element with std::greater, for numbers that all differ: comparisons of random numbers are added up here,
+// where a branch on them would be guessed wrong half of the time.
+void put_largest_first(uint64_t *begin, uint64_t *nth, uint64_t *end) {
+  for (int round = 0; round < 32 && end - begin > 1; ++round) {
+    uint64_t *last = end - 1, *middle = begin + (end - begin) / 2;
+    if (*middle < *begin) std::swap(*middle, *begin);
+    if (*last < *middle) std::swap(*last, *middle);
+    if (*middle < *begin) std::swap(*middle, *begin);
+    std::swap(*middle, *last);
+    const uint64_t pivot = *last;
+    uint64_t *larger = begin;
+    for (uint64_t *at = begin; at < last; ++at) {
+      const uint64_t number = *at;
+      *at = *larger;
+      *larger = number;
+      larger += number > pivot;
+    }
+    std::swap(*larger, *last);
+    if (larger == nth) return;
+    (larger < nth ? begin : end) = larger < nth ? larger + 1 : larger;
+  }
+  std::nth_element(begin, nth, end, std::greater<uint64_t>());
 }
 
 // A call: the sizes, how it is cut into tasks, and where everything lies.
@@ -184,8 +218,8 @@ class Task {
       product<false>(rows, width, D, s_.key_row(b_, g_, t), s_.c.key_heads * D, 1, turned_ + first * D, kColumns,
                      scores_, kColumns);
     }
-    for (int64_t lane = 0; lane < width; lane += kLane) {
-      const int64_t lanes = std::min<int64_t>(kLane, columns - lane);
+    for (int64_t lane = 0; lane < columns; lane += kScores) {
+      const int64_t lanes = std::min<int64_t>(kScores, columns - lane);
       for (int64_t j = 0; j < rows; j += kBits) {
         const int64_t last = std::min(j + kBits, rows);
         adds    ? finish<true, true>(place, j, last, first, lane, lanes)
@@ -210,28 +244,28 @@ class Task {
   // Makes scores of products, for the columns of one vector and some keys, and takes those above their thresholds.
   template <bool Adds, bool Hides>
   void finish(int64_t place, int64_t from, int64_t to, int64_t first, int64_t lane, int64_t lanes) {
-    const Lanes threshold = load<kLane>(thresholds_ + first + lane), hidden = Lanes{} - kInfinity;
-    const Integers begins = load<kLane>(begins_ + first + lane) - static_cast<int32_t>(place);
-    const Integers ends = load<kLane>(ends_ + first + lane) - static_cast<int32_t>(place);
+    const Scores threshold = load<kScores>(thresholds_ + first + lane), hidden = Scores{} - kInfinity;
+    const Integers begins = load<kScores>(begins_ + first + lane) - static_cast<int32_t>(place);
+    const Integers ends = load<kScores>(ends_ + first + lane) - static_cast<int32_t>(place);
     const auto scale = static_cast<float>(s_.c.scale);
     Integers above{};  // a bit for each key
     Integers bit = Integers{} + 1;
     for (int64_t j = from; j < to; ++j, bit <<= 1) {
       float *at = scores_ + j * kColumns + lane;
-      Lanes x = scaled(load<kLane>(at), scale);
+      Scores x = scaled(load<kScores>(at), scale);
       if (Adds) {
-        const Lanes more = load<kLane>(added_ + j * kColumns + lane);
+        const Scores more = load<kScores>(added_ + j * kColumns + lane);
         x = more == hidden ? hidden : x + more;
       }
       if (Hides) {
         const auto row = static_cast<int32_t>(j);
         x = (begins <= row) & (ends > row) ? x : hidden;
       }
-      store<float, kLane>(at, x);
+      store<float, kScores>(at, x);
       above |= x <= threshold ? Integers{} : bit;  // NaN too
     }
     int32_t any = 0;
-    for (int n = 0; n < kLane; ++n) any |= above[n];
+    for (int n = 0; n < kScores; ++n) any |= above[n];
     if (!any) return;
     for (int n = 0; n < lanes; ++n) {
       if (above[n]) take(static_cast<uint32_t>(above[n]), place, from, first + lane + n);
@@ -260,7 +294,7 @@ class Task {
   void prune(int64_t n) {
     if (sizes_[n] < s_.kept) return;
     uint64_t *mine = candidates_ + n * s_.capacity, *last = mine + s_.kept - 1;
-    std::nth_element(mine, last, mine + sizes_[n], std::greater<uint64_t>());
+    put_largest_first(mine, last, mine + sizes_[n]);
     sizes_[n] = s_.kept;
     thresholds_[n] = score_of(*last);
   }
