@@ -27,7 +27,7 @@ namespace {
 constexpr int64_t kKeys = 96, kColumns = 64;  // of a tile; whole blocks of products
 constexpr int64_t kBits = 32;  // keys whose comparisons are one integer
 constexpr int64_t kTaskColumns = 4 * kColumns;
-constexpr int64_t kFewColumns = 4;
+constexpr int64_t kFewColumns = 8;
 constexpr int64_t kSize = sizeof(float);
 constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
@@ -229,14 +229,28 @@ class Task {
     }
   }
 
-  // The products of so few columns that most lanes would be idle, pair by pair.
+  // The products of so few columns that most lanes would be idle: for each of them some keys at a time.
   void multiply_few(int64_t t, int64_t rows, int64_t first, int64_t columns) {
-    const int64_t D = s_.c.head_dim;
-    for (int64_t j = 0; j < rows; ++j) {
-      const float *key = s_.key_row(b_, g_, t + j);
-      prefetch_row(s_.key_row(b_, g_, std::min(t + j + kPrefetch, s_.c.num_keys - 1)), D * kSize);
+    const int64_t D = s_.c.head_dim, whole = D / kScores * kScores;
+    for (int64_t j = 0; j < rows; j += kScores) {
+      const float *keys[kScores];
+      for (int r = 0; r < kScores; ++r) {
+        keys[r] = s_.key_row(b_, g_, t + std::min(j + r, rows - 1));
+        prefetch_row(s_.key_row(b_, g_, std::min(t + j + r + kPrefetch, s_.c.num_keys - 1)), D * kSize);
+      }
       for (int64_t n = 0; n < columns; ++n) {
-        scores_[j * kColumns + n] = dot<0>(s_.c.query + s_.query_row(b_, g_, first_ + first + n) * D, key, D);
+        const float *query = s_.c.query + s_.query_row(b_, g_, first_ + first + n) * D;
+        Scores sums[kScores]{};
+        for (int64_t d = 0; d < whole; d += kScores) {
+          const Scores part = load<kScores>(query + d);
+          for (int r = 0; r < kScores; ++r) sums[r] += part * load<kScores>(keys[r] + d);
+        }
+        float products[kScores];
+        store<float, kScores>(products, sums_of<kScores, kScores>(sums));
+        for (int r = 0; r < kScores; ++r) {
+          for (int64_t d = whole; d < D; ++d) products[r] += query[d] * keys[r][d];
+          scores_[(j + r) * kColumns + n] = products[r];
+        }
       }
     }
   }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from anyattention import Additive, Causal, Pattern, Strided, TopK, Window, attend, explain
 from anyattention.errors import InvalidConfigError, InvalidInputError, InvalidMaskError, UnsupportedError
@@ -102,6 +103,17 @@ def test_compiled_and_traced_calls(among: Pattern | None, native: ModuleType) ->
     assert [x.shape for x in fakes] == [x.shape for x in expected]
     mapped = torch.func.vmap(lambda query: call(query[None], inputs[1][:1], inputs[2][:1])[0])(inputs[0])
     torch.testing.assert_close(mapped[0], expected[0][:1])
+
+
+def test_forward_derivatives_are_the_references(native: ModuleType) -> None:
+    query, tangent = torch.randn(2, 1, 5, 2, 3)
+    key = torch.randn(1, 7, 2, 3)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, tangent)
+        assert "no forward derivatives" in str(explain(dual, key, key, TopK(3)))
+        found = forward_ad.unpack_dual(attend(dual, key, key, TopK(3)).output).tangent
+    _, expected = torch.func.jvp(lambda x: attend(x, key, key, TopK(3)).output, (query,), (tangent,))
+    torch.testing.assert_close(found, expected)
 
 
 class _Module(torch.nn.Module):

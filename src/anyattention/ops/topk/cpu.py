@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.eager import are_plain
@@ -32,8 +33,11 @@ def refusal(call: TopKCall) -> str | None:
         return "keys are chosen in float32, and the query is torch.float64"
     if call.softcap is not None and call.bias is not None:
         return "keys are chosen without softcap, and with a bias it changes their order"
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "the kernels have no rule for the transforms of torch.func"
+    if not torch.compiler.is_compiling():
+        rows = (call.query, call.key, call.value)
+        is_dual = any(unpack_dual(x).tangent is not None for x in rows)
+        if is_dual or torch._C._are_functorch_transforms_active():
+            return "the kernels have no forward derivatives and no rules for the transforms of torch.func"
     if call.selection.among is not None and not are_plain(()):
         return "a pattern is read in plain calls: neither compiled nor traced, and under no mode"
     if _intervals_of(call) is None:
