@@ -171,24 +171,28 @@ class Task {
     std::fill_n(thresholds_, kTaskColumns, kInfinity);
     std::fill_n(thresholds_, count_, -kInfinity);
     std::fill_n(sizes_, kTaskColumns, 0);
-    for (int64_t n = 0; n < kTaskColumns; ++n) {
-      if (n >= count_) {
-        begins_[n] = ends_[n] = 0;
-        continue;
-      }
+    std::fill_n(begins_, kTaskColumns, 0);
+    std::fill_n(ends_, kTaskColumns, 0);
+    for (int64_t n = 0; n < count_; ++n) {
       const float *query = s_.c.query + s_.query_row(b, g, first_ + n) * D;
       float *turned = turned_ + n / kColumns * kColumns * D + n % kColumns;
       for (int64_t d = 0; d < D; ++d) turned[d * kColumns] = query[d];
       const int64_t i = (first_ + n) / s_.group;
       begins_[n] = static_cast<int32_t>(std::clamp(s_.begin_of(i), begin_, end_) - begin_);
       ends_[n] = static_cast<int32_t>(std::clamp(s_.end_of(i), begin_, end_) - begin_);
+      Seen &seen = seen_[n / kColumns];
+      seen.low = std::min<int64_t>(seen.low, begins_[n]), seen.high = std::max<int64_t>(seen.high, ends_[n]);
+      seen.begin = std::max<int64_t>(seen.begin, begins_[n]), seen.end = std::min<int64_t>(seen.end, ends_[n]);
     }
   }
 
   // Writes each column's best candidates, the largest first, with 0 after the last, to `kept` numbers for each.
   void run(uint64_t *results) {
-    for (int64_t t = begin_; t < end_; t += kKeys) {
-      for (int64_t n = 0; n < count_; n += kColumns) look_at(t, std::min(kKeys, end_ - t), n);
+    int64_t low = kLongestSlice, high = 0;
+    for (const Seen &seen : seen_) low = std::min(low, seen.low), high = std::max(high, seen.high);
+    for (int64_t place = low / kKeys * kKeys; place < high; place += kKeys) {
+      const int64_t rows = std::min(kKeys, end_ - begin_ - place);
+      for (int64_t n = 0; n < count_; n += kColumns) look_at(place, rows, n);
     }
     for (int64_t n = 0; n < count_; ++n) {
       uint64_t *mine = candidates_ + n * s_.capacity;
@@ -199,18 +203,18 @@ class Task {
   }
 
  private:
-  // A tile of keys from t on, and the columns from `first` on.
-  void look_at(int64_t t, int64_t rows, int64_t first) {
-    const int64_t columns = std::min(kColumns, count_ - first), D = s_.c.head_dim, place = t - begin_;
+  // The places that any of some columns sees, and those that all see.
+  struct Seen {
+    int64_t low = kLongestSlice, high = 0, begin = 0, end = kLongestSlice;
+  };
+
+  // A tile of keys, and the columns from `first` on.
+  void look_at(int64_t place, int64_t rows, int64_t first) {
+    const Seen &seen = seen_[first / kColumns];
+    if (seen.low >= place + rows || seen.high <= place) return;
+    const bool whole = seen.begin <= place && place + rows <= seen.end, adds = s_.c.mask || s_.c.bias;
+    const int64_t columns = std::min(kColumns, count_ - first), D = s_.c.head_dim, t = begin_ + place;
     const int64_t width = (columns + kLane - 1) / kLane * kLane;
-    int64_t low = s_.length, high = 0;   // what any column sees
-    int64_t begin = 0, end = s_.length;  // what all see
-    for (int64_t n = first; n < first + columns; ++n) {
-      low = std::min<int64_t>(low, begins_[n]), high = std::max<int64_t>(high, ends_[n]);
-      begin = std::max<int64_t>(begin, begins_[n]), end = std::min<int64_t>(end, ends_[n]);
-    }
-    if (low >= place + rows || high <= place) return;
-    const bool whole = begin <= place && place + rows <= end, adds = s_.c.mask || s_.c.bias;
     if (adds) read_pairs(t, rows, first, columns);
     if (columns <= kFewColumns) {
       multiply_few(t, rows, first, columns);
@@ -317,6 +321,7 @@ class Task {
   int64_t b_, g_, first_, count_, begin_, end_;
   float *turned_, *scores_, *added_, *thresholds_;
   uint64_t *candidates_;
+  Seen seen_[kTaskColumns / kColumns];
   int64_t sizes_[kTaskColumns];
   int32_t begins_[kTaskColumns], ends_[kTaskColumns];  // the places that a column sees
 };
