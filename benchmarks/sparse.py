@@ -200,7 +200,7 @@ def decoding() -> dict[str, Any]:
 
 
 def topk() -> dict[str, Any]:
-    """The 32 best of 1,000,000 keys for 1,000 queries, 1 head x 64, forward: beside all scores at once, and all keys."""
+    """The 32 best of 1,000,000 keys for 1,000 queries, 1 head x 64, forward: beside all scores at once, all keys."""
     torch.manual_seed(0)
     query = torch.randn(1, 1_000, 1, WIDTH)
     key, value = torch.randn(2, 1, 1_000_000, 1, WIDTH)
