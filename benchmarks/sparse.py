@@ -1,9 +1,10 @@
 """Sparse patterns: `attend` beside FlexAttention, local-attention and dense SDPA, at a length of 8,192, 8 heads x 64.
 
 The limit is the time that PyTorch's matrix product takes for the multiplications of the allowed pairs: 4 of them a pair
-and channel forward, 14 forward and backward. FlexAttention has no gradients on the CPU; its compilation is not counted.
+and channel forward, 14 forward and backward; of TopK those of all scores, 2 a pair and channel. FlexAttention has no
+gradients on the CPU; its compilation is not counted.
 
-    python -m benchmarks.sparse [window lengths patterns causal documents decoding ...]
+    python -m benchmarks.sparse [window lengths patterns causal documents decoding topk ...]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from anyattention import (
     Pattern,
     RandomBlocks,
     Strided,
+    TopK,
     Window,
     attend,
     explain,
@@ -48,8 +50,9 @@ def main(names: list[str]) -> None:
         "causal": causal,
         "documents": documents,
         "decoding": decoding,
+        "topk": topk,
     }
-    require_tests("tests/ops/test_run_attention.py", "tests/patterns")
+    require_tests("tests/ops/test_run_attention.py", "tests/ops/test_topk_attention.py", "tests/patterns")
     path = RESULTS / "sparse.json"
     results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
     for name in names or list(cases):
@@ -196,6 +199,29 @@ def decoding() -> dict[str, Any]:
     return found
 
 
+def topk() -> dict[str, Any]:
+    """The 32 best of 1,000,000 keys for 1,000 queries, 1 head x 64, forward: beside all scores at once, all keys."""
+    torch.manual_seed(0)
+    query = torch.randn(1, 1_000, 1, WIDTH)
+    key, value = torch.randn(2, 1, 1_000_000, 1, WIDTH)
+    first = heads_first([query, key, value])
+
+    def chosen_from_scores() -> Tensor:
+        best, indices = (query[0, :, 0] / WIDTH**0.5 @ key[0, :, 0].T).topk(32)
+        return (best.softmax(-1)[..., None] * value[0, :, 0][indices]).sum(1)
+
+    result = ours([query, key, value], TopK(32))()[0, :, 0]
+    torch.testing.assert_close(result, chosen_from_scores(), rtol=1e-4, atol=1e-4)
+    contestants: dict[str, Callable[[], Tensor]] = {
+        "anyattention": ours([query, key, value], TopK(32)),
+        "matrix product, torch.topk": chosen_from_scores,
+        "dense SDPA, all keys": lambda: F.scaled_dot_product_attention(first[0], first[1], first[2]),
+        "matrix rate": product_of(query.shape[1] * key.shape[1] * WIDTH),
+    }
+    with torch.no_grad():
+        return {"forward": measure("anyattention", contestants, rounds=5)}
+
+
 def inputs(length: int, *, width: int = WIDTH, batch: int = 1) -> list[Tensor]:
     torch.manual_seed(0)
     return [torch.randn(batch, length, HEADS, width) for _ in range(3)]
@@ -205,7 +231,7 @@ def heads_first(rows: list[Tensor]) -> list[Tensor]:
     return [x.detach().transpose(1, 2).contiguous() for x in rows]
 
 
-def ours(rows: list[Tensor], pattern: Pattern) -> Callable[[], Tensor]:
+def ours(rows: list[Tensor], pattern: Pattern | TopK) -> Callable[[], Tensor]:
     assert explain(rows[0], rows[1], rows[2], pattern).implementation == "cpu"
     return lambda: attend(rows[0], rows[1], rows[2], pattern).output
 
@@ -224,9 +250,13 @@ def step(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], ob
 
 
 def matrix_rate(pattern: Pattern, products: int) -> Callable[[], Tensor]:
-    """A square matrix product of as many multiplications as the pattern's pairs need."""
-    pairs = pattern.spans(LENGTH, LENGTH).num_pairs
-    side = round((products / 2 * HEADS * WIDTH * pairs) ** (1 / 3))
+    """A matrix product of as many multiplications as the pattern's pairs need."""
+    return product_of(products // 2 * HEADS * WIDTH * pattern.spans(LENGTH, LENGTH).num_pairs)
+
+
+def product_of(multiplications: int) -> Callable[[], Tensor]:
+    """A square matrix product of so many multiplications."""
+    side = round(multiplications ** (1 / 3))
     left, right = torch.randn(side, side), torch.randn(side, side)
     return lambda: left @ right
 

@@ -270,6 +270,32 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(
     const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
     void *grad_value, void *grad_bias);
 
+/* Which keys to choose for each query and head: the k of largest score, scale query . key +
+ * bias. Strides count numbers along (batch, heads, num_queries, num_keys), 0 where an axis is
+ * broadcast.
+ *
+ *   query (batch, num_queries, heads, head_dim)
+ *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
+ *   key_begins, key_ends (num_queries)   query i sees the keys from key_begins[i] up to
+ *                                        key_ends[i]; both null where each sees all
+ *   mask                                 0 hides the pair; null for none
+ *   bias                                 -inf hides the pair; null for none
+ */
+typedef struct anyattention_topk {
+  int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, k, num_threads;
+  double scale;
+  const float *query, *key;
+  const int64_t *key_begins, *key_ends;
+  const uint8_t *mask;
+  int64_t mask_strides[4];
+  const float *bias;
+  int64_t bias_strides[4];
+} anyattention_topk;
+
+/* indices (batch, num_queries, heads, k): the keys, best first; NaN is larger than any number,
+ * of equal scores the first key is best, and -1 stands in the slots that are not used. */
+ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk *call, int64_t *indices);
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,18 +8,19 @@
 
 namespace anyattention {
 
+// A vector is a register, and a block of sums takes most of them: 24 of 32, or 12 of 16.
+constexpr int kBlockRows = 6;
+#if defined(__AVX512F__)
+constexpr int kRegister = 64, kBlockVectors = 4;
+#elif defined(__AVX__)
+constexpr int kRegister = 32, kBlockVectors = 2;
+#else
+constexpr int kRegister = 16, kBlockVectors = 2;
+#endif
 template <class T>
-constexpr int kLane = 64 / static_cast<int>(sizeof(T));
+constexpr int kLane = kRegister / static_cast<int>(sizeof(T));
 template <class T>
 using Lanes = Vector<T, kLane<T>>;
-
-// A block of sums as large as the registers: six rows of four vectors where there are 32 registers of 64 bytes, else of one.
-constexpr int kBlockRows = 6;
-#ifdef __AVX512F__
-constexpr int kBlockVectors = 4;
-#else
-constexpr int kBlockVectors = 1;
-#endif
 
 // c = a b, or c += a b. The rows of b and c are contiguous; a number of a lies at row * a_row + column * a_column.
 template <class T>
@@ -67,15 +68,13 @@ inline void product_rows(const Product<T> &p, int64_t row, const Extent &extent)
   for (; n + kBlockVectors * lane <= end; n += kBlockVectors * lane) {
     product_block<Rows, kBlockVectors, Adds>(p, row, n, extent);
   }
-  if constexpr (kBlockVectors > 1) {
-    if (n + 3 * lane <= end) {
-      product_block<Rows, 3, Adds>(p, row, n, extent);
-    } else if (n + 2 * lane <= end) {
+  if constexpr (kBlockVectors == 4) {
+    if (n + 2 * lane <= end) {
       product_block<Rows, 2, Adds>(p, row, n, extent);
-    } else if (n < end) {
-      product_block<Rows, 1, Adds>(p, row, n, extent);
+      n += 2 * lane;
     }
   }
+  if (n < end) product_block<Rows, 1, Adds>(p, row, n, extent);
 }
 
 // Computes a product block by block; extent(first, last) tells of the rows from first up to last.

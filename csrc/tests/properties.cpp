@@ -329,6 +329,56 @@ void drive_runs(bool faulty) {
   }
 }
 
+// Choosing keys: each query's are different, in its range, best first, and as many as it sees; once sound, and once with
+// a fault where one is planted.
+void drive_topk(bool faulty) {
+  const bool long_keys = chance(0.03);
+  const int64_t queries = up_to(long_keys ? 3 : 90), keys = up_to(long_keys ? 20000 : 220), key_heads = 1 + up_to(2);
+  const int64_t heads = key_heads * (1 + up_to(3)), head_dim = one_of<int64_t>({1, 3, 8, 16, 40, 64});
+  const int64_t k = 1 + up_to(chance(0.3) ? keys + 3 : 6), batch = chance(0.05) ? 0 : 1 + up_to(1);
+  const Numbers query(false, batch * queries * heads * head_dim), key(false, batch * keys * key_heads * head_dim);
+  const Array<int64_t> begins(queries), ends(queries), indices(batch * queries * heads * k);
+  for (int64_t i = 0; i < queries; ++i) begins[i] = up_to(keys), ends[i] = up_to(keys);
+  for (int64_t i = 0; i < queries; i += 7) begins[i] = INT64_MAX, ends[i] = INT64_MIN;
+  anyattention_topk call{batch, heads, key_heads, queries, keys, head_dim, k, 1 + up_to(2), 0.3,
+                         query.floats.get(), key.floats.get(), nullptr, nullptr, nullptr, {}, nullptr, {}};
+  if (chance(0.6)) call.key_begins = begins.get(), call.key_ends = ends.get();
+  const auto strides = [&](int64_t *each) {
+    int64_t count = 1;
+    const int64_t axes[] = {batch, heads, queries, keys};
+    for (int axis = 3; axis >= 0; --axis) {
+      const bool whole = chance(0.5);
+      each[axis] = whole ? count : 0;
+      if (whole) count *= axes[axis];
+    }
+    return count;
+  };
+  const Array<uint8_t> mask(strides(call.mask_strides));
+  for (int64_t n = 0; n < mask.count; ++n) mask[n] = chance(0.7);
+  const Numbers bias(false, strides(call.bias_strides));
+  if (chance(0.4)) call.mask = mask.get();
+  if (chance(0.4)) call.bias = bias.floats.get();
+  bool broken = false;
+  if (faulty && queries > 0 && call.key_begins) {
+    const int64_t i = up_to(queries - 1);
+    begins[i] = chance(0.5) ? one_of<int64_t>({-1, INT64_MIN}) : 0;
+    ends[i] = begins[i] == 0 ? one_of<int64_t>({keys + 1, INT64_MAX}) : 1;
+    broken = true;
+  }
+  const int32_t status = anyattention_topk_indices(&call, indices.get());
+  require(status == (broken ? ANYATTENTION_OUT_OF_RANGE : ANYATTENTION_OK), "choosing keys", status);
+  for (int64_t row = 0; !broken && row < batch * queries * heads; ++row) {
+    const int64_t i = row / heads % queries, begin = call.key_begins ? begins[i] : 0, end = call.key_ends ? ends[i] : keys;
+    int64_t *chosen = indices.get() + row * k, *last = std::find(chosen, chosen + k, -1);
+    require(std::all_of(last, chosen + k, [](int64_t j) { return j == -1; }), "unused slots stand last");
+    require(std::all_of(chosen, last, [=](int64_t j) { return begin <= j && j < end; }), "a key that the query sees");
+    const int64_t seen = begin < end ? end - begin : 0;
+    require(call.mask || call.bias || last - chosen == std::min(seen, k), "as many keys as there are", last - chosen);
+    std::sort(chosen, last);
+    require(std::adjacent_find(chosen, last) == last, "no key twice");
+  }
+}
+
 // The arrays that are summed up before the LeakyReLU; queries, keys or features may be missing.
 struct Summed {
   int64_t num_features;
@@ -414,6 +464,29 @@ void refuse_arguments() {
   anyattention_run_attention no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
                                               nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_topk sizes{};
+  require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  sizes.heads = sizes.key_heads = sizes.head_dim = sizes.k = sizes.num_threads = 1;
+  require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_OK, "no queries");
+  for (int64_t anyattention_topk::*field : {&anyattention_topk::heads, &anyattention_topk::key_heads,
+                                           &anyattention_topk::head_dim, &anyattention_topk::k,
+                                           &anyattention_topk::num_threads}) {
+    anyattention_topk none = sizes;
+    none.*field = 0;
+    require(anyattention_topk_indices(&none, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
+  }
+  for (int64_t anyattention_topk::*field :
+       {&anyattention_topk::batch, &anyattention_topk::num_queries, &anyattention_topk::num_keys}) {
+    anyattention_topk negative = sizes;
+    negative.*field = -1;
+    require(anyattention_topk_indices(&negative, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
+  }
+  anyattention_topk half = sizes;
+  half.key_begins = offsets.get();
+  require(anyattention_topk_indices(&half, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "begins without ends");
+  sizes.batch = sizes.num_queries = 1;
+  require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no arrays");
   require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 
@@ -434,6 +507,7 @@ int main(int argc, char **argv) {
     drive_attention(graph, faulty);
     drive_dynamic(graph, faulty);
     drive_runs(faulty);
+    drive_topk(faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
               elapsed(), static_cast<long long>(faults));

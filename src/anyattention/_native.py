@@ -77,6 +77,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("graph_attention_backward", 11),
             ("dynamic_dot", 2),
             ("dynamic_sums", 7),
+            ("topk_indices", 2),
         )
     },
 }

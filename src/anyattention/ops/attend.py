@@ -75,8 +75,8 @@ def attend(
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
         return_logsumexp: also return the natural log of the softmax denominator.
-        implementation: force "reference", or "torch" (with a Graph "cpu"); None takes the first that can run the call.
-            See `explain`.
+        implementation: force "reference", or "torch" (with a Graph or TopK "cpu"); None takes the first that can run
+            the call. See `explain`.
 
     Returns:
         AttentionResult(output, weights, logsumexp, indices); what was not asked for is None. The output has the

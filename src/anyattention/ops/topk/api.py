@@ -1,14 +1,11 @@
 """Top-k attention: checks the arguments and chooses the implementation."""
 
-from dataclasses import replace
-
 from anyattention import _dispatch
 from anyattention._checks import Axes, require_same_kind
 from anyattention._dispatch import Explanation, Implementation
 from anyattention.errors import UnsupportedError
 from anyattention.ops.arguments import Arguments, default_scale, read_pairs, refuse_graph_settings
-from anyattention.ops.random import draw_seed
-from anyattention.ops.topk import reference
+from anyattention.ops.topk import cpu, reference
 from anyattention.ops.topk.call import TopKCall
 from anyattention.output import AttentionResult
 from anyattention.patterns import TopK
@@ -16,15 +13,15 @@ from anyattention.scores import Dot
 
 __all__ = ["explain_topk", "topk_attention"]
 
-_TABLE = (Implementation("reference", reference.run, reference.refusal),)
+_TABLE = (
+    Implementation("cpu", cpu.run, cpu.refusal),
+    Implementation("reference", reference.run, reference.refusal),
+)
 
 
 def topk_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for a selection; see there."""
     call = _check(arguments)
-    if call.dropout > 0:
-        # Not in the checks: `explain` makes them too, and draws nothing.
-        call = replace(call, seed=draw_seed(call.query.device))
     output, weights, logsumexp, indices = _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
     return AttentionResult(
         output,
@@ -63,5 +60,5 @@ def _check(arguments: Arguments) -> TopKCall:
         scale=default_scale(arguments, axes.sizes["head_dim"]),
         softcap=arguments.softcap,
         dropout=arguments.dropout,
-        seed=None,
+        needs_weights=arguments.weights is not None,
     )

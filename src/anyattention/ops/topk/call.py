@@ -1,6 +1,6 @@
 """One call of top-k attention after its checks: what every implementation of it receives.
 
-Axes: B batch, H heads, G key heads, L query_length, S key_length, D head_dim, C value_dim.
+Axes: B batch, H heads, G key heads, L query_length, S key_length, D head_dim, C value_dim, k keys chosen.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anyattention.patterns import TopK
 
-__all__ = ["TopKCall"]
+__all__ = ["TopKCall", "at_keys"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class TopKCall:
         scale: the factor of the dot product.
         softcap: c in c tanh(score / c), or None.
         dropout: probability with which a weight is dropped.
-        seed: 0-d int64, None without dropout.
+        needs_weights: whether to return the weights.
     """
 
     query: Tensor
@@ -36,4 +36,11 @@ class TopKCall:
     scale: float
     softcap: float | None
     dropout: float
-    seed: Tensor | None
+    needs_weights: bool
+
+
+def at_keys(pairs: Tensor, keys: Tensor) -> Tensor:
+    """`(B, H, L, k)`: the numbers of pairs, axes (B, H, L, S) whole or 1, at the keys `(B, H, L, k)`."""
+    batch, heads, queries, _ = keys.shape
+    whole = pairs.expand(batch, heads, queries, pairs.shape[3])
+    return whole.expand(*keys.shape) if pairs.shape[3] == 1 else whole.gather(3, keys)

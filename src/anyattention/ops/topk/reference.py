@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ops.random import keep_factors
-from anyattention.ops.topk.call import TopKCall
+from anyattention.ops.random import draw_seed, keep_factors
+from anyattention.ops.topk.call import TopKCall, at_keys
 
 __all__ = ["refusal", "run"]
 
@@ -41,13 +41,15 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     keys, values = (torch.where(is_used.unsqueeze(-1), _rows(x, places), 0.0) for x in (key, value))
     scores = _capped(call, (query.unsqueeze(-2) * keys).sum(-1))
     if call.bias is not None:
-        scores = scores + _at(call.bias, places).to(dtype)
+        scores = scores + at_keys(call.bias, places).to(dtype)
     scores = torch.where(is_used, scores, -torch.inf)
     has_keys = is_used.any(-1, keepdim=True)
     weights = torch.where(is_used, torch.where(has_keys, scores, 0.0).softmax(-1), 0.0)
     kept = weights
-    if call.seed is not None:
-        kept = weights * keep_factors(tuple(weights.shape), call.dropout, call.seed, dtype)
+    if call.dropout > 0:
+        batch, heads, num_queries, k = weights.shape
+        seed = draw_seed(weights.device)
+        kept = weights * keep_factors((batch, num_queries, heads, k), call.dropout, seed, dtype).transpose(1, 2)
     output = (kept.unsqueeze(-1) * values).sum(-2)
     logsumexp = torch.where(has_keys, scores, 0.0).logsumexp(-1)
     logsumexp = torch.where(has_keys.squeeze(-1), logsumexp, -torch.inf)
@@ -65,12 +67,13 @@ def _chosen(call: TopKCall, query: Tensor, key: Tensor) -> Tensor:
     size = max(k, _SCORES_AT_ONCE // max(batch * heads * num_queries, 1))
     queries = torch.arange(num_queries, device=query.device)[:, None]
     for first in range(0, num_keys, size):
-        places = torch.arange(first, min(first + size, num_keys), device=query.device)
-        scores = _capped(call, query @ key[:, :, places[0] : places[-1] + 1].mT)
+        end = min(first + size, num_keys)
+        places = torch.arange(first, end, device=query.device)
+        scores = _capped(call, query @ key[:, :, first:end].mT)
         for name, pairs in (("bias", call.bias), ("mask", call.mask)):
             if pairs is None:
                 continue
-            part = pairs if pairs.shape[3] == 1 else pairs[..., places[0] : places[-1] + 1]
+            part = pairs if pairs.shape[3] == 1 else pairs[..., first:end]
             scores = scores + part.to(scores.dtype) if name == "bias" else scores.masked_fill(~part, -torch.inf)
         if call.selection.among is not None:
             allowed = call.selection.among.allows(queries, places, num_queries, num_keys)
@@ -90,10 +93,3 @@ def _rows(rows: Tensor, places: Tensor) -> Tensor:
     """`(B, H, L, k, D)`: the rows `(B, H, S, D)` at the places `(B, H, L, k)`."""
     flat = places.flatten(2).unsqueeze(-1).expand(-1, -1, -1, rows.shape[-1])
     return rows.gather(2, flat).unflatten(2, places.shape[2:])
-
-
-def _at(pairs: Tensor, places: Tensor) -> Tensor:
-    """`(B, H, L, k)`: the pairs' numbers, axes whole or 1, at the places."""
-    batch, heads, queries, _ = places.shape
-    whole = pairs.expand(batch, heads, queries, pairs.shape[3])
-    return whole.expand(*places.shape) if pairs.shape[3] == 1 else whole.gather(3, places)
