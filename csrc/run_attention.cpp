@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "anyattention.h"
@@ -125,6 +126,13 @@ struct Forward {
       const Lanes<T> weight = Exponential<T, lane>::run(load<lane>(column + j * kQueries) - shift);
       store<T, lane>(column + j * kQueries, weight);
       total += weight;
+    }
+    if (part.c.dropout > 0) {
+      Dropout<T> dropout(part, tile, b, h, v, range.begin);
+      for (int64_t j = range.begin; j < range.end; ++j) {
+        T *weight = column + j * kQueries;
+        store<T, lane>(weight, load<lane>(weight) * dropout.next());
+      }
     }
     for (int64_t j = range.end; j < count; ++j) store<T, lane>(column + j * kQueries, Lanes<T>{});
     largest[v] = now;
@@ -259,6 +267,8 @@ struct Backward {
         store<T, lane>(by_score + j * kQueries, Lanes<T>{});
       }
     };
+    std::optional<Dropout<T>> dropout;
+    if (part.c.dropout > 0) dropout.emplace(part, tile, b, h, v, range.begin);
     clear(0, range.begin);
     for (int64_t j = range.begin; j < range.end; ++j) {
       const auto seen = sees.of(j);
@@ -269,9 +279,10 @@ struct Backward {
       }
       if (part.c.bias.numbers) x += bias.at(j, v);
       const Lanes<T> weight = seen ? Exponential<T, lane>::run(x - low) : Lanes<T>{};
-      const Lanes<T> by = seen ? weight * (load<lane>(by_score + j * kQueries) - mean) : Lanes<T>{};
+      const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1;
+      const Lanes<T> by = seen ? weight * (load<lane>(by_score + j * kQueries) * factor - mean) : Lanes<T>{};
       if (by_bias) bias.add(by_bias, j, v, by);
-      store<T, lane>(score + j * kQueries, weight);
+      store<T, lane>(score + j * kQueries, seen ? weight * factor : Lanes<T>{});
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
     }
     clear(range.end, count);
@@ -280,7 +291,7 @@ struct Backward {
 
 template <class T>
 void forward(const Part &part, bool merges, T *output, T *logsumexp) {
-  const int64_t tasks = part.c.batch * part.query_tiles * part.H;
+  const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
   const int64_t own = TileMemory<T>::size(part);
   const Workspace<T> scratch(team * own, false);
@@ -290,7 +301,7 @@ void forward(const Part &part, bool merges, T *output, T *logsumexp) {
     QueryTile tile(part);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t h = n % part.H, index = n / part.H % part.query_tiles, b = n / part.H / part.query_tiles;
+      const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
       try {
         tile.move_to(index);
         Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(merges, output, logsumexp);
@@ -318,9 +329,9 @@ class BackwardTasks {
   BackwardTasks(const Part &p, bool a, const BackwardArrays<T> &all)
       : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G) {
     const int64_t wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1);
-    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles / 8));
+    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / 8));
     for (int64_t n = 0; n < count; ++n) {
-      const int64_t begin = part.query_tiles * n / count, end = part.query_tiles * (n + 1) / count;
+      const int64_t begin = part.query_tiles() * n / count, end = part.query_tiles() * (n + 1) / count;
       slices.push_back({begin, end, part.keys_of(begin, end), num_keys});
       num_keys += slices.back().keys.end - slices.back().keys.begin;
     }
@@ -433,7 +444,7 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
   return anyattention::guarded(call, [=](const auto &part) {
     *num_pairs = 0;
     anyattention::QueryTile tile(part);
-    for (int64_t index = 0; index < part.query_tiles; ++index) {
+    for (int64_t index = 0; index < part.query_tiles(); ++index) {
       tile.move_to(index);
       tile.start();
       for (const anyattention::Range &keys : tile.keys) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "philox.h"
 #include "products.h"
 #include "simd.h"
 
@@ -40,7 +41,7 @@ struct Part {
   const anyattention_run_attention &c;
   int64_t H, G, D, C;
   std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
-  int64_t query_tiles = 0;
+  std::vector<int64_t> first_pair;   // of each query, and one after the last; with dropout only
 
   explicit Part(const anyattention_run_attention &call) : c(call), H(call.heads), G(call.key_heads) {
     const int64_t lane = call.is_double ? kLane<double> : kLane<float>;
@@ -63,7 +64,13 @@ struct Part {
       reach = std::max(reach, c.run_ends[end - 1]);
     }
     first_query.push_back(c.num_queries);
-    query_tiles = static_cast<int64_t>(first_query.size()) - 1;
+    if (c.dropout == 0) return;
+    first_pair.push_back(0);
+    for (int64_t i = 0; i < c.num_queries; ++i) {
+      int64_t pairs = 0;
+      for (int64_t r = c.run_offsets[i]; r < c.run_offsets[i + 1]; ++r) pairs += c.run_ends[r] - c.run_begins[r];
+      first_pair.push_back(first_pair.back() + pairs);
+    }
   }
 
   // The keys from the first to the last that the queries of some tiles see.
@@ -80,6 +87,8 @@ struct Part {
   int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
   int64_t query_row(int64_t b, int64_t i, int64_t h) const { return (b * c.num_queries + query_at(i)) * H + h; }
   int64_t key_row(int64_t b, int64_t j, int64_t g) const { return (b * c.num_keys + key_at(j)) * G + g; }
+
+  int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
   // Where the numbers of a pair's head begin.
   static int64_t place_of(const anyattention_pairs &pairs, int64_t b, int64_t h) {
@@ -103,6 +112,7 @@ struct Part {
     const int64_t runs = c.run_offsets[c.num_queries];
     if (c.run_offsets[0] != 0 || runs < 0 || runs != c.num_runs) return false;
     if (runs > 0 && (!c.run_begins || !c.run_ends)) return false;
+    if (!(c.dropout >= 0 && c.dropout < 1) || (c.dropout > 0 && (c.query_order || c.key_order))) return false;
     for (int64_t i = 0; i < c.num_queries; ++i) {
       if (c.run_offsets[i] > c.run_offsets[i + 1]) return false;
     }
@@ -158,7 +168,9 @@ class QueryTile {
   int64_t first = 0, count = 0;
   std::vector<Range> keys;  // tiles of keys, rising, each begun by a key that is seen
   Range now{};              // one of them
-  uint64_t seen[kQueries];     // for each query a bit for each key of it
+  uint64_t seen[kQueries];  // for each query a bit for each key of it
+  uint64_t runs[kQueries];  // the same without the mask
+  int64_t pair[kQueries];   // which of all pairs is the first of its key, or would be
 
   explicit QueryTile(const Part &p) : part(p) {}
 
@@ -186,13 +198,18 @@ class QueryTile {
     }
   }
 
-  void start() { std::copy_n(part.c.run_offsets + first, count, cursor); }
+  void start() {
+    std::copy_n(part.c.run_offsets + first, count, cursor);
+    std::fill(runs, runs + kQueries, 0);
+    if (part.c.dropout > 0) std::copy_n(part.first_pair.data() + first, count, pair);
+  }
 
   // Reads which keys of a tile each query sees in a head; tiles must come in rising order.
   void look_at(Range tile, int64_t b, int64_t h) {
     now = tile;
     std::fill(seen, seen + kQueries, 0);
     for (int64_t i = 0; i < count; ++i) {
+      pair[i] += __builtin_popcountll(runs[i]);
       const int64_t last = part.c.run_offsets[first + i + 1];
       while (cursor[i] < last && part.c.run_ends[cursor[i]] <= now.begin) ++cursor[i];
       for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < now.end; ++r) {
@@ -200,6 +217,7 @@ class QueryTile {
                            std::min(part.c.run_ends[r], now.end) - now.begin);
       }
     }
+    std::copy_n(seen, kQueries, runs);
     if (part.c.mask.numbers) hide(b, h);
     for (int n = 0; n < kGroups; ++n) seen_by_group[n] = any_of(n * kGroup, (n + 1) * kGroup);
   }
@@ -348,6 +366,43 @@ struct Bias {
     const int64_t end = std::min(tile.count, (v + 1) * kLane<T>);
     for (int64_t i = v * kLane<T>; i < end; ++i) row[of_query(i)] += by_score[i % kLane<T>];
   }
+};
+
+// The factors of dropout for a vector of queries, from one key of a tile on.
+template <class T>
+class Dropout {
+ public:
+  Dropout(const Part &p, const QueryTile &tile, int64_t b, int64_t h, int64_t v, int64_t key)
+      : kept_(static_cast<T>(1 / (1 - p.c.dropout))), dropout_(p.c.dropout), seed_(static_cast<uint64_t>(p.c.seed)) {
+    for (int lane = 0; lane < kLane<T>; ++lane) {
+      const int64_t i = v * kLane<T> + lane;
+      runs_[lane] = i < tile.count ? tile.runs[i] : 0;
+      const int64_t pair = i < tile.count ? tile.pair[i] + __builtin_popcountll(runs_[lane] & ~(kWhole << key)) : 0;
+      position_[lane] = static_cast<uint64_t>((b * p.first_pair.back() + pair) * p.H + h);
+      runs_[lane] >>= key;
+    }
+    step_ = static_cast<uint64_t>(p.H);
+  }
+
+  Lanes<T> next() {
+    T factors[kLane<T>];
+#pragma omp simd
+    for (int lane = 0; lane < kLane<T>; ++lane) {
+      uint32_t words[4];
+      philox(position_[lane] / 4, seed_, words);
+      const uint64_t place = position_[lane] % 4;
+      const uint32_t word = place == 0 ? words[0] : place == 1 ? words[1] : place == 2 ? words[2] : words[3];
+      factors[lane] = static_cast<double>(word >> 8) * 0x1p-24 >= dropout_ ? kept_ : T{0};
+      position_[lane] += runs_[lane] & 1 ? step_ : 0;
+      runs_[lane] >>= 1;
+    }
+    return load<kLane<T>>(factors);
+  }
+
+ private:
+  T kept_;
+  double dropout_;
+  uint64_t seed_, step_, position_[kLane<T>], runs_[kLane<T>];
 };
 
 // c tanh(x / c), with an error of some units in the last place of c.

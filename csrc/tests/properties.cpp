@@ -314,9 +314,11 @@ void drive_runs(bool faulty) {
   const bool is_empty = batch * queries * keys == 0;
   if (faulty && !is_empty && mask.numbers && chance(0.5)) mask.size = std::min(mask.size - 1, up_to(mask.size)), broken = true;
   if (faulty && !is_empty && bias.numbers && chance(0.5)) bias.offset = one_of<int64_t>({-1, bias.size}), broken = true;
-  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), is_double,
-      0.4, chance(0.3) ? 2.0 : 0.0, query.get(), key.get(), value.get(),
-      wild_order || chance(0.5) ? query_order.get() : nullptr, wild_order || chance(0.5) ? key_order.get() : nullptr,
+  const bool has_orders = wild_order || chance(0.5);
+  const double dropout = has_orders || chance(0.5) ? 0 : 0.3;
+  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), up_to(1 << 20), is_double,
+      0.4, chance(0.3) ? 2.0 : 0.0, dropout, query.get(), key.get(), value.get(),
+      has_orders ? query_order.get() : nullptr, has_orders ? key_order.get() : nullptr,
       offsets.get(), run_begins.get(), run_ends.get(), num_runs, mask, bias};
   const int32_t statuses[] = {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), logsumexp.get()),

@@ -191,7 +191,7 @@ def test_operator() -> None:
     inputs = [rows(9, 2, 3).double().requires_grad_() for _ in range(3)]
     mask = torch.rand(2, 1, 9, 9) < 0.7
     bias = torch.randn(2, 17, dtype=torch.float64, requires_grad=True)
-    for given in ((None, None, parts, 0.5, 0.0), (mask, bias, parts, 0.5, 2.0)):
+    for given in ((None, None, None, parts, 0.5, 0.0, 0.0), (mask, bias, None, parts, 0.5, 2.0, 0.0)):
         torch.library.opcheck(torch.ops.anyattention.run_attention.default, (*inputs, *given))
 
 
@@ -239,7 +239,6 @@ class TestChoice:
         ("settings", "reason"),
         [
             ({"bias": torch.zeros(30, requires_grad=True)}, "tiles have no gradient of a bias of pairs"),
-            ({"dropout": 0.5}, "tiles have no dropout"),
         ],
     )
     def test_other_settings_run_over_edges(self, settings: dict[str, Any], reason: str) -> None:
@@ -264,7 +263,7 @@ class TestUncheckedArrays:
     def call(self, **changes: Any) -> Tensor:
         x = rows(9, 1, 4)
         part = runs_of(Window(1, 1), 9, 9)[0]._replace(**changes)
-        return kernels.attention(x, x, x, None, None, list(part), kernels.Settings(1.0, 0.0))[0]
+        return kernels.attention(x, x, x, None, None, None, list(part), kernels.Settings(1.0, 0.0, 0.0))[0]
 
     def test_runs(self) -> None:
         part = runs_of(Window(1, 1), 9, 9)[0]

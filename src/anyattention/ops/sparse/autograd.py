@@ -25,7 +25,8 @@ from anyattention.patterns import Graph
 __all__ = ["attention"]
 
 _ATTENTION = (
-    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, Tensor[] parts, float scale, float softcap"
+    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, Tensor? seed, Tensor[] parts, "
+    "float scale, float softcap, float dropout"
 )
 
 
@@ -35,6 +36,7 @@ def attention(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
+    seed: Tensor | None,
     parts: Sequence[Tensor],
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ def attention(
 
     A bias has gradients where it is one by distance.
     """
-    return _attend(query, key, value, mask, bias, list(parts), *settings)
+    return _attend(query, key, value, mask, bias, seed, list(parts), *settings)
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -51,20 +53,20 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tens
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:5], *output, *inputs[5])
-    ctx.numbers = inputs[6:]
+    ctx.save_for_backward(*inputs[:6], *output, *inputs[6])
+    ctx.numbers = inputs[7:]
 
 
 def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, mask, bias, output, logsumexp, *parts = ctx.saved_tensors
+    query, key, value, mask, bias, seed, output, logsumexp, *parts = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    none = (None,) * (1 + len(ctx.numbers))
+    none = (None,) * (2 + len(ctx.numbers))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        found = _composed(ctx, query, key, value, mask, bias, parts, grad_output, grad_logsumexp, logsumexp)
+        found = _composed(ctx, query, key, value, mask, bias, seed, parts, grad_output, grad_logsumexp, logsumexp)
         return (*found[:3], None, found[3], *none)
     needs_bias = ctx.needs_input_grad[4]
-    given = (grad_output, grad_logsumexp, output, logsumexp, query, key, value, mask, bias, parts)
+    given = (grad_output, grad_logsumexp, output, logsumexp, query, key, value, mask, bias, seed, parts)
     *gradients, by_bias = _attend_backward(*given, *ctx.numbers, needs_bias)
     return (*gradients, None, by_bias if needs_bias else None, *none)
 
@@ -76,6 +78,7 @@ def _composed(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
+    seed: Tensor | None,
     parts: Sequence[Tensor],
     grad_output: Tensor,
     grad_logsumexp: Tensor | None,
@@ -85,8 +88,8 @@ def _composed(
     size = len(RunPart._fields)
     queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
     graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
-    scale, softcap = ctx.numbers
-    settings = GraphSettings("Dot", True, scale, softcap, 0.0, 0.0)
+    scale, softcap, dropout = ctx.numbers
+    settings = GraphSettings("Dot", True, scale, softcap, 0.0, dropout)
     needed = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[4]]
     edges = None
     if mask is not None or bias is not None:
@@ -94,7 +97,7 @@ def _composed(
         if mask is not None:
             edges = torch.where(_at_pairs(mask, queries, keys, key.shape[1]), edges, -torch.inf)
         edges = edges.expand(query.shape[0], graph.num_edges, query.shape[2])
-    tensors = (query, key, value, None, None, edges, None)
+    tensors = (query, key, value, None, None, edges, seed)
     cotangents = (grad_output, grad_logsumexp, logsumexp)
     flags = [*needed[:3], False, False, needed[3]]
     *found, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
@@ -116,12 +119,12 @@ def _at_pairs(pairs: Tensor, queries: Tensor, keys: Tensor, num_keys: int) -> Te
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return kernels.attention(*arguments[:6], settings=Settings(*arguments[6:]))
+    return kernels.attention(*arguments[:7], settings=Settings(*arguments[7:]))
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *given, scale, softcap, needs_bias = arguments
-    return kernels.attention_backward(*given, settings=Settings(scale, softcap), needs_bias=needs_bias)
+    *given, scale, softcap, dropout, needs_bias = arguments
+    return kernels.attention_backward(*given, settings=Settings(scale, softcap, dropout), needs_bias=needs_bias)
 
 
 def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:

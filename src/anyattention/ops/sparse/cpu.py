@@ -13,6 +13,7 @@ from anyattention.ops.graph import refusal_of_rows
 from anyattention.ops.graph.composed import edge_scores
 from anyattention.ops.graph.edge_operators import arrays_of, edge_spread
 from anyattention.ops.graph.kernels import Settings as GraphSettings
+from anyattention.ops.random import draw_seed
 from anyattention.ops.sparse.autograd import attention
 from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
 from anyattention.ops.sparse.kernels import Settings, pairs_in_tiles
@@ -36,19 +37,20 @@ def refusal(call: SparseCall) -> str | None:
         return f"tiles are products, and the score is {type(call.score).__name__}"
     if isinstance(call.bias, Tensor) and call.bias.requires_grad and torch.is_grad_enabled():
         return "tiles have no gradient of a bias of pairs; RelativeBias has one"
-    if call.dropout > 0:
-        return "tiles have no dropout"
-    pairs, computed = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
+    pairs, computed, in_order = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
+    if call.dropout > 0 and not in_order:
+        return "with dropout tiles take the positions in order, and the pattern has steps"
     if computed > _WORTH * pairs + (1 << 18):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
 
 
 @constant_when_traced
-def _pairs(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[int, int]:
-    """How many pairs a pattern allows, and how many its tiles hold."""
+def _pairs(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[int, int, bool]:
+    """How many pairs a pattern allows, how many its tiles compute, and whether these take the positions in order."""
     parts = runs_of(pattern, num_queries, num_keys)
-    return sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+    pairs, computed = sum(part.num_pairs for part in parts), sum(pairs_in_tiles(part, num_keys) for part in parts)
+    return pairs, computed, not any(part.key_order.numel() for part in parts)
 
 
 @constant_when_traced
@@ -68,8 +70,9 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
     parts = _run_arrays(call.pattern, query.shape[1], key.shape[1])
     bias = _by_distance(call.bias, query, key) if isinstance(call.bias, RelativeBias) else call.bias
     bias = None if bias is None else bias.to(dtype)
-    settings = Settings(call.scale, call.softcap or 0.0)
-    output, logsumexp = attention(query, key, value, call.mask, bias, parts, settings)
+    seed = draw_seed(query.device) if call.dropout > 0 else None
+    settings = Settings(call.scale, call.softcap or 0.0, call.dropout)
+    output, logsumexp = attention(query, key, value, call.mask, bias, seed, parts, settings)
     weights = _weights(call, query, key, logsumexp).to(call.query.dtype) if call.arguments.weights is not None else None
     return output.to(call.value.dtype), weights, logsumexp
 

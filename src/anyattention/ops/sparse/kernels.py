@@ -33,9 +33,9 @@ class _Pairs(ctypes.Structure):
 class _RunAttention(ctypes.Structure):
     _fields_ = [
         *((name, _SIZE) for name in _SIZES),
+        ("seed", _SIZE),
         ("is_double", ctypes.c_int32),
-        ("scale", ctypes.c_double),
-        ("softcap", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("scale", "softcap", "dropout")),
         *((name, _POINTER) for name in ("query", "key", "value", *_ARRAYS)),
         ("num_runs", _SIZE),
         ("mask", _Pairs),
@@ -49,10 +49,12 @@ class Settings(NamedTuple):
     Args:
         scale: the factor of the dot product.
         softcap: c in c tanh(score / c), 0 for none.
+        dropout: probability with which a weight is dropped.
     """
 
     scale: float
     softcap: float
+    dropout: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
     """How many pairs of a part's tiles the kernels compute, allowed ones and others."""
     counted = ctypes.c_int64()
     sizes = (1, 1, 1, part.offsets.numel() - 1, num_keys, 1, 1, 1)
-    call = _structure(sizes, False, Settings(1.0, 0.0), (None,) * 3, part, (_Pairs(), _Pairs()))
+    call = _structure(sizes, None, False, Settings(1.0, 0.0, 0.0), (None,) * 3, part, (_Pairs(), _Pairs()))
     _native.run("run_attention_tiles", ctypes.byref(call), ctypes.byref(counted))
     return counted.value
 
@@ -79,6 +81,7 @@ def attention(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
+    seed: Tensor | None,
     parts: Sequence[Tensor],
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
@@ -89,6 +92,7 @@ def attention(
         mask: boolean, each of the axes `(B, H, L, S)` whole or 1.
         bias: in the query's dtype, its axes as the mask's, or `(H, L + S - 1)`, or with one head, by distance: that of
             query i and key j at i - j + S - 1.
+        seed: 0-d int64, with dropout.
         parts: the five arrays of each `RunPart`, one part after the other.
         settings: the numbers.
     """
@@ -96,7 +100,7 @@ def attention(
     logsumexp = query.new_empty(query.shape[:3])
     if not parts:
         return output.zero_(), logsumexp.fill_(-torch.inf)
-    for number, call in enumerate(_calls(query, key, value, mask, bias, parts, settings)):
+    for number, call in enumerate(_calls(query, key, value, mask, bias, seed, parts, settings)):
         structure = ctypes.byref(call.structure)
         _native.run("run_attention_forward", structure, number > 0, output.data_ptr(), logsumexp.data_ptr())
     return output, logsumexp
@@ -112,6 +116,7 @@ def attention_backward(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
+    seed: Tensor | None,
     parts: Sequence[Tensor],
     settings: Settings,
     needs_bias: bool,
@@ -133,7 +138,7 @@ def attention_backward(
             require_numbers(name, tensor, shape, query.dtype)
     kept = [None if tensor is None else tensor.contiguous() for tensor, _ in given.values()]
     pointers = [*map(pointer, kept), *map(pointer, gradients[:3]), pointer(gradients[3] if needs_bias else None)]
-    for number, call in enumerate(_calls(query, key, value, mask, bias, parts, settings)):
+    for number, call in enumerate(_calls(query, key, value, mask, bias, seed, parts, settings)):
         _native.run("run_attention_backward", ctypes.byref(call.structure), number > 0, *pointers)
     return tuple(gradients)  # pyright: ignore[reportReturnType]
 
@@ -144,6 +149,7 @@ def _calls(
     value: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
+    seed: Tensor | None,
     parts: Sequence[Tensor],
     settings: Settings,
 ) -> list[_Call]:
@@ -171,7 +177,7 @@ def _calls(
                 )
         counts = (batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, _native.num_threads())
         rows = (query.data_ptr(), key.data_ptr(), value.data_ptr())
-        structure = _structure(counts, dtype == torch.float64, settings, rows, arrays, pairs)
+        structure = _structure(counts, seed, dtype == torch.float64, settings, rows, arrays, pairs)
         given = [x for x in (query, key, value, mask, bias, *arrays) if x is not None]
         calls.append(_Call(structure, tuple(given)))
     return calls
@@ -199,6 +205,7 @@ def _pairs(name: str, pairs: Tensor | None, dtype: torch.dtype, axes: Sequence[i
 
 def _structure(
     sizes: Sequence[int],
+    seed: Tensor | None,
     is_double: bool,
     settings: Settings,
     rows: Sequence[int | None],
@@ -207,4 +214,5 @@ def _structure(
 ) -> _RunAttention:
     """A part's structure; `sizes` in the order of its fields."""
     pointers = (array.data_ptr() if array.numel() else None for array in arrays)
-    return _RunAttention(*sizes, is_double, *settings, *rows, *pointers, arrays[3].numel(), *pairs)
+    drawn = 0 if seed is None else int(seed)
+    return _RunAttention(*sizes, drawn, is_double, *settings, *rows, *pointers, arrays[3].numel(), *pairs)
