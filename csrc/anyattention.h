@@ -241,13 +241,15 @@ typedef struct anyattention_pairs {
  *   mask                     bytes, 0 hides a pair; numbers null for none
  *   bias                     added to the score, finite; numbers null for none
  *   dropout, seed            0 for none; Philox4x32-10, whose position for a pair is that of (batch
- *                            entry, pair in order of query, then key, head); without the orders only
+ *                            entry, head, query, key) where is_dense, else of (batch entry, pair
+ *                            in order of query, then key, head); without the orders only
  */
 typedef struct anyattention_run_attention {
   int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, num_threads;
   int64_t seed;
   int32_t is_double;
   double scale, softcap, dropout;
+  int32_t is_dense;
   const void *query, *key, *value;
   const int64_t *query_order, *key_order, *run_offsets, *run_begins, *run_ends;
   int64_t num_runs;

@@ -375,13 +375,15 @@ class Dropout {
   Dropout(const Part &p, const QueryTile &tile, int64_t b, int64_t h, int64_t v, int64_t key)
       : kept_(static_cast<T>(1 / (1 - p.c.dropout))), dropout_(p.c.dropout), seed_(static_cast<uint64_t>(p.c.seed)) {
     for (int lane = 0; lane < kLane<T>; ++lane) {
-      const int64_t i = v * kLane<T> + lane;
-      runs_[lane] = i < tile.count ? tile.runs[i] : 0;
-      const int64_t pair = i < tile.count ? tile.pair[i] + __builtin_popcountll(runs_[lane] & ~(kWhole << key)) : 0;
-      position_[lane] = static_cast<uint64_t>((b * p.first_pair.back() + pair) * p.H + h);
+      const int64_t i = std::min(v * kLane<T> + lane, tile.count - 1);
+      runs_[lane] = p.c.is_dense ? kWhole : tile.runs[i];
+      const int64_t before = __builtin_popcountll(runs_[lane] & ~(kWhole << key));
+      const int64_t of_query = ((b * p.H + h) * p.c.num_queries + tile.first + i) * p.c.num_keys;
+      const int64_t pair = b * p.first_pair.back() + tile.pair[i] + before;
+      position_[lane] = static_cast<uint64_t>(p.c.is_dense ? of_query + tile.now.begin + before : pair * p.H + h);
       runs_[lane] >>= key;
     }
-    step_ = static_cast<uint64_t>(p.H);
+    step_ = static_cast<uint64_t>(p.c.is_dense ? 1 : p.H);
   }
 
   Lanes<T> next() {

@@ -155,7 +155,7 @@ _ATTEND_DENSE = [
     row("return_logsumexp yes", _INPUT, lambda: attend(_X, _X, _X, return_logsumexp="yes"),
         "return_logsumexp: expected True or False, got 'yes'"),
     row("unknown implementation", _INPUT, lambda: attend(_X, _X, _X, implementation="cuda"),
-        "implementation: expected one of 'torch', 'reference', got 'cuda'"),
+        "implementation: expected one of 'cpu', 'torch', 'reference', got 'cuda'"),
     row("forced implementation", _UNSUPPORTED, lambda: attend(_X, _X, _X, implementation="torch", softcap=2.0),
         "implementation='torch' cannot run this call: it has no softcap"),
     row("mask as pattern", _INPUT, lambda: attend(_X, _X, _X, torch.ones(5, 5, dtype=torch.bool)),

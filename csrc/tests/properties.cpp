@@ -317,7 +317,7 @@ void drive_runs(bool faulty) {
   const bool has_orders = wild_order || chance(0.5);
   const double dropout = has_orders || chance(0.5) ? 0 : 0.3;
   const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), up_to(1 << 20), is_double,
-      0.4, chance(0.3) ? 2.0 : 0.0, dropout, query.get(), key.get(), value.get(),
+      0.4, chance(0.3) ? 2.0 : 0.0, dropout, chance(0.5), query.get(), key.get(), value.get(),
       has_orders ? query_order.get() : nullptr, has_orders ? key_order.get() : nullptr,
       offsets.get(), run_begins.get(), run_ends.get(), num_runs, mask, bias};
   const int32_t statuses[] = {

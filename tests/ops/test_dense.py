@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import anyattention
-from anyattention import Additive, Causal, Dot, Dynamic, Full, Graph, attend, explain
+from anyattention import Additive, Causal, Dot, Dynamic, Full, Graph, _native, attend, explain
 from anyattention.errors import UnsupportedError
 from anyattention.testing.cases import DENSE_CASES
 
-IMPLEMENTATIONS = ("torch", "reference")
+IMPLEMENTATIONS = ("cpu", "torch", "reference") if _native.available() else ("torch", "reference")
 CASES = {case.name: case for case in DENSE_CASES}
 
 
@@ -99,7 +99,7 @@ def gradients(result, found):
 
 def runs(case, implementation):
     """Whether an implementation has what the case needs."""
-    is_plain = case.score == "dot" and case.softcap is None
+    is_plain = case.score == "dot" and (implementation == "cpu" or case.softcap is None)
     sizes = (case.batch, case.query_length, case.key_length, case.heads, case.head_dim, case.value_dim)
     return implementation == "reference" or (is_plain and 0 not in sizes)
 
@@ -110,9 +110,10 @@ def test_agrees_with_softmax_row_by_row(implementation, name):
     case = CASES[name]
     arguments = case.arguments()
     if not runs(case, implementation):
-        with pytest.raises(UnsupportedError, match=r"implementation='torch' cannot run this call: (it|a size)"):
+        reason = rf"implementation='{implementation}' cannot run this call: (it|tiles|a size)"
+        with pytest.raises(UnsupportedError, match=reason):
             attend(**arguments, implementation=implementation)
-        assert explain(**arguments).implementation == "reference"
+        assert explain(**arguments).implementation == next(each for each in IMPLEMENTATIONS if runs(case, each))
         return
     found = leaves(arguments, implementation)
     settings = {**arguments, "return_logsumexp": True, "implementation": implementation}
@@ -232,27 +233,32 @@ def test_masks_and_biases_that_broadcast_are_as_if_expanded(implementation, dtyp
 def test_the_fastest_that_can_is_chosen_and_explained():
     x = torch.randn(2, 5, 3, 4, requires_grad=True)
     bias = torch.randn(5, 5, requires_grad=True)
-    reasons = {
-        "it has no softcap": {"softcap": 3.0},
-        "it has no dropout": {"dropout": 0.5},
-        "it never forms the weights": {"return_weights": True},
-        "it has no gradient for the bias": {"bias": bias},
-        "it scores by dot product, not by Dynamic": {"score": Dynamic(torch.randn(3, 4))},
-    }
-    assert explain(x, x, x, Causal()).implementation == "torch"
-    assert explain(x, x, x, bias=bias.detach()).implementation == "torch"
+    reasons = [
+        ("cpu", "tiles never form the weights", {"return_weights": True}),
+        ("cpu", "tiles have no gradient of a bias of pairs", {"bias": bias}),
+        ("cpu", "tiles are products, and the score is Dynamic", {"score": Dynamic(torch.randn(3, 4))}),
+        ("torch", "it has no softcap", {"softcap": 3.0}),
+        ("torch", "it has no dropout", {"dropout": 0.5}),
+        ("torch", "it never forms the weights", {"return_weights": True}),
+        ("torch", "it has no gradient for the bias", {"bias": bias}),
+        ("torch", "it scores by dot product, not by Dynamic", {"score": Dynamic(torch.randn(3, 4))}),
+    ]
+    assert explain(x, x, x, Causal(), softcap=3.0, dropout=0.5).implementation == "cpu"
+    assert explain(x, x, x, bias=bias.detach()).implementation == "cpu"
     with torch.no_grad():
-        assert explain(x, x, x, bias=bias).implementation == "torch"
-    for reason, settings in reasons.items():
+        assert explain(x, x, x, bias=bias).implementation == "cpu"
+    for implementation, reason, settings in reasons:
         explanation = explain(x, x, x, **settings)
-        assert explanation.implementation == "reference"
-        assert explanation.refusals[0][0] == "torch"
-        assert explanation.refusals[0][1].startswith(reason)
-        assert f"not torch: {reason}" in str(explanation)
-        with pytest.raises(UnsupportedError, match=f"implementation='torch' cannot run this call: {reason}"):
-            attend(x, x, x, **settings, implementation="torch")
-        with pytest.raises(UnsupportedError, match=f"implementation='torch' cannot run this call: {reason}"):
-            explain(x, x, x, **settings, implementation="torch")
+        assert explanation.implementation == ("cpu" if "softcap" in settings or "dropout" in settings else "reference")
+        if explanation.implementation == "reference":
+            assert [name for name, _ in explanation.refusals] == ["cpu", "torch"]
+            assert dict(explanation.refusals)[implementation].startswith(reason)
+            assert f"not {implementation}: {reason}" in str(explanation)
+        refused = f"implementation='{implementation}' cannot run this call: {reason}"
+        with pytest.raises(UnsupportedError, match=refused):
+            attend(x, x, x, **settings, implementation=implementation)
+        with pytest.raises(UnsupportedError, match=refused):
+            explain(x, x, x, **settings, implementation=implementation)
 
 
 def test_a_forced_implementation_is_the_one_that_runs(monkeypatch):
@@ -263,15 +269,16 @@ def test_a_forced_implementation_is_the_one_that_runs(monkeypatch):
     monkeypatch.setattr(module, "fused_dense", lambda *call: fused.append(1) or original(*call))
     attend(x, x, x, implementation="reference")
     assert not fused
-    attend(x, x, x, implementation="torch")
     attend(x, x, x)
-    assert len(fused) == 2
+    assert not fused
+    attend(x, x, x, implementation="torch")
+    assert len(fused) == 1
 
 
 def test_explain_says_what_the_fused_kernel_does_not_hold():
     x = torch.randn(2, 5, 3, 4)
-    assert "NaN" in str(explain(x, x, x, Causal()))
-    assert "NaN" not in str(explain(x, x, x, Causal(), implementation="reference"))
+    assert "NaN" in str(explain(x, x, x, Causal(), implementation="torch"))
+    assert "NaN" not in str(explain(x, x, x, Causal()))
 
 
 def test_explain_draws_no_random_number():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anyattention import Additive, Causal, Dynamic, EdgeFeatures, Full, attend
+from anyattention import Additive, Causal, Dynamic, EdgeFeatures, Full, _native, attend
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidConfigError,
@@ -16,7 +16,7 @@ from anyattention.errors import (
 )
 from anyattention.ops.random import draw_seed, keep_factors
 
-IMPLEMENTATIONS = ("torch", "reference")
+IMPLEMENTATIONS = ("cpu", "torch", "reference") if _native.available() else ("torch", "reference")
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 

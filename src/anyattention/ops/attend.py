@@ -75,8 +75,8 @@ def attend(
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
         return_logsumexp: also return the natural log of the softmax denominator.
-        implementation: force "reference", or "torch" (with a Graph or TopK "cpu"); None takes the first that can run
-            the call. See `explain`.
+        implementation: force "reference", "cpu", "torch" (dense attention) or "graph" (sparse patterns, as a Graph); None
+            takes the first that can run the call. See `explain`.
 
     Returns:
         AttentionResult(output, weights, logsumexp, indices); what was not asked for is None. The output has the
@@ -87,7 +87,7 @@ def attend(
         UnsupportedError: the forced implementation cannot run the call, or the pattern lacks the setting.
         OutOfMemoryError: the weights would not fit in memory.
 
-    Cost: dense O(batch x heads x query_length x key_length x head_dim) time; "torch" takes memory linear in the
+    Cost: dense O(batch x heads x query_length x key_length x head_dim) time; "cpu" and "torch" take memory linear in the
     lengths, "reference" and weights quadratic. Graph: O(edges x heads x head_dim) time; "cpu" takes memory for each
     edge and head, "reference" for each channel too.
 
@@ -166,9 +166,8 @@ def explain(
 
     Example:
         >>> x = torch.ones(1, 2, 1, 4)
-        >>> print(explain(x, x, x, softcap=30.0))
+        >>> print(explain(x, x, x, implementation="reference"))
         runs: reference
-        not torch: it has no softcap
     """
     arguments = Arguments(
         query=query,

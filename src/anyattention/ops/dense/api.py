@@ -11,7 +11,7 @@ from anyattention._checks import (
 )
 from anyattention._dispatch import Explanation, Implementation
 from anyattention.ops.arguments import Arguments, check_score, default_scale, read_pairs, refuse_graph_settings
-from anyattention.ops.dense import reference, torch_fused
+from anyattention.ops.dense import cpu, reference, torch_fused
 from anyattention.ops.dense.call import DenseCall
 from anyattention.ops.random import draw_seed
 from anyattention.output import AttentionResult
@@ -20,6 +20,7 @@ from anyattention.patterns import Causal, Full, Pattern, TopK
 __all__ = ["dense_attention", "explain_dense"]
 
 _TABLE = (
+    Implementation("cpu", cpu.run, cpu.refusal),
     Implementation("torch", torch_fused.run, torch_fused.refusal),
     Implementation("reference", reference.run, reference.refusal),
 )

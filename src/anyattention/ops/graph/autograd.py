@@ -19,6 +19,7 @@ from anyattention.ops.graph import kernels
 from anyattention.ops.graph.composed import composed_gradients
 from anyattention.ops.graph.edge_operators import define
 from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.random import keep_factors
 
 __all__ = ["attention", "attention_weights"]
 
@@ -125,11 +126,11 @@ def _attention_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: T
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        needed = ctx.needs_input_grad[:6]
-        return (
-            *composed_gradients(needed, tensors, graph, Settings(*numbers), grad_output, grad_logsumexp, logsumexp),
-            *none,
-        )
+        needed, settings, (query, seed) = ctx.needs_input_grad[:6], Settings(*numbers), (tensors[0], tensors[6])
+        edges = (query.shape[0], graph[1].shape[0], query.shape[2])
+        kept = None if seed is None else keep_factors(edges, settings.dropout, seed, query.dtype)
+        given = ((*tensors[:6], kept), graph, settings, grad_output, grad_logsumexp, logsumexp)
+        return (*composed_gradients(needed, *given), *none)
     arguments = (grad_output, grad_logsumexp, output, logsumexp, *tensors, graph, *numbers)
     gradients = (_run_attention_backward if are_plain(arguments) else _attend_backward)(*arguments)
     given = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]

@@ -15,7 +15,6 @@ from torch import Tensor
 from anyattention.ops.graph.dynamic import dynamic_scores
 from anyattention.ops.graph.edge_operators import edge_dot, edge_spread, edge_sum, edge_total
 from anyattention.ops.graph.kernels import Settings
-from anyattention.ops.random import keep_factors
 
 __all__ = ["composed_attention", "composed_gradients", "edge_scores"]
 
@@ -58,12 +57,15 @@ def composed_attention(
     vector: Tensor | None,
     term: Tensor | None,
     bias: Tensor | None,
-    seed: Tensor | None,
+    kept: Tensor | None,
     graph: Sequence[Tensor],
     settings: Settings,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp in the primitives, differentiable to any order; `shift` is a constant near logsumexp."""
+    """Output and logsumexp in the primitives, differentiable to any order.
+
+    `kept` `(B, E, H)` are the factors of dropout, and `shift` is a constant near logsumexp.
+    """
     scores = edge_scores(query, key, vector, term, bias, graph, settings)
     hidden = scores == -torch.inf
     if settings.normalize:
@@ -77,9 +79,7 @@ def composed_attention(
     else:
         weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
         logsumexp = shift
-    if seed is not None:
-        weights = weights * keep_factors(tuple(weights.shape), settings.dropout, seed, weights.dtype)
-    return edge_sum(weights, value, graph), logsumexp
+    return edge_sum(weights if kept is None else weights * kept, value, graph), logsumexp
 
 
 def composed_gradients(
@@ -93,7 +93,7 @@ def composed_gradients(
 ) -> list[Tensor | None]:
     """The gradients of `composed_attention`'s first six tensors, which autograd differentiates again.
 
-    `needed` says which of these are; `tensors` are the seven, the last the seed.
+    `needed` says which of these are; `tensors` are the seven, the last `kept`.
     """
     places = [n for n in range(6) if needed[n]]
     # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.

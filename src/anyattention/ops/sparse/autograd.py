@@ -17,6 +17,7 @@ from torch import Tensor
 from anyattention.ops.graph.composed import composed_gradients
 from anyattention.ops.graph.edge_operators import arrays_of, define
 from anyattention.ops.graph.kernels import Settings as GraphSettings
+from anyattention.ops.random import keep_factors
 from anyattention.ops.sparse import kernels
 from anyattention.ops.sparse.kernels import Settings
 from anyattention.ops.sparse.runs import RunPart, pairs_of
@@ -26,7 +27,7 @@ __all__ = ["attention"]
 
 _ATTENTION = (
     "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, Tensor? seed, Tensor[] parts, "
-    "float scale, float softcap, float dropout"
+    "float scale, float softcap, float dropout, bool is_dense"
 )
 
 
@@ -88,8 +89,8 @@ def _composed(
     size = len(RunPart._fields)
     queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
     graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
-    scale, softcap, dropout = ctx.numbers
-    settings = GraphSettings("Dot", True, scale, softcap, 0.0, dropout)
+    numbers = Settings(*ctx.numbers)
+    settings = GraphSettings("Dot", True, numbers.scale, numbers.softcap, 0.0, 0.0)
     needed = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[4]]
     edges = None
     if mask is not None or bias is not None:
@@ -97,7 +98,13 @@ def _composed(
         if mask is not None:
             edges = torch.where(_at_pairs(mask, queries, keys, key.shape[1]), edges, -torch.inf)
         edges = edges.expand(query.shape[0], graph.num_edges, query.shape[2])
-    tensors = (query, key, value, None, None, edges, seed)
+    kept = None
+    if seed is not None and numbers.is_dense:
+        every = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+        kept = keep_factors(every, numbers.dropout, seed, query.dtype)[:, :, queries, keys].transpose(1, 2)
+    elif seed is not None:
+        kept = keep_factors((query.shape[0], graph.num_edges, query.shape[2]), numbers.dropout, seed, query.dtype)
+    tensors = (query, key, value, None, None, edges, kept)
     cotangents = (grad_output, grad_logsumexp, logsumexp)
     flags = [*needed[:3], False, False, needed[3]]
     *found, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
@@ -123,8 +130,8 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *given, scale, softcap, dropout, needs_bias = arguments
-    return kernels.attention_backward(*given, settings=Settings(scale, softcap, dropout), needs_bias=needs_bias)
+    settings, needs_bias = Settings(*arguments[11:-1]), arguments[-1]
+    return kernels.attention_backward(*arguments[:11], settings=settings, needs_bias=needs_bias)
 
 
 def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:

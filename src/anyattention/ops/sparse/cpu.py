@@ -20,9 +20,9 @@ from anyattention.ops.sparse.kernels import Settings, pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.ops.sparse.traced import constant_when_traced
 from anyattention.patterns import Pattern
-from anyattention.scores import Dot
+from anyattention.scores import Dot, Score
 
-__all__ = ["refusal", "run"]
+__all__ = ["refusal", "refusal_of_tiles", "run"]
 
 # Where tiles compute more pairs than this for each that is allowed, edges are faster.
 _WORTH = 8
@@ -30,18 +30,26 @@ _WORTH = 8
 
 def refusal(call: SparseCall) -> str | None:
     """Why the kernels cannot run a call."""
-    unable = refusal_of_rows(call.query, call.value)
+    unable = refusal_of_tiles(call.query, call.value, call.score, call.bias)
     if unable is not None:
         return unable
-    if not isinstance(call.score, Dot):
-        return f"tiles are products, and the score is {type(call.score).__name__}"
-    if isinstance(call.bias, Tensor) and call.bias.requires_grad and torch.is_grad_enabled():
-        return "tiles have no gradient of a bias of pairs; RelativeBias has one"
     pairs, computed, in_order = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
     if call.dropout > 0 and not in_order:
         return "with dropout tiles take the positions in order, and the pattern has steps"
     if computed > _WORTH * pairs + (1 << 18):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
+    return None
+
+
+def refusal_of_tiles(query: Tensor, value: Tensor, score: Score, bias: Tensor | RelativeBias | None) -> str | None:
+    """Why the tile kernels cannot take these, whatever the pairs."""
+    unable = refusal_of_rows(query, value)
+    if unable is not None:
+        return unable
+    if not isinstance(score, Dot):
+        return f"tiles are products, and the score is {type(score).__name__}"
+    if isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled():
+        return "tiles have no gradient of a bias of pairs; RelativeBias has one"
     return None
 
 

@@ -36,6 +36,7 @@ class _RunAttention(ctypes.Structure):
         ("seed", _SIZE),
         ("is_double", ctypes.c_int32),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "dropout")),
+        ("is_dense", ctypes.c_int32),
         *((name, _POINTER) for name in ("query", "key", "value", *_ARRAYS)),
         ("num_runs", _SIZE),
         ("mask", _Pairs),
@@ -50,11 +51,13 @@ class Settings(NamedTuple):
         scale: the factor of the dot product.
         softcap: c in c tanh(score / c), 0 for none.
         dropout: probability with which a weight is dropped.
+        is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
     """
 
     scale: float
     softcap: float
     dropout: float
+    is_dense: bool = False
 
 
 @dataclass(frozen=True)
