@@ -99,7 +99,7 @@ struct Call {
   bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
 
   // Infinity becomes NaN: -inf would pass for a hidden edge.
-  static T shown(T raw) { return raw + raw * 0; }
+  static T shown(T scaled) { return scaled + scaled * 0; }
 
   // What the softmax sees, and its derivative by the raw score, for each head.
   template <bool NeedsSlope>
@@ -107,13 +107,13 @@ struct Call {
     raw_scores(q, k, e, score, derivative);
     if (cap != 0) {
       for (int64_t h = 0; h < H; ++h) {
-        const T t = std::tanh(scale * shown(score[h]) / cap);
+        const T t = std::tanh(shown(scale * score[h]) / cap);
         score[h] = cap * t;
         if (NeedsSlope) derivative[h] *= scale * (1 - t * t);
       }
     } else {
       const T factor = scale;
-      each_head(H, [=](int64_t h) { score[h] = shown(score[h]) * factor; });
+      each_head(H, [=](int64_t h) { score[h] = shown(score[h] * factor); });
       if (NeedsSlope) each_head(H, [=](int64_t h) { derivative[h] *= factor; });
     }
     if (bias.data) {
@@ -188,7 +188,8 @@ struct Call {
     if constexpr (Score == ANYATTENTION_ADDITIVE) {
       raw = load<Heads>(q) + load<Heads>(k);
       slopes = raw > 0 ? slopes : slopes * slope;
-      return (raw + raw * 0) * slopes;
+      raw *= slopes;
+      return raw + raw * 0;
     } else {
       using Row = RegisterRow<Heads, DW>;
       if constexpr (Score == ANYATTENTION_DOT) {
@@ -201,7 +202,8 @@ struct Call {
         }
         raw = parts.sums();
       }
-      return (raw + raw * 0) * scale;
+      raw *= scale;
+      return raw + raw * 0;
     }
   }
 

@@ -26,11 +26,10 @@ namespace {
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 
-
-// A query's weights are exp(score - m), m near the largest score so far. It follows where that has grown by more, since then
-// all sums are scaled anew.
+// A query's weights are exp(score - m), m near the largest score so far. It follows where that has grown by more, since
+// then all sums are scaled anew.
 template <class T>
-constexpr T kGrowth = 8;
+constexpr T kGrowth = 2;
 
 // Some tiles of queries, and the keys from the first to the last that they see.
 struct Slice {
@@ -252,7 +251,7 @@ struct Backward {
     }
   }
 
-  // For a vector of queries, scores become weights, and gradients by weights those by raw scores; 0 for what is not seen.
+  // Scores of a vector of queries become weights, and gradients by weights those by raw scores; 0 for what is not seen.
   void differentiate(int64_t v, int64_t count, T *by_bias) {
     constexpr int lane = kLane<T>;
     T *score = memory.score + v * lane, *by_score = memory.by_score + v * lane;
@@ -321,8 +320,8 @@ struct BackwardArrays {
 };
 
 // Each batch entry, key head and slice of the tiles of queries is one task with sums of its own, for the keys that the
-// slice sees and the biases of its heads. There are as many slices as make sixteen tasks, whatever the threads, and their
-// sums are added up in order.
+// slice sees and the biases of its heads. There are as many slices as make sixteen tasks, whatever the threads, and
+// their sums are added up in order.
 template <class T>
 class BackwardTasks {
  public:

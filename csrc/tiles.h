@@ -6,6 +6,7 @@
 #define ANYATTENTION_TILES_H
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -265,7 +266,8 @@ class QueryTile {
     return pairs;
   }
 
-  // The products of the tile: `rows` are keys or queries, and a product leaves out what no pair needs.
+  // What of the tile's products some keys or queries need. Scores that no query of a vector sees are not computed, and
+  // what lies in their place is not read: weights are made from a vector's first seen key to its last, the others are 0.
   template <class T>
   Extent scores_of(int64_t begin, int64_t end, int64_t depth) const {
     const Range v = vectors_of<T>(begin, end);
@@ -407,10 +409,20 @@ class Dropout {
   uint64_t seed_, step_, position_[kLane<T>], runs_[kLane<T>];
 };
 
-// c tanh(x / c), with an error of some units in the last place of c.
+// c tanh(x / c). Near 0 the difference of exponentials would lose digits, and a series takes its place.
 template <class T>
 Lanes<T> capped(Lanes<T> x, T cap) {
-  return cap - 2 * cap / (Exponential<T, kLane<T>>::run(x * (2 / cap)) + 1);
+  const Lanes<T> t = x / cap, square = t * t;
+  if constexpr (sizeof(T) == sizeof(double)) {
+    Lanes<T> result{};
+    for (int lane = 0; lane < kLane<T>; ++lane) result[lane] = cap * std::tanh(t[lane]);
+    return result;
+  } else {
+    const Lanes<T> series = 2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835));
+    const Lanes<T> near = t * (1 + square * (-1.0f / 3 + square * series));
+    const Lanes<T> far = 1 - 2 / (Exponential<T, kLane<T>>::run(2 * t) + 1);
+    return cap * (square < 0.0625f ? near : far);
+  }
 }
 
 // What one tile of queries needs in one head, in a thread's own memory.
@@ -429,12 +441,12 @@ struct TileMemory {
   static int64_t size(const Part &part) { return kRows * (4 * part.D + 4 * part.C) + 2 * kQueries * kKeys + kLane<T>; }
 };
 
-// Turns rows (padded) into columns of kQueries numbers, times a factor.
+// Turns rows (padded) into columns kQueries apart, times a factor; the last vector of queries is filled with 0.
 template <class T>
 void turn(int64_t count, int64_t padded, const T *rows, T factor, T *turned) {
   for (int64_t d = 0; d < padded; ++d) {
     for (int64_t i = 0; i < count; ++i) turned[d * kQueries + i] = rows[i * padded + d] * factor;
-    std::fill(turned + d * kQueries + count, turned + (d + 1) * kQueries, T{0});
+    for (int64_t i = count; i % kLane<T>; ++i) turned[d * kQueries + i] = 0;
   }
 }
 

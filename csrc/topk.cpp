@@ -33,21 +33,15 @@ constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// As wide as a register: the compiler takes a comparison of wider vectors apart, number by number.
-#if defined(__AVX512F__)
-constexpr int kScores = 16;
-#elif defined(__AVX__)
-constexpr int kScores = 8;
-#else
-constexpr int kScores = 4;
-#endif
-using Scores = Vector<float, kScores>;
+constexpr int kScores = kLane<float>;
+using Scores = Lanes<float>;
 using Integers = Vector<int32_t, kScores>;
 
 // Infinity becomes NaN: -inf would pass for a hidden pair.
 template <class T>
 inline T scaled(T product, float scale) {
-  return (product + product * 0) * scale;
+  product *= scale;
+  return product + product * 0;
 }
 
 inline uint64_t candidate(float score, int64_t place) {
@@ -214,7 +208,7 @@ class Task {
     if (seen.low >= place + rows || seen.high <= place) return;
     const bool whole = seen.begin <= place && place + rows <= seen.end, adds = s_.c.mask || s_.c.bias;
     const int64_t columns = std::min(kColumns, count_ - first), D = s_.c.head_dim, t = begin_ + place;
-    const int64_t width = (columns + kLane<float> - 1) / kLane<float> * kLane<float>;
+    const int64_t width = (columns + kScores - 1) / kScores * kScores;
     if (adds) read_pairs(t, rows, first, columns);
     if (columns <= kFewColumns) {
       multiply_few(t, rows, first, columns);
@@ -349,7 +343,8 @@ void merge(const Selection &s, const uint64_t *results, int64_t stride, int64_t 
 void select(const Selection &s, int64_t *indices) {
   const int64_t heads = s.c.batch * s.c.key_heads, tasks = heads * s.blocks * s.slices;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(s.c.num_threads, tasks)));
-  const int64_t own = (Task::scratch_size(s) + kLane<float> - 1) / kLane<float> * kLane<float>, whole = std::min(kTaskColumns, s.columns);
+  const int64_t own = (Task::scratch_size(s) + kScores - 1) / kScores * kScores;
+  const int64_t whole = std::min(kTaskColumns, s.columns);
   const int64_t stride = heads * s.columns * s.kept;  // from one slice's results to the next
   const Workspace<float> scratch(team * own);
   const Workspace<uint64_t> candidates(team * whole * s.capacity, false), results(s.slices * stride, false);

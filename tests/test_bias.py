@@ -58,6 +58,8 @@ def test_refusals() -> None:
         RelativeBias(torch.ones(1, 3, dtype=torch.int64), 0)
     with pytest.raises(InvalidConfigError, match="first: expected an int"):
         RelativeBias(torch.ones(1, 3), 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidInputError, match=r"bias\.numbers: expected no -inf"):
+        attend(x, x, x, Window(1, 1), bias=RelativeBias(torch.full((1, 3), -torch.inf), -1))
     with pytest.raises(InvalidConfigError, match="align"):
         RelativeBias(torch.ones(1, 3), 0, "left")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidConfigError, match="heads: expected an int >= 1"):

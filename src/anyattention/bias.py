@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import describe_shape, require_floating
-from anyattention.errors import DimensionMismatchError
+from anyattention.errors import DimensionMismatchError, InvalidConfigError
 from anyattention.patterns.base import Align, check_align, diagonal_offset, require_int
 
 __all__ = ["RelativeBias"]
@@ -19,11 +19,12 @@ __all__ = ["RelativeBias"]
 class RelativeBias:
     """The bias of a pair, read from a table by the distance from the query's position to the key's.
 
-    `bias[h, i, j] = numbers[h, clamp(j - i - first, 0, distances - 1)]`: distances beyond the table's ends take the
-    number at that end.
+    `bias[h, i, j] = numbers[h, clamp(j - i - first, 0, distances - 1)]`, i the query's position by `align`: distances
+    beyond the table's ends take the number at that end. Kernels read the table; only "reference", "torch" and a
+    selection (`TopK`) spread it over all pairs.
 
     Args:
-        numbers: `(heads, distances)`, or `(1, distances)` for all heads; floating, finite, trainable.
+        numbers: `(heads, distances)`, or `(1, distances)` for all heads; floating, without -inf, trainable.
         first: the distance of the first column, negative for keys before the query.
         align: where query i stands when the lengths differ: at key i ("top_left"), or so that the last query stands
             at the last key ("bottom_right").
@@ -54,7 +55,8 @@ class RelativeBias:
             raise DimensionMismatchError(
                 argument="bias.numbers", expected="(heads, distances)", actual=describe_shape(self.numbers)
             )
-        require_int("first", self.first, -(2**59))
+        if isinstance(self.first, bool) or not isinstance(self.first, int):
+            raise InvalidConfigError(argument="first", expected="an int", actual=repr(self.first))
         check_align(self.align)
 
     @classmethod

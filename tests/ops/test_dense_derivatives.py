@@ -242,8 +242,8 @@ def test_low_precision_is_at_most_twice_as_wrong_as_plain_pytorch(implementation
     exact = run(plain, torch.float64)
     for one, other, truth in zip(run(ours, dtype), run(plain, dtype), exact, strict=True):
         assert one.dtype == dtype
-        # PyTorch's fused kernel takes an exponential that is right to 2^-20, in float32 too. Tiles take each weight's from a
-        # score and a logsumexp, both rounded.
+        # PyTorch's fused kernel takes an exponential that is right to 2^-20, in float32 too. Tiles take each weight's
+        # from a score and a logsumexp, both rounded.
         relative = 2.0**-20 if implementation != "reference" and dtype == torch.float32 else torch.finfo(dtype).eps
         step = relative * truth.abs().max()
         ours_error, plain_error = ((x.double() - truth).abs().max() for x in (one, other))

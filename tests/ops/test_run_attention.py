@@ -191,7 +191,7 @@ def test_operator() -> None:
     inputs = [rows(9, 2, 3).double().requires_grad_() for _ in range(3)]
     mask = torch.rand(2, 1, 9, 9) < 0.7
     bias = torch.randn(2, 17, dtype=torch.float64, requires_grad=True)
-    for given in ((None, None, None, parts, 0.5, 0.0, 0.0), (mask, bias, None, parts, 0.5, 2.0, 0.0)):
+    for given in ((None, None, None, parts, 0.5, 0.0, 0.0, False), (mask, bias, None, parts, 0.5, 2.0, 0.0, True)):
         torch.library.opcheck(torch.ops.anyattention.run_attention.default, (*inputs, *given))
 
 

@@ -22,6 +22,7 @@ from anyattention import (
     RandomBlocks,
     RelativeBias,
     Strided,
+    TopK,
     Window,
     _native,
     attend,
@@ -432,3 +433,61 @@ def test_shapes_that_do_not_fit(shapes: list[tuple[int, ...]], match: str) -> No
 def test_one_dtype_for_all() -> None:
     with pytest.raises(InvalidInputError, match=r"key: expected torch\.float32, as query, got torch\.float64"):
         attend(_X, _X.double(), _X, Window(1, 1))
+
+
+@pytest.mark.parametrize("size", [30.0, 1e4])
+def test_weights_of_large_scores_and_of_padding(native, size: float) -> None:
+    """Far below zero a hidden pair's exponential overflows, and a rounded logsumexp is far from what it is of."""
+    query, key, value = converted(leaves(7, 7), torch.float32)
+    inputs = (-size * query.abs()).requires_grad_(), (size * key.abs()).requires_grad_(), value.requires_grad_()
+    mask = torch.arange(7) < 5
+    result = attend(*inputs, Window(2, 2), mask=mask, return_weights="heads", implementation="cpu")
+    exact = attend(*converted(inputs, torch.float64), Window(2, 2), mask=mask, return_weights="heads")
+    assert result.weights is not None
+    assert exact.weights is not None
+    torch.testing.assert_close(result.weights.double(), exact.weights, rtol=0, atol=1e-3)
+    gradients = torch.autograd.grad(result.weights.square().sum(), inputs[:2])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("cap", [0.3, 50.0, 1e4, 1e8])
+def test_softcaps_of_every_size(native, cap: float) -> None:
+    inputs = converted(leaves(40, 40), torch.float32)
+    exact = converted(inputs, torch.float64)
+    for each in (*inputs, *exact):
+        each.requires_grad_()
+    found = []
+    for rows in (inputs, exact):
+        output = attend(*rows, Window(9, 9), softcap=cap, implementation="cpu").output
+        generator = torch.Generator().manual_seed(0)
+        cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        found.append([x.double() for x in (output, *torch.autograd.grad(output, rows, cotangent))])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=2e-6)
+    scores = torch.einsum("blhd,bshd->bhls", exact[0], exact[1]) / _HEAD_DIM**0.5
+    capped = (cap * torch.tanh(scores / cap)).masked_fill(~Window(9, 9).to_dense(40, 40), -torch.inf)
+    torch.testing.assert_close(found[1][0], torch.einsum("bhls,bshe->blhe", capped.softmax(-1), exact[2]))
+
+
+def test_no_length_with_a_mask_or_a_bias() -> None:
+    for num_queries, num_keys in ((0, 0), (0, 3), (3, 0)):
+        inputs = leaves(num_queries, num_keys)
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool)
+        for pattern in (Window(1, 1, "top_left"), TopK(2)):
+            for settings in ({"mask": mask}, {"bias": mask.double()}):
+                result = attend(*inputs, pattern, return_weights="heads", **settings)
+                assert result.output.shape == (2, num_queries, _HEADS, _VALUE_DIM)
+                assert (result.output == 0).all()
+
+
+@pytest.mark.parametrize("pattern", [Full(), Causal(), Window(2, 1), TopK(3), Window(1, 1).to_graph(7, 7)], ids=str)
+def test_forward_derivatives_are_those_of_the_reference(pattern: Any) -> None:
+    inputs = tuple(x.detach() for x in leaves(7, 7))
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+
+    def run(*rows: Tensor) -> Tensor:
+        return attend(*rows, pattern).output
+
+    _, found = torch.func.jvp(run, inputs, tangents)
+    step = 1e-6
+    ahead, behind = (run(*(x + s * t for x, t in zip(inputs, tangents, strict=True))) for s in (step, -step))
+    torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)

@@ -364,3 +364,15 @@ def test_composition() -> None:
         Causal() | TopK(2)  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
     with pytest.raises(TypeError, match=r"unsupported operand type\(s\) for &"):
         TopK(2) & 3  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+def test_a_score_that_overflows_shows(native, implementation: str) -> None:
+    """-inf would pass for a hidden pair, and no key would be chosen."""
+    query, key, value = torch.ones(2, 1, 1, 1), torch.ones(2, 5, 1, 1), torch.randn(2, 5, 1, 3)
+    query[1], key[1] = 1e19, -1e19
+    result = attend(query, key, value, TopK(2), scale=10.0, implementation=implementation)
+    assert result.indices is not None
+    assert (result.indices >= 0).all()
+    assert result.output[0].isfinite().all()
+    assert result.output[1].isnan().all()

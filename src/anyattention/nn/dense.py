@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig, Positions, require_config, require_defaults
 from anyattention.nn.base import AttentionModule, require_finite
 from anyattention.nn.projected import (
@@ -104,7 +105,7 @@ class ScaledDotProductAttention(AttentionModule):
         value: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        bias: Tensor | None = None,
+        bias: Tensor | RelativeBias | None = None,
         return_weights: bool | str | None = None,
     ) -> AttentionOutput:
         """Attend.
@@ -240,7 +241,7 @@ class MultiHeadAttention(ProjectedAttention):
         value: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        bias: Tensor | None = None,
+        bias: Tensor | RelativeBias | None = None,
         return_weights: bool | str | None = None,
     ) -> AttentionOutput:
         """Attend.

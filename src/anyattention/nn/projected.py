@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_dense, require_floating, require_mask
+from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
@@ -92,7 +93,7 @@ class ProjectedAttention(AttentionModule):
         heads: list[Tensor],
         pattern: Pattern | TopK | None,
         mask: Tensor | None,
-        bias: Tensor | None,
+        bias: Tensor | RelativeBias | None,
         return_weights: bool | str,
     ) -> AttentionOutput:
         """Attention over the pattern's pairs, projected back."""
@@ -190,7 +191,7 @@ def attend_heads(
     heads: list[Tensor],
     pattern: Pattern | TopK | None,
     mask: Tensor | None,
-    bias: Tensor | None,
+    bias: Tensor | RelativeBias | None,
     return_weights: bool | str,
 ) -> AttentionResult:
     """`attend` with a module's settings; a mask or bias of rank 3 is (batch, query_length, key_length).
@@ -203,7 +204,8 @@ def attend_heads(
     if isinstance(pattern, Graph):
         pattern = pattern.to(query.device)
     else:
-        mask, bias = _insert_heads(mask), _insert_heads(bias)
+        mask = None if mask is None else _insert_heads(mask)
+        bias = _insert_heads(bias) if isinstance(bias, Tensor) else bias
     result = attend(
         query,
         key,
@@ -228,9 +230,9 @@ def _joined(pattern: Pattern | TopK | None, causal: bool) -> Pattern | TopK | No
     return Causal() if pattern is None or isinstance(pattern, Full | Causal) else pattern & Causal()
 
 
-def _insert_heads(tensor: Tensor | None) -> Tensor | None:
+def _insert_heads(tensor: Tensor) -> Tensor:
     """A mask or bias of rank 3, (batch, query_length, key_length) in modules, as rank 4."""
-    return tensor[:, None] if isinstance(tensor, Tensor) and tensor.ndim == 3 else tensor
+    return tensor[:, None] if tensor.ndim == 3 else tensor
 
 
 def _chosen_weights(weights: Tensor, indices: Tensor, num_keys: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig, Positions, SparseAttentionConfig, SparsityPattern, require_config
 from anyattention.errors import DimensionMismatchError
 from anyattention.nn.projected import ProjectedAttention
@@ -169,7 +170,7 @@ class SparseAttention(ProjectedAttention):
         value: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        bias: Tensor | None = None,
+        bias: Tensor | RelativeBias | None = None,
         return_weights: bool | str = False,
     ) -> AttentionOutput:
         """Attend over the pattern's pairs.
@@ -180,7 +181,7 @@ class SparseAttention(ProjectedAttention):
             value: of the same shape; None is the key.
             mask: boolean, True = may attend, within the pattern: `(length,)`, `(length, length)`, `(batch, length,
                 length)` or rank 4 with heads second; sizes of 1 broadcast.
-            bias: floating, added to the scaled scores; shapes as the mask.
+            bias: floating, added to the scaled scores; shapes as the mask. Or `RelativeBias`, by distance.
             return_weights: "mean" over heads (or True), "heads", or False, which spares them.
 
         Returns:

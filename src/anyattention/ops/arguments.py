@@ -21,6 +21,7 @@ from anyattention._checks import (
 )
 from anyattention.bias import RelativeBias
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
+from anyattention.ops.eager import are_plain
 from anyattention.patterns import Full, Pattern, TopK
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
@@ -159,7 +160,15 @@ def read_bias(bias: Tensor, query: Tensor) -> Tensor:
 
 def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
     """Raise unless a bias by distance fits the query."""
+    require_dense("bias.numbers", bias.numbers)
     require_device("bias.numbers", bias.numbers, query.device, "query")
+    if are_plain((bias.numbers,)) and bool((bias.numbers == -torch.inf).any()):
+        raise InvalidInputError(
+            argument="bias.numbers",
+            expected="no -inf",
+            actual="-inf among them",
+            hint="a pattern or a mask hides pairs",
+        )
     if len(bias.numbers) not in (1, heads):
         raise DimensionMismatchError(
             argument="bias.numbers",

@@ -55,8 +55,8 @@ def attend(
         query: `(batch, query_length, heads, head_dim)`; with a Graph also without batch, `(queries, heads, head_dim)`.
         key: `(batch, key_length, heads, head_dim)`, or `(keys, key_heads, head_dim)`.
         value: `(batch, key_length, heads, value_dim)`, or `(keys, key_heads, value_dim)`. All three of one floating
-            dtype and device; float16 and bfloat16 are summed in float32. With a Graph key_heads may be a divisor of
-            heads: each key head then serves heads / key_heads heads in a row.
+            dtype and device; float16 and bfloat16 are summed in float32. Except with Full and Causal, key_heads may be
+            a divisor of heads: each key head then serves heads / key_heads heads in a row.
         pattern: which pairs exist: Full() (also None), Causal(), Window, Strided, Fixed, Global, RandomBlocks,
             Documents, Blocks, what `&` and `|` make of them, a Graph. For all but Full and Causal the weights are those
             of the pairs, `(batch, edges)` or `(batch, edges, heads)`, in the order of `pattern.to_graph(...)`.
@@ -75,8 +75,8 @@ def attend(
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
         return_logsumexp: also return the natural log of the softmax denominator.
-        implementation: force "reference", "cpu", "torch" (dense attention) or "graph" (sparse patterns, as a Graph); None
-            takes the first that can run the call. See `explain`.
+        implementation: force "cpu", "torch" (dense attention), "graph" (other patterns, over their pairs as edges) or
+            "reference"; None takes the first that can run the call. See `explain`.
 
     Returns:
         AttentionResult(output, weights, logsumexp, indices); what was not asked for is None. The output has the
@@ -87,9 +87,10 @@ def attend(
         UnsupportedError: the forced implementation cannot run the call, or the pattern lacks the setting.
         OutOfMemoryError: the weights would not fit in memory.
 
-    Cost: dense O(batch x heads x query_length x key_length x head_dim) time; "cpu" and "torch" take memory linear in the
-    lengths, "reference" and weights quadratic. Graph: O(edges x heads x head_dim) time; "cpu" takes memory for each
-    edge and head, "reference" for each channel too.
+    Cost: dense O(batch x heads x query_length x key_length x head_dim) time; "cpu" and "torch" take memory linear in
+    the lengths, "reference" and weights quadratic. Graph: O(edges x heads x head_dim) time; "cpu" takes memory for each
+    edge and head, "reference" for each channel too. Other patterns: time for their pairs and memory linear in the
+    lengths, or that of a Graph. TopK: the time of dense attention, memory for queries x heads x k.
 
     Source: Vaswani et al., 2017 (Dot); Velickovic et al., 2018 (Additive); Brody et al., 2022 (Dynamic).
 

@@ -1,12 +1,13 @@
-"""Whether a call may go to its CPU kernel straight, past PyTorch's dispatcher."""
+"""What a call is made under: whether it may go to its kernel straight, and whether transforms are on."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-__all__ = ["are_plain"]
+__all__ = ["are_plain", "are_transformed"]
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
@@ -26,3 +27,12 @@ def are_plain(arguments: Sequence[Any]) -> bool:
         elif isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
             return False  # what is in memory is not what the numbers are
     return True
+
+
+def are_transformed(*tensors: Tensor | None) -> bool:
+    """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(x is not None and unpack_dual(x).tangent is not None for x in tensors)

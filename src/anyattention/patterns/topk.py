@@ -21,7 +21,8 @@ class TopK:
     Not a pattern, since the scores decide: it has no `to_graph`. `pattern & TopK(k)` is `TopK(k, among=pattern)`.
 
     Args:
-        k: how many keys, at least 1; where fewer are allowed, all of these.
+        k: how many keys, at least 1; where fewer are allowed, all of these. Of equal scores "cpu" takes the first keys,
+            "reference" any.
         among: the pairs to choose from; None is every pair.
 
     Raises:

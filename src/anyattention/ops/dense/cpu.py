@@ -18,7 +18,7 @@ __all__ = ["refusal", "run"]
 
 def refusal(call: DenseCall) -> str | None:
     """Why the kernels cannot run a call."""
-    unable = refusal_of_tiles(call.query, call.value, call.score, call.bias)
+    unable = refusal_of_tiles(call.query, call.key, call.value, call.score, call.bias)
     if unable is not None:
         return unable
     if call.needs_weights:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from anyattention.ops.dense.autograd import fused_dense
 from anyattention.ops.dense.call import DenseCall
+from anyattention.ops.eager import are_transformed
 from anyattention.scores import Dot
 
 __all__ = ["NOTE", "refusal", "run"]
@@ -20,6 +21,8 @@ def refusal(call: DenseCall) -> str | None:
     """Why the fused kernel cannot run a call."""
     if call.query.device.type != "cpu":
         return f"PyTorch's fused attention is wrapped for the CPU only, and the query is on {call.query.device}"
+    if are_transformed(call.query, call.key, call.value, call.bias):
+        return "it has no forward derivatives and no rules for the transforms of torch.func"
     if not isinstance(call.score, Dot):
         return f"it scores by dot product, not by {type(call.score).__name__}"
     if call.softcap is not None:

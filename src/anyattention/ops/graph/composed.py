@@ -44,7 +44,8 @@ def edge_scores(
         # A gradient of 0 through NaN would be NaN.
         raw = torch.where(hidden, 0.0, raw)
     # Infinity becomes NaN: -inf would pass for a hidden edge.
-    scores = raw * torch.where(raw.isfinite(), 1.0, torch.nan) * settings.scale
+    scores = raw * settings.scale
+    scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
     if settings.softcap > 0:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
     return scores if hidden is None or bias is None else torch.where(hidden, -torch.inf, scores + bias)

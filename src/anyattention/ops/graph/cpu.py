@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
+from anyattention.ops.eager import are_transformed
 from anyattention.ops.graph.autograd import attention, attention_weights
 from anyattention.ops.graph.call import GraphCall
 from anyattention.ops.graph.composed import edge_scores
@@ -26,17 +27,19 @@ __all__ = ["refusal", "refusal_of_rows", "run"]
 
 def refusal(call: GraphCall) -> str | None:
     """Why the kernels cannot run a call."""
-    return refusal_of_rows(call.query, call.value)
+    return refusal_of_rows(call.query, call.key, call.value, call.bias)
 
 
-def refusal_of_rows(query: Tensor, value: Tensor) -> str | None:
-    """Why no compiled kernel can take these rows."""
+def refusal_of_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> str | None:
+    """Why no compiled kernel can take these."""
     if query.device.type != "cpu":
         return f"the kernels run on the CPU, and the query is on {query.device}"
     if not _native.available():
         return "no kernels are compiled (see `anyattention info`)"
     if 0 in (*query.shape[-2:], value.shape[-1]):
         return "a size is 0"
+    if are_transformed(query, key, value, bias):
+        return "the kernels have no forward derivatives and no rules for the transforms of torch.func"
     return None
 
 

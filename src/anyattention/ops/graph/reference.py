@@ -96,7 +96,8 @@ def _scores(call: GraphCall, dtype: torch.dtype) -> Tensor:
         key = key + _project(call.edges.features, call.edges.key_weight, call.mask, dtype)
     raw = _raw_scores(query, key, call.score)
     # An infinite input shows as NaN: a score of -inf would pass for a hidden edge, and a soft cap would hide it.
-    scores = raw * torch.where(raw.isfinite(), 1.0, torch.nan) * call.scale
+    scores = raw * call.scale
+    scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     return scores if call.bias is None else scores + call.bias.to(dtype)

@@ -33,7 +33,7 @@ _TABLE = (
     Implementation(
         "graph",
         lambda call: _over_edges(call, "cpu"),
-        lambda call: refusal_of_rows(call.query, call.value),
+        lambda call: refusal_of_rows(call.query, call.key, call.value),
     ),
     Implementation("reference", lambda call: _over_edges(call, "reference"), lambda call: None),
 )

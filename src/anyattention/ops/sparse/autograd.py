@@ -19,6 +19,7 @@ from anyattention.ops.graph.edge_operators import arrays_of, define
 from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.random import keep_factors
 from anyattention.ops.sparse import kernels
+from anyattention.ops.sparse.call import pairs_at_edges
 from anyattention.ops.sparse.kernels import Settings
 from anyattention.ops.sparse.runs import RunPart, pairs_of
 from anyattention.patterns import Graph
@@ -64,7 +65,9 @@ def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | No
         grad_output = torch.zeros_like(output)
     none = (None,) * (2 + len(ctx.numbers))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        found = _composed(ctx, query, key, value, mask, bias, seed, parts, grad_output, grad_logsumexp, logsumexp)
+        needed = [ctx.needs_input_grad[n] for n in (0, 1, 2, 4)]
+        given = (query, key, value, mask, bias, seed, parts, Settings(*ctx.numbers))
+        found = _composed(needed, *given, grad_output, grad_logsumexp, logsumexp)
         return (*found[:3], None, found[3], *none)
     needs_bias = ctx.needs_input_grad[4]
     given = (grad_output, grad_logsumexp, output, logsumexp, query, key, value, mask, bias, seed, parts)
@@ -73,7 +76,7 @@ def _gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | No
 
 
 def _composed(
-    ctx: Any,
+    needed: Sequence[bool],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -81,22 +84,25 @@ def _composed(
     bias: Tensor | None,
     seed: Tensor | None,
     parts: Sequence[Tensor],
+    numbers: Settings,
     grad_output: Tensor,
     grad_logsumexp: Tensor | None,
     logsumexp: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients of query, key, value and bias, which autograd differentiates again."""
+    """The gradients of query, key, value and bias, where needed, which autograd differentiates again."""
     size = len(RunPart._fields)
     queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
     graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
-    numbers = Settings(*ctx.numbers)
     settings = GraphSettings("Dot", True, numbers.scale, numbers.softcap, 0.0, 0.0)
-    needed = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[4]]
+    # Where a bias by distance has each pair's number.
+    place = graph.query_index - graph.key_index + key.shape[1] - 1
     edges = None
     if mask is not None or bias is not None:
-        edges = query.new_zeros(()) if bias is None else _at_pairs(bias, queries, keys, key.shape[1])
+        edges = query.new_zeros(())
+        if bias is not None:
+            edges = bias[:, place].T[None] if bias.ndim == 2 else pairs_at_edges(bias, graph)
         if mask is not None:
-            edges = torch.where(_at_pairs(mask, queries, keys, key.shape[1]), edges, -torch.inf)
+            edges = torch.where(pairs_at_edges(mask, graph), edges, -torch.inf)
         edges = edges.expand(query.shape[0], graph.num_edges, query.shape[2])
     kept = None
     if seed is not None and numbers.is_dense:
@@ -107,22 +113,11 @@ def _composed(
     tensors = (query, key, value, None, None, edges, kept)
     cotangents = (grad_output, grad_logsumexp, logsumexp)
     flags = [*needed[:3], False, False, needed[3]]
-    *found, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
+    *by_rows, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
     by_bias = None
     if by_edges is not None and bias is not None:
-        distance = queries - keys + key.shape[1] - 1
-        by_bias = bias.new_zeros(bias.shape).index_add(
-            1, distance, by_edges.sum(0).T.sum_to_size(len(bias), len(queries))
-        )
-    return [*found[:3], by_bias]
-
-
-def _at_pairs(pairs: Tensor, queries: Tensor, keys: Tensor, num_keys: int) -> Tensor:
-    """Mask or bias at some pairs, `(B | 1, E, H | 1)`."""
-    if pairs.ndim == 2:
-        return pairs[:, queries - keys + num_keys - 1].T[None]
-    at = pairs[:, :, queries if pairs.shape[2] > 1 else queries * 0, keys if pairs.shape[3] > 1 else keys * 0]
-    return at.transpose(1, 2)
+        by_bias = bias.new_zeros(bias.shape).index_add(1, place, by_edges.sum(0).T.sum_to_size(len(bias), len(queries)))
+    return [*by_rows[:3], by_bias]
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:

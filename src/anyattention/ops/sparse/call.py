@@ -72,8 +72,8 @@ def bias_at_edges(call: SparseCall, graph: Graph) -> Tensor | None:
 
 def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:
     """`(B | 1, H | 1, L | 1, S | 1)` at a graph's edges: `(B | 1, E, H | 1)`."""
-    query = graph.query_index if pairs.shape[2] > 1 else 0
-    key = graph.key_index if pairs.shape[3] > 1 else 0
+    query = graph.query_index if pairs.shape[2] != 1 else 0
+    key = graph.key_index if pairs.shape[3] != 1 else 0
     edges = pairs[:, :, query, key]
     if edges.ndim == 2:
         edges = edges.unsqueeze(-1).expand(-1, -1, graph.num_edges)

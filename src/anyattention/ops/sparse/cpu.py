@@ -11,7 +11,7 @@ from torch import Tensor
 from anyattention.bias import RelativeBias
 from anyattention.ops.graph import refusal_of_rows
 from anyattention.ops.graph.composed import edge_scores
-from anyattention.ops.graph.edge_operators import arrays_of, edge_spread
+from anyattention.ops.graph.edge_operators import arrays_of, edge_softmax
 from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.random import draw_seed
 from anyattention.ops.sparse.autograd import attention
@@ -30,7 +30,7 @@ _WORTH = 8
 
 def refusal(call: SparseCall) -> str | None:
     """Why the kernels cannot run a call."""
-    unable = refusal_of_tiles(call.query, call.value, call.score, call.bias)
+    unable = refusal_of_tiles(call.query, call.key, call.value, call.score, call.bias)
     if unable is not None:
         return unable
     pairs, computed, in_order = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
@@ -41,9 +41,12 @@ def refusal(call: SparseCall) -> str | None:
     return None
 
 
-def refusal_of_tiles(query: Tensor, value: Tensor, score: Score, bias: Tensor | RelativeBias | None) -> str | None:
+def refusal_of_tiles(
+    query: Tensor, key: Tensor, value: Tensor, score: Score, bias: Tensor | RelativeBias | None
+) -> str | None:
     """Why the tile kernels cannot take these, whatever the pairs."""
-    unable = refusal_of_rows(query, value)
+    numbers = bias.numbers if isinstance(bias, RelativeBias) else bias
+    unable = refusal_of_rows(query, key, value, numbers)
     if unable is not None:
         return unable
     if not isinstance(score, Dot):
@@ -81,7 +84,7 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
     seed = draw_seed(query.device) if call.dropout > 0 else None
     settings = Settings(call.scale, call.softcap or 0.0, call.dropout)
     output, logsumexp = attention(query, key, value, call.mask, bias, seed, parts, settings)
-    weights = _weights(call, query, key, logsumexp).to(call.query.dtype) if call.arguments.weights is not None else None
+    weights = _weights(call, query, key).to(call.query.dtype) if call.arguments.weights is not None else None
     return output.to(call.value.dtype), weights, logsumexp
 
 
@@ -92,8 +95,8 @@ def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
     return bias.at(places, places.new_tensor(num_keys - 1), num_queries, num_keys)
 
 
-def _weights(call: SparseCall, query: Tensor, key: Tensor, logsumexp: Tensor) -> Tensor:
-    """The weights once more, from logsumexp, by the primitives of graphs: differentiable."""
+def _weights(call: SparseCall, query: Tensor, key: Tensor) -> Tensor:
+    """The weights, by the primitives of graphs: differentiable."""
     edges = call.graph()
     bias = bias_at_edges(call, edges)
     if call.mask is not None:
@@ -103,7 +106,4 @@ def _weights(call: SparseCall, query: Tensor, key: Tensor, logsumexp: Tensor) ->
         bias = bias.to(query.dtype).expand(query.shape[0], edges.num_edges, query.shape[2])
     settings = GraphSettings("Dot", True, call.scale, call.softcap or 0.0, 0.0, 0.0)
     graph = arrays_of(edges)
-    scores = edge_scores(query, key, None, None, bias, graph, settings)
-    hidden = scores == -torch.inf
-    shown = torch.where(hidden, 0.0, scores) - edge_spread(torch.where(logsumexp == -torch.inf, 0.0, logsumexp), graph)
-    return torch.where(hidden, 0.0, shown.exp())
+    return edge_softmax(edge_scores(query, key, None, None, bias, graph, settings), graph)

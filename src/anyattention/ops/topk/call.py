@@ -43,4 +43,6 @@ def at_keys(pairs: Tensor, keys: Tensor) -> Tensor:
     """`(B, H, L, k)`: the numbers of pairs, axes (B, H, L, S) whole or 1, at the keys `(B, H, L, k)`."""
     batch, heads, queries, _ = keys.shape
     whole = pairs.expand(batch, heads, queries, pairs.shape[3])
+    if pairs.shape[3] == 0:  # and each slot is unused
+        return whole.new_zeros(keys.shape)
     return whole.expand(*keys.shape) if pairs.shape[3] == 1 else whole.gather(3, keys)

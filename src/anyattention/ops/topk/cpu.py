@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.eager import are_plain
@@ -24,7 +23,7 @@ __all__ = ["refusal", "run"]
 
 def refusal(call: TopKCall) -> str | None:
     """Why the kernels cannot run a call."""
-    unable = refusal_of_rows(call.query, call.value)
+    unable = refusal_of_rows(call.query, call.key, call.value, call.bias)
     if unable is not None:
         return unable
     if call.key.shape[1] == 0:
@@ -33,11 +32,6 @@ def refusal(call: TopKCall) -> str | None:
         return "keys are chosen in float32, and the query is torch.float64"
     if call.softcap is not None and call.bias is not None:
         return "keys are chosen without softcap, and with a bias it changes their order"
-    if not torch.compiler.is_compiling():
-        rows = (call.query, call.key, call.value)
-        is_dual = any(unpack_dual(x).tangent is not None for x in rows)
-        if is_dual or torch._C._are_functorch_transforms_active():
-            return "the kernels have no forward derivatives and no rules for the transforms of torch.func"
     if call.selection.among is not None and not are_plain(()):
         return "a pattern is read in plain calls: neither compiled nor traced, and under no mode"
     if _intervals_of(call) is None:
@@ -58,10 +52,9 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     k = call.selection.k
     intervals = _intervals_of(call)
     assert intervals is not None
-    begins, ends, fewest = intervals
+    begins, ends = intervals
     indices = chosen_keys(query, key, begins, ends, call.mask, bias, call.scale, k)
-    is_used = indices >= 0 if call.mask is not None or fewest < k else None
-    places = indices if is_used is None else indices.clamp(min=0)
+    places = indices.clamp(min=0)
     # Each query and head is a node of one head, and so is each key and head.
     first = torch.arange(batch, device=query.device)[:, None] * (num_keys * key_heads)
     first = first + torch.arange(heads, device=query.device) // (heads // key_heads)
@@ -73,7 +66,7 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
             value=value.reshape(-1, 1, value_dim),
             pattern=graph_of_rows(nodes.flatten(0, 2), batch * num_keys * key_heads),
             score=Dot(),
-            mask=None if is_used is None else is_used.flatten(),
+            mask=(indices >= 0).flatten(),
             bias=None if bias is None else at_keys(bias, places.transpose(1, 2)).transpose(1, 2).flatten(),
             edges=None,
             scale=call.scale,
@@ -94,20 +87,17 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     return output, result.weights.reshape(indices.shape).to(call.query.dtype), logsumexp, indices
 
 
-def _intervals_of(call: TopKCall) -> tuple[Tensor | None, Tensor | None, int] | None:
-    """The keys that each query sees, from a begin up to an end, and the fewest of any query; None for several runs."""
-    num_queries, num_keys = call.query.shape[1], call.key.shape[1]
+def _intervals_of(call: TopKCall) -> tuple[Tensor | None, Tensor | None] | None:
+    """The keys that each query sees, from a begin up to an end, all without a pattern; None for several runs."""
     among = call.selection.among
-    return (None, None, num_keys) if among is None else _intervals(among, num_queries, num_keys)
+    return (None, None) if among is None else _intervals(among, call.query.shape[1], call.key.shape[1])
 
 
 @lru_cache(maxsize=8)
-def _intervals(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[Tensor, Tensor, int] | None:
+def _intervals(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[Tensor, Tensor] | None:
     # Neither inference mode, nor a transform, nor a default device may leave their mark on what later calls find here.
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
         bounds = pattern.spans(num_queries, num_keys, device="cpu").bounds(num_queries)
         if bounds is None:
             return None
-        begins, ends = bounds[0], bounds[1] + 1
-        fewest = int((ends - begins).min()) if num_queries else 0
-        return begins.contiguous(), ends.contiguous(), fewest
+        return bounds[0].contiguous(), (bounds[1] + 1).contiguous()

@@ -39,7 +39,8 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
     # An unused slot holds a row that is not attended to, and 0 x NaN is NaN.
     keys, values = (torch.where(is_used.unsqueeze(-1), _rows(x, places), 0.0) for x in (key, value))
-    scores = _capped(call, (query.unsqueeze(-2) * keys).sum(-1))
+    # So does a gradient of 0 through the cap.
+    scores = _capped(call, torch.where(is_used, (query.unsqueeze(-2) * keys).sum(-1), 0.0))
     if call.bias is not None:
         scores = scores + at_keys(call.bias, places).to(dtype)
     scores = torch.where(is_used, scores, -torch.inf)
@@ -85,7 +86,8 @@ def _chosen(call: TopKCall, query: Tensor, key: Tensor) -> Tensor:
 
 def _capped(call: TopKCall, products: Tensor) -> Tensor:
     """The scores without bias. Infinity becomes NaN: -inf would pass for a hidden pair."""
-    scores = (products + products * 0) * call.scale
+    scores = products * call.scale
+    scores = scores + scores * 0
     return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
 
 
