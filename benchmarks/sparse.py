@@ -24,7 +24,6 @@ from anyattention import (
     Causal,
     Documents,
     Fixed,
-    Full,
     Global,
     Pattern,
     RandomBlocks,
@@ -157,7 +156,7 @@ def causal() -> dict[str, Any]:
         rows = inputs(length, width=32, batch=4)
         first = heads_first(rows)
         contestants = {
-            "anyattention": ours(rows, Full() & Causal()),
+            "anyattention": ours(rows, Causal()),
             "dense SDPA, is_causal": lambda x=first: F.scaled_dot_product_attention(x[0], x[1], x[2], is_causal=True),
         }
         with torch.no_grad():
