@@ -305,7 +305,7 @@ class Task {
 
   // Leaves a column the best of its candidates.
   void prune(int64_t n) {
-    if (sizes_[n] < s_.kept) return;
+    if (sizes_[n] < s_.kept || sizes_[n] == 0) return;
     uint64_t *mine = candidates_ + n * s_.capacity, *last = mine + s_.kept - 1;
     put_largest_first(mine, last, mine + sizes_[n]);
     sizes_[n] = s_.kept;
