@@ -227,7 +227,7 @@ struct Exponential;
 template <int Count>
 struct Exponential<float, Count> {
   using Numbers = Vector<float, Count>;
-  using Integers = Vector<int32_t, Count>;
+  using Integers = Vector<uint32_t, Count>;  // NaN overflows them
 
   static inline Numbers polynomial(Numbers r) {
     Numbers p = Numbers{} + 1.9875691500e-4f;
@@ -276,7 +276,7 @@ struct Exponential<float, Count> {
 template <int Count>
 struct Exponential<double, Count> {
   using Numbers = Vector<double, Count>;
-  using Integers = Vector<int64_t, Count>;
+  using Integers = Vector<uint64_t, Count>;
 
   static inline Numbers run(Numbers x) {
     const Numbers magic = Numbers{} + 6755399441055744.0;  // 1.5 * 2^52
