@@ -12,7 +12,6 @@ from anyattention.config import AttentionConfig, GeometricAttentionConfig, Radia
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import (
     PointAttention,
-    Points,
     all_pairs,
     as_pairs,
     displacements,
@@ -244,17 +243,15 @@ class DistanceAttention(PointAttention):
         batch = query_pos.shape[0] if has_batch else 1
         num_queries, num_keys = query_pos.shape[-2], key_pos.shape[-2]
         mask = read_pairs_mask(mask, graph, batch, base.num_heads, num_queries, num_keys)
-        queries, keys = Points(query_pos, None), Points(key_pos, features)
         if not has_batch:
-            queries, keys = Points(query_pos[None], None), Points(key_pos[None], features[None])
+            query_pos, key_pos, features = query_pos[None], key_pos[None], features[None]
         asks, seen = split_by_mask(mask)
-        queries, keys = shown(queries, asks), shown(keys, seen)
-        require_finite_positions("positions", queries.positions)
-        require_finite_positions("positions", keys.positions)
-        assert keys.features is not None
+        query_pos, key_pos, features = shown(query_pos, asks), shown(key_pos, seen), shown(features, seen)
+        require_finite_positions("positions", query_pos)
+        require_finite_positions("positions", key_pos)
         scale = 1.0 if base.scale is None else base.scale
-        term = self.key_projection(keys.features) * scale
-        value = self.value_projection(keys.features).unflatten(-1, (base.num_heads, base.d_k))
+        term = self.key_projection(features) * scale
+        value = self.value_projection(features).unflatten(-1, (base.num_heads, base.d_k))
         settings = {
             "scale": 1.0,
             "dropout": base.dropout if self.training else 0.0,
@@ -262,7 +259,7 @@ class DistanceAttention(PointAttention):
         }
         dtype = torch.promote_types(query_pos.dtype, torch.float32)
         with torch.autocast(query_pos.device.type, enabled=False):
-            places, others = queries.positions.to(dtype), keys.positions.to(dtype)
+            places, others = query_pos.to(dtype), key_pos.to(dtype)
             term, value = term.to(dtype), value.to(dtype)
             if graph is None and radius is None and config.get_radial_range() is None:
                 near, near_keys = squared_distance_rows(*from_centre(places, others, seen), self._decay(dtype))

@@ -8,28 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_dense, require_floating
 from anyattention.config import AttentionConfig, GeometricAttentionConfig, RadialBasis
 from anyattention.nn.base import require_finite, require_parameter_kind
+from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.nn.points import (
     PointAttention,
-    Points,
     all_pairs,
     as_pairs,
     displacements,
-    from_centre,
     mask_of_edges,
     read_pairs_mask,
     require_finite_positions,
     settings_of,
     shown,
     split_by_mask,
-    squared_distance_rows,
 )
-from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum
+from anyattention.ops.arguments import read_weights
 from anyattention.output import AttentionOutput, EquivariantOutput
 from anyattention.patterns import Graph
 
@@ -37,6 +34,22 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["EquivariantAttention"]
+
+
+# Of the features' norm, whose unit is not that of the config's eps.
+_NORM_EPS = 1e-6
+
+
+class _Points(NamedTuple):
+    """One side of a call, with a batch axis: `(B, points, dim)`, `(B, points, d_model)`, `(B, points, C, dim)`."""
+
+    positions: Tensor
+    features: Tensor
+    vectors: Tensor
+
+    def shown(self, seen: Tensor | None) -> _Points:
+        """Zeros where not seen."""
+        return _Points(*(shown(x, seen) for x in self))
 
 
 class EquivariantAttention(PointAttention):
@@ -57,7 +70,9 @@ class EquivariantAttention(PointAttention):
     Over edges, r_i is summed coordinate by coordinate from the displacements; over all pairs without radius and radial
     range it is sum g x_j - (sum g) x_i, with positions taken from their mean. Neither keeps a vector for a pair and head.
 
-    Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirrored molecules look alike.
+    A point that a mask hides from everything comes out as it went in.
+
+    Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirror images look alike.
 
     Args:
         d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
@@ -84,8 +99,8 @@ class EquivariantAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
-    pairs without radius and radial range, and O(pairs x (heads + num_radial + dim)) with them or over a graph, first and
-    second derivative alike.
+    pairs without radius and radial range, and O(pairs x (heads + num_radial + dim)) with them or over a graph, first
+    and second derivative alike.
 
     Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett
     et al., 2021 (PaiNN): vectors beside features. Here the weights are those of attention, and no network runs for a
@@ -214,18 +229,16 @@ class EquivariantAttention(PointAttention):
         Returns:
             EquivariantOutput(output, positions, vectors, weights), of the inputs' shapes.
 
-        Raises:
-            DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit, or a coordinate is
-                not finite.
-            GraphStructureError: an edge_index names a point that is not there.
+        Raises: as `DistanceAttention.forward`.
         """
         axes = Axes()
         self._check_points("positions", positions, x, axes, "points")
         if vectors is not None:
             self._check_vectors(vectors, positions, axes)
         graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
-        points = Points(positions, x, vectors)
-        return self._update(points, points, graph, mask, self.config.radius, return_weights)
+        points = self._points(positions, x, vectors)
+        result = self._update(points, points, graph, mask, self.config.radius, return_weights)
+        return result if positions.ndim == 3 else _first(result)
 
     def geometric_forward(
         self, query_pos: Tensor, key_pos: Tensor, features: Tensor, *, return_weights: bool | str = True
@@ -246,8 +259,9 @@ class EquivariantAttention(PointAttention):
         axes = Axes()
         self._check_points("key_pos", key_pos, features, axes, "keys")
         self._check_points("query_pos", query_pos, None, axes, "queries")
-        queries, keys = Points(query_pos, None), Points(key_pos, features)
+        queries, keys = self._points(query_pos), self._points(key_pos, features)
         result = self._update(queries, keys, None, None, self.config.radius, return_weights)
+        result = result if query_pos.ndim == 3 else _first(result)
         return AttentionOutput(result.output, result.weights)
 
     def distance_attention(self, positions: Tensor, features: Tensor, radius: float) -> AttentionOutput:
@@ -264,8 +278,8 @@ class EquivariantAttention(PointAttention):
         axes = Axes()
         self._check_points("positions", positions, features, axes, "points")
         graph = self._within(positions, radius)
-        points = Points(positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1]))
-        result = self._update(points, points, graph, None, radius, "mean")
+        points = self._points(positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1]))
+        result = _first(self._update(points, points, graph, None, radius, "mean"))
         return self._with_matrix(AttentionOutput(result.output, result.weights), graph, positions.shape)
 
     def _check_vectors(self, vectors: Tensor, positions: Tensor, axes: Axes) -> None:
@@ -278,106 +292,95 @@ class EquivariantAttention(PointAttention):
 
     def _update(
         self,
-        queries: Points,
-        keys: Points,
+        queries: _Points,
+        keys: _Points,
         graph: Graph | None,
         mask: Tensor | None,
         radius: float | None,
         return_weights: bool | str,
     ) -> EquivariantOutput:
-        """The layer, with queries and keys that may be different points."""
-        base = self.config.base
-        has_batch = queries.positions.ndim == 3
-        batch = queries.positions.shape[0] if has_batch else 1
-        sizes = queries.positions.shape[-2], keys.positions.shape[-2]
-        mask = read_pairs_mask(mask, graph, batch, base.num_heads, *sizes)
+        """The layer; queries and keys, with a batch axis, may be different points."""
+        base, dtype = self.config.base, queries.positions.dtype
+        batch, num_queries, num_keys = *queries.positions.shape[:2], keys.positions.shape[1]
+        mask = read_pairs_mask(mask, graph, batch, base.num_heads, num_queries, num_keys)
         asks, seen = split_by_mask(mask)
-        old = self._filled(queries, has_batch)
-        queries, keys = shown(old, asks), shown(self._filled(keys, has_batch), seen)
+        old, is_same = queries, keys is queries
+        queries, keys = queries.shown(asks), keys.shown(seen)
         require_finite_positions("positions", queries.positions)
         require_finite_positions("positions", keys.positions)
-        dtype, wide = queries.positions.dtype, torch.promote_types(queries.positions.dtype, torch.float32)
-        assert queries.features is not None and queries.vectors is not None
         context = self._context(queries)
-        sums = self._sums(context, queries, keys, graph, mask, seen, radius, return_weights)
+        key_context = context if is_same and mask is None else self._context(keys)
+        sums = self._sums(context, key_context, queries, keys, graph, mask, seen, radius, return_weights)
         relative = self._shortened(sums.relative)
         mixed = _mix(self.vector_mix, sums.vectors.to(dtype)) + _mix(self.relative_mix, relative.to(dtype))
         vectors = queries.vectors + (1.0 + self.vector_gate(context))[..., None] * mixed
-        short = self._shortened(vectors.to(wide)).to(dtype)
+        short = self._shortened(vectors)
         positions = queries.positions + (self.position_gate(context)[..., None] * short).sum(-2)
-        invariants = [x.square().sum(-1) / self._length**2 for x in (relative.to(dtype), short)]
-        features = torch.cat([sums.values.flatten(-2).to(dtype), *invariants], -1)
-        output = queries.features + self.output_projection(features).to(dtype)
-        updated = Points(positions.to(dtype), output, vectors.to(dtype))
+        features = torch.cat([sums.values.flatten(-2), self._squares(relative), self._squares(short)], -1)
+        output = queries.features + self.output_projection(features.to(dtype))
+        updated = _Points(positions.to(dtype), output.to(dtype), vectors.to(dtype))
         if asks is not None:
-            updated = _where(asks, updated, old)
+            updated = _Points(*(shown(new, asks, before) for new, before in zip(updated, old, strict=True)))
         if base.check_finite:
-            require_finite(self.name, output)
+            require_finite(self.name, updated.features)
         weights = None if sums.weights is None else sums.weights.to(dtype)
-        result = EquivariantOutput(updated.features, updated.positions, updated.vectors, weights)
-        return result if has_batch else EquivariantOutput(*(None if x is None else x[0] for x in result))  # pyright: ignore[reportArgumentType]  # only weights are None
+        return EquivariantOutput(updated.features, updated.positions, updated.vectors, weights)
 
     @property
     def _length(self) -> float:
         return self.config.get_radial_range() or 1.0
 
-    def _filled(self, points: Points, has_batch: bool) -> Points:
+    def _points(self, positions: Tensor, features: Tensor | None = None, vectors: Tensor | None = None) -> _Points:
         """The points with a batch axis, and zeros for features and vectors that are not there."""
-        positions = points.positions if has_batch else points.positions[None]
-        features, vectors = points.features, points.vectors
+        *leading, dim = positions.shape
         if features is None:
-            features = positions.new_zeros(*positions.shape[:-1], self.d_model)
-        elif not has_batch:
-            features = features[None]
+            features = positions.new_zeros(*leading, self.d_model)
         if vectors is None:
-            shape = (*positions.shape[:-1], self.config.get_vector_channels(), self.geometric_dim)
-            vectors = positions.new_zeros(shape)
-        elif not has_batch:
-            vectors = vectors[None]
-        return Points(positions, features, vectors)
+            vectors = positions.new_zeros(*leading, self.config.get_vector_channels(), dim)
+        parts = (positions, features, vectors)
+        return _Points(*(parts if len(leading) == 2 else (x[None] for x in parts)))
 
-    def _context(self, points: Points) -> Tensor:
+    def _context(self, points: _Points) -> Tensor:
         """What of a point no motion changes: its features and the lengths of its vectors, `(B, N, d_model + C)`."""
-        assert points.features is not None and points.vectors is not None
         normed = self.norm(points.features)
-        invariants = self._shortened(points.vectors).square().sum(-1) / self._length**2
-        return torch.cat([normed, invariants.to(normed.dtype)], -1)
+        return torch.cat([normed, self._squares(self._shortened(points.vectors)).to(normed.dtype)], -1)
+
+    def _squares(self, vectors: Tensor) -> Tensor:
+        return vectors.square().sum(-1) / self._length**2
 
     def _shortened(self, vectors: Tensor) -> Tensor:
         """Vectors `(..., dim)` of the same direction; long ones have the square root of their length."""
-        ratio = vectors.square().sum(-1, keepdim=True) / self._length**2
-        return vectors * (1.0 + ratio) ** -0.25
+        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return (wide * (1.0 + self._squares(wide))[..., None] ** -0.25).to(vectors.dtype)
 
     def _sums(
         self,
         query_context: Tensor,
-        queries: Points,
-        keys: Points,
+        key_context: Tensor,
+        queries: _Points,
+        keys: _Points,
         graph: Graph | None,
         mask: Tensor | None,
         seen: Tensor | None,
         radius: float | None,
         return_weights: bool | str,
-    ) -> _Sums:
+    ) -> EquivariantSums:
         """Attention in each head, in at least float32, and never under autocast: coordinates have digits to lose."""
-        base = self.config.base
+        base, dim = self.config.base, self.geometric_dim
         heads = (base.num_heads, base.d_k)
-        assert keys.vectors is not None
-        key_context = query_context if keys is queries else self._context(keys)
         query = self.query_projection(query_context).unflatten(-1, heads)
         key = self.key_projection(key_context).unflatten(-1, heads)
         value = self.value_projection(key_context).unflatten(-1, heads)
         vectors = _mix(self.vector_value, self._shortened(keys.vectors))
         vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
+        dropout, kind = base.dropout if self.training else 0.0, read_weights(return_weights)
         dtype = torch.promote_types(queries.positions.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
-            query, key, value, vectors = (x.to(dtype) for x in (query, key, value, vectors))
-            query = query * base.get_scale()
+            rows = Rows(*(x.to(dtype) for x in (query * base.get_scale(), key, value, vectors)))
             places, others = queries.positions.to(dtype), keys.positions.to(dtype)
-            dropout = base.dropout if self.training else 0.0
             if graph is None and radius is None and self.config.get_radial_range() is None:
-                near = squared_distance_rows(*from_centre(places, others, seen), self._decay(dtype))
-                sums = sums_of_all(query, key, value, vectors, *near, mask, dropout, return_weights)
+                decay = self._decay(dtype)
+                sums = sums_of_all(rows, places, others, decay, mask, seen, dropout, return_weights)
             else:
                 sizes = places.shape[1], others.shape[1]
                 if graph is None and mask is not None:
@@ -385,20 +388,18 @@ class EquivariantAttention(PointAttention):
                 pairs = all_pairs(*sizes, places.device) if graph is None else graph
                 displacement = displacements(places, others, pairs)
                 terms = self._distance_terms(displacement, radius)
-                sums = sums_of_edges(query, key, value, vectors, displacement, *terms, pairs, mask, dropout)
-                weights = sums.weights if return_weights == "heads" or not return_weights else sums.weights.mean(-1)
-        channels = (self.config.get_vector_channels(), self.geometric_dim)
-        return sums._replace(vectors=sums.vectors.flatten(-2).unflatten(-1, channels))
+                sums = sums_of_edges(rows, displacement, *terms, pairs, mask, dropout)
+                weights = None if kind is None else sums.weights
+                weights = weights.mean(-1) if kind == "mean" and weights is not None else weights
+                sums = sums._replace(weights=as_pairs(weights, *sizes) if graph is None else weights)
+        summed = sums.vectors.unflatten(-1, (-1, dim)).flatten(-3, -2)
+        return sums._replace(vectors=summed)
 
 
-_NORM_EPS = 1e-6
-
-
-def _where(asks: Tensor, updated: Points, old: Points) -> Points:
-    """The updated points; as they came those that may attend to nothing."""
-    pairs = zip(updated, old, strict=True)
-    chosen = [torch.where(asks.view(*asks.shape, *[1] * (new.ndim - 2)), new, before) for new, before in pairs]
-    return Points(*chosen)
+def _first(result: EquivariantOutput) -> EquivariantOutput:
+    """The result of a batch of one without its batch axis."""
+    output, positions, vectors, weights = result
+    return EquivariantOutput(output[0], positions[0], vectors[0], None if weights is None else weights[0])
 
 
 def _mix(projection: nn.Linear, vectors: Tensor) -> Tensor:

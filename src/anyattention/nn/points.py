@@ -6,7 +6,7 @@ Axes: B batch, N queries, M keys, E edges, H heads, K radial functions.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,6 @@ from anyattention.patterns import Full, Graph
 
 __all__ = [
     "PointAttention",
-    "Points",
     "all_pairs",
     "as_pairs",
     "displacements",
@@ -49,14 +48,6 @@ __all__ = [
 
 # Pairs whose distances are held at once in the search for neighbours.
 _PAIRS_AT_ONCE = 1 << 22
-
-
-class Points(NamedTuple):
-    """One side of a call, with a batch axis: positions `(B, points, dim)`, features `(B, points, d_model)` or None."""
-
-    positions: Tensor
-    features: Tensor | None
-    vectors: Tensor | None = None
 
 
 class PointAttention(AttentionModule):
@@ -286,15 +277,11 @@ def split_by_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return mask.any(3).any(1), mask.any(2).any(1)
 
 
-def shown(points: Points, seen: Tensor | None) -> Points:
-    """The points, with zeros where not seen: their weights are 0, but 0 x NaN is NaN."""
+def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:
+    """Rows `(B, points, ...)`, with zeros where not seen: their weights are 0, but 0 x NaN is NaN."""
     if seen is None:
-        return points
-    return Points(
-        torch.where(seen[..., None], points.positions, 0.0),
-        None if points.features is None else torch.where(seen[..., None], points.features, 0.0),
-        None if points.vectors is None else torch.where(seen[..., None, None], points.vectors, 0.0),
-    )
+        return rows
+    return torch.where(seen.view(*seen.shape, *[1] * (rows.ndim - 2)), rows, hidden)
 
 
 def from_centre(places: Tensor, others: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
