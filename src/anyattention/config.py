@@ -316,8 +316,8 @@ class GeometricAttentionConfig(Config):
     """Settings of `nn.DistanceAttention` and `nn.EquivariantAttention`: attention between points in space.
 
     Args:
-        base: the settings of attention. `eps`, in the positions' unit, is the least distance told apart from 0; sequence
-            settings (causal, positions, max_seq_len) and qk_norm must keep their defaults.
+        base: the settings of attention. `eps`, in the positions' unit, is the least distance told apart from 0;
+            sequence settings (causal, positions, max_seq_len) and qk_norm must keep their defaults.
         geometric_dim: number of coordinates.
         radius: points from this distance on are not attended to, in the positions' unit; None attends to all.
         radial_range: the distances that the radial basis covers, in the positions' unit; None is the radius. Without

@@ -70,8 +70,8 @@ def gaussian_basis(distance: Tensor, radius: float, count: int) -> Tensor:
 
     Example:
         >>> gaussian_basis(torch.tensor([0.0, 2.0]), 2.0, 2)
-        tensor([[1.0000, 0.1353],
-                [0.1353, 1.0000]])
+        tensor([[1.0000, 0.6065],
+                [0.6065, 1.0000]])
     """
     _check(distance, radius, count)
     width = radius / max(count - 1, 1)
