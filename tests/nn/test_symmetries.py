@@ -1,4 +1,4 @@
-"""What geometric modules claim of symmetry holds: over all pairs, over graphs, with every basis, in 1 to 5 dimensions."""
+"""What geometric modules claim of symmetry holds: over all pairs and graphs, with every basis, in 1 to 5 dimensions."""
 
 import pytest
 import torch
@@ -97,6 +97,6 @@ def test_a_planted_fault_is_caught(kind, monkeypatch):
         return whole(query, key, graph) * torch.tensor([1.0, 1.0, 1.0 + 1e-7], dtype=torch.float64)
 
     monkeypatch.setattr(home, "displacements", skewed)
+    kinds = {"takes": ["scalar", "position"], "returns": ["scalar"]}
     with pytest.raises(AssertionError, match="rotation: result 0"):
-        kinds = {"takes": ["scalar", "position"], "returns": ["scalar"]}
         assert_equivariant(lambda x, p: module(x, p).output, _inputs(module), **kinds)

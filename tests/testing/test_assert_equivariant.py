@@ -80,5 +80,5 @@ def test_kinds_must_fit(changes, match):
 
 
 def test_other_dtypes_need_a_tolerance():
-    with pytest.raises(InvalidInputError, match="tolerance: expected a number for torch.bfloat16"):
+    with pytest.raises(InvalidInputError, match=r"tolerance: expected a number for torch.bfloat16"):
         assert_equivariant(lambda x: x, [_POINTS.bfloat16()], takes=["position"], returns=["position"])

@@ -65,7 +65,6 @@ def sums_of_edges(
     query, key, value, vectors = rows
     scores = edge_dot(query, key, graph) + distance_score
     if mask is not None:
-        mask = mask[:, None] if mask.ndim == 1 else mask
         scores = torch.where(mask, scores, -torch.inf)
     weights = edge_softmax(scores, graph)
     gated = F.dropout(weights, dropout, training=dropout > 0)

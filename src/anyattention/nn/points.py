@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anyattention._checks import (
     Axes,
+    describe_shape,
     require_dense,
     require_device,
     require_floating,
@@ -23,7 +24,7 @@ from anyattention._checks import (
     to_four_axes,
 )
 from anyattention.config import GeometricAttentionConfig, require_config
-from anyattention.errors import DimensionMismatchError, InvalidInputError
+from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.ops import edge_dot
@@ -248,12 +249,20 @@ def require_finite_positions(argument: str, positions: Tensor) -> None:
 def read_pairs_mask(
     mask: Tensor | None, graph: Graph | None, batch: int, heads: int, num_queries: int, num_keys: int
 ) -> Tensor | None:
-    """A module's mask, checked: without a graph `(B | 1, H | 1, N | 1, M | 1)`; with one as it is."""
+    """A module's mask, checked: `(B | 1, H | 1, N | 1, M | 1)`; with a graph `(E, H)` or `(B, E, H)`."""
     if mask is None:
         return None
     require_mask("mask", mask)
     if graph is not None:
-        return mask
+        shapes = [(graph.num_edges,), (graph.num_edges, heads), (batch, graph.num_edges, heads)]
+        if tuple(mask.shape) not in shapes:
+            raise InvalidMaskError(
+                argument="mask",
+                expected="(edges,), (edges, heads) or (batch, edges, heads): "
+                f"edges={graph.num_edges}, heads={heads}, batch={batch}",
+                actual=describe_shape(mask),
+            )
+        return mask[:, None].expand(-1, heads) if mask.ndim == 1 else mask
     return to_four_axes("mask", mask[:, None] if mask.ndim == 3 else mask, batch, heads, num_queries, num_keys)
 
 
