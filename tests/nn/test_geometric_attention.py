@@ -311,6 +311,17 @@ def test_autocast_and_low_precision(kind):
         assert all(each.dtype == torch.bfloat16 and each.isfinite().all() for each in low)
 
 
+@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("settings", [{}, {"radius": 2.0}], ids=str)
+def test_under_compile(kind, settings):
+    torch._dynamo.reset()
+    module, (x, p) = _module(kind, **settings), _points(7)
+    graph = Graph.from_edge_index(_complete(7), num_nodes=7)
+    for each in (None, graph):
+        compiled = torch.compile(lambda x, p, each=each: _call(module, x, p, each), fullgraph=True, backend="eager")
+        _close(compiled(x, p), _call(module, x, p, each))
+
+
 def _bad(match, error, call):
     return pytest.param(match, error, call, id=match[:40])
 

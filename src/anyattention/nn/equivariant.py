@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_floating
+from anyattention._checks import Axes
 from anyattention.config import AttentionConfig, GeometricAttentionConfig, RadialBasis
-from anyattention.nn.base import require_finite, require_parameter_kind
+from anyattention.nn.base import require_finite
 from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.nn.points import (
     PointAttention,
@@ -233,7 +233,10 @@ class EquivariantAttention(PointAttention):
         axes = Axes()
         self._check_points("positions", positions, x, axes, "points")
         if vectors is not None:
-            self._check_vectors(vectors, positions, axes)
+            axes.set("vector_channels", self.config.get_vector_channels(), "the module")
+            batch = "batch " if positions.ndim == 3 else ""
+            axes.bind("vectors", vectors, f"{batch}points vector_channels geometric_dim")
+            self._check_kind("vectors", vectors)
         graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
         points = self._points(positions, x, vectors)
         result = self._update(points, points, graph, mask, self.config.radius, return_weights)
@@ -280,14 +283,6 @@ class EquivariantAttention(PointAttention):
         points = self._points(positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1]))
         result = _first(self._update(points, points, graph, None, radius, "mean"))
         return self._with_matrix(AttentionOutput(result.output, result.weights), graph, positions.shape)
-
-    def _check_vectors(self, vectors: Tensor, positions: Tensor, axes: Axes) -> None:
-        axes.set("vector_channels", self.config.get_vector_channels(), "the module")
-        batch = "batch " if positions.ndim == 3 else ""
-        axes.bind("vectors", vectors, f"{batch}points vector_channels geometric_dim")
-        require_floating("vectors", vectors)
-        require_dense("vectors", vectors)
-        require_parameter_kind("vectors", vectors, self.distance_decay)
 
     def _update(
         self,
@@ -367,15 +362,15 @@ class EquivariantAttention(PointAttention):
         """Attention in each head, in at least float32, and never under autocast: coordinates have digits to lose."""
         base, dim = self.config.base, self.geometric_dim
         heads = (base.num_heads, base.d_k)
-        query = self.query_projection(query_context).unflatten(-1, heads)
-        key = self.key_projection(key_context).unflatten(-1, heads)
-        value = self.value_projection(key_context).unflatten(-1, heads)
+        query = self.query_projection(query_context) * base.get_scale()
+        key, value = self.key_projection(key_context), self.value_projection(key_context)
         vectors = _mix(self.vector_value, self._shortened(keys.vectors))
         vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
         dropout, kind = base.dropout if self.training else 0.0, read_weights(return_weights)
         dtype = torch.promote_types(queries.positions.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
-            rows = Rows(*(x.to(dtype) for x in (query * base.get_scale(), key, value, vectors)))
+            split = [x.to(dtype).unflatten(-1, heads) for x in (query, key, value)]
+            rows = Rows(*split, vectors=vectors.to(dtype))
             places, others = queries.positions.to(dtype), keys.positions.to(dtype)
             if graph is None and radius is None and self.config.get_radial_range() is None:
                 decay = self._decay(dtype)

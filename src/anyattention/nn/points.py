@@ -29,7 +29,7 @@ from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envel
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.ops import edge_dot
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Full, Graph
+from anyattention.patterns import Graph
 
 __all__ = [
     "PointAttention",
@@ -149,9 +149,12 @@ class PointAttention(AttentionModule):
             axes.bind("features", features, f"{batch}{side} d_model")
             named["features"] = features
         for name, tensor in named.items():
-            require_floating(name, tensor)
-            require_dense(name, tensor)
-            require_parameter_kind(name, tensor, self.distance_decay)
+            self._check_kind(name, tensor)
+
+    def _check_kind(self, argument: str, tensor: Tensor) -> None:
+        require_floating(argument, tensor)
+        require_dense(argument, tensor)
+        require_parameter_kind(argument, tensor, self.distance_decay)
 
     def _read_graph(self, graph: Graph | Tensor | None, num_queries: int, num_keys: int, like: Tensor) -> Graph | None:
         if graph is None:
@@ -211,8 +214,20 @@ def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph) 
 
 
 def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
-    """Every pair as an edge, by query, then key."""
-    return Full().to_graph(num_queries, num_keys, device=device)
+    """Every pair as an edge, by query, then key; nothing needs to be sorted."""
+    queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
+    edges = torch.arange(num_queries * num_keys, device=device)
+    key_index = keys.repeat(num_queries)
+    query_index = queries[:, None].expand(-1, num_keys).reshape(-1)
+    return Graph(
+        edge_index=torch.stack([key_index, query_index]),
+        query_offsets=torch.arange(num_queries + 1, device=device) * num_keys,
+        keys_by_query=key_index,
+        edges_by_query=edges,
+        key_offsets=torch.arange(num_keys + 1, device=device) * num_queries,
+        queries_by_key=queries.repeat(num_keys),
+        edges_by_key=edges.view(num_queries, num_keys).T.reshape(-1),
+    )
 
 
 def neighbours_within(positions: Tensor, radius: float) -> Graph:

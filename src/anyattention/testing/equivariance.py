@@ -74,7 +74,7 @@ def assert_equivariant(
         raise InvalidInputError(argument="tolerance", expected=f"a number for {sample.dtype}", actual=None)
     generator = torch.Generator().manual_seed(seed)
     plain = _results(function, inputs, returns)
-    worst = dict.fromkeys(symmetries, 0.0)
+    worst = dict.fromkeys(map(str, symmetries), 0.0)
     for symmetry in symmetries:
         for _ in range(draws):
             change = _draw(symmetry, points, dim, generator, sample)
