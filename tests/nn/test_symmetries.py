@@ -37,9 +37,10 @@ def test_distance_attention_is_invariant(settings, dim, dtype):
     assert module.is_translation_invariant
     kinds = {"takes": ["scalar", "position"], "returns": ["scalar"]}
     inputs = _inputs(module)
-    assert_equivariant(lambda x, p: module(x, p).output, inputs, **kinds)
-    assert_equivariant(lambda x, p: module.distance_attention(p, x, 1.5).output, inputs, draws=20, **kinds)
-    assert_equivariant(lambda x, p: module.geometric_forward(p, p, x).output, inputs, draws=20, **kinds)
+    draws = 100 if dim == 3 else 15
+    assert_equivariant(lambda x, p: module(x, p).output, inputs, draws=draws, **kinds)
+    assert_equivariant(lambda x, p: module.distance_attention(p, x, 1.5).output, inputs, draws=10, **kinds)
+    assert_equivariant(lambda x, p: module.geometric_forward(p, p, x).output, inputs, draws=10, **kinds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -52,10 +53,11 @@ def test_equivariant_attention_is_equivariant(settings, dim, dtype):
     assert module.is_translation_invariant
     inputs = (*_inputs(module), torch.randn(11, 6, dim, dtype=dtype))
     kinds = {"takes": ["scalar", "position", "vector"], "returns": ["scalar", "position", "vector"]}
-    assert_equivariant(lambda *inputs: module.equivariant_forward(*inputs)[:3], inputs, **kinds)
+    draws = 100 if dim == 3 else 15
+    assert_equivariant(lambda *inputs: module.equivariant_forward(*inputs)[:3], inputs, draws=draws, **kinds)
     kinds = {"takes": ["scalar", "position"], "returns": ["scalar"]}
-    assert_equivariant(lambda x, p: module.distance_attention(p, x, 1.5).output, inputs[:2], draws=20, **kinds)
-    assert_equivariant(lambda x, p: module.geometric_forward(p, p, x).output, inputs[:2], draws=20, **kinds)
+    assert_equivariant(lambda x, p: module.distance_attention(p, x, 1.5).output, inputs[:2], draws=10, **kinds)
+    assert_equivariant(lambda x, p: module.geometric_forward(p, p, x).output, inputs[:2], draws=10, **kinds)
 
 
 @pytest.mark.parametrize("kind", [DistanceAttention, EquivariantAttention])
@@ -84,7 +86,7 @@ def test_forces_turn_with_the_points():
 
     x, positions = _inputs(module)
     kinds = {"takes": ["scalar", "position"], "returns": ["total", "vector"]}
-    assert_equivariant(lambda x, p: forces(x, p.detach()), [x, positions], draws=20, **kinds)
+    assert_equivariant(lambda x, p: forces(x, p.detach()), [x, positions], draws=10, **kinds)
 
 
 @pytest.mark.parametrize("kind", [DistanceAttention, EquivariantAttention])
