@@ -16,7 +16,14 @@ from anyattention import (
     SparseAttentionConfig,
 )
 from anyattention.errors import InvalidConfigError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.nn import (
+    DistanceAttention,
+    EquivariantAttention,
+    GraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SparseAttention,
+)
 
 _NAN, _INF = math.nan, math.inf
 _NO_COUNTS = (0, -1, True, 2.0, "2", None, _NAN, 2**31, 10**30)
@@ -63,6 +70,10 @@ _REFUSED = {
         "base": (None, {}),
         "geometric_dim": _NO_COUNTS,
         "radius": _NO_POSITIVES,
+        "radial_range": _NO_POSITIVES,
+        "radial_basis": ("sine", None, 0, ["bessel"], "bessel"),
+        "num_radial": (*_NO_COUNTS, 8),
+        "vector_channels": (0, -1, True, "8", 2.5, 12),
     },
 }
 
@@ -175,6 +186,7 @@ _UNUSED = [
     (GeometricAttentionConfig, {"max_seq_len": 7}, "points have no order"),
     (GeometricAttentionConfig, {"causal": True}, "points have no order"),
     (GeometricAttentionConfig, {"positions": "sinusoidal"}, "points have no order"),
+    (GeometricAttentionConfig, {"qk_norm": True}, "geometric attention does not use it"),
 ]
 
 
@@ -373,9 +385,34 @@ def test_sparse_arguments_are_the_configs_fields():
     assert _settings(SparseAttention) == {**base, **fields}
 
 
+@pytest.mark.parametrize("kind", [DistanceAttention, EquivariantAttention])
+def test_geometric_arguments_are_the_configs_fields(kind):
+    fields = {name: field.default for name, field in _fields(GeometricAttentionConfig).items() if name != "base"}
+    base = {name: field.default for name, field in _fields(AttentionConfig).items()}
+    given = _settings(kind)
+    assert set(fields) - set(given) == ({"vector_channels"} if kind is DistanceAttention else set())
+    assert given == {name: fields[name] if name in fields else base[name] for name in given}
+    refused = {name for config, settings, _ in _UNUSED for name in settings if config is GeometricAttentionConfig}
+    assert refused | set(given) >= set(base)
+    assert not refused & set(given)
+
+
+def test_radial_range_and_vector_channels_have_defaults():
+    base = AttentionConfig(12, 3)
+    ranges = [GeometricAttentionConfig(base, **each).get_radial_range() for each in (
+        {}, {"radius": 2.0}, {"radial_range": 3.0}, {"radius": 2.0, "radial_range": 3.0})]  # fmt: skip
+    assert ranges == [None, 2.0, 3.0, 3.0]
+    assert GeometricAttentionConfig(base).get_vector_channels() == 3
+    assert GeometricAttentionConfig(base, vector_channels=6).get_vector_channels() == 6
+    with pytest.raises(InvalidConfigError, match=r"num_radial: .* a radial basis needs a radius or a radial_range"):
+        GeometricAttentionConfig(base, num_radial=8)
+
+
 @pytest.mark.parametrize(
     "module",
     [
+        DistanceAttention(6, 3, geometric_dim=2, radius=1.5, radial_basis="bessel", num_radial=4, scale=0.3, eps=1e-3),
+        EquivariantAttention(6, 3, radial_range=1.5, vector_channels=6, use_bias=False, dropout=0.3, check_finite=True),
         SparseAttention(6, 3, sparsity_pattern="global", local_window=3, num_global_tokens=2, causal=True, eps=1e-3),
         ScaledDotProductAttention(6, 3, dropout=0.3, scale=0.7, causal=True, check_finite=True),
         MultiHeadAttention(6, 3, use_bias=False, eps=1e-3, positions="sinusoidal", qk_norm=True, max_seq_len=11),

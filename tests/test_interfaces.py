@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from anyattention import AttentionOutput, interfaces
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.nn import (
+    DistanceAttention,
+    EquivariantAttention,
+    GraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SparseAttention,
+)
 
 _SEQUENCE = torch.ones(2, 5, 8)
 _NODES = torch.ones(4, 3)
@@ -15,12 +22,16 @@ _MODULES = [
     MultiHeadAttention(8, 2),
     GraphAttention(8, 2, in_features=3),
     SparseAttention(8, 2, local_window=1),
+    DistanceAttention(8, 2, geometric_dim=2),
+    EquivariantAttention(8, 2, geometric_dim=2, radius=1.5),
 ]
 _CLAIMED = {
     "ScaledDotProductAttention": {"Attention", "TrainableAttention"},
     "MultiHeadAttention": {"Attention", "TrainableAttention"},
     "GraphAttention": {"Attention", "TrainableAttention", "GraphAttention"},
     "SparseAttention": {"Attention", "TrainableAttention", "SparseAttention"},
+    "DistanceAttention": {"Attention", "TrainableAttention", "GeometricAttention"},
+    "EquivariantAttention": {"Attention", "TrainableAttention", "GeometricAttention"},
 }
 
 
@@ -45,11 +56,13 @@ def test_common_properties(module):
 @pytest.mark.parametrize("module", _MODULES, ids=lambda module: module.name)
 def test_a_call_returns_output_and_weights(module):
     is_graph = isinstance(module, interfaces.GraphAttention)
-    called = module(_NODES, _EDGE_INDEX) if is_graph else module(_SEQUENCE)
+    is_geometric = isinstance(module, interfaces.GeometricAttention)
+    second = _EDGE_INDEX if is_graph else torch.ones(2, 5, 2) if is_geometric else None
+    called = module(_NODES if is_graph else _SEQUENCE, *(() if second is None else (second,)))
     assert type(called) is AttentionOutput
     output, weights = called
     assert output.shape[-1] == 8
-    assert (weights is None) == (is_graph or isinstance(module, interfaces.SparseAttention))
+    assert (weights is None) == (is_graph or is_geometric or isinstance(module, interfaces.SparseAttention))
 
 
 def test_masking_is_supported():
@@ -89,6 +102,20 @@ def test_sparse_properties_and_weights():
     hidden = torch.tensor([True, False, True, True, True])
     weights = module.eval()(_SEQUENCE, mask=hidden, return_weights=True).weights
     assert torch.equal(weights[0] > 0, hidden[module.pattern.to_graph(5, 5).key_index])
+
+
+@pytest.mark.parametrize("module", _MODULES[4:], ids=lambda module: module.name)
+def test_geometric_calls_return_weights(module):
+    places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    assert (module.geometric_dim, module.is_rotation_equivariant, module.is_translation_invariant) == (2, True, True)
+    output, weights = module.geometric_forward(places[:2], places, torch.ones(3, 8))
+    assert (output.shape, weights.shape) == ((2, 8), (2, 3))
+    output, weights = module.distance_attention(places, torch.ones(3, 8), 1.2)
+    assert (output.shape, weights.shape, weights.is_sparse) == ((3, 8), (3, 3), True)
+    assert weights.indices().T.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
+    hidden = torch.tensor([True, False, True])
+    weights = module.eval()(torch.ones(3, 8), places, mask=hidden, return_weights=True).weights
+    assert (weights[:, 1] == 0).all()
 
 
 @pytest.mark.parametrize("protocol", interfaces.__all__)

@@ -165,7 +165,15 @@ def test_public_names_say_what_they_take_return_and_raise(item):
 
 
 @pytest.mark.parametrize(
-    "name", ["MultiHeadAttention", "ScaledDotProductAttention", "GraphAttention", "SparseAttention"]
+    "name",
+    [
+        "DistanceAttention",
+        "EquivariantAttention",
+        "GraphAttention",
+        "MultiHeadAttention",
+        "ScaledDotProductAttention",
+        "SparseAttention",
+    ],
 )
 def test_modules_have_formula_cost_and_source(name):
     text = inspect.getdoc(getattr(nn, name))

@@ -13,7 +13,14 @@ import torch
 import anyattention
 from anyattention import Graph, load, save
 from anyattention.errors import InvalidConfigError, InvalidInputError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.nn import (
+    DistanceAttention,
+    EquivariantAttention,
+    GraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SparseAttention,
+)
 from anyattention.saving import make_folder, write_atomically
 from anyattention.training import NodeClassifier
 
@@ -30,6 +37,9 @@ _MODULES = {
     "transformer": lambda: GraphAttention(6, 3, in_features=5, score="dot", edge_dim=7, normalize=False),
     "sparse": lambda: SparseAttention(6, 3, sparsity_pattern="fixed", block_size=3, causal=True, qk_norm=True),
     "chosen keys": lambda: SparseAttention(6, 3, sparsity_pattern="top_k", top_k=3, use_bias=False),
+    "distance": lambda: DistanceAttention(6, 3, geometric_dim=2, radius=1.5, radial_basis="bessel", num_radial=4),
+    "equivariant": lambda: EquivariantAttention(6, 3, radial_range=1.5, vector_channels=6, use_bias=False),
+    "equivariant to all": lambda: EquivariantAttention(6, 3, eps=1e-3),
     "classifier": lambda: NodeClassifier(5, 3, hidden=6, heads=3, residual=True, layer_norm=True),
 }
 

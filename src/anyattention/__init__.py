@@ -25,6 +25,7 @@ from anyattention.output import (
     AttentionGradients,
     AttentionOutput,
     AttentionResult,
+    EquivariantOutput,
 )
 from anyattention.patterns import (
     Blocks,
@@ -57,6 +58,7 @@ __all__ = [
     "Dot",
     "Dynamic",
     "EdgeFeatures",
+    "EquivariantOutput",
     "Fixed",
     "Full",
     "GeometricAttentionConfig",

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Positions = Literal["none", "sinusoidal", "learned"]
+RadialBasis = Literal["gaussian", "bessel"]
 SparsityPattern = Literal["local", "strided", "fixed", "global", "block", "top_k"]
 
 
@@ -312,13 +313,19 @@ class SparseAttentionConfig(Config):
 
 @dataclass(frozen=True)
 class GeometricAttentionConfig(Config):
-    """Settings of attention between points in space.
+    """Settings of `nn.DistanceAttention` and `nn.EquivariantAttention`: attention between points in space.
 
     Args:
-        base: the settings of attention; sequence settings (causal, positions, max_seq_len) must keep their
-            defaults.
+        base: the settings of attention. `eps`, in the positions' unit, is the least distance told apart from 0;
+            sequence settings (causal, positions, max_seq_len) and qk_norm must keep their defaults.
         geometric_dim: number of coordinates.
-        radius: points further away are not attended to, in the positions' unit; None attends to all.
+        radius: points from this distance on are not attended to, in the positions' unit; None attends to all.
+        radial_range: the distances that the radial basis covers, in the positions' unit; None is the radius. Without
+            either there is no basis: scores then depend on the squared distance alone.
+        radial_basis: "gaussian" or "bessel".
+        num_radial: functions in the basis.
+        vector_channels: vectors per point of `EquivariantAttention`, a multiple of num_heads; None is num_heads.
+            `DistanceAttention` has none.
 
     Raises:
         InvalidConfigError: a value is out of range, or is set and cannot be used.
@@ -331,14 +338,40 @@ class GeometricAttentionConfig(Config):
     base: AttentionConfig = field(default_factory=AttentionConfig)
     geometric_dim: int = 3
     radius: float | None = None
+    radial_range: float | None = None
+    radial_basis: RadialBasis = "gaussian"
+    num_radial: int = 16
+    vector_channels: int | None = None
 
     def __post_init__(self) -> None:
         require_config("base", self.base, AttentionConfig)
         unused = ("max_seq_len", "causal", "positions")
         require_defaults(self.base, unused, "points have no order")
+        require_defaults(self.base, ("qk_norm",), "geometric attention does not use it")
         _require_count("geometric_dim", self.geometric_dim)
-        if self.radius is not None:
-            require_number("radius", self.radius, above=0.0, error=InvalidConfigError)
+        for name in ("radius", "radial_range"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), above=0.0, error=InvalidConfigError)
+        _require_choice("radial_basis", self.radial_basis, ("gaussian", "bessel"))
+        _require_count("num_radial", self.num_radial)
+        if self.get_radial_range() is None:
+            require_defaults(self, ("radial_basis", "num_radial"), "a radial basis needs a radius or a radial_range")
+        if self.vector_channels is not None:
+            _require_count("vector_channels", self.vector_channels)
+            if self.vector_channels % self.base.num_heads:
+                raise InvalidConfigError(
+                    argument="vector_channels",
+                    expected=f"a multiple of num_heads={self.base.num_heads}",
+                    actual=self.vector_channels,
+                )
+
+    def get_radial_range(self) -> float | None:
+        """`radial_range`, or the radius; None where there is no radial basis."""
+        return self.radius if self.radial_range is None else self.radial_range
+
+    def get_vector_channels(self) -> int:
+        """`vector_channels`, or one for each head."""
+        return self.base.num_heads if self.vector_channels is None else self.vector_channels
 
 
 def require_config(argument: str, config: object, kind: type[Config]) -> None:

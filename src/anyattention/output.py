@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult"]
+__all__ = ["AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult", "EquivariantOutput"]
 
 
 class AttentionResult(NamedTuple):
@@ -52,6 +52,30 @@ class AttentionOutput(NamedTuple):
     """
 
     output: Tensor
+    weights: Tensor | None = None
+
+
+class EquivariantOutput(NamedTuple):
+    """What `EquivariantAttention.equivariant_forward` returns.
+
+    Attributes:
+        output: scalar features `(..., points, d_model)`, which no motion of the points changes.
+        positions: `(..., points, dim)`, which move with the points.
+        vectors: `(..., points, channels, dim)`, which rotate with the points.
+        weights: probabilities before dropout, or None where they were not asked for.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import EquivariantAttention
+        >>> layer = EquivariantAttention(8, 2)
+        >>> result = layer.equivariant_forward(torch.zeros(4, 8), torch.randn(4, 3))
+        >>> result.positions.shape, result.vectors.shape
+        (torch.Size([4, 3]), torch.Size([4, 2, 3]))
+    """
+
+    output: Tensor
+    positions: Tensor
+    vectors: Tensor
     weights: Tensor | None = None
 
 

@@ -25,6 +25,8 @@ _MODULES = {
     "MultiHeadAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "GraphAttention": ("anyattention.nn", "anyattention.config", "GraphAttentionConfig"),
     "SparseAttention": ("anyattention.nn", "anyattention.config", "SparseAttentionConfig"),
+    "DistanceAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),
+    "EquivariantAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),
     "NodeClassifier": (
         "anyattention.training",
         "anyattention.training",

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from anyattention import Graph
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn import (
+    DistanceAttention,
+    EquivariantAttention,
+    GraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+)
 from anyattention.testing import check_attention
 
 
@@ -88,6 +94,34 @@ def test_bipartite_graph_attention(score):
     pair = torch.randn(11, 5), torch.randn(6, 7)
     check_attention(module, pair, graph, torch.randn(8, 2))
     check_attention(module, list(pair), graph, torch.randn(8, 2))
+
+
+@pytest.mark.parametrize("kind", [DistanceAttention, EquivariantAttention])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"radius": 1.5, "use_bias": False, "scale": 0.4},
+        {"radial_range": 2.0, "radial_basis": "bessel", "num_radial": 5, "eps": 1e-3, "check_finite": True},
+    ],
+    ids=str,
+)
+def test_geometric_attention(kind, dtype, settings):
+    module = kind(12, 3, geometric_dim=2, dtype=dtype, **settings)
+    x, positions = torch.randn(2, 6, 12, dtype=dtype), torch.randn(2, 6, 2, dtype=dtype)
+    mask = (torch.rand(2, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool)
+    check_attention(module, x, positions)
+    check_attention(module, x, positions, mask=mask)
+    check_attention(module, x[0], positions[0])
+    check_attention(module, x, positions, graph=Graph.from_edge_index(EDGE_INDEX, num_nodes=6))
+    check_attention(module, x[0], positions[0], graph=EDGE_INDEX, mask=torch.rand(8) < 0.8)
+
+
+def test_equivariant_attention_with_vectors():
+    module = EquivariantAttention(12, 3, vector_channels=6, radius=1.5)
+    graph = Graph.from_edge_index(EDGE_INDEX, num_nodes=6)
+    check_attention(module, torch.randn(6, 12), torch.randn(6, 3), torch.randn(6, 6, 3), graph)
 
 
 def test_a_cached_pair_has_a_gradient_for_each_half():

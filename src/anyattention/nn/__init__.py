@@ -2,11 +2,15 @@
 
 from anyattention.nn.base import AttentionModule
 from anyattention.nn.dense import MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn.distance import DistanceAttention
+from anyattention.nn.equivariant import EquivariantAttention
 from anyattention.nn.graph import GraphAttention
 from anyattention.nn.sparse import SparseAttention
 
 __all__ = [
     "AttentionModule",
+    "DistanceAttention",
+    "EquivariantAttention",
     "GraphAttention",
     "MultiHeadAttention",
     "ScaledDotProductAttention",

@@ -2,5 +2,6 @@
 
 from anyattention.testing.cases import DENSE_CASES, DenseCase
 from anyattention.testing.contract import check_attention
+from anyattention.testing.equivariance import assert_equivariant
 
-__all__ = ["DENSE_CASES", "DenseCase", "check_attention"]
+__all__ = ["DENSE_CASES", "DenseCase", "assert_equivariant", "check_attention"]

@@ -107,8 +107,8 @@ def _check_weights(module: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any])
         _require_close(f"the output with return_weights={kind!r}", by_kind[kind].output, by_kind[False].output)
     # Those of chosen keys are sparse tensors.
     one, mean, heads = (by_kind[kind].weights.to_dense() for kind in (True, "mean", "heads"))
-    graph = _graph(module, inputs)
-    _require_close("the mean weights", mean, heads.mean(1 if graph is None else -1))
+    graph = _graph(module, (*inputs, *kwargs.values()))
+    _require_close("the mean weights", mean, heads.mean(-3 if graph is None else -1))
     _require_same_bits("the weights", one, mean, "with return_weights='mean'")
     _require(bool(((heads >= 0) & (heads <= 1 + 1e-3)).all()), "a weight is outside [0, 1]")
     if not getattr(getattr(module, "config", None), "normalize", True):

@@ -1,0 +1,401 @@
+"""Equivariant attention: features, vectors and positions updated together, whatever way the points are turned.
+
+Axes: B batch, N queries, M keys, E edges, H heads, C vector channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anyattention._checks import Axes
+from anyattention.config import AttentionConfig, GeometricAttentionConfig, RadialBasis
+from anyattention.nn.base import require_finite
+from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
+from anyattention.nn.points import (
+    PointAttention,
+    all_pairs,
+    as_pairs,
+    displacements,
+    mask_of_edges,
+    read_pairs_mask,
+    require_finite_positions,
+    settings_of,
+    shown,
+    split_by_mask,
+)
+from anyattention.ops.arguments import read_weights
+from anyattention.output import AttentionOutput, EquivariantOutput
+from anyattention.patterns import Graph
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EquivariantAttention"]
+
+
+# Of the features' norm, whose unit is not that of the config's eps.
+_NORM_EPS = 1e-6
+
+
+class _Points(NamedTuple):
+    """One side of a call, with a batch axis: `(B, points, dim)`, `(B, points, d_model)`, `(B, points, C, dim)`."""
+
+    positions: Tensor
+    features: Tensor
+    vectors: Tensor
+
+    def shown(self, seen: Tensor | None) -> _Points:
+        """Zeros where not seen."""
+        return _Points(*(shown(x, seen) for x in self))
+
+
+class EquivariantAttention(PointAttention):
+    """Points attend to each other, and update features h, vectors v `(channels, dim)` and positions x together.
+
+    With n = [RMSNorm(h), |s(v)|^2 of each channel], d = |x_j - x_i|, and in each head:
+
+        score_ij = scale (W_Q n_i) . (W_K n_j) + distance score(d)                 as in `DistanceAttention`
+        g_ij     = dropout(p_ij) (1 + sum over k of gate_k basis_k(d)),   p_i = softmax(score_i)
+        a_i = sum over j of g_ij W_V n_j,   u_i = sum over j of g_ij U s(v_j),   r_i = sum over j of g_ij (x_j - x_i)
+
+        v_i' = v_i + (1 + G n_i) (M u_i + R s(r_i))       one factor for each channel
+        x_i' = x_i + sum over channels of (P n_i) s(v_i')
+        h_i' = h_i + W_O [a_i, |s(r_i)|^2 of each head, |s(v_i')|^2 of each channel]
+
+    U, M and R mix channels, without bias. s(v) = v / (1 + |v|^2 / length^2)^(1/4) shortens long vectors to the square
+    root of their length and leaves short ones: without it, deep stacks overflow. The gate is there with a radial range.
+    Over edges, r_i is summed coordinate by coordinate from the displacements; over all pairs without radius and radial
+    range it is sum g x_j - (sum g) x_i, with positions taken from their mean. Neither keeps a vector for a pair and
+    head. A point that by the mask may attend to nothing comes out as it went in.
+
+    Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirror images look alike.
+
+    Args:
+        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
+        num_heads: number of heads.
+        geometric_dim: number of coordinates.
+        radius: points from this distance on are not attended to, in the positions' unit; None attends to all.
+        radial_range: the distances that the radial basis covers, in the positions' unit; None is the radius. Without
+            either there is no basis.
+        radial_basis: "gaussian" or "bessel".
+        num_radial: functions in the basis.
+        vector_channels: vectors per point, a multiple of num_heads; None is num_heads.
+        dropout: probability with which a weight is dropped during training.
+        use_bias: whether the projections of features have a bias.
+        scale: factor of the product of query and key; None is 1 / sqrt(d_k).
+        eps: points nearer than this, in the positions' unit, count as this far apart in the basis and the envelope.
+        check_finite: raise NumericalInstabilityError when the features that come out hold NaN or Inf.
+        device, dtype: of the parameters.
+
+    Parameters, in the order of `get_parameters()`: distance_decay `(heads,)`; radial_weight `(2 heads, num_radial)`
+    with a radial range (scores, then gates); norm; query_projection, key_projection, value_projection; vector_value
+    (U), vector_mix (M), relative_mix (R), vector_gate (G), position_gate (P); output_projection.
+
+    Raises:
+        InvalidConfigError: a setting is out of range, or is set and cannot be used.
+
+    Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
+    pairs without radius and radial range, and O(pairs x (heads + num_radial + dim)) with them or over a graph, first
+    and second derivative alike.
+
+    Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett
+    et al., 2021 (PaiNN): vectors beside features. Here the weights are those of attention, and no network runs for a
+    pair.
+
+    Example:
+        >>> layer = EquivariantAttention(8, 2, radius=1.5)
+        >>> features, positions = torch.zeros(4, 8), torch.randn(4, 3)
+        >>> output, positions, vectors, _ = layer.equivariant_forward(features, positions)
+        >>> output.shape, positions.shape, vectors.shape
+        (torch.Size([4, 8]), torch.Size([4, 3]), torch.Size([4, 2, 3]))
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        num_heads: int = 8,
+        *,
+        geometric_dim: int = 3,
+        radius: float | None = None,
+        radial_range: float | None = None,
+        radial_basis: RadialBasis = "gaussian",
+        num_radial: int = 16,
+        vector_channels: int | None = None,
+        dropout: float = 0.1,
+        use_bias: bool = True,
+        scale: float | None = None,
+        eps: float = 1e-6,
+        check_finite: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        config = GeometricAttentionConfig(
+            base=AttentionConfig(
+                d_model=d_model,
+                num_heads=num_heads,
+                dropout=dropout,
+                use_bias=use_bias,
+                scale=scale,
+                eps=eps,
+                check_finite=check_finite,
+            ),
+            geometric_dim=geometric_dim,
+            radius=radius,
+            radial_range=radial_range,
+            radial_basis=radial_basis,
+            num_radial=num_radial,
+            vector_channels=vector_channels,
+        )
+        super().__init__(config, 2 * num_heads, device, dtype)
+        channels = config.get_vector_channels()
+
+        def projection(width: int, out: int, *, bias: bool) -> nn.Linear:
+            return nn.Linear(width, out, bias=bias, device=device, dtype=dtype)
+
+        width = d_model + channels
+        self.norm = nn.RMSNorm(d_model, eps=_NORM_EPS, device=device, dtype=dtype)
+        self.query_projection = projection(width, d_model, bias=use_bias)
+        self.key_projection = projection(width, d_model, bias=use_bias)
+        self.value_projection = projection(width, d_model, bias=use_bias)
+        self.vector_value = projection(channels, channels, bias=False)
+        self.vector_mix = projection(channels, channels, bias=False)
+        self.relative_mix = projection(num_heads, channels, bias=False)
+        self.vector_gate = projection(width, channels, bias=use_bias)
+        self.position_gate = projection(width, channels, bias=use_bias)
+        self.output_projection = projection(d_model + num_heads + channels, d_model, bias=use_bias)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: GeometricAttentionConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module of a config."""
+        return cls(**settings_of(config), device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: Xavier-uniform, the gates of vectors and positions a tenth of that, biases 0."""
+        self._reset_distance_score()
+        self.norm.reset_parameters()
+        for projection in self.children():
+            if isinstance(projection, nn.Linear):
+                is_gate = projection is self.vector_gate or projection is self.position_gate
+                nn.init.xavier_uniform_(projection.weight, gain=0.1 if is_gate else 1.0)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        vectors: Tensor | None = None,
+        graph: Graph | Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> AttentionOutput:
+        """The features and weights of `equivariant_forward`, whose arguments it takes."""
+        result = self.equivariant_forward(x, positions, vectors, graph, mask=mask, return_weights=return_weights)
+        return AttentionOutput(result.output, result.weights)
+
+    def equivariant_forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        vectors: Tensor | None = None,
+        graph: Graph | Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> EquivariantOutput:
+        """Update features, positions and vectors, over all pairs or over a graph's edges.
+
+        Args:
+            x: features `(points, d_model)` or `(batch, points, d_model)`.
+            positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`, in the unit of `radius`.
+            vectors: `(..., points, vector_channels, geometric_dim)`, such as velocities; None is zeros.
+            graph: a Graph or an edge_index over the points; None is all pairs, each point's own included. Several
+                clouds are one graph by `Graph.batch`.
+            mask: as in `DistanceAttention.forward`.
+            return_weights: as in `DistanceAttention.forward`; p, without the gate.
+
+        Returns:
+            EquivariantOutput(output, positions, vectors, weights), of the inputs' shapes.
+
+        Raises: as `DistanceAttention.forward`.
+        """
+        axes = Axes()
+        self._check_points("positions", positions, x, axes, "points")
+        if vectors is not None:
+            axes.set("vector_channels", self.config.get_vector_channels(), "the module")
+            batch = "batch " if positions.ndim == 3 else ""
+            axes.bind("vectors", vectors, f"{batch}points vector_channels geometric_dim")
+            self._check_kind("vectors", vectors)
+        graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
+        points = self._points(positions, x, vectors)
+        result = self._update(points, points, graph, mask, self.config.radius, return_weights)
+        return result if positions.ndim == 3 else _first(result)
+
+    def geometric_forward(
+        self, query_pos: Tensor, key_pos: Tensor, features: Tensor, *, return_weights: bool | str = True
+    ) -> AttentionOutput:
+        """Attend from positions to points with features, over all pairs; the queries have features and vectors 0.
+
+        Args:
+            query_pos: `(queries, geometric_dim)` or `(batch, queries, geometric_dim)`.
+            key_pos: `(keys, geometric_dim)` or `(batch, keys, geometric_dim)`.
+            features: of the keys, `(keys, d_model)` or `(batch, keys, d_model)`.
+            return_weights: "mean" over heads (or True), `(..., queries, keys)`; "heads"; or False.
+
+        Returns:
+            AttentionOutput(output `(..., queries, d_model)`, weights).
+
+        Raises: as `equivariant_forward`.
+        """
+        axes = Axes()
+        self._check_points("key_pos", key_pos, features, axes, "keys")
+        self._check_points("query_pos", query_pos, None, axes, "queries")
+        queries, keys = self._points(query_pos), self._points(key_pos, features)
+        result = self._update(queries, keys, None, None, self.config.radius, return_weights)
+        result = result if query_pos.ndim == 3 else _first(result)
+        return AttentionOutput(result.output, result.weights)
+
+    def distance_attention(self, positions: Tensor, features: Tensor, radius: float) -> AttentionOutput:
+        """Attend from each point to those less than the radius away, itself included.
+
+        Args: as `DistanceAttention.distance_attention`.
+
+        Returns:
+            AttentionOutput(output, weights): the features, and the mean weights over heads as a sparse COO tensor
+            `(..., points, points)`, coalesced, of the pairs at most the radius apart.
+
+        Raises: as `equivariant_forward`; InvalidInputError for a radius that is not above 0.
+        """
+        axes = Axes()
+        self._check_points("positions", positions, features, axes, "points")
+        graph = self._within(positions, radius)
+        points = self._points(positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1]))
+        result = _first(self._update(points, points, graph, None, radius, "mean"))
+        return self._with_matrix(AttentionOutput(result.output, result.weights), graph, positions.shape)
+
+    def _update(
+        self,
+        queries: _Points,
+        keys: _Points,
+        graph: Graph | None,
+        mask: Tensor | None,
+        radius: float | None,
+        return_weights: bool | str,
+    ) -> EquivariantOutput:
+        """The layer; queries and keys, with a batch axis, may be different points."""
+        base, dtype = self.config.base, queries.positions.dtype
+        batch, num_queries, num_keys = *queries.positions.shape[:2], keys.positions.shape[1]
+        mask = read_pairs_mask(mask, graph, batch, base.num_heads, num_queries, num_keys)
+        asks, seen = split_by_mask(mask)
+        old, is_same = queries, keys is queries
+        queries, keys = queries.shown(asks), keys.shown(seen)
+        require_finite_positions("positions", queries.positions)
+        require_finite_positions("positions", keys.positions)
+        context = self._context(queries)
+        key_context = context if is_same and mask is None else self._context(keys)
+        sums = self._sums(context, key_context, queries, keys, graph, mask, seen, radius, return_weights)
+        relative = self._shortened(sums.relative)
+        mixed = _mix(self.vector_mix, sums.vectors.to(dtype)) + _mix(self.relative_mix, relative.to(dtype))
+        vectors = queries.vectors + (1.0 + self.vector_gate(context))[..., None] * mixed
+        short = self._shortened(vectors)
+        positions = queries.positions + (self.position_gate(context)[..., None] * short).sum(-2)
+        features = torch.cat([sums.values.flatten(-2), self._squares(relative), self._squares(short)], -1)
+        output = queries.features + self.output_projection(features.to(dtype))
+        updated = _Points(positions.to(dtype), output.to(dtype), vectors.to(dtype))
+        if asks is not None:
+            updated = _Points(*(shown(new, asks, before) for new, before in zip(updated, old, strict=True)))
+        if base.check_finite:
+            require_finite(self.name, updated.features)
+        weights = None if sums.weights is None else sums.weights.to(dtype)
+        return EquivariantOutput(updated.features, updated.positions, updated.vectors, weights)
+
+    @property
+    def _length(self) -> float:
+        return self.config.get_radial_range() or 1.0
+
+    def _points(self, positions: Tensor, features: Tensor | None = None, vectors: Tensor | None = None) -> _Points:
+        """The points with a batch axis, and zeros for features and vectors that are not there."""
+        *leading, dim = positions.shape
+        if features is None:
+            features = positions.new_zeros(*leading, self.d_model)
+        if vectors is None:
+            vectors = positions.new_zeros(*leading, self.config.get_vector_channels(), dim)
+        parts = (positions, features, vectors)
+        return _Points(*(parts if len(leading) == 2 else (x[None] for x in parts)))
+
+    def _context(self, points: _Points) -> Tensor:
+        """What of a point no motion changes: its features and the lengths of its vectors, `(B, N, d_model + C)`."""
+        normed = self.norm(points.features)
+        return torch.cat([normed, self._squares(self._shortened(points.vectors)).to(normed.dtype)], -1)
+
+    def _squares(self, vectors: Tensor) -> Tensor:
+        return vectors.square().sum(-1) / self._length**2
+
+    def _shortened(self, vectors: Tensor) -> Tensor:
+        """Vectors `(..., dim)` of the same direction; long ones have the square root of their length."""
+        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return (wide * (1.0 + self._squares(wide))[..., None] ** -0.25).to(vectors.dtype)
+
+    def _sums(
+        self,
+        query_context: Tensor,
+        key_context: Tensor,
+        queries: _Points,
+        keys: _Points,
+        graph: Graph | None,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        radius: float | None,
+        return_weights: bool | str,
+    ) -> EquivariantSums:
+        """Attention in each head, in at least float32, and never under autocast: coordinates have digits to lose."""
+        base, dim = self.config.base, self.geometric_dim
+        heads = (base.num_heads, base.d_k)
+        query = self.query_projection(query_context) * base.get_scale()
+        key, value = self.key_projection(key_context), self.value_projection(key_context)
+        vectors = _mix(self.vector_value, self._shortened(keys.vectors))
+        vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
+        dropout, kind = base.dropout if self.training else 0.0, read_weights(return_weights)
+        dtype = torch.promote_types(queries.positions.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            split = [x.to(dtype).unflatten(-1, heads) for x in (query, key, value)]
+            rows = Rows(*split, vectors=vectors.to(dtype))
+            places, others = queries.positions.to(dtype), keys.positions.to(dtype)
+            if graph is None and radius is None and self.config.get_radial_range() is None:
+                decay = self._decay(dtype)
+                sums = sums_of_all(rows, places, others, decay, mask, seen, dropout, return_weights)
+            else:
+                sizes = places.shape[1], others.shape[1]
+                if graph is None and mask is not None:
+                    mask = mask_of_edges(mask, places.shape[0], base.num_heads, *sizes)
+                pairs = all_pairs(*sizes, places.device) if graph is None else graph
+                displacement = displacements(places, others, pairs)
+                terms = self._distance_terms(displacement, radius)
+                sums = sums_of_edges(rows, displacement, *terms, pairs, mask, dropout)
+                weights = None if kind is None else sums.weights
+                weights = weights.mean(-1) if kind == "mean" and weights is not None else weights
+                sums = sums._replace(weights=as_pairs(weights, *sizes) if graph is None else weights)
+        summed = sums.vectors.unflatten(-1, (-1, dim)).flatten(-3, -2)
+        return sums._replace(vectors=summed)
+
+
+def _first(result: EquivariantOutput) -> EquivariantOutput:
+    """The result of a batch of one without its batch axis."""
+    output, positions, vectors, weights = result
+    return EquivariantOutput(output[0], positions[0], vectors[0], None if weights is None else weights[0])
+
+
+def _mix(projection: nn.Linear, vectors: Tensor) -> Tensor:
+    """A map of channels: `(..., C', dim)` from `(..., C, dim)`."""
+    return projection(vectors.transpose(-1, -2)).transpose(-1, -2)

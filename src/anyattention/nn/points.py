@@ -1,0 +1,333 @@
+"""What modules between points in space share: checks, distances of edges, the distance bias, neighbours, weights.
+
+Axes: B batch, N queries, M keys, E edges, H heads, K radial functions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyattention._checks import (
+    Axes,
+    describe_shape,
+    require_dense,
+    require_device,
+    require_floating,
+    require_mask,
+    require_number,
+    require_tensor,
+    to_four_axes,
+)
+from anyattention.config import GeometricAttentionConfig, require_config
+from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
+from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
+from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.ops import edge_dot
+from anyattention.output import AttentionOutput
+from anyattention.patterns import Graph
+
+__all__ = [
+    "PointAttention",
+    "all_pairs",
+    "as_pairs",
+    "displacements",
+    "from_centre",
+    "mask_of_edges",
+    "neighbours_within",
+    "read_pairs_mask",
+    "require_finite_positions",
+    "settings_of",
+    "shown",
+    "split_by_mask",
+    "squared_distance_rows",
+]
+
+# Pairs whose distances are held at once in the search for neighbours.
+_PAIRS_AT_ONCE = 1 << 22
+
+
+class PointAttention(AttentionModule):
+    """Attention whose scores depend on distances; abstract.
+
+        distance score_h(d) = -softplus(decay_h) (d / length)^2 + sum over k of radial_weight_hk basis_k(d) + log u(d)
+
+    length is the radial range, 1 without one; the basis is there with a radial range, and the envelope u with a radius.
+    """
+
+    config: GeometricAttentionConfig
+
+    def __init__(
+        self,
+        config: GeometricAttentionConfig,
+        radial_outputs: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        require_factory(device, dtype)
+        self.config = config
+        heads = config.base.num_heads
+        self.distance_decay = nn.Parameter(torch.empty(heads, device=device, dtype=dtype))
+        self.radial_weight = (
+            None
+            if config.get_radial_range() is None
+            else nn.Parameter(torch.empty(radial_outputs, config.num_radial, device=device, dtype=dtype))
+        )
+
+    @property
+    def d_model(self) -> int:
+        """Width of all heads together."""
+        return self.config.base.d_model
+
+    @property
+    def geometric_dim(self) -> int:
+        """Number of coordinates."""
+        return self.config.geometric_dim
+
+    @property
+    def is_rotation_equivariant(self) -> bool:
+        """Whether rotating the points rotates the output's vectors and nothing else: always."""
+        return True
+
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether moving all points leaves the features that come out as they are: always."""
+        return True
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(module)`."""
+        config = self.config
+        return f"{self.d_model}, {config.base.num_heads}, geometric_dim={config.geometric_dim}, radius={config.radius}"
+
+    def _reset_distance_score(self) -> None:
+        """Heads from short-sighted to far-sighted, and a small radial part."""
+        heads = self.config.base.num_heads
+        decay = 2.0 ** torch.linspace(0.0, -4.0, heads, dtype=torch.float64)
+        with torch.no_grad():
+            self.distance_decay.copy_(decay.expm1().log())
+        if self.radial_weight is not None:
+            nn.init.normal_(self.radial_weight, std=0.1 / math.sqrt(self.config.num_radial))
+
+    def _decay(self, dtype: torch.dtype) -> Tensor:
+        """By how much a head's score falls with the squared distance, `(H,)`."""
+        length = self.config.get_radial_range() or 1.0
+        return F.softplus(self.distance_decay.to(dtype)) / length**2
+
+    def _distance_terms(self, displacement: Tensor, radius: float | None) -> tuple[Tensor, Tensor | None]:
+        """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
+        config, heads = self.config, self.config.base.num_heads
+        squared = displacement.square().sum(-1)
+        score = -squared[..., None] * self._decay(squared.dtype)
+        others = None
+        if radius is None and self.radial_weight is None:
+            return score, others
+        distance = safe_distance(squared, config.base.eps)
+        radial_range = config.get_radial_range()
+        if self.radial_weight is not None and radial_range is not None:
+            basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
+            radial = F.linear(basis(distance, radial_range, config.num_radial), self.radial_weight.to(distance.dtype))
+            score = score + radial[..., :heads]
+            others = radial[..., heads:]
+        if radius is not None:
+            score = score + log_cutoff_envelope(distance, radius)[..., None]
+        return score, others
+
+    def _check_points(self, argument: str, positions: Tensor, features: Tensor | None, axes: Axes, side: str) -> None:
+        """Shapes, dtypes and devices of one side; `side` names its axis of points."""
+        require_tensor(argument, positions)
+        batch = "batch " if positions.ndim == 3 else ""
+        axes.set("geometric_dim", self.config.geometric_dim, "the module")
+        axes.set("d_model", self.d_model, "the module")
+        axes.bind(argument, positions, f"{batch}{side} geometric_dim")
+        named = {argument: positions}
+        if features is not None:
+            axes.bind("features", features, f"{batch}{side} d_model")
+            named["features"] = features
+        for name, tensor in named.items():
+            self._check_kind(name, tensor)
+
+    def _check_kind(self, argument: str, tensor: Tensor) -> None:
+        require_floating(argument, tensor)
+        require_dense(argument, tensor)
+        require_parameter_kind(argument, tensor, self.distance_decay)
+
+    def _read_graph(self, graph: Graph | Tensor | None, num_queries: int, num_keys: int, like: Tensor) -> Graph | None:
+        if graph is None:
+            return None
+        if not isinstance(graph, Graph):
+            require_tensor("graph", graph)
+            require_device("graph", graph, like.device, "the positions")
+            return Graph.from_edge_index(graph, num_queries=num_queries, num_keys=num_keys)
+        require_device("graph", graph.edge_index, like.device, "the positions")
+        if (graph.num_keys, graph.num_queries) != (num_keys, num_queries):
+            raise DimensionMismatchError(
+                argument="graph",
+                expected=f"{num_keys} keys and {num_queries} queries, the points",
+                actual=f"{graph.num_keys} keys and {graph.num_queries} queries",
+            )
+        return graph
+
+    def _within(self, positions: Tensor, radius: float) -> Graph:
+        """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself."""
+        require_number("radius", radius, above=0.0)
+        clouds = positions if positions.ndim == 3 else positions[None]
+        return Graph.batch([neighbours_within(cloud, radius) for cloud in clouds])
+
+    def _with_matrix(self, result: AttentionOutput, graph: Graph, shape: torch.Size) -> AttentionOutput:
+        """The output in the positions' shape, and the mean weights as a sparse matrix for each cloud."""
+        output, weights = result
+        assert weights is not None
+        points = shape[-2]
+        query, key = graph.query_index, graph.key_index
+        if len(shape) == 2:
+            matrix = torch.sparse_coo_tensor(
+                torch.stack([query, key]), weights, (points, points), check_invariants=False
+            )
+            return AttentionOutput(output, matrix.coalesce())
+        places = torch.stack([query // max(points, 1), query % max(points, 1), key % max(points, 1)])
+        matrix = torch.sparse_coo_tensor(places, weights, (shape[0], points, points), check_invariants=False)
+        return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix.coalesce())
+
+
+def settings_of(config: GeometricAttentionConfig) -> dict[str, Any]:
+    """A config as the arguments of a module."""
+    require_config("config", config, GeometricAttentionConfig)
+    settings = {name: value for name, value in vars(config).items() if name != "base"}
+    for name in ("d_model", "num_heads", "dropout", "use_bias", "scale", "eps", "check_finite"):
+        settings[name] = getattr(config.base, name)
+    return settings
+
+
+def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph) -> Tensor:
+    """From each edge's query to its key, `(B, E, dim)`; differentiable to any order.
+
+    Written as products of two numbers, 1 x_j - x_i 1, whose gradients are then weighted sums by the graph's kernels.
+    """
+    query = torch.stack([torch.ones_like(query_positions), query_positions], -1)
+    key = torch.stack([key_positions, -torch.ones_like(key_positions)], -1)
+    return edge_dot(query, key, graph)
+
+
+def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
+    """Every pair as an edge, by query, then key; nothing needs to be sorted."""
+    queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
+    edges = torch.arange(num_queries * num_keys, device=device)
+    key_index = keys.repeat(num_queries)
+    query_index = queries[:, None].expand(-1, num_keys).reshape(-1)
+    return Graph(
+        edge_index=torch.stack([key_index, query_index]),
+        query_offsets=torch.arange(num_queries + 1, device=device) * num_keys,
+        keys_by_query=key_index,
+        edges_by_query=edges,
+        key_offsets=torch.arange(num_keys + 1, device=device) * num_queries,
+        queries_by_key=queries.repeat(num_keys),
+        edges_by_key=edges.view(num_queries, num_keys).T.reshape(-1),
+    )
+
+
+def neighbours_within(positions: Tensor, radius: float) -> Graph:
+    """The pairs of points `(points, dim)` at most the radius apart, each point with itself included.
+
+    Edges by query, then key. Cost: O(points^2) time, in blocks of a bounded size.
+    """
+    points = positions.detach()
+    count = points.shape[0]
+    rows = max(1, _PAIRS_AT_ONCE // max(count * points.shape[1], 1))
+    found = []
+    for first in range(0, count, rows):
+        squared = (points[first : first + rows, None] - points).square().sum(-1)
+        pairs = (squared <= radius**2).nonzero()
+        pairs[:, 0] += first
+        found.append(pairs)
+    pairs = torch.cat(found) if found else torch.empty(0, 2, dtype=torch.int64, device=points.device)
+    return Graph.from_edge_index(pairs.T.flip(0), num_nodes=count)
+
+
+def require_finite_positions(argument: str, positions: Tensor) -> None:
+    """Raise where a coordinate is NaN or infinite; under torch.compile it shows in the output instead."""
+    if torch.compiler.is_compiling():
+        return
+    finite = positions.isfinite()
+    if not finite.all():
+        raise InvalidInputError(
+            argument=argument,
+            expected="finite coordinates",
+            actual=f"{int((~finite).sum())} NaN or Inf among {positions.numel()}",
+        )
+
+
+def read_pairs_mask(
+    mask: Tensor | None, graph: Graph | None, batch: int, heads: int, num_queries: int, num_keys: int
+) -> Tensor | None:
+    """A module's mask, checked: `(B | 1, H | 1, N | 1, M | 1)`; with a graph `(E, H)` or `(B, E, H)`."""
+    if mask is None:
+        return None
+    require_mask("mask", mask)
+    if graph is not None:
+        shapes = [(graph.num_edges,), (graph.num_edges, heads), (batch, graph.num_edges, heads)]
+        if tuple(mask.shape) not in shapes:
+            raise InvalidMaskError(
+                argument="mask",
+                expected="(edges,), (edges, heads) or (batch, edges, heads): "
+                f"edges={graph.num_edges}, heads={heads}, batch={batch}",
+                actual=describe_shape(mask),
+            )
+        return mask[:, None].expand(-1, heads) if mask.ndim == 1 else mask
+    return to_four_axes("mask", mask[:, None] if mask.ndim == 3 else mask, batch, heads, num_queries, num_keys)
+
+
+def mask_of_edges(mask: Tensor, batch: int, heads: int, num_queries: int, num_keys: int) -> Tensor:
+    """A mask of all pairs as one of edges, `(B, E, H)`."""
+    return mask.expand(batch, heads, num_queries, num_keys).flatten(2).transpose(1, 2)
+
+
+def as_pairs(weights: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
+    """Weights of all pairs as edges, `(B, E)` or `(B, E, H)`, as `(B, N, M)` or `(B, H, N, M)`."""
+    if weights is None:
+        return None
+    weights = weights.unflatten(1, (num_queries, num_keys))
+    return weights if weights.ndim == 3 else weights.permute(0, 3, 1, 2)
+
+
+def split_by_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which queries may attend to anything, and which keys are attended to by any: `(B | 1, points | 1)` or None."""
+    if mask is None or mask.ndim != 4:
+        return None, None
+    return mask.any(3).any(1), mask.any(2).any(1)
+
+
+def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:
+    """Rows `(B, points, ...)`, with zeros where not seen: their weights are 0, but 0 x NaN is NaN."""
+    if seen is None:
+        return rows
+    return torch.where(seen.view(*seen.shape, *[1] * (rows.ndim - 2)), rows, hidden)
+
+
+def from_centre(places: Tensor, others: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions `(B, N, dim)` and `(B, M, dim)` taken from the mean of the keys seen, where squares are smallest."""
+    points = others.detach()
+    if points.shape[1] == 0:
+        return places, others
+    if seen is None:
+        centre = points.mean(1, keepdim=True)
+    else:
+        count = seen.expand(points.shape[:2]).sum(1).clamp(min=1)
+        centre = (points.sum(1) / count[:, None])[:, None]
+    return places - centre, others - centre
+
+
+def squared_distance_rows(places: Tensor, others: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key, `(B, N, H, dim + 1)` and `(B, M, H, dim + 1)`, whose product is -decay |x_j - x_i|^2.
+
+    But for decay |x_i|^2, which all scores of a query have in common: it changes no weight.
+    """
+    decay, heads = decay[:, None], decay.shape[0]
+    places, others = places[:, :, None], others[:, :, None]
+    query = torch.cat([2.0 * decay * places, torch.ones_like(places[..., :1]).expand(-1, -1, heads, -1)], -1)
+    key = torch.cat([others.expand(-1, -1, heads, -1), -decay * others.square().sum(-1, keepdim=True)], -1)
+    return query, key
