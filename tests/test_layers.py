@@ -19,7 +19,7 @@ _FILES = sorted(_ROOT.rglob("*.py"))
 _LAYERS = (
     ("errors",),
     ("output", "scores", "_native"),
-    ("_checks",),
+    ("_checks", "_sorting"),
     ("config", "masks", "interfaces"),
     ("geometry",),
     ("patterns",),

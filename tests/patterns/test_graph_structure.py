@@ -225,5 +225,5 @@ def test_a_large_skewed_graph_is_built_alike_on_both_routes(monkeypatch: pytest.
     monkeypatch.setattr(_native, "available", lambda: False)
     plain = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
     for field in dataclasses.fields(fast):
-        if field.name != "values":
+        if field.name not in ("values", "shifts"):
             assert torch.equal(getattr(fast, field.name), getattr(plain, field.name)), field.name

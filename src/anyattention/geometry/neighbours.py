@@ -1,0 +1,245 @@
+"""Neighbours of points: within a radius by vesin's cell list or scipy's tree, the nearest ones by scipy's tree.
+
+The libraries find candidates; which of them are neighbours is decided here, in float64, by one formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anyattention import _native
+from anyattention._checks import allocation_failures_named, require_number
+from anyattention._sorting import compressed_rows
+from anyattention.errors import GraphStructureError, InvalidInputError
+from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
+from anyattention.geometry.images import images_within
+
+__all__ = ["Neighbours", "radius_neighbours", "sorted_neighbours"]
+
+# Beyond so many cells along one axis vesin's numbers of cells are not to be trusted.
+_WIDEST = 2.0**20
+
+
+class Neighbours(NamedTuple):
+    """Pairs of points, sorted by query, then key, then shift.
+
+    Attributes:
+        query_index, key_index: `(edges,)` int64, on the CPU.
+        query_offsets: `(queries + 1,)` int64: the edges of each query.
+        shifts: `(edges, dim)` int64, how many cells to move the key by along each vector; None without a cell.
+        reverse: `(edges,)` int64, the edge from key to query of each edge from query to key; None where queries and
+            keys are different points, or the graph is not symmetric, or there is a cell.
+    """
+
+    query_index: Tensor
+    key_index: Tensor
+    query_offsets: Tensor
+    shifts: Tensor | None = None
+    reverse: Tensor | None = None
+
+
+class _Pairs(NamedTuple):
+    query: Tensor
+    key: Tensor
+    shifts: Tensor | None = None
+
+
+def radius_neighbours(
+    positions: Tensor,
+    r: float,
+    batch: Tensor | None = None,
+    *,
+    cell: Tensor | None = None,
+    periodic: bool | Sequence[bool] | None = None,
+    queries: Tensor | None = None,
+    query_batch: Tensor | None = None,
+    max_neighbours: int | None = None,
+) -> Neighbours:
+    """All pairs of points at a distance of at most r; `Graph.radius` describes the arguments.
+
+        |(x_key - x_query) + shift @ cell| <= r,   in float64, r rounded to the positions' dtype first
+
+    Returns:
+        Neighbours, on the CPU.
+    """
+    clouds = read_clouds(positions, batch, cell, periodic, queries, query_batch)
+    r = _read_radius(r, clouds.dtype)
+    if max_neighbours is not None:
+        require_count("max_neighbours", max_neighbours, 0)
+    num_queries, num_keys = len(clouds.queries), len(clouds.keys)
+    if num_queries == 0 or num_keys == 0:
+        found = no_neighbours(clouds)
+    else:
+        with allocation_failures_named():
+            if clouds.is_one_set:
+                half = _half_by_vesin(clouds, r) if _suits_vesin(clouds, r) else _half_by_tree(clouds, r)
+                found = _both_ways(half, num_keys)
+            else:
+                found = sorted_neighbours(*_pairs_by_tree(clouds, r), num_queries, num_keys)
+    if max_neighbours is not None:
+        _require_few(found.query_offsets, max_neighbours)
+    return found
+
+
+def require_count(argument: str, count: object, at_least: int) -> None:
+    """Raise unless the count is an int of at least so many."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < at_least:
+        raise InvalidInputError(argument=argument, expected=f"an int of at least {at_least}", actual=repr(count))
+
+
+def no_neighbours(clouds: Clouds) -> Neighbours:
+    """The result without a pair."""
+    none = torch.empty(0, dtype=torch.int64)
+    shifts = None if clouds.cell is None else torch.empty(0, clouds.dim, dtype=torch.int64)
+    return Neighbours(none, none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64), shifts)
+
+
+def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
+    """Pairs sorted by query, key and shift: one stable sort after the other, the last first. O(edges + points)."""
+    if shifts is not None:
+        for vector in reversed(range(shifts.shape[1])):
+            order = torch.argsort(shifts[:, vector], stable=True)
+            query, key, shifts = query[order], key[order], shifts[order]
+    _, queries, by_key = compressed_rows(key, query, num_keys, num_queries)
+    offsets, by_query = compressed_rows(queries, by_key, num_queries, len(by_key))[:2]
+    counts = offsets.diff()
+    rows = torch.repeat_interleave(torch.arange(num_queries), counts)
+    return Neighbours(rows, key[by_query], offsets, None if shifts is None else shifts[by_query])
+
+
+def _read_radius(r: float, dtype: torch.dtype) -> float:
+    require_number("r", r, above=0, below=LARGEST)
+    rounded = float(torch.tensor(r, dtype=torch.float64).to(dtype))
+    if not 1 / LARGEST < rounded < LARGEST:
+        raise InvalidInputError(argument="r", expected=f"a number above 0 in {dtype}", actual=r)
+    return rounded
+
+
+def _require_few(offsets: Tensor, most: int) -> None:
+    counts = offsets.diff()
+    if counts.numel() and int(counts.max()) > most:
+        query = int(counts.argmax())
+        raise GraphStructureError(
+            argument="max_neighbours",
+            expected=f"at most {most} neighbours for each query",
+            actual=f"{int(counts[query])} for query {query}, and too many for {int((counts > most).sum())} in all",
+            hint="nothing is cut off silently: raise max_neighbours, or take a smaller r, or Graph.nearest",
+        )
+
+
+def _suits_vesin(clouds: Clouds, r: float) -> bool:
+    """One cloud in up to three dimensions, not so sparse that cells of size r could not be numbered."""
+    if clouds.dim > 3 or clouds.key_cloud is not None:
+        return False
+    low, high = clouds.keys.aminmax()
+    return float(high - low) < _WIDEST * r
+
+
+def _half_by_vesin(clouds: Clouds, r: float) -> _Pairs:
+    """Each pair of one set once, by vesin's cell list."""
+    vesin = require_library("vesin")
+    dim, missing = clouds.dim, 3 - clouds.dim
+    points = torch.nn.functional.pad(clouds.keys, (0, missing)).numpy()
+    box = torch.eye(3, dtype=torch.float64)
+    if clouds.cell is not None:
+        box[:dim, :dim] = clouds.cell[0]
+    is_periodic = any(clouds.periodic)
+    tolerance = clouds.rounding() + 1e-12 * r
+    search = vesin.NeighborList(
+        cutoff=r + tolerance, full_list=False, sorted=False, n_threads=max(1, _native.num_threads())
+    )
+    wanted = "PdS" if is_periodic else "Pd"
+    # Without copies these are views of the search's memory: they end with this function.
+    pairs, distances, *more = search.compute(
+        points, box.numpy(), [*clouds.periodic, *[False] * missing], wanted, copy=False
+    )
+    pairs, distances = torch.from_numpy(pairs.view("int64")), torch.from_numpy(distances)
+    # vesin's distances are right but for rounding, so that only those next to r are in question.
+    near = (distances >= r - tolerance).nonzero().flatten()
+    query, key = pairs[:, 0].clone(), pairs[:, 1].clone()
+    shifts = None if clouds.cell is None else torch.zeros(len(key), dim, dtype=torch.int64)
+    if more and shifts is not None:
+        shifts.copy_(torch.from_numpy(more[0])[:, :dim])
+    if not near.numel():
+        return _Pairs(query, key, shifts)
+    some = (query[near], key[near], None if shifts is None else shifts[near])
+    outside = near[clouds.squared_distances(*some).sqrt() > r]
+    if not outside.numel():
+        return _Pairs(query, key, shifts)
+    keep = torch.ones(len(key), dtype=torch.bool)
+    keep[outside] = False
+    return _Pairs(query[keep], key[keep], None if shifts is None else shifts[keep])
+
+
+def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
+    """Each pair of one set once, by scipy's tree."""
+    if clouds.cell is not None and any(clouds.periodic):
+        pairs = _pairs_by_tree(clouds, r)
+        assert pairs.shifts is not None
+        # Of the two ways of a pair, keep the one whose key, or else shift, comes later.
+        later = torch.zeros(len(pairs.key), dtype=torch.int64)
+        for vector in reversed(range(clouds.dim)):
+            sign = pairs.shifts[:, vector].sign()
+            later = torch.where(sign != 0, sign, later)
+        keep = (pairs.key > pairs.query) | ((pairs.key == pairs.query) & (later > 0))
+        return _Pairs(pairs.query[keep], pairs.key[keep], pairs.shifts[keep])
+    reach = r + clouds.rounding() + 1e-12 * r
+    tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
+    query, key = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long().T.contiguous()
+    keep = clouds.squared_distances(query, key, None).sqrt() <= r
+    query, key = query[keep], key[keep]
+    shifts = None if clouds.cell is None else torch.zeros(len(key), clouds.dim, dtype=torch.int64)
+    return _Pairs(query, key, shifts)
+
+
+def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
+    """Each (query, key) pair, images of keys included; no point with itself in one set."""
+    reach = r + clouds.rounding() + 1e-12 * r
+    if clouds.cell is None or not any(clouds.periodic):
+        points, key_of, image_shifts, centres = clouds.keys, None, None, clouds.queries
+    else:
+        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64))
+        points, key_of, image_shifts, centres = images.points, images.key, images.shifts, images.queries
+    key_cloud = clouds.key_cloud if key_of is None or clouds.key_cloud is None else clouds.key_cloud[key_of]
+    queries = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
+    found = queries.sparse_distance_matrix(
+        tree_of(separated(points, key_cloud, 2 * reach)), reach, output_type="ndarray"
+    )
+    query, image = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
+    key, shifts = image, None
+    if clouds.cell is not None:
+        shifts = torch.zeros(len(query), clouds.dim, dtype=torch.int64)
+    if key_of is not None and image_shifts is not None:
+        key, shifts = key_of[image], image_shifts[image] - images.query_shifts[query]
+    keep = clouds.squared_distances(query, key, shifts).sqrt() <= r
+    if clouds.is_one_set:
+        keep &= (query != key) | (False if shifts is None else (shifts != 0).any(1))
+    return _Pairs(query[keep], key[keep], None if shifts is None else shifts[keep])
+
+
+def separated(points: Tensor, cloud: Tensor | None, step: float) -> Tensor:
+    """The points with a last coordinate that puts clouds `step` apart and changes no distance inside one."""
+    return points if cloud is None else torch.cat([points, step * cloud[:, None].double()], dim=1)
+
+
+def tree_of(points: Tensor) -> Any:
+    """scipy's tree. Coincident points make a balanced one slow."""
+    return require_library("scipy.spatial").cKDTree(points.numpy(), balanced_tree=False)
+
+
+def _both_ways(half: _Pairs, count: int) -> Neighbours:
+    """The pairs of one set and the way back of each, sorted."""
+    query, key = torch.cat([half.query, half.key]), torch.cat([half.key, half.query])
+    if half.shifts is not None:
+        return sorted_neighbours(query, key, torch.cat([half.shifts, -half.shifts]), count, count)
+    # The list is symmetric, so that its transpose, sorted by key, is the list sorted by query; and the place of an
+    # edge among those sorted by key is that of its way back.
+    offsets, columns, _ = compressed_rows(query, key, count, count)
+    rows = torch.repeat_interleave(torch.arange(count), offsets.diff())
+    _, key, _ = compressed_rows(columns, rows, count, count)
+    _, _, reverse = compressed_rows(key, rows, count, count)
+    return Neighbours(rows, key, offsets, None, reverse)
