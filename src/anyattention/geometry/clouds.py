@@ -95,6 +95,10 @@ class Clouds:
             total = total + part * part
         return total
 
+    def are_within(self, r: float, pairs: Tensor, shifts: Tensor | None) -> Tensor:
+        """Which pairs `(pairs, 2)` of a query and a key are at a distance of at most r."""
+        return self.squared_distances(pairs[:, 0], pairs[:, 1], shifts).sqrt() <= r
+
     def rounding(self) -> float:
         """More than a library's distance can be off by, next to one cell's length from here."""
         size = max((float(points.abs().max()) for points in (self.queries, self.keys) if points.numel()), default=0.0)

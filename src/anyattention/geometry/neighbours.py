@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyattention import _native
 from anyattention._checks import allocation_failures_named, require_number
-from anyattention._sorting import compressed_rows
+from anyattention._sorting import compressed_rows, symmetric_rows
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
 from anyattention.geometry.images import images_within
@@ -28,24 +28,27 @@ class Neighbours(NamedTuple):
     """Pairs of points, sorted by query, then key, then shift.
 
     Attributes:
-        query_index, key_index: `(edges,)` int64, on the CPU.
+        edge_index: `(2, edges)` int64, on the CPU; row 0 = key, row 1 = query.
         query_offsets: `(queries + 1,)` int64: the edges of each query.
         shifts: `(edges, dim)` int64, how many cells to move the key by along each vector; None without a cell.
-        reverse: `(edges,)` int64, the edge from key to query of each edge from query to key; None where queries and
-            keys are different points, or the graph is not symmetric, or there is a cell.
+        reverse: `(edges,)` int64, the edge from key to query of each edge from query to key, where queries and keys
+            are the same points and there is no cell; else None.
     """
 
-    query_index: Tensor
-    key_index: Tensor
+    edge_index: Tensor
     query_offsets: Tensor
     shifts: Tensor | None = None
     reverse: Tensor | None = None
 
 
 class _Pairs(NamedTuple):
-    query: Tensor
-    key: Tensor
+    """`(pairs, 2)` int64, a query and a key, or of one set each pair once; and shifts."""
+
+    points: Tensor
     shifts: Tensor | None = None
+
+    def where(self, keep: Tensor) -> _Pairs:
+        return _Pairs(self.points[keep], None if self.shifts is None else self.shifts[keep])
 
 
 def radius_neighbours(
@@ -76,10 +79,11 @@ def radius_neighbours(
     else:
         with allocation_failures_named():
             if clouds.is_one_set:
-                half = _half_by_vesin(clouds, r) if _suits_vesin(clouds, r) else _half_by_tree(clouds, r)
-                found = _both_ways(half, num_keys)
+                suits = _suits_vesin(clouds, r)
+                found = _by_vesin(clouds, r) if suits else _both_ways(_half_by_tree(clouds, r), num_keys)
             else:
-                found = sorted_neighbours(*_pairs_by_tree(clouds, r), num_queries, num_keys)
+                pairs, shifts = _pairs_by_tree(clouds, r)
+                found = sorted_neighbours(pairs[:, 0], pairs[:, 1], shifts, num_queries, num_keys)
     if max_neighbours is not None:
         _require_few(found.query_offsets, max_neighbours)
     return found
@@ -93,9 +97,9 @@ def require_count(argument: str, count: object, at_least: int) -> None:
 
 def no_neighbours(clouds: Clouds) -> Neighbours:
     """The result without a pair."""
-    none = torch.empty(0, dtype=torch.int64)
+    none = torch.empty(2, 0, dtype=torch.int64)
     shifts = None if clouds.cell is None else torch.empty(0, clouds.dim, dtype=torch.int64)
-    return Neighbours(none, none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64), shifts)
+    return Neighbours(none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64), shifts)
 
 
 def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
@@ -108,7 +112,8 @@ def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_que
     offsets, by_query = compressed_rows(queries, by_key, num_queries, len(by_key))[:2]
     counts = offsets.diff()
     rows = torch.repeat_interleave(torch.arange(num_queries), counts)
-    return Neighbours(rows, key[by_query], offsets, None if shifts is None else shifts[by_query])
+    edge_index = torch.stack([key[by_query], rows])
+    return Neighbours(edge_index, offsets, None if shifts is None else shifts[by_query])
 
 
 def _read_radius(r: float, dtype: torch.dtype) -> float:
@@ -139,8 +144,8 @@ def _suits_vesin(clouds: Clouds, r: float) -> bool:
     return float(high - low) < _WIDEST * r
 
 
-def _half_by_vesin(clouds: Clouds, r: float) -> _Pairs:
-    """Each pair of one set once, by vesin's cell list."""
+def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
+    """The neighbours of one set, by vesin's cell list."""
     vesin = require_library("vesin")
     dim, missing = clouds.dim, 3 - clouds.dim
     points = torch.nn.functional.pad(clouds.keys, (0, missing)).numpy()
@@ -158,42 +163,36 @@ def _half_by_vesin(clouds: Clouds, r: float) -> _Pairs:
         points, box.numpy(), [*clouds.periodic, *[False] * missing], wanted, copy=False
     )
     pairs, distances = torch.from_numpy(pairs.view("int64")), torch.from_numpy(distances)
+    found = _Pairs(pairs)
+    if clouds.cell is not None:
+        shifts = torch.zeros(len(pairs), dim, dtype=torch.int64)
+        found = _Pairs(pairs, shifts.copy_(torch.from_numpy(more[0])[:, :dim]) if more else shifts)
     # vesin's distances are right but for rounding, so that only those next to r are in question.
     near = (distances >= r - tolerance).nonzero().flatten()
-    query, key = pairs[:, 0].clone(), pairs[:, 1].clone()
-    shifts = None if clouds.cell is None else torch.zeros(len(key), dim, dtype=torch.int64)
-    if more and shifts is not None:
-        shifts.copy_(torch.from_numpy(more[0])[:, :dim])
-    if not near.numel():
-        return _Pairs(query, key, shifts)
-    some = (query[near], key[near], None if shifts is None else shifts[near])
-    outside = near[clouds.squared_distances(*some).sqrt() > r]
-    if not outside.numel():
-        return _Pairs(query, key, shifts)
-    keep = torch.ones(len(key), dtype=torch.bool)
-    keep[outside] = False
-    return _Pairs(query[keep], key[keep], None if shifts is None else shifts[keep])
+    if near.numel():
+        inside = torch.ones(len(pairs), dtype=torch.bool)
+        inside[near] = clouds.are_within(r, *found.where(near))
+        found = found.where(inside)
+    return _both_ways(found, len(clouds.keys))
 
 
 def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
     """Each pair of one set once, by scipy's tree."""
     if clouds.cell is not None and any(clouds.periodic):
-        pairs = _pairs_by_tree(clouds, r)
-        assert pairs.shifts is not None
+        pairs, shifts = _pairs_by_tree(clouds, r)
+        assert shifts is not None
         # Of the two ways of a pair, keep the one whose key, or else shift, comes later.
-        later = torch.zeros(len(pairs.key), dtype=torch.int64)
+        later = torch.zeros(len(pairs), dtype=torch.int64)
         for vector in reversed(range(clouds.dim)):
-            sign = pairs.shifts[:, vector].sign()
+            sign = shifts[:, vector].sign()
             later = torch.where(sign != 0, sign, later)
-        keep = (pairs.key > pairs.query) | ((pairs.key == pairs.query) & (later > 0))
-        return _Pairs(pairs.query[keep], pairs.key[keep], pairs.shifts[keep])
+        query, key = pairs.T
+        return _Pairs(pairs, shifts).where((key > query) | ((key == query) & (later > 0)))
     reach = r + clouds.rounding() + 1e-12 * r
     tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
-    query, key = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long().T.contiguous()
-    keep = clouds.squared_distances(query, key, None).sqrt() <= r
-    query, key = query[keep], key[keep]
-    shifts = None if clouds.cell is None else torch.zeros(len(key), clouds.dim, dtype=torch.int64)
-    return _Pairs(query, key, shifts)
+    pairs = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
+    shifts = None if clouds.cell is None else torch.zeros(len(pairs), clouds.dim, dtype=torch.int64)
+    return _Pairs(pairs, shifts).where(clouds.are_within(r, pairs, shifts))
 
 
 def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
@@ -215,10 +214,11 @@ def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
         shifts = torch.zeros(len(query), clouds.dim, dtype=torch.int64)
     if key_of is not None and image_shifts is not None:
         key, shifts = key_of[image], image_shifts[image] - images.query_shifts[query]
-    keep = clouds.squared_distances(query, key, shifts).sqrt() <= r
+    pairs = torch.stack([query, key], dim=1)
+    keep = clouds.are_within(r, pairs, shifts)
     if clouds.is_one_set:
         keep &= (query != key) | (False if shifts is None else (shifts != 0).any(1))
-    return _Pairs(query[keep], key[keep], None if shifts is None else shifts[keep])
+    return _Pairs(pairs, shifts).where(keep)
 
 
 def separated(points: Tensor, cloud: Tensor | None, step: float) -> Tensor:
@@ -233,13 +233,8 @@ def tree_of(points: Tensor) -> Any:
 
 def _both_ways(half: _Pairs, count: int) -> Neighbours:
     """The pairs of one set and the way back of each, sorted."""
-    query, key = torch.cat([half.query, half.key]), torch.cat([half.key, half.query])
-    if half.shifts is not None:
-        return sorted_neighbours(query, key, torch.cat([half.shifts, -half.shifts]), count, count)
-    # The list is symmetric, so that its transpose, sorted by key, is the list sorted by query; and the place of an
-    # edge among those sorted by key is that of its way back.
-    offsets, columns, _ = compressed_rows(query, key, count, count)
-    rows = torch.repeat_interleave(torch.arange(count), offsets.diff())
-    _, key, _ = compressed_rows(columns, rows, count, count)
-    _, _, reverse = compressed_rows(key, rows, count, count)
-    return Neighbours(rows, key, offsets, None, reverse)
+    if half.shifts is None:
+        offsets, edge_index, reverse = symmetric_rows(half.points, count)
+        return Neighbours(edge_index, offsets, None, reverse)
+    query, key = torch.cat([half.points, half.points.flip(1)]).T
+    return sorted_neighbours(query, key, torch.cat([half.shifts, -half.shifts]), count, count)

@@ -62,14 +62,13 @@ def require_edge_numbers(argument: str, numbers: Tensor, edge_index: Tensor, *mo
 
 def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> list[Any]:
     """A Graph's fields. The edges are sorted already, so that rows need no sort and share the edges' memory."""
-    edge_index = torch.stack([found.key_index, found.query_index])
-    keys, queries = edge_index[0], edge_index[1]
+    keys, queries = found.edge_index
     if found.reverse is None:
         by_key = compressed_rows(keys, queries, num_keys, len(found.query_offsets) - 1)
     else:
         by_key = (found.query_offsets, keys, found.reverse)
     slots = torch.arange(len(keys))
-    parts: list[Any] = [edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
+    parts: list[Any] = [found.edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
 
 
