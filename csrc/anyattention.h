@@ -70,14 +70,14 @@ ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
 
 /* Compressed rows of a symmetric graph, such as points and their neighbours.
  *
- *   pairs         (num_pairs, 2)   two different rows, each pair once, either way round
+ *   pairs         (num_pairs, 2)   two rows that have each other as a column, either way round
  *   row_offsets   (num_rows + 1)   out: the slots of each row
  *   slot_rows     (2 num_pairs)    out: the row of each slot
  *   slot_columns  (2 num_pairs)    out: its column, ascending within a row
  *   slot_reverse  (2 num_pairs)    out: the slot with its row and column exchanged
  *
- * The result is the same for any num_threads. A pair that is there twice, or joins a row with
- * itself, leaves slot_reverse wrong, though within its bounds.
+ * The result is unique, and the same for any num_threads. A pair that is there twice counts twice, and
+ * one of a row with itself gives two slots.
  *
  * Time O(num_pairs log(longest row) + num_rows); workspace at most max(2 num_pairs, num_rows) +
  * num_threads integers.

@@ -2,7 +2,6 @@
 //
 // The pairs are cut into chunks of equal size. Each is counted and placed by one thread, which
 // leaves the columns of a row in the order of the pairs; then each row is sorted where it lies.
-// The way back of an edge (r, c) is found in row c, by counting the columns below r.
 //
 //   p  pair     r  row     c  column, or chunk in a workspace's name     s  slot
 
@@ -17,11 +16,8 @@ namespace {
 // Below this, starting a thread costs more than it saves.
 constexpr int64_t kPairsPerChunk = 1 << 14;
 
-// Up to here shifting columns one by one is faster than std::sort, and a scan than a bisection.
+// Up to here shifting columns one by one is faster than std::sort.
 constexpr int64_t kShortRow = 48;
-
-// Slots between asking for the row of a column and reading it.
-constexpr int64_t kAhead = 16;
 
 struct Free {
   void operator()(void *pointer) const { std::free(pointer); }
@@ -44,13 +40,6 @@ void sort_row(int64_t *begin, int64_t *end) {
     for (; place > begin && place[-1] > column; --place) *place = place[-1];
     *place = column;
   }
-}
-
-int64_t count_below(const int64_t *begin, const int64_t *end, int64_t row) {
-  if (end - begin > kShortRow) return std::lower_bound(begin, end, row) - begin;
-  int64_t below = 0;
-  for (; begin < end; ++begin) below += *begin < row;
-  return below;
 }
 
 }  // namespace
@@ -113,20 +102,18 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
       std::fill(slot_rows + row_offsets[r], slot_rows + row_offsets[r + 1], r);
     }
 
+  // Rows that are visited in ascending order meet the slots of row c one after the other: the cursor of c
+  // is the way back. It starts behind the rows of the chunks before.
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t s = cut(total, c); s < cut(total, c + 1); ++s) {
-#if defined(__GNUC__)
-      if (s + 2 * kAhead < total) __builtin_prefetch(row_offsets + slot_columns[s + 2 * kAhead]);
-      if (s + kAhead < total) {
-        const int64_t *ahead = slot_columns + row_offsets[slot_columns[s + kAhead]];
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + 8);
-        __builtin_prefetch(ahead + 16);
-      }
-#endif
-      const int64_t begin = row_offsets[slot_columns[s]], end = row_offsets[slot_columns[s] + 1];
-      slot_reverse[s] = begin + count_below(slot_columns + begin, slot_columns + end, slot_rows[s]);
+  for (int64_t c = 0; c < chunks; ++c) {
+    int64_t *cursors = counts.get() + c * num_rows;
+    const int64_t begin = cut(num_rows, c), end = cut(num_rows, c + 1);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t *row = slot_columns + row_offsets[r], *next = slot_columns + row_offsets[r + 1];
+      cursors[r] = row_offsets[r];
+      if (c > 0) cursors[r] += std::lower_bound(row, next, begin) - row;
     }
+    for (int64_t s = row_offsets[begin]; s < row_offsets[end]; ++s) slot_reverse[s] = cursors[slot_columns[s]]++;
+  }
   return ANYATTENTION_OK;
 }

@@ -174,7 +174,9 @@ def test_edges_may_be_any_view() -> None:
 
 
 def test_to_moves_every_part() -> None:
-    graph = Graph.from_adjacency(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+    graph = Graph.from_edge_index(
+        torch.tensor([[1, 0], [0, 1]]), 2, values=torch.ones(2), shifts=torch.ones(2, 3, dtype=torch.int64)
+    )
     assert graph.to("cpu") is graph
     assert graph.to_graph(2, 2, device="cpu") is graph
     moved = graph.to("meta")

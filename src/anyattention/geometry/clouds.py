@@ -145,16 +145,13 @@ def read_clouds(
             actual="None" if query_batch is None else "a tensor, and batch is None",
         )
     query_cloud = key_cloud if queries is None else _read_batch("query_batch", query_batch, "queries", queries)
-    clouds = 1 + max((int(cloud.max()) for cloud in (key_cloud, query_cloud) if _has_points(cloud)), default=0)
+    given = [cloud for cloud in (key_cloud, query_cloud) if cloud is not None and cloud.numel()]
+    clouds = 1 + max((int(cloud[-1]) for cloud in given), default=0)
     wide_cell, repeats = _read_cell(cell, periodic, positions, None if key_cloud is None else clouds)
     keys = _wide(positions)
     return Clouds(
         keys if queries is None else _wide(queries), keys, query_cloud, key_cloud, wide_cell, repeats, positions.dtype
     )
-
-
-def _has_points(cloud: Tensor | None) -> bool:
-    return cloud is not None and cloud.numel() > 0
 
 
 def _wide(points: Tensor) -> Tensor:

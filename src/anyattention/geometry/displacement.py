@@ -19,12 +19,10 @@ __all__ = ["edge_displacements"]
 
 
 def edge_displacements(
-    query_index: Tensor,
-    key_index: Tensor,
+    edge_index: Tensor,
     num_queries: int,
     num_keys: int,
     positions: Tensor,
-    *,
     shifts: Tensor | None = None,
     cell: Tensor | None = None,
     queries: Tensor | None = None,
@@ -35,6 +33,7 @@ def edge_displacements(
     Returns:
         `(edges, dim)` in the positions' dtype.
     """
+    key_index, query_index = edge_index
     axes = Axes()
     axes.set("keys", num_keys, "the graph")
     axes.set("queries", num_queries, "the graph")

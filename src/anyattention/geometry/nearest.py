@@ -65,7 +65,6 @@ def nearest_neighbours(
     positions: Tensor,
     k: int,
     batch: Tensor | None = None,
-    *,
     cell: Tensor | None = None,
     periodic: bool | Sequence[bool] | None = None,
     queries: Tensor | None = None,

@@ -55,7 +55,6 @@ def radius_neighbours(
     positions: Tensor,
     r: float,
     batch: Tensor | None = None,
-    *,
     cell: Tensor | None = None,
     periodic: bool | Sequence[bool] | None = None,
     queries: Tensor | None = None,
@@ -198,22 +197,19 @@ def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
 def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
     """Each (query, key) pair, images of keys included; no point with itself in one set."""
     reach = r + clouds.rounding() + 1e-12 * r
-    if clouds.cell is None or not any(clouds.periodic):
-        points, key_of, image_shifts, centres = clouds.keys, None, None, clouds.queries
-    else:
+    images, points, centres, key_cloud = None, clouds.keys, clouds.queries, clouds.key_cloud
+    if clouds.cell is not None and any(clouds.periodic):
         images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64))
-        points, key_of, image_shifts, centres = images.points, images.key, images.shifts, images.queries
-    key_cloud = clouds.key_cloud if key_of is None or clouds.key_cloud is None else clouds.key_cloud[key_of]
-    queries = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
-    found = queries.sparse_distance_matrix(
-        tree_of(separated(points, key_cloud, 2 * reach)), reach, output_type="ndarray"
-    )
-    query, image = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
-    key, shifts = image, None
-    if clouds.cell is not None:
-        shifts = torch.zeros(len(query), clouds.dim, dtype=torch.int64)
-    if key_of is not None and image_shifts is not None:
-        key, shifts = key_of[image], image_shifts[image] - images.query_shifts[query]
+        points, centres = images.points, images.queries
+        key_cloud = None if key_cloud is None else key_cloud[images.key]
+    around = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
+    inside = tree_of(separated(points, key_cloud, 2 * reach))
+    found = around.sparse_distance_matrix(inside, reach, output_type="ndarray")
+    query, key = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
+    shifts = None if clouds.cell is None else torch.zeros(len(query), clouds.dim, dtype=torch.int64)
+    if images is not None:
+        shifts = images.shifts[key] - images.query_shifts[query]
+        key = images.key[key]
     pairs = torch.stack([query, key], dim=1)
     keep = clouds.are_within(r, pairs, shifts)
     if clouds.is_one_set:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,10 @@ from anyattention.geometry.neighbours import radius_neighbours
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
 from anyattention.patterns.base import Pattern
 from anyattention.patterns.graph_arrays import (
+    fields_of,
     joined_arrays,
+    loops_added,
+    named_fields_of,
     neighbour_arrays,
     require_edge_index,
     require_edge_numbers,
@@ -225,19 +228,18 @@ class Graph(Pattern):
 
             |(x_key - x_query) + shift @ cell| <= r
 
-        Exact, and compared in float64: the coordinates as they are, r rounded to their dtype first (as PyTorch does
-        in `distance <= r`), so that a distance of exactly r is in. Without queries the graph is symmetric.
+        Exact: compared in float64, the coordinates as they are, r rounded to their dtype first (as PyTorch does in
+        `distance <= r`), so that a distance of exactly r is in. Without queries the graph is symmetric.
 
         Args:
             positions: `(points, dim)`, floating, finite: the keys, and the queries where none are given.
             r: the radius, above 0, in the positions' unit.
-            batch: `(points,)` int64, the cloud of each point, from 0 and never falling, as PyTorch Geometric's. Points
-                of different clouds are no neighbours.
-            cell: `(dim, dim)`, rows are the vectors along which the points repeat (any shape of box, and r may be
-                longer than it), or `(clouds, dim, dim)`. A key's images are neighbours of their own, a point's own
-                images among them; `graph.shifts` tells them apart. Points may lie outside of the cell.
+            batch: `(points,)` int64, the cloud of each point, from 0 and never falling; clouds do not see each other.
+            cell: `(dim, dim)`, in each row a vector along which the points repeat, of any shape and shorter than r if
+                need be; or `(clouds, dim, dim)`. Each image of a key is a neighbour of its own, a point's own images
+                among them; `graph.shifts` tells them apart. Points may lie outside of the cell.
             periodic: which vectors of the cell repeat, all or one bool for each; all where a cell is given.
-            queries: `(queries, dim)`, points that attend to positions; one at a key's place attends to it.
+            queries: `(queries, dim)`, other points that attend to positions; one at a key's place attends to it.
             query_batch: `(queries,)` int64, the cloud of each query; together with batch.
             max_neighbours: raise where a query has more. Nothing is ever cut off.
 
@@ -246,8 +248,7 @@ class Graph(Pattern):
             No points: no edges.
 
         Raises:
-            InvalidInputError: positions that are NaN, infinite or above 1e150; r out of range; wrong dtypes.
-            DimensionMismatchError: shapes that do not fit.
+            InvalidInputError, DimensionMismatchError: points above 1e150, infinite or NaN, and what does not fit.
             GraphStructureError: more than max_neighbours; a batch that falls.
             MatrixOperationError: the vectors that repeat are not independent.
             MissingExtraError: vesin or scipy is not installed (the extra "geometry").
@@ -264,16 +265,7 @@ class Graph(Pattern):
             tensor([[-1,  0],
                     [ 1,  0]])
         """
-        found = radius_neighbours(
-            positions,
-            r,
-            batch,
-            cell=cell,
-            periodic=periodic,
-            queries=queries,
-            query_batch=query_batch,
-            max_neighbours=max_neighbours,
-        )
+        found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
         return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
@@ -294,13 +286,10 @@ class Graph(Pattern):
 
         Args:
             k: number of neighbours, at least 1. In a periodic cell every image counts.
-            positions, batch, cell, periodic, queries, query_batch: as in `radius`, of any dimension.
+            positions, batch, cell, periodic, queries, query_batch: as in `radius`, which also raises the same errors.
 
         Returns:
             The Graph, on the positions' device, edges by query, then key, then shift: not by distance.
-
-        Raises:
-            As `radius`.
 
         Cost: scipy's k-d tree, O(points log points + edges); ties at the k-th place look further.
 
@@ -310,9 +299,7 @@ class Graph(Pattern):
             tensor([[1, 0, 1, 2],
                     [0, 1, 2, 3]])
         """
-        found = nearest_neighbours(
-            positions, k, batch, cell=cell, periodic=periodic, queries=queries, query_batch=query_batch
-        )
+        found = nearest_neighbours(positions, k, batch, cell, periodic, queries, query_batch)
         return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
@@ -320,8 +307,8 @@ class Graph(Pattern):
         """Several graphs as one block-diagonal Graph, edges one graph after the other.
 
         Args:
-            graphs: any number, all on one device; nothing is sorted again. `values` are kept when every graph has them, `shifts`
-                when one has: 0 in the others.
+            graphs: any number, all on one device; nothing is sorted again. `values` are kept when every graph has
+                them, `shifts` when one has: 0 in the others.
 
         Raises:
             InvalidInputError: an item is not a Graph, or the devices differ.
@@ -333,18 +320,7 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
-        if not isinstance(graphs, list | tuple):
-            raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
-        for position, graph in enumerate(graphs):
-            if not isinstance(graph, Graph):
-                raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
-            if graph.device != graphs[0].device:
-                raise InvalidInputError(
-                    argument=f"graphs[{position}]",
-                    expected=f"device {graphs[0].device}, as graphs[0]",
-                    actual=graph.device,
-                )
-        if not graphs:
+        if isinstance(graphs, list | tuple) and not graphs:
             return cls.from_edge_index(torch.empty(2, 0, dtype=torch.int64), num_nodes=0)
         return cls(*joined_arrays(graphs))
 
@@ -357,9 +333,8 @@ class Graph(Pattern):
             GraphStructureError: queries and keys are different sets.
 
         Example:
-            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_nodes=2)
-            >>> graph.with_self_loops().edge_index
-            tensor([[0, 1, 1],
+            >>> Graph.from_edge_index(torch.tensor([[1], [0]]), num_nodes=2).with_self_loops().edge_index
+            tensor([[1, 0, 1],
                     [0, 0, 1]])
         """
         if self.num_queries != self.num_keys:
@@ -368,18 +343,8 @@ class Graph(Pattern):
                 expected="as many queries as keys for self-loops",
                 actual=f"{self.num_queries} queries and {self.num_keys} keys",
             )
-        missing = torch.ones(self.num_queries, dtype=torch.bool, device=self.device)
-        is_loop = self.key_index == self.query_index
-        if self.shifts is not None:
-            is_loop &= (self.shifts == 0).all(1)
-        missing[self.key_index[is_loop]] = False
-        loops = missing.nonzero().T.expand(2, -1)
-        shifts = self.shifts
-        if shifts is not None:
-            shifts = torch.cat([shifts, shifts.new_zeros(loops.shape[1], shifts.shape[1])])
-        return Graph.from_edge_index(
-            torch.cat([self.edge_index, loops], dim=1), num_nodes=self.num_queries, shifts=shifts
-        )
+        edge_index, shifts = loops_added(self)
+        return Graph.from_edge_index(edge_index, num_nodes=self.num_queries, shifts=shifts)
 
     def displacements(
         self,
@@ -410,17 +375,8 @@ class Graph(Pattern):
             tensor([[-2.],
                     [ 2.]])
         """
-        return edge_displacements(
-            self.query_index,
-            self.key_index,
-            self.num_queries,
-            self.num_keys,
-            positions,
-            shifts=self.shifts,
-            cell=cell,
-            queries=queries,
-            batch=batch,
-        )
+        sizes = (self.num_queries, self.num_keys)
+        return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """True where there is an edge. Cost: a sort of the edges."""
@@ -471,7 +427,7 @@ class Graph(Pattern):
         """This graph with its tensors on the device; itself where they are there already."""
         if self.device == torch.device(device):
             return self
-        moved: list[Any] = [None if part is None else part.to(device) for part in _parts(self)]
+        moved: list[Any] = [None if part is None else part.to(device) for part in fields_of(self)]
         return Graph(*moved)
 
     def _require_sizes(self, num_queries: int | None, num_keys: int | None) -> None:
@@ -485,23 +441,10 @@ class Graph(Pattern):
             )
 
 
-def _parts(graph: Graph) -> list[Any]:
-    """The fields, in order; `values` may be None."""
-    return [getattr(graph, item.name) for item in fields(graph)]
-
-
-def _named_parts(graph: Graph) -> tuple[list[tuple[_pytree.KeyEntry, Any]], Any]:
-    """The fields with their names, for torch.export, which names its inputs."""
-    named: list[tuple[Any, Any]] = [
-        (_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)
-    ]
-    return named, None
-
-
 _pytree.register_pytree_node(
     Graph,
-    lambda graph: (_parts(graph), None),
+    lambda graph: (fields_of(graph), None),
     lambda parts, _: Graph(*parts),
     serialized_type_name="anyattention.Graph",
-    flatten_with_keys_fn=_named_parts,
+    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), None),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
 from anyattention._sorting import compressed_rows
@@ -16,7 +18,26 @@ if TYPE_CHECKING:
     from anyattention.geometry.neighbours import Neighbours
     from anyattention.patterns.graph import Graph
 
-__all__ = ["joined_arrays", "neighbour_arrays", "require_edge_index", "require_edge_numbers", "require_nodes"]
+__all__ = [
+    "fields_of",
+    "joined_arrays",
+    "loops_added",
+    "named_fields_of",
+    "neighbour_arrays",
+    "require_edge_index",
+    "require_edge_numbers",
+    "require_nodes",
+]
+
+
+def fields_of(graph: Graph) -> list[Any]:
+    """The fields, in order; `values` and `shifts` may be None."""
+    return [getattr(graph, item.name) for item in fields(graph)]
+
+
+def named_fields_of(graph: Graph) -> list[tuple[Any, Any]]:
+    """The fields with their names, for torch.export, which names its inputs."""
+    return [(_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)]
 
 
 def require_edge_index(edge_index: Tensor) -> None:
@@ -72,8 +93,35 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
 
 
+def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
+    """The edges, and their shifts, with i -> i added for each node that has no such edge to itself, not an image."""
+    missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
+    is_loop = graph.key_index == graph.query_index
+    if graph.shifts is not None:
+        is_loop &= (graph.shifts == 0).all(1)
+    missing[graph.key_index[is_loop]] = False
+    loops = missing.nonzero().T.expand(2, -1)
+    edge_index = torch.cat([graph.edge_index, loops], dim=1)
+    if graph.shifts is None:
+        return edge_index, None
+    return edge_index, torch.cat([graph.shifts, graph.shifts.new_zeros(loops.shape[1], graph.shifts.shape[1])])
+
+
 def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
     """The fields of the block-diagonal Graph of one graph or more."""
+    from anyattention.patterns.graph import Graph
+
+    if not isinstance(graphs, list | tuple):
+        raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
+    for position, graph in enumerate(graphs):
+        if not isinstance(graph, Graph):
+            raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
+        if graph.device != graphs[0].device:
+            raise InvalidInputError(
+                argument=f"graphs[{position}]",
+                expected=f"device {graphs[0].device}, as graphs[0]",
+                actual=graph.device,
+            )
     edges, queries, keys = 0, 0, 0
     parts: list[tuple[Tensor, ...]] = []
     for graph in graphs:
