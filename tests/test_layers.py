@@ -39,7 +39,7 @@ _LAYER_OF = {name: layer for layer, names in enumerate(_LAYERS) for name in name
 _EXCEPTIONS = {("_native", "anyattention")}
 
 _IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton")
-_HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm")
+_HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
 
 
 def _dotted(path):

@@ -100,11 +100,15 @@ class Clouds:
         return self.squared_distances(pairs[:, 0], pairs[:, 1], shifts).sqrt() <= r
 
     def rounding(self) -> float:
-        """More than a library's distance can be off by, next to one cell's length from here."""
+        """More than a distance can be off by where points were moved by cells, which rounds coordinates."""
         size = max((float(points.abs().max()) for points in (self.queries, self.keys) if points.numel()), default=0.0)
         if self.cell is not None and self.cell.numel():
             size += float(self.cell.abs().max()) * self.dim
         return 64 * self.dim * torch.finfo(torch.float64).eps * size
+
+    def reach(self, r: float) -> float:
+        """The radius for a search by scipy's tree, whose differences are exact but for images."""
+        return r * (1 + 1e-12) + (self.rounding() if any(self.periodic) else 0.0)
 
 
 def require_library(module: str) -> Any:

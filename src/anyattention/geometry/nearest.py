@@ -128,6 +128,7 @@ def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Te
     kept = torch.arange(len(points))
     tree = tree_of(points)
     full = torch.zeros(len(queries), dtype=torch.bool)
+    rounding = clouds.reach(0.0)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     # One more for the point itself, and one by whose distance a tie shows.
     open_rows, wanted = torch.arange(len(queries)), k + 2
@@ -142,9 +143,9 @@ def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Te
             candidate = kept[torch.from_numpy(places).long().clamp(max=len(kept) - 1)].sort(1).values
             near, distance, is_full = _first(candidates, rows, candidate, k)
             last = distance.masked_fill(distance.isinf(), -1).amax(1)
-            tolerance = clouds.rounding() + 1e-12 * last
+            enough = last * (1 + 1e-12) + rounding
             # All are seen, or what was not seen is farther, or of another cloud.
-            decided = (is_full & (outer > last + tolerance)) | (outer > candidates.step / 2)
+            decided = (is_full & (outer > enough)) | (outer > candidates.step / 2)
             decided |= torch.tensor(wanted == len(kept))
             undecided.append(rows[~decided])
             rows, near, distance = rows[decided], near[decided], distance[decided]

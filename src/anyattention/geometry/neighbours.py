@@ -5,6 +5,7 @@ The libraries find candidates; which of them are neighbours is decided here, in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
-from anyattention._checks import allocation_failures_named, require_number
+from anyattention._checks import allocation_failures_named, require_memory, require_number
 from anyattention._sorting import compressed_rows, symmetric_rows
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
@@ -151,6 +152,10 @@ def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
     box = torch.eye(3, dtype=torch.float64)
     if clouds.cell is not None:
         box[:dim, :dim] = clouds.cell[0]
+    if clouds.periodic == (True,) * 3:
+        # At the mean density; a list of this length is all that a radius of many cells leads to.
+        pairs = len(points) ** 2 * (2 / 3 * math.pi * r**3) / float(torch.linalg.det(box).abs())
+        require_memory(int(pairs) * 40, f"{pairs:.3g} pairs of neighbours", torch.device("cpu"))
     is_periodic = any(clouds.periodic)
     tolerance = clouds.rounding() + 1e-12 * r
     search = vesin.NeighborList(
@@ -187,7 +192,7 @@ def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
             later = torch.where(sign != 0, sign, later)
         query, key = pairs.T
         return _Pairs(pairs, shifts).where((key > query) | ((key == query) & (later > 0)))
-    reach = r + clouds.rounding() + 1e-12 * r
+    reach = clouds.reach(r)
     tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
     pairs = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
     shifts = None if clouds.cell is None else torch.zeros(len(pairs), clouds.dim, dtype=torch.int64)
@@ -196,7 +201,7 @@ def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
 
 def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
     """Each (query, key) pair, images of keys included; no point with itself in one set."""
-    reach = r + clouds.rounding() + 1e-12 * r
+    reach = clouds.reach(r)
     images, points, centres, key_cloud = None, clouds.keys, clouds.queries, clouds.key_cloud
     if clouds.cell is not None and any(clouds.periodic):
         images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64))
