@@ -37,7 +37,17 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("anyattention", "torch", "numpy", "scipy", "scikit-learn", "torch_geometric", "local-attention", "dgl")
+_PACKAGES = (
+    "anyattention",
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "torch_geometric",
+    "local-attention",
+    "dgl",
+    "vesin",
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 6
+#define ANYATTENTION_INTERFACE 7
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -67,6 +67,24 @@ ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
     const int64_t *rows, const int64_t *columns, int64_t num_edges, int64_t num_rows,
     int64_t num_columns, int64_t num_threads, int64_t *row_offsets, int64_t *slot_columns,
     int64_t *slot_edges, int64_t *bad_edge);
+
+/* Compressed rows of a symmetric graph, such as points and their neighbours.
+ *
+ *   pairs         (num_pairs, 2)   two rows that have each other as a column, either way round
+ *   row_offsets   (num_rows + 1)   out: the slots of each row
+ *   slot_rows     (2 num_pairs)    out: the row of each slot
+ *   slot_columns  (2 num_pairs)    out: its column, ascending within a row
+ *   slot_reverse  (2 num_pairs)    out: the slot with its row and column exchanged
+ *
+ * The result is unique, and the same for any num_threads. A pair that is there twice counts twice, and
+ * one of a row with itself gives two slots.
+ *
+ * Time O(num_pairs log(longest row) + num_rows); workspace at most max(2 num_pairs, num_rows) +
+ * num_threads integers.
+ */
+ANYATTENTION_EXPORT int32_t anyattention_symmetric_rows(
+    const int64_t *pairs, int64_t num_pairs, int64_t num_rows, int64_t num_threads, int64_t *row_offsets,
+    int64_t *slot_rows, int64_t *slot_columns, int64_t *slot_reverse);
 
 /* A graph as compressed rows, one per query, and their transpose, one per key. */
 typedef struct anyattention_graph {

@@ -54,6 +54,9 @@ _GRAPH = Graph.from_edge_index(_EDGE_INDEX, num_nodes=4)
 _N = torch.ones(4, 3, 7)
 _TERM = torch.ones(4, 3, 1)
 
+# 4 points in 3 dimensions.
+_P = torch.arange(1.0, 13.0).reshape(4, 3)
+
 # Modules: (batch 2, length 5, d_model 8); graph modules: 4 nodes with 3 features.
 _S = torch.ones(2, 5, 8)
 _F = torch.ones(4, 3)
@@ -67,6 +70,10 @@ def _mha(**settings):
 
 def _gat(**settings):
     return GraphAttention(8, 2, in_features=3, **settings)
+
+
+def _periodic(dim):
+    return Graph.from_edge_index(_EDGE_INDEX, num_nodes=4, shifts=torch.zeros(3, dim, dtype=torch.int64))
 
 
 def _backward(grad_output):
@@ -341,6 +348,96 @@ _PATTERNS = [
 # fmt: on
 
 # fmt: off
+_NEIGHBOURS = [
+    row("points as list", _INPUT, lambda: Graph.radius([[0.0]], 1.0), "positions: expected a torch.Tensor, got list"),
+    row("integer points", _INPUT, lambda: Graph.radius(torch.ones(4, 3, dtype=torch.int64), 1.0),
+        "positions: expected a floating-point dtype.*got torch.int64"),
+    row("points of rank 1", _SHAPE, lambda: Graph.nearest(_P[0], 1),
+        r"positions: expected \(points, dim\), got \(3,\)"),
+    row("points of rank 3", _SHAPE, lambda: Graph.radius(_P[None], 1.0), r"\(points, dim\), got \(1, 4, 3\)"),
+    row("points without coordinates", _SHAPE, lambda: Graph.radius(_P[:, :0], 1.0),
+        r"positions: expected \(points, dim\) with dim >= 1, got \(4, 0\)"),
+    row("NaN point", _INPUT, lambda: Graph.radius(torch.tensor([[0.0, _NAN]]), 1.0),
+        r"positions: expected finite coordinates, below 1e\+150, got 1 others among 2"),
+    row("infinite point", _INPUT, lambda: Graph.nearest(_P / 0, 1),
+        "positions: expected finite.*got 12 others among 12"),
+    row("points on meta", _INPUT, lambda: Graph.radius(_P.to("meta"), 1.0),
+        "positions: expected a device with data, got"),
+    row("radius of 0", _INPUT, lambda: Graph.radius(_P, 0.0), "r: expected a finite number above 0.*, got 0.0"),
+    row("radius below 0", _INPUT, lambda: Graph.radius(_P, -1), "r: expected a finite number above 0.*, got -1"),
+    row("NaN radius", _INPUT, lambda: Graph.radius(_P, _NAN), "r: expected a finite number above 0.*, got nan"),
+    row("infinite radius", _INPUT, lambda: Graph.radius(_P, float("inf")), "r: expected a finite number.*, got inf"),
+    row("radius as text", _INPUT, lambda: Graph.radius(_P, "1"), "r: expected a finite number above 0.*, got '1'"),
+    row("radius that is 0 in float16", _INPUT, lambda: Graph.radius(_P.half(), 1e-9),
+        "r: expected a number above 0 in torch.float16, got 1e-09"),
+    row("no neighbour asked for", _INPUT, lambda: Graph.nearest(_P, 0), "k: expected an int of at least 1, got 0"),
+    row("neighbours as float", _INPUT, lambda: Graph.nearest(_P, 2.0), r"k: expected an int of at least 1, got 2\.0"),
+    row("too many neighbours", _GRAPHS, lambda: Graph.radius(torch.zeros(4, 3), 1.0, max_neighbours=2),
+        "max_neighbours: expected at most 2 neighbours for each query, got 3 for query 0, and too many for 4 in all"),
+    row("cap as float", _INPUT, lambda: Graph.radius(_P, 1.0, max_neighbours=2.5), "max_neighbours: .*got 2.5"),
+    row("batch of another length", _SHAPE, lambda: Graph.radius(_P, 1.0, torch.tensor([0, 1])),
+        r"batch: expected \(4,\), a cloud for each of positions, got \(2,\)"),
+    row("batch that falls", _GRAPHS, lambda: Graph.radius(_P, 1.0, torch.tensor([0, 1, 0, 1])),
+        r"batch: expected cloud numbers from 0 that never fall.*got \[0, 1, 0, 1\]"),
+    row("negative cloud", _GRAPHS, lambda: Graph.nearest(_P, 1, torch.tensor([-1, 0, 0, 1])),
+        "batch: expected cloud.*-1"),
+    row("batch of int32", _INPUT, lambda: Graph.radius(_P, 1.0, torch.zeros(4, dtype=torch.int32)),
+        "batch: expected torch.int64, got torch.int32"),
+    row("queries of another dimension", _SHAPE, lambda: Graph.radius(_P, 1.0, queries=_P[:, :2]),
+        r"queries: expected \(queries=4, dim=3\), got \(4, 2\). dim is 3 in positions"),
+    row("queries of another dtype", _INPUT, lambda: Graph.nearest(_P, 1, queries=_P.double()),
+        "queries: expected torch.float32, as positions, got torch.float64"),
+    row("query_batch without queries", _INPUT, lambda: Graph.radius(_P, 1.0, query_batch=torch.zeros(4).long()),
+        "query_batch: expected None without queries"),
+    row("queries without query_batch", _INPUT, lambda: Graph.radius(_P, 1.0, torch.zeros(4).long(), queries=_P),
+        "query_batch: expected the cloud of each query, as batch is given, got None"),
+    row("query_batch without batch", _INPUT,
+        lambda: Graph.radius(_P, 1.0, queries=_P, query_batch=torch.zeros(4).long()),
+        "query_batch: expected None, got a tensor, and batch is None"),
+    row("cell of another dimension", _SHAPE, lambda: Graph.radius(_P, 1.0, cell=torch.eye(2)),
+        r"cell: expected \(3, 3\), one vector in each row, got \(2, 2\)"),
+    row("cell of lengths", _SHAPE, lambda: Graph.radius(_P, 1.0, cell=torch.ones(3)),
+        r"cell: .*got \(3,\). torch.diag"),
+    row("too few cells", _SHAPE, lambda: Graph.radius(_P, 1.0, torch.tensor([0, 0, 1, 2]), cell=torch.ones(2, 3, 3)),
+        r"cell: expected \(3, 3\).* or \(3, 3, 3\), one cell per cloud, got \(2, 3, 3\)"),
+    row("singular cell", e.MatrixOperationError, lambda: Graph.radius(_P, 1.0, cell=torch.ones(3, 3)),
+        "cell: expected vectors that repeat to point in independent directions, got a singular cell"),
+    row("one singular cell", e.MatrixOperationError,
+        lambda: Graph.nearest(_P, 1, torch.tensor([0, 0, 1, 1]), cell=torch.stack([torch.eye(3), torch.zeros(3, 3)])),
+        r"cell\[1\]: expected vectors .*singular"),
+    row("NaN cell", _INPUT, lambda: Graph.radius(_P, 1.0, cell=torch.eye(3) * _NAN), "cell: expected finite numbers"),
+    row("periodic without a cell", _INPUT, lambda: Graph.radius(_P, 1.0, periodic=True),
+        "cell: expected a cell, as periodic is given, got None"),
+    row("periodic of another length", _INPUT, lambda: Graph.radius(_P, 1.0, cell=torch.eye(3), periodic=[True]),
+        r"periodic: expected a bool, or 3 of them.*got \[True\]"),
+    row("shifts of floats", _INPUT, lambda: Graph.from_edge_index(_EDGE_INDEX, 4, shifts=torch.ones(3, 3)),
+        "shifts: expected torch.int64, got torch.float32"),
+    row("shifts of other edges", _SHAPE, lambda: Graph.from_edge_index(_EDGE_INDEX, 4, shifts=torch.ones(2, 3).long()),
+        r"shifts: expected \(edges=3, dim\), got \(2, 3\)"),
+    row("shifts of several dimensions", _GRAPHS, lambda: Graph.batch([_periodic(2), _periodic(3)]),
+        r"graphs: expected shifts of one dimension, got dimensions \[2, 3\]"),
+    row("displacements of other points", _SHAPE, lambda: _GRAPH.displacements(_P[:3]),
+        r"positions: expected \(keys=4, dim\), got \(3, 3\). keys is 4 in the graph"),
+    row("displacements without queries", _GRAPHS, lambda: Graph.radius(_P, 1.0, queries=_P[:2]).displacements(_P),
+        "queries: expected the positions of the graph's 2 queries, which are not its 4 keys"),
+    row("displacements without the cell", _INPUT, lambda: _periodic(3).displacements(_P),
+        "cell: expected the cell that the graph's shifts count, got None"),
+    row("displacements with a needless cell", _INPUT, lambda: _GRAPH.displacements(_P, torch.eye(3)),
+        "cell: expected None, as the graph has no shifts"),
+    row("displacements of another dimension", _SHAPE, lambda: _periodic(3).displacements(_P[:, :2], torch.eye(2)),
+        r"positions: expected \(points, dim=3\), as the graph's shifts, got \(4, 2\)"),
+    row("displacements in another cell", _SHAPE, lambda: _periodic(3).displacements(_P, torch.eye(2)),
+        r"cell: expected \(3, 3\) or \(clouds, 3, 3\), got \(2, 2\)"),
+    row("displacements in cells of no clouds", _INPUT, lambda: _periodic(3).displacements(_P, torch.ones(2, 3, 3)),
+        "batch: expected the cloud of each of positions, as there is a cell for each, got None"),
+    row("displacements in too few cells", _GRAPHS,
+        lambda: _periodic(3).displacements(_P, torch.ones(2, 3, 3), batch=torch.tensor([0, 0, 1, 2])),
+        "batch: expected clouds from 0 to 1, as cell has, got clouds from 0 to 2"),
+    row("displacements of a short batch", _SHAPE,
+        lambda: _periodic(3).displacements(_P, torch.ones(2, 3, 3), batch=torch.tensor([0, 1])),
+        r"batch: expected \(4,\), a cloud for each of positions, got \(2,\)"),
+]
+
 _MODULES = [
     row("heads that do not divide", _CONFIG, lambda: MultiHeadAttention(8, 3),
         "num_heads: expected a divisor of d_model=8, got 3. d_model=9 would do"),
@@ -580,6 +677,7 @@ _ROWS = [
     *_ATTEND_GRAPH,
     *_PATTERNS,
     *_GRAPH_ROWS,
+    *_NEIGHBOURS,
     *_MODULES,
     *_TRAINING,
     *_CONFIGS,

@@ -19,7 +19,7 @@ _FILES = sorted(_ROOT.rglob("*.py"))
 _LAYERS = (
     ("errors",),
     ("output", "scores", "_native"),
-    ("_checks",),
+    ("_checks", "_sorting"),
     ("config", "masks", "interfaces"),
     ("geometry",),
     ("patterns",),
@@ -39,7 +39,7 @@ _LAYER_OF = {name: layer for layer, names in enumerate(_LAYERS) for name in name
 _EXCEPTIONS = {("_native", "anyattention")}
 
 _IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton")
-_HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm")
+_HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
 
 
 def _dotted(path):

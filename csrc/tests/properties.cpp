@@ -123,6 +123,27 @@ Graph random_graph(bool large) {
   return graph;
 }
 
+void drive_symmetric_rows(bool faulty) {
+  const int64_t rows = chance(0.05) ? 0 : 1 + up_to(chance(0.3) ? 900 : 12);
+  const int64_t pairs = rows == 0 || chance(0.05) ? 0 : up_to(chance(0.3) ? 70000 : 60);
+  const double skew = chance(0.4) ? 0.5 : 0.0;
+  const Array<int64_t> given(2 * pairs), offsets(rows + 1), of_row(2 * pairs), columns(2 * pairs), reverse(2 * pairs);
+  for (int64_t n = 0; n < 2 * pairs; ++n) given[n] = chance(skew) ? rows / 2 : up_to(rows - 1);
+  const bool broken = faulty && pairs > 0;
+  if (broken) given[up_to(2 * pairs - 1)] = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40, rows});
+  const int32_t status = anyattention_symmetric_rows(given.get(), pairs, rows, 1 + up_to(2), offsets.get(), of_row.get(),
+                                                     columns.get(), reverse.get());
+  require(status == (broken ? ANYATTENTION_OUT_OF_RANGE : ANYATTENTION_OK), "rows of pairs", status);
+  if (broken) return;
+  require(offsets[0] == 0 && offsets[rows] == 2 * pairs, "every edge has a slot", offsets[rows]);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t s = offsets[r]; s < offsets[r + 1]; ++s) {
+      require(of_row[s] == r && (s == offsets[r] || columns[s - 1] <= columns[s]), "slots by row and column", s);
+      require(0 <= reverse[s] && reverse[s] < 2 * pairs, "a way back", reverse[s]);
+      require(of_row[reverse[s]] == columns[s] && columns[reverse[s]] == r, "the way back leads back", s);
+    }
+}
+
 // Spoils one direction of the graph; returns whether it could.
 bool plant_fault(Graph &graph, bool of_keys) {
   const Array<int64_t> &offsets = of_keys ? graph.key_offsets : graph.query_offsets;
@@ -510,6 +531,7 @@ int main(int argc, char **argv) {
     drive_dynamic(graph, faulty);
     drive_runs(faulty);
     drive_topk(faulty);
+    drive_symmetric_rows(faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
               elapsed(), static_cast<long long>(faults));

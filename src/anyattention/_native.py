@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 6
+_INTERFACE = 7
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -61,6 +61,7 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
         ctypes.c_int32,
         [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER],
     ),
+    "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
     "anyattention_run_attention_tiles": (ctypes.c_int32, [_POINTER, _POINTER]),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER, _POINTER]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 8]),

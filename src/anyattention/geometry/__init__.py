@@ -1,5 +1,6 @@
 """Geometry of point sets: tensors in, tensors and index arrays out."""
 
+from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.encodings import (
     bessel_basis,
     cutoff_envelope,
@@ -7,14 +8,20 @@ from anyattention.geometry.encodings import (
     log_cutoff_envelope,
     safe_distance,
 )
+from anyattention.geometry.nearest import nearest_neighbours
+from anyattention.geometry.neighbours import Neighbours, radius_neighbours
 from anyattention.geometry.pca import PrincipalComponents, principal_components
 
 __all__ = [
+    "Neighbours",
     "PrincipalComponents",
     "bessel_basis",
     "cutoff_envelope",
+    "edge_displacements",
     "gaussian_basis",
     "log_cutoff_envelope",
+    "nearest_neighbours",
     "principal_components",
+    "radius_neighbours",
     "safe_distance",
 ]

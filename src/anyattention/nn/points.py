@@ -38,7 +38,6 @@ __all__ = [
     "displacements",
     "from_centre",
     "mask_of_edges",
-    "neighbours_within",
     "read_pairs_mask",
     "require_finite_positions",
     "settings_of",
@@ -46,9 +45,6 @@ __all__ = [
     "split_by_mask",
     "squared_distance_rows",
 ]
-
-# Pairs whose distances are held at once in the search for neighbours.
-_PAIRS_AT_ONCE = 1 << 22
 
 
 class PointAttention(AttentionModule):
@@ -176,7 +172,8 @@ class PointAttention(AttentionModule):
         """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself."""
         require_number("radius", radius, above=0.0)
         clouds = positions if positions.ndim == 3 else positions[None]
-        return Graph.batch([neighbours_within(cloud, radius) for cloud in clouds])
+        batch = torch.arange(len(clouds), device=positions.device).repeat_interleave(clouds.shape[1])
+        return Graph.radius(clouds.detach().flatten(0, 1), radius, batch).with_self_loops()
 
     def _with_matrix(self, result: AttentionOutput, graph: Graph, shape: torch.Size) -> AttentionOutput:
         """The output in the positions' shape, and the mean weights as a sparse matrix for each cloud."""
@@ -228,24 +225,6 @@ def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
         queries_by_key=queries.repeat(num_keys),
         edges_by_key=edges.view(num_queries, num_keys).T.reshape(-1),
     )
-
-
-def neighbours_within(positions: Tensor, radius: float) -> Graph:
-    """The pairs of points `(points, dim)` at most the radius apart, each point with itself included.
-
-    Edges by query, then key. Cost: O(points^2) time, in blocks of a bounded size.
-    """
-    points = positions.detach()
-    count = points.shape[0]
-    rows = max(1, _PAIRS_AT_ONCE // max(count * points.shape[1], 1))
-    found = []
-    for first in range(0, count, rows):
-        squared = (points[first : first + rows, None] - points).square().sum(-1)
-        pairs = (squared <= radius**2).nonzero()
-        pairs[:, 0] += first
-        found.append(pairs)
-    pairs = torch.cat(found) if found else torch.empty(0, 2, dtype=torch.int64, device=points.device)
-    return Graph.from_edge_index(pairs.T.flip(0), num_nodes=count)
 
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:

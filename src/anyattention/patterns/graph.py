@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from anyattention import _native
-from anyattention._checks import allocation_failures_named, describe_shape, require_dense, require_device
+from anyattention._checks import allocation_failures_named
+from anyattention._sorting import compressed_rows
 from anyattention.errors import (
     DimensionMismatchError,
     GraphStructureError,
     InvalidInputError,
     SparseMatrixError,
 )
+from anyattention.geometry.displacement import edge_displacements
+from anyattention.geometry.nearest import nearest_neighbours
+from anyattention.geometry.neighbours import radius_neighbours
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
 from anyattention.patterns.base import Pattern
+from anyattention.patterns.graph_arrays import (
+    fields_of,
+    joined_arrays,
+    loops_added,
+    named_fields_of,
+    neighbour_arrays,
+    require_edge_index,
+    require_edge_numbers,
+    require_nodes,
+)
 from anyattention.patterns.spans import Spans
 
 __all__ = ["Graph"]
@@ -29,8 +42,8 @@ __all__ = ["Graph"]
 class Graph(Pattern):
     """The (query, key) pairs of a graph: a multiset, in the caller's edge order.
 
-    Build one with `from_edge_index`, `from_adjacency`, `from_networkx` or `batch`; the constructor itself
-    checks nothing.
+    Build one with `from_edge_index`, `from_adjacency`, `from_networkx`, `radius`, `nearest` or `batch`; the
+    constructor itself checks nothing.
 
     Attributes:
         edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
@@ -41,6 +54,8 @@ class Graph(Pattern):
         key_offsets, queries_by_key, edges_by_key: the same for the transpose, slots ordered by key.
         values: `(edges,)` the entries of the adjacency matrix it came from, or None. Nothing uses them
             unless they are passed on as bias or edge features.
+        shifts: `(edges, dim)` int64, or None: the edge leads to the image of its key by so many vectors of the
+            periodic cell. `displacements` uses them, attention does not; `&` and `|` drop them as they do values.
 
     Example:
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 1], [2, 2]]), num_nodes=3)
@@ -58,6 +73,7 @@ class Graph(Pattern):
     queries_by_key: Tensor
     edges_by_key: Tensor
     values: Tensor | None = None
+    shifts: Tensor | None = None
 
     @property
     def num_queries(self) -> int:
@@ -101,6 +117,7 @@ class Graph(Pattern):
         num_queries: int | None = None,
         num_keys: int | None = None,
         values: Tensor | None = None,
+        shifts: Tensor | None = None,
     ) -> Graph:
         """A Graph from an edge list, PyTorch Geometric's way round.
 
@@ -111,6 +128,7 @@ class Graph(Pattern):
                 edges: the last nodes may be isolated.
             num_queries, num_keys: the two numbers of a bipartite graph, in place of num_nodes.
             values: `(edges,)`, kept as `graph.values`.
+            shifts: `(edges, dim)` int64, kept as `graph.shifts`: another library's neighbour list, say.
 
         Raises:
             GraphStructureError: an index outside its range, or no number of nodes, or two.
@@ -123,43 +141,21 @@ class Graph(Pattern):
             >>> Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_queries=1, num_keys=2)
             Graph(num_queries=1, num_keys=2, num_edges=2)
         """
-        require_dense("edge_index", edge_index)
-        if edge_index.device.type == "meta":
-            raise InvalidInputError(argument="edge_index", expected="a device with data", actual=edge_index.device)
-        if edge_index.dtype != torch.int64:
-            raise InvalidInputError(argument="edge_index", expected="torch.int64", actual=edge_index.dtype)
-        if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-            raise DimensionMismatchError(
-                argument="edge_index", expected="(2, edges)", actual=describe_shape(edge_index)
-            )
-        if num_nodes is not None:
-            if num_queries is not None or num_keys is not None:
-                raise GraphStructureError(
-                    argument="num_nodes",
-                    expected="None beside num_queries and num_keys",
-                    actual=num_nodes,
-                )
-            num_queries = num_keys = num_nodes
-        queries = _require_count("num_queries", num_queries)
-        keys = _require_count("num_keys", num_keys)
-        _require_range("source (key)", edge_index[0], keys)
-        _require_range("target (query)", edge_index[1], queries)
+        require_edge_index(edge_index)
+        queries, keys = require_nodes(edge_index, num_nodes, num_queries, num_keys)
         if values is not None:
-            require_dense("values", values)
-            require_device("values", values, edge_index.device, "edge_index")
-            if values.shape != edge_index.shape[1:]:
-                raise DimensionMismatchError(
-                    argument="values",
-                    expected=f"(edges={edge_index.shape[1]},)",
-                    actual=describe_shape(values),
-                )
+            require_edge_numbers("values", values, edge_index)
+        if shifts is not None:
+            require_edge_numbers("shifts", shifts, edge_index, "dim")
+            if shifts.dtype != torch.int64:
+                raise InvalidInputError(argument="shifts", expected="torch.int64", actual=shifts.dtype)
         # Kernels read both rows; a transposed list of pairs would have them interleaved.
         edge_index = edge_index.contiguous()
         key_index, query_index = edge_index[0], edge_index[1]
         with allocation_failures_named():
-            by_query = _compressed_rows(query_index, key_index, queries, keys)
-            by_key = _compressed_rows(key_index, query_index, keys, queries)
-        return cls(edge_index, *by_query, *by_key, values)
+            by_query = compressed_rows(query_index, key_index, queries, keys)
+            by_key = compressed_rows(key_index, query_index, keys, queries)
+        return cls(edge_index, *by_query, *by_key, values, shifts)
 
     @classmethod
     def from_adjacency(cls, adjacency: Any) -> Graph:
@@ -216,14 +212,107 @@ class Graph(Pattern):
         return cls.from_adjacency(read_networkx(graph))
 
     @classmethod
+    def radius(
+        cls,
+        positions: Tensor,
+        r: float,
+        batch: Tensor | None = None,
+        *,
+        cell: Tensor | None = None,
+        periodic: bool | Sequence[bool] | None = None,
+        queries: Tensor | None = None,
+        query_batch: Tensor | None = None,
+        max_neighbours: int | None = None,
+    ) -> Graph:
+        """Each point attends to all points at a distance of at most r, and not to itself.
+
+            |(x_key - x_query) + shift @ cell| <= r
+
+        Exact: compared in float64, the coordinates as they are, r rounded to their dtype first (as PyTorch does in
+        `distance <= r`), so that a distance of exactly r is in. Without queries the graph is symmetric.
+
+        Args:
+            positions: `(points, dim)`, floating, finite: the keys, and the queries where none are given.
+            r: the radius, above 0, in the positions' unit.
+            batch: `(points,)` int64, the cloud of each point, from 0 and never falling; clouds do not see each other.
+            cell: `(dim, dim)`, in each row a vector along which the points repeat, of any shape and shorter than r if
+                need be; or `(clouds, dim, dim)`. Each image of a key is a neighbour of its own, a point's own images
+                among them; `graph.shifts` tells them apart. Points may lie outside of the cell.
+            periodic: which vectors of the cell repeat, all or one bool for each; all where a cell is given.
+            queries: `(queries, dim)`, other points that attend to positions; one at a key's place attends to it.
+            query_batch: `(queries,)` int64, the cloud of each query; together with batch.
+            max_neighbours: raise where a query has more. Nothing is ever cut off.
+
+        Returns:
+            The Graph, on the positions' device, edges by query, then key, then shift; `shifts` where a cell is given.
+            No points: no edges.
+
+        Raises:
+            InvalidInputError, DimensionMismatchError: points above 1e150, infinite or NaN, and what does not fit.
+            GraphStructureError: more than max_neighbours; a batch that falls.
+            MatrixOperationError: the vectors that repeat are not independent.
+            MissingExtraError: vesin or scipy is not installed (the extra "geometry").
+
+        Cost: O(points + edges) time and memory for one cloud in up to 3 dimensions (vesin's cell list); scipy's k-d
+        tree for others, O(points log points + edges). On the CPU, whatever the device.
+
+        Example:
+            >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [9.0, 0.0]])
+            >>> Graph.radius(points, 5.0).edge_index
+            tensor([[1, 0],
+                    [0, 1]])
+            >>> Graph.radius(points, 1.0, cell=torch.diag(torch.tensor([10.0, 10.0]))).shifts
+            tensor([[-1,  0],
+                    [ 1,  0]])
+        """
+        found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
+        return cls(*neighbour_arrays(found, len(positions), positions.device))
+
+    @classmethod
+    def nearest(
+        cls,
+        positions: Tensor,
+        k: int,
+        batch: Tensor | None = None,
+        *,
+        cell: Tensor | None = None,
+        periodic: bool | Sequence[bool] | None = None,
+        queries: Tensor | None = None,
+        query_batch: Tensor | None = None,
+    ) -> Graph:
+        """Each point attends to the k nearest other points of its cloud; to all of them where there are fewer.
+
+        Distances are those of `radius`. Between equal ones the lower key, then the lower shift, is the nearer.
+
+        Args:
+            k: number of neighbours, at least 1. In a periodic cell every image counts.
+            positions, batch, cell, periodic, queries, query_batch: as in `radius`, which also raises the same errors.
+
+        Returns:
+            The Graph, on the positions' device, edges by query, then key, then shift: not by distance.
+
+        Cost: scipy's k-d tree, O(points log points + edges); ties at the k-th place look further.
+
+        Example:
+            >>> points = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
+            >>> Graph.nearest(points, 1).edge_index  # 0 and 2 are equally near to 1
+            tensor([[1, 0, 1, 2],
+                    [0, 1, 2, 3]])
+        """
+        found = nearest_neighbours(positions, k, batch, cell, periodic, queries, query_batch)
+        return cls(*neighbour_arrays(found, len(positions), positions.device))
+
+    @classmethod
     def batch(cls, graphs: Sequence[Graph]) -> Graph:
         """Several graphs as one block-diagonal Graph, edges one graph after the other.
 
         Args:
-            graphs: any number, all on one device; nothing is sorted again. `values` are kept when every graph has them.
+            graphs: any number, all on one device; nothing is sorted again. `values` are kept when every graph has
+                them, `shifts` when one has: 0 in the others.
 
         Raises:
             InvalidInputError: an item is not a Graph, or the devices differ.
+            GraphStructureError: shifts of several dimensions.
 
         Example:
             >>> one = Graph.from_edge_index(torch.tensor([[0], [1]]), num_nodes=2)
@@ -231,53 +320,21 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
-        if not isinstance(graphs, list | tuple):
-            raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
-        for position, graph in enumerate(graphs):
-            if not isinstance(graph, Graph):
-                raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
-            if graph.device != graphs[0].device:
-                raise InvalidInputError(
-                    argument=f"graphs[{position}]",
-                    expected=f"device {graphs[0].device}, as graphs[0]",
-                    actual=graph.device,
-                )
-        if not graphs:
+        if isinstance(graphs, list | tuple) and not graphs:
             return cls.from_edge_index(torch.empty(2, 0, dtype=torch.int64), num_nodes=0)
-        edges, queries, keys = 0, 0, 0
-        parts: list[tuple[Tensor, ...]] = []
-        for graph in graphs:
-            shift = torch.tensor([[keys], [queries]], device=graph.device)
-            first = 0 if not parts else 1
-            parts.append(
-                (
-                    graph.edge_index + shift,
-                    graph.query_offsets[first:] + edges,
-                    graph.keys_by_query + keys,
-                    graph.edges_by_query + edges,
-                    graph.key_offsets[first:] + edges,
-                    graph.queries_by_key + queries,
-                    graph.edges_by_key + edges,
-                )
-            )
-            edges += graph.num_edges
-            queries += graph.num_queries
-            keys += graph.num_keys
-        values = [graph.values for graph in graphs if graph.values is not None]
-        whole = torch.cat(values) if len(values) == len(graphs) else None
-        joined = [torch.cat(part, dim=-1) for part in zip(*parts, strict=True)]
-        return cls(*joined, values=whole)
+        return cls(*joined_arrays(graphs))
 
     def with_self_loops(self) -> Graph:
         """This graph plus one edge i -> i for each node that has none, after the caller's edges; no `values`.
+
+        An edge to an image of the node itself is no self-loop; the new edges have shift 0.
 
         Raises:
             GraphStructureError: queries and keys are different sets.
 
         Example:
-            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_nodes=2)
-            >>> graph.with_self_loops().edge_index
-            tensor([[0, 1, 1],
+            >>> Graph.from_edge_index(torch.tensor([[1], [0]]), num_nodes=2).with_self_loops().edge_index
+            tensor([[1, 0, 1],
                     [0, 0, 1]])
         """
         if self.num_queries != self.num_keys:
@@ -286,10 +343,40 @@ class Graph(Pattern):
                 expected="as many queries as keys for self-loops",
                 actual=f"{self.num_queries} queries and {self.num_keys} keys",
             )
-        missing = torch.ones(self.num_queries, dtype=torch.bool, device=self.device)
-        missing[self.key_index[self.key_index == self.query_index]] = False
-        loops = missing.nonzero().T.expand(2, -1)
-        return Graph.from_edge_index(torch.cat([self.edge_index, loops], dim=1), num_nodes=self.num_queries)
+        edge_index, shifts = loops_added(self)
+        return Graph.from_edge_index(edge_index, num_nodes=self.num_queries, shifts=shifts)
+
+    def displacements(
+        self,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        *,
+        queries: Tensor | None = None,
+        batch: Tensor | None = None,
+    ) -> Tensor:
+        """From query to key, for each edge: (x_key - x_query) + shift @ cell.
+
+        Differentiable to any order in positions, queries and cell, so that forces and the stress come of it.
+
+        Args:
+            positions: `(num_keys, dim)`, floating; cell: `(dim, dim)` or `(clouds, dim, dim)`, where the graph has
+                shifts; queries: `(num_queries, dim)`, where they are other points; batch: `(num_keys,)` int64, the
+                cloud of each of positions, where there are several cells.
+
+        Returns:
+            `(edges, dim)`, in the caller's edge order.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, GraphStructureError: tensors that do not fit the graph.
+
+        Example:
+            >>> points, cell = torch.tensor([[1.0], [9.0]]), torch.tensor([[10.0]])
+            >>> Graph.radius(points, 3.0, cell=cell).displacements(points, cell)
+            tensor([[-2.],
+                    [ 2.]])
+        """
+        sizes = (self.num_queries, self.num_keys)
+        return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """True where there is an edge. Cost: a sort of the edges."""
@@ -340,7 +427,7 @@ class Graph(Pattern):
         """This graph with its tensors on the device; itself where they are there already."""
         if self.device == torch.device(device):
             return self
-        moved: list[Any] = [None if part is None else part.to(device) for part in _parts(self)]
+        moved: list[Any] = [None if part is None else part.to(device) for part in fields_of(self)]
         return Graph(*moved)
 
     def _require_sizes(self, num_queries: int | None, num_keys: int | None) -> None:
@@ -354,60 +441,10 @@ class Graph(Pattern):
             )
 
 
-def _require_count(argument: str, count: int | None) -> int:
-    if count is None:
-        raise GraphStructureError(
-            argument=argument,
-            expected="a number of nodes",
-            actual=None,
-            hint="give num_nodes, or num_queries and num_keys: isolated nodes cannot be read off the edges",
-        )
-    # Above 2^59 the size of the offsets in bytes is no int64.
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 2**59:
-        raise GraphStructureError(argument=argument, expected="an int >= 0, up to 2^59", actual=repr(count))
-    return count
-
-
-def _require_range(argument: str, index: Tensor, count: int) -> None:
-    if index.numel() == 0:
-        return
-    low, high = index.aminmax()
-    if low < 0 or high >= count:
-        edge = int(((index < 0) | (index >= count)).nonzero()[0])
-        raise GraphStructureError(
-            argument=argument,
-            expected=f"indices from 0 to {count - 1} ({count} nodes)",
-            actual=f"{int(index[edge])} at edge {edge}",
-        )
-
-
-def _compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets `(num_rows + 1,)`, the column of each slot and the edge of each slot; ties in edge order."""
-    if rows.device.type == "cpu" and _native.available():
-        return _native.compressed_rows(rows, columns, num_rows, num_columns)
-    edges = torch.argsort(rows, stable=True)
-    offsets = torch.zeros(num_rows + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(torch.bincount(rows, minlength=num_rows), dim=0, out=offsets[1:])
-    return offsets, columns[edges], edges
-
-
-def _parts(graph: Graph) -> list[Any]:
-    """The fields, in order; `values` may be None."""
-    return [getattr(graph, item.name) for item in fields(graph)]
-
-
-def _named_parts(graph: Graph) -> tuple[list[tuple[_pytree.KeyEntry, Any]], Any]:
-    """The fields with their names, for torch.export, which names its inputs."""
-    named: list[tuple[Any, Any]] = [
-        (_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)
-    ]
-    return named, None
-
-
 _pytree.register_pytree_node(
     Graph,
-    lambda graph: (_parts(graph), None),
+    lambda graph: (fields_of(graph), None),
     lambda parts, _: Graph(*parts),
     serialized_type_name="anyattention.Graph",
-    flatten_with_keys_fn=_named_parts,
+    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), None),
 )

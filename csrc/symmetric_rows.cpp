@@ -1,0 +1,119 @@
+// Compressed rows of a symmetric graph from a list of its pairs, each given once.
+//
+// The pairs are cut into chunks of equal size. Each is counted and placed by one thread, which
+// leaves the columns of a row in the order of the pairs; then each row is sorted where it lies.
+//
+//   p  pair     r  row     c  column, or chunk in a workspace's name     s  slot
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "anyattention.h"
+
+namespace {
+
+// Below this, starting a thread costs more than it saves.
+constexpr int64_t kPairsPerChunk = 1 << 14;
+
+// Up to here shifting columns one by one is faster than std::sort.
+constexpr int64_t kShortRow = 48;
+
+struct Free {
+  void operator()(void *pointer) const { std::free(pointer); }
+};
+using Workspace = std::unique_ptr<int64_t[], Free>;
+
+Workspace allocate(int64_t count) {
+  const auto size = static_cast<std::size_t>(std::max<int64_t>(count, 1));
+  return Workspace(static_cast<int64_t *>(std::calloc(size, sizeof(int64_t))));
+}
+
+void sort_row(int64_t *begin, int64_t *end) {
+  if (end - begin > kShortRow) {
+    std::sort(begin, end);
+    return;
+  }
+  for (int64_t *next = begin; next < end; ++next) {
+    const int64_t column = *next;
+    int64_t *place = next;
+    for (; place > begin && place[-1] > column; --place) *place = place[-1];
+    *place = column;
+  }
+}
+
+}  // namespace
+
+extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num_pairs, int64_t num_rows,
+                                               int64_t num_threads, int64_t *row_offsets, int64_t *slot_rows,
+                                               int64_t *slot_columns, int64_t *slot_reverse) {
+  if (num_pairs < 0 || num_rows < 0 || !row_offsets) return ANYATTENTION_INVALID_ARGUMENT;
+  if (num_pairs > 0 && (!pairs || !slot_rows || !slot_columns || !slot_reverse)) return ANYATTENTION_INVALID_ARGUMENT;
+
+  // Each chunk needs a counter per row: together no more counters than edges.
+  const int64_t most = 2 * num_pairs / std::max<int64_t>(num_rows, 1);
+  const int64_t chunks = std::max<int64_t>(1, std::min({num_threads, num_pairs / kPairsPerChunk, most}));
+  const int threads = static_cast<int>(chunks);
+  const Workspace counts = allocate(chunks * num_rows);
+  const Workspace bad = allocate(chunks);
+  if (!counts || !bad) return ANYATTENTION_OUT_OF_MEMORY;
+  const auto cut = [=](int64_t total, int64_t c) { return total / chunks * c + std::min(c, total % chunks); };
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c) {
+    int64_t *own = counts.get() + c * num_rows;
+    for (int64_t p = cut(num_pairs, c); p < cut(num_pairs, c + 1); ++p)
+      for (int64_t side = 0; side < 2; ++side) {
+        const int64_t row = pairs[2 * p + side];
+        if (static_cast<uint64_t>(row) < static_cast<uint64_t>(num_rows))
+          ++own[row];
+        else
+          bad[c] = 1;
+      }
+  }
+  if (std::any_of(bad.get(), bad.get() + chunks, [](int64_t found) { return found; })) return ANYATTENTION_OUT_OF_RANGE;
+
+  int64_t total = 0;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    row_offsets[r] = total;
+    for (int64_t c = 0; c < chunks; ++c) {
+      int64_t &count = counts[c * num_rows + r];
+      const int64_t start = total;
+      total += count;
+      count = start;
+    }
+  }
+  row_offsets[num_rows] = total;
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c) {
+    int64_t *cursors = counts.get() + c * num_rows;
+    for (int64_t p = cut(num_pairs, c); p < cut(num_pairs, c + 1); ++p) {
+      const int64_t left = pairs[2 * p], right = pairs[2 * p + 1];
+      slot_columns[cursors[left]++] = right;
+      slot_columns[cursors[right]++] = left;
+    }
+  }
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t r = cut(num_rows, c); r < cut(num_rows, c + 1); ++r) {
+      sort_row(slot_columns + row_offsets[r], slot_columns + row_offsets[r + 1]);
+      std::fill(slot_rows + row_offsets[r], slot_rows + row_offsets[r + 1], r);
+    }
+
+  // Rows that are visited in ascending order meet the slots of row c one after the other: the cursor of c
+  // is the way back. It starts behind the rows of the chunks before.
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t c = 0; c < chunks; ++c) {
+    int64_t *cursors = counts.get() + c * num_rows;
+    const int64_t begin = cut(num_rows, c), end = cut(num_rows, c + 1);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t *row = slot_columns + row_offsets[r], *next = slot_columns + row_offsets[r + 1];
+      cursors[r] = row_offsets[r];
+      if (c > 0) cursors[r] += std::lower_bound(row, next, begin) - row;
+    }
+    for (int64_t s = row_offsets[begin]; s < row_offsets[end]; ++s) slot_reverse[s] = cursors[slot_columns[s]]++;
+  }
+  return ANYATTENTION_OK;
+}

@@ -1,0 +1,266 @@
+"""Points, checked and in float64: the keys, the queries, the cloud of each, and the cell that repeats them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention._checks import (
+    Axes,
+    describe_shape,
+    require_dense,
+    require_device,
+    require_floating,
+    require_same_kind,
+)
+from anyattention.errors import (
+    DimensionMismatchError,
+    GraphStructureError,
+    InvalidInputError,
+    MatrixOperationError,
+    MissingExtraError,
+)
+
+__all__ = ["LARGEST", "Clouds", "read_clouds", "require_library"]
+
+# Squares of larger coordinates are not sure to be float64.
+LARGEST = 1e150
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Points ready for a search, on the CPU.
+
+    Attributes:
+        queries, keys: `(points, dim)` float64, equal to the caller's; the same tensor where the caller gave one set.
+        query_cloud, key_cloud: `(points,)` int64, the cloud of each point; None for one cloud.
+        cell: `(cells, dim, dim)` float64, one per cloud or one for all; rows are the cell's vectors. A vector along
+            which nothing repeats is replaced by one across the others, so that each cell has an inverse. None without.
+        periodic: whether the points repeat along each vector of the cell.
+        dtype: the caller's.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_cloud: Tensor | None
+    key_cloud: Tensor | None
+    cell: Tensor | None
+    periodic: tuple[bool, ...]
+    dtype: torch.dtype
+
+    @property
+    def is_one_set(self) -> bool:
+        """Whether queries and keys are the same points, and no point is its own neighbour."""
+        return self.queries is self.keys
+
+    @property
+    def dim(self) -> int:
+        """Coordinates of a point."""
+        return self.keys.shape[1]
+
+    def cell_of(self, cloud: Tensor | None, count: int) -> Tensor:
+        """The row of `cell` of each of `count` points."""
+        assert self.cell is not None
+        if cloud is None or len(self.cell) == 1:
+            return torch.zeros(count, dtype=torch.int64)
+        return cloud
+
+    def displacements(self, query: Tensor, key: Tensor, shifts: Tensor | None) -> list[Tensor]:
+        """Coordinate by coordinate, (x_key - x_query) + shift @ cell.
+
+        In this order, and one product at a time, the way back has exactly the opposite sign.
+        """
+        parts = [self.keys[:, axis][key] - self.queries[:, axis][query] for axis in range(self.dim)]
+        if shifts is None or self.cell is None:
+            return parts
+        number = self.cell_of(self.query_cloud, len(self.queries))[query]
+        for axis in range(self.dim):
+            along = torch.zeros_like(parts[axis])
+            for vector in range(self.dim):
+                if self.periodic[vector]:
+                    along = along + shifts[:, vector] * self.cell[:, vector, axis][number]
+            parts[axis] = parts[axis] + along
+        return parts
+
+    def squared_distances(self, query: Tensor, key: Tensor, shifts: Tensor | None) -> Tensor:
+        """`(pairs,)` float64."""
+        parts = self.displacements(query, key, shifts)
+        total = parts[0] * parts[0]
+        for part in parts[1:]:
+            total = total + part * part
+        return total
+
+    def are_within(self, r: float, pairs: Tensor, shifts: Tensor | None) -> Tensor:
+        """Which pairs `(pairs, 2)` of a query and a key are at a distance of at most r."""
+        return self.squared_distances(pairs[:, 0], pairs[:, 1], shifts).sqrt() <= r
+
+    def rounding(self) -> float:
+        """More than a distance can be off by where points were moved by cells, which rounds coordinates."""
+        size = max((float(points.abs().max()) for points in (self.queries, self.keys) if points.numel()), default=0.0)
+        if self.cell is not None and self.cell.numel():
+            size += float(self.cell.abs().max()) * self.dim
+        return 64 * self.dim * torch.finfo(torch.float64).eps * size
+
+    def reach(self, r: float) -> float:
+        """The radius for a search by scipy's tree, whose differences are exact but for images."""
+        return r * (1 + 1e-12) + (self.rounding() if any(self.periodic) else 0.0)
+
+
+def require_library(module: str) -> Any:
+    """A library of the extra "geometry", or the error that names the extra."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as missing:
+        raise MissingExtraError(
+            "neighbours of points need vesin and scipy: pip install 'anyattention[geometry]'", argument="positions"
+        ) from missing
+
+
+def read_clouds(
+    positions: Tensor,
+    batch: Tensor | None,
+    cell: Tensor | None,
+    periodic: bool | Sequence[bool] | None,
+    queries: Tensor | None,
+    query_batch: Tensor | None,
+) -> Clouds:
+    """Check the points and bring them to float64 on the CPU."""
+    axes = Axes()
+    _require_points(axes, "positions", positions, "points dim")
+    if positions.shape[1] == 0:
+        raise DimensionMismatchError(
+            argument="positions", expected="(points, dim) with dim >= 1", actual=describe_shape(positions)
+        )
+    if queries is not None:
+        require_same_kind("queries", queries, "positions", positions)
+        _require_points(axes, "queries", queries, "queries dim")
+    key_cloud = _read_batch("batch", batch, "positions", positions)
+    if queries is None and query_batch is not None:
+        raise InvalidInputError(argument="query_batch", expected="None without queries", actual="a tensor")
+    if queries is not None and (batch is None) != (query_batch is None):
+        raise InvalidInputError(
+            argument="query_batch",
+            expected="None" if batch is None else "the cloud of each query, as batch is given",
+            actual="None" if query_batch is None else "a tensor, and batch is None",
+        )
+    query_cloud = key_cloud if queries is None else _read_batch("query_batch", query_batch, "queries", queries)
+    given = [cloud for cloud in (key_cloud, query_cloud) if cloud is not None and cloud.numel()]
+    clouds = 1 + max((int(cloud[-1]) for cloud in given), default=0)
+    wide_cell, repeats = _read_cell(cell, periodic, positions, None if key_cloud is None else clouds)
+    keys = _wide(positions)
+    return Clouds(
+        keys if queries is None else _wide(queries), keys, query_cloud, key_cloud, wide_cell, repeats, positions.dtype
+    )
+
+
+def _wide(points: Tensor) -> Tensor:
+    return points.detach().to("cpu", torch.float64).contiguous()
+
+
+def _require_points(axes: Axes, argument: str, points: Tensor, names: str) -> None:
+    require_dense(argument, points)
+    require_floating(argument, points)
+    if points.device.type == "meta":
+        raise InvalidInputError(argument=argument, expected="a device with data", actual=points.device)
+    axes.bind(argument, points, names)
+    # NaN compares as False.
+    if points.numel() and not (inside := points.detach().abs() < LARGEST).all():
+        raise InvalidInputError(
+            argument=argument,
+            expected=f"finite coordinates, below {LARGEST:g}",
+            actual=f"{int((~inside).sum())} others among {points.numel()}",
+        )
+
+
+def _read_batch(argument: str, batch: Tensor | None, points_name: str, points: Tensor) -> Tensor | None:
+    if batch is None:
+        return None
+    require_dense(argument, batch)
+    require_device(argument, batch, points.device, points_name)
+    if batch.dtype != torch.int64:
+        raise InvalidInputError(argument=argument, expected="torch.int64", actual=batch.dtype)
+    if batch.shape != points.shape[:1]:
+        raise DimensionMismatchError(
+            argument=argument,
+            expected=f"({len(points)},), a cloud for each of {points_name}",
+            actual=describe_shape(batch),
+        )
+    batch = batch.cpu()
+    if batch.numel() and (batch[0] < 0 or (batch.diff() < 0).any()):
+        raise GraphStructureError(
+            argument=argument,
+            expected="cloud numbers from 0 that never fall from one point to the next",
+            actual=f"{batch[:8].tolist()}" + (" ..." if len(batch) > 8 else ""),
+        )
+    return batch
+
+
+def _read_cell(
+    cell: Tensor | None, periodic: bool | Sequence[bool] | None, positions: Tensor, clouds: int | None
+) -> tuple[Tensor | None, tuple[bool, ...]]:
+    dim = positions.shape[1]
+    if cell is None:
+        repeats = _read_periodic(periodic, dim, default=False)
+        if any(repeats):
+            raise InvalidInputError(argument="cell", expected="a cell, as periodic is given", actual=None)
+        return None, repeats
+    repeats = _read_periodic(periodic, dim, default=True)
+    require_same_kind("cell", cell, "positions", positions)
+    expected = f"({dim}, {dim}), one vector in each row"
+    if clouds is not None:
+        expected += f", or ({clouds}, {dim}, {dim}), one cell per cloud"
+    fits = cell.shape[-2:] == (dim, dim) and (
+        cell.ndim == 2 or (cell.ndim == 3 and (len(cell) == 1 if clouds is None else len(cell) >= clouds))
+    )
+    if not fits:
+        raise DimensionMismatchError(
+            argument="cell",
+            expected=expected,
+            actual=describe_shape(cell),
+            hint="torch.diag(lengths) makes the cell of a box" if cell.ndim == 1 else None,
+        )
+    if not (cell.detach().abs() < LARGEST).all():
+        raise InvalidInputError(argument="cell", expected="finite numbers", actual="NaN, Inf or larger ones")
+    return _complete(_wide(cell).reshape(-1, dim, dim), repeats, torch.finfo(cell.dtype).eps), repeats
+
+
+def _read_periodic(periodic: bool | Sequence[bool] | None, dim: int, *, default: bool) -> tuple[bool, ...]:
+    if periodic is None:
+        return (default,) * dim
+    if isinstance(periodic, bool):
+        return (periodic,) * dim
+    flags = periodic.tolist() if isinstance(periodic, Tensor) else periodic
+    if not isinstance(flags, list | tuple) or not all(isinstance(flag, bool) for flag in flags) or len(flags) != dim:
+        raise InvalidInputError(
+            argument="periodic", expected=f"a bool, or {dim} of them, one per vector of the cell", actual=repr(flags)
+        )
+    return tuple(flags)
+
+
+def _complete(cell: Tensor, periodic: tuple[bool, ...], eps: float) -> Tensor:
+    """The cells with each vector that does not repeat replaced by one of a like length, across those that do."""
+    flags = torch.tensor(periodic)
+    some = cell[:, flags]
+    _, sizes, directions = torch.linalg.svd(some)
+    if sizes.numel():
+        lowest, highest = sizes[:, -1], sizes[:, 0]
+        # A row of tiny length beside long ones is as good a cell as any; only directions may not coincide.
+        unit = some / some.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        spread = torch.linalg.svdvals(unit)[:, -1]
+        is_singular = ~((spread > 4 * cell.shape[-1] * eps) & (lowest > highest * 1e-12))
+        if is_singular.any():
+            first = int(is_singular.nonzero()[0])
+            raise MatrixOperationError(
+                argument="cell" if len(cell) == 1 else f"cell[{first}]",
+                expected="vectors that repeat to point in independent directions",
+                actual=f"a singular cell, {cell[first].tolist()}",
+            )
+    whole = cell.clone()
+    scale = sizes[:, :1, None] if sizes.numel() else 1.0
+    whole[:, ~flags] = scale * directions[:, some.shape[1] :]
+    return whole

@@ -1,0 +1,188 @@
+"""The arrays of a Graph: checked, made from neighbours, and joined to a block-diagonal one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from anyattention._checks import describe_shape, require_dense, require_device
+from anyattention._sorting import compressed_rows
+from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
+
+if TYPE_CHECKING:
+    from anyattention.geometry.neighbours import Neighbours
+    from anyattention.patterns.graph import Graph
+
+__all__ = [
+    "fields_of",
+    "joined_arrays",
+    "loops_added",
+    "named_fields_of",
+    "neighbour_arrays",
+    "require_edge_index",
+    "require_edge_numbers",
+    "require_nodes",
+]
+
+
+def fields_of(graph: Graph) -> list[Any]:
+    """The fields, in order; `values` and `shifts` may be None."""
+    return [getattr(graph, item.name) for item in fields(graph)]
+
+
+def named_fields_of(graph: Graph) -> list[tuple[Any, Any]]:
+    """The fields with their names, for torch.export, which names its inputs."""
+    return [(_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)]
+
+
+def require_edge_index(edge_index: Tensor) -> None:
+    """Raise unless it is an int64 `(2, edges)` tensor with data."""
+    require_dense("edge_index", edge_index)
+    if edge_index.device.type == "meta":
+        raise InvalidInputError(argument="edge_index", expected="a device with data", actual=edge_index.device)
+    if edge_index.dtype != torch.int64:
+        raise InvalidInputError(argument="edge_index", expected="torch.int64", actual=edge_index.dtype)
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise DimensionMismatchError(argument="edge_index", expected="(2, edges)", actual=describe_shape(edge_index))
+
+
+def require_nodes(
+    edge_index: Tensor, num_nodes: int | None, num_queries: int | None, num_keys: int | None
+) -> tuple[int, int]:
+    """The numbers of queries and keys, which every edge fits."""
+    if num_nodes is not None:
+        if num_queries is not None or num_keys is not None:
+            raise GraphStructureError(
+                argument="num_nodes", expected="None beside num_queries and num_keys", actual=num_nodes
+            )
+        num_queries = num_keys = num_nodes
+    queries = _require_count("num_queries", num_queries)
+    keys = _require_count("num_keys", num_keys)
+    _require_range("source (key)", edge_index[0], keys)
+    _require_range("target (query)", edge_index[1], queries)
+    return queries, keys
+
+
+def require_edge_numbers(argument: str, numbers: Tensor, edge_index: Tensor, *more: str) -> None:
+    """Raise unless the tensor has the edges first and as many further axes as are named."""
+    require_dense(argument, numbers)
+    require_device(argument, numbers, edge_index.device, "edge_index")
+    if numbers.ndim != 1 + len(more) or numbers.shape[0] != edge_index.shape[1]:
+        expected = ", ".join([f"edges={edge_index.shape[1]}", *more])
+        raise DimensionMismatchError(
+            argument=argument,
+            expected=f"({expected})" if more else f"({expected},)",
+            actual=describe_shape(numbers),
+        )
+
+
+def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> list[Any]:
+    """A Graph's fields. The edges are sorted already, so that rows need no sort and share the edges' memory."""
+    keys, queries = found.edge_index
+    if found.reverse is None:
+        by_key = compressed_rows(keys, queries, num_keys, len(found.query_offsets) - 1)
+    else:
+        by_key = (found.query_offsets, keys, found.reverse)
+    slots = torch.arange(len(keys))
+    parts: list[Any] = [found.edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
+    return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
+
+
+def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
+    """The edges, and their shifts, with i -> i added for each node that has no such edge to itself, not an image."""
+    missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
+    is_loop = graph.key_index == graph.query_index
+    if graph.shifts is not None:
+        is_loop &= (graph.shifts == 0).all(1)
+    missing[graph.key_index[is_loop]] = False
+    loops = missing.nonzero().T.expand(2, -1)
+    edge_index = torch.cat([graph.edge_index, loops], dim=1)
+    if graph.shifts is None:
+        return edge_index, None
+    return edge_index, torch.cat([graph.shifts, graph.shifts.new_zeros(loops.shape[1], graph.shifts.shape[1])])
+
+
+def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
+    """The fields of the block-diagonal Graph of one graph or more."""
+    from anyattention.patterns.graph import Graph
+
+    if not isinstance(graphs, list | tuple):
+        raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
+    for position, graph in enumerate(graphs):
+        if not isinstance(graph, Graph):
+            raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
+        if graph.device != graphs[0].device:
+            raise InvalidInputError(
+                argument=f"graphs[{position}]",
+                expected=f"device {graphs[0].device}, as graphs[0]",
+                actual=graph.device,
+            )
+    edges, queries, keys = 0, 0, 0
+    parts: list[tuple[Tensor, ...]] = []
+    for graph in graphs:
+        shift = torch.tensor([[keys], [queries]], device=graph.device)
+        first = 0 if not parts else 1
+        parts.append(
+            (
+                graph.edge_index + shift,
+                graph.query_offsets[first:] + edges,
+                graph.keys_by_query + keys,
+                graph.edges_by_query + edges,
+                graph.key_offsets[first:] + edges,
+                graph.queries_by_key + queries,
+                graph.edges_by_key + edges,
+            )
+        )
+        edges += graph.num_edges
+        queries += graph.num_queries
+        keys += graph.num_keys
+    joined = [torch.cat(part, dim=-1) for part in zip(*parts, strict=True)]
+    values = [graph.values for graph in graphs if graph.values is not None]
+    return [*joined, torch.cat(values) if len(values) == len(graphs) else None, _joined_shifts(graphs)]
+
+
+def _joined_shifts(graphs: Sequence[Graph]) -> Tensor | None:
+    """The shifts of all edges: 0 in a graph that has none, where another has some."""
+    dims = {graph.shifts.shape[1] for graph in graphs if graph.shifts is not None}
+    if not dims:
+        return None
+    if len(dims) > 1:
+        raise GraphStructureError(
+            argument="graphs", expected="shifts of one dimension", actual=f"dimensions {sorted(dims)}"
+        )
+    dim = dims.pop()
+    return torch.cat(
+        [graph.edge_index.new_zeros(graph.num_edges, dim) if graph.shifts is None else graph.shifts for graph in graphs]
+    )
+
+
+def _require_count(argument: str, count: int | None) -> int:
+    if count is None:
+        raise GraphStructureError(
+            argument=argument,
+            expected="a number of nodes",
+            actual=None,
+            hint="give num_nodes, or num_queries and num_keys: isolated nodes cannot be read off the edges",
+        )
+    # Above 2^59 the size of the offsets in bytes is no int64.
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 2**59:
+        raise GraphStructureError(argument=argument, expected="an int >= 0, up to 2^59", actual=repr(count))
+    return count
+
+
+def _require_range(argument: str, index: Tensor, count: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = index.aminmax()
+    if low < 0 or high >= count:
+        edge = int(((index < 0) | (index >= count)).nonzero()[0])
+        raise GraphStructureError(
+            argument=argument,
+            expected=f"indices from 0 to {count - 1} ({count} nodes)",
+            actual=f"{int(index[edge])} at edge {edge}",
+        )

@@ -1,0 +1,274 @@
+"""Neighbour lists against brute force: every pair and every image, in float64, in NumPy alone."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from anyattention import Graph
+from anyattention.geometry.neighbours import radius_neighbours
+
+
+def brute_force(keys, queries=None, *, key_cloud=None, query_cloud=None, cell=None, periodic=None, reach=0.0):
+    """Query, key, shift and distance of all pairs within reach, and more; in order of query, key and shift."""
+    keys = np.asarray(keys, dtype=np.float64)
+    is_one_set = queries is None
+    queries = keys if is_one_set else np.asarray(queries, dtype=np.float64)
+    dim = keys.shape[1]
+    key_cloud = np.zeros(len(keys), int) if key_cloud is None else np.asarray(key_cloud)
+    query_cloud = (
+        key_cloud if is_one_set else np.zeros(len(queries), int) if query_cloud is None else np.asarray(query_cloud)
+    )
+    periodic = (cell is not None,) * dim if periodic is None else periodic
+    rows = []
+    for cloud in np.unique(np.concatenate([key_cloud, query_cloud])):
+        inside, around = np.flatnonzero(key_cloud == cloud), np.flatnonzero(query_cloud == cloud)
+        if not len(inside) or not len(around):
+            continue
+        own = None if cell is None else np.asarray(cell, dtype=np.float64)
+        own = own[cloud if len(own) > 1 else 0] if own is not None and own.ndim == 3 else own
+        ranges = [range(1)] * dim
+        if own is not None and any(periodic):
+            ranges = _ranges(own, periodic, keys[inside], queries[around], reach)
+        shifts = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, dim)
+        for some in np.array_split(shifts, 1 + len(shifts) * len(inside) * len(around) // 1_000_000):
+            along = np.zeros((len(some), dim))
+            for vector in range(dim if own is not None else 0):
+                along = along + some[:, vector, None] * own[vector]
+            apart = (keys[inside][None] - queries[around][:, None])[None] + along[:, None, None]
+            distance = np.sqrt(sum_of_squares(apart))
+            for s, q, k in zip(*np.nonzero(distance <= reach), strict=True):
+                if is_one_set and around[q] == inside[k] and not some[s].any():
+                    continue
+                rows.append((around[q], inside[k], tuple(some[s]), distance[s, q, k]))
+    return sorted(rows, key=lambda row: row[:3])
+
+
+def sum_of_squares(apart):
+    total = apart[..., 0] * apart[..., 0]
+    for axis in range(1, apart.shape[-1]):
+        total = total + apart[..., axis] * apart[..., axis]
+    return total
+
+
+def _ranges(cell, periodic, keys, queries, reach):
+    """So many shifts that no image within reach is missed."""
+    flags = np.asarray(periodic)
+    # |shift_a| height_a <= how far the two points and their images can be apart across the other vectors.
+    directions = np.linalg.svd(cell[flags])[2][flags.sum() :]
+    whole = cell.copy()
+    whole[~flags] = directions
+    inverse = np.linalg.inv(whole)
+    fractions = (keys[None] - queries[:, None]) @ inverse
+    ranges = []
+    for vector in range(len(cell)):
+        if not flags[vector]:
+            ranges.append(range(1))
+            continue
+        width = reach * np.linalg.norm(inverse[:, vector])
+        low, high = fractions[..., vector].min(), fractions[..., vector].max()
+        ranges.append(range(math.floor(-width - high) - 1, math.ceil(width - low) + 2))
+    return ranges
+
+
+def first_k(rows, k):
+    """The k nearest of each query: by distance, then key, then shift; in order of query, key and shift."""
+    found = []
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        nearest = sorted(group, key=lambda row: (row[3], row[1], row[2]))[:k]
+        found += sorted(nearest, key=lambda row: row[:3])
+    return found
+
+
+def _layout(random, kind, count, dim):
+    """Points in about a unit box."""
+    if kind == "random":
+        return random.random((count, dim))
+    if kind == "lattice":  # many ties, many distances exactly r, some points twice
+        return random.integers(0, 4, (count, dim)) * 0.25
+    if kind == "coincident":
+        return np.repeat(random.random((1, dim)), count, axis=0)
+    if kind == "clustered":
+        return np.repeat(random.random((1, dim)), count, axis=0) + random.normal(0, 1e-3, (count, dim))
+    return random.normal(0, 3 if dim < 3 else 1, (count, dim))  # far outside of the cell
+
+
+def _cell(random, kind, dim):
+    if kind == "box":
+        return np.diag(random.choice([0.5, 1.0, 1.5], dim))
+    if kind == "triclinic":
+        return np.tril(random.uniform(-0.6, 0.6, (dim, dim)), -1) + np.diag(random.uniform(0.6, 1.4, dim))
+    # Any orientation, either handedness, strongly skewed.
+    while True:
+        cell = random.normal(0, 0.7, (dim, dim))
+        if np.linalg.cond(cell) < 30:
+            return cell
+
+
+@dataclasses.dataclass
+class Case:
+    positions: torch.Tensor
+    settings: dict
+    r: float
+    k: int
+
+    def oracle(self, reach):
+        settings = self.settings
+        return brute_force(
+            self.positions.double().numpy(),
+            None if settings["queries"] is None else settings["queries"].double().numpy(),
+            key_cloud=settings["batch"],
+            query_cloud=settings["query_batch"],
+            cell=None if settings["cell"] is None else settings["cell"].double().numpy(),
+            periodic=settings["periodic"],
+            reach=reach,
+        )
+
+
+def _case(seed):
+    random = np.random.default_rng(seed)
+    dim = int(random.choice([1, 2, 3, 3, 3, 4]))
+    dtype = torch.float32 if random.random() < 0.3 else torch.float64
+    has_cell = random.random() < 0.6
+    kind = str(random.choice(["random", "lattice", "coincident", "clustered", "spread"]))
+    counts = [int(random.integers(0, 9)) for _ in range(int(random.choice([1, 1, 2, 4])))]
+    has_batch = len(counts) > 1 or random.random() < 0.2
+    if not has_batch:
+        counts = [int(random.choice([0, 1, 2, 5, 13, 24]))]
+    if has_cell and dim > 2:
+        counts = [min(count, 7) for count in counts]
+
+    def points(sizes):
+        parts = [_layout(random, kind, size, dim) for size in sizes]
+        cloud = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        return torch.tensor(np.concatenate(parts), dtype=dtype), cloud if has_batch else None
+
+    positions, batch = points(counts)
+    queries = query_batch = None
+    if random.random() < 0.35:
+        queries, query_batch = points([int(random.integers(0, 6)) for _ in counts])
+        if len(queries) and len(positions) and random.random() < 0.5:
+            queries[0] = positions[0]
+    cell = periodic = None
+    if has_cell:
+        shape = str(random.choice(["box", "triclinic", "any"]))
+        if has_batch and random.random() < 0.6:
+            cell = np.stack([_cell(random, shape, dim) for _ in counts])
+        else:
+            cell = _cell(random, shape, dim)
+        cell = torch.tensor(cell, dtype=dtype)
+        if random.random() < 0.5:
+            periodic = tuple(bool(flag) for flag in random.random(dim) < 0.6)
+    top = (1.2 if dim < 3 else 0.7) if has_cell else 1.0
+    r = float(random.choice([0.25, 0.5, 0.75, top, random.random() + 0.01]))
+    if has_cell and dim < 3 and random.random() < 0.3:
+        r *= 4  # several boxes
+    settings = {"batch": batch, "cell": cell, "periodic": periodic, "queries": queries, "query_batch": query_batch}
+    return Case(positions, settings, r, int(random.choice([1, 2, 3, 7, 30])) if dim < 3 else int(random.integers(1, 6)))
+
+
+def _rows(graph):
+    shifts = graph.shifts
+    shifts = [None] * graph.num_edges if shifts is None else [tuple(shift) for shift in shifts.tolist()]
+    return list(zip(graph.query_index.tolist(), graph.key_index.tolist(), shifts, strict=True))
+
+
+def _expected(rows, has_shifts):
+    return [(int(q), int(k), tuple(int(s) for s in shift) if has_shifts else None) for q, k, shift, _ in rows]
+
+
+def _check_arrays(graph):
+    """The compressed rows are those of the edge list."""
+    again = Graph.from_edge_index(
+        graph.edge_index, num_queries=graph.num_queries, num_keys=graph.num_keys, shifts=graph.shifts
+    )
+    for field in dataclasses.fields(graph):
+        ours, theirs = getattr(graph, field.name), getattr(again, field.name)
+        assert ours is theirs is None or torch.equal(ours, theirs), field.name
+
+
+def _check_radius(seed):
+    case = _case(seed)
+    graph = Graph.radius(case.positions, case.r, **case.settings)
+    r = float(torch.tensor(case.r, dtype=case.positions.dtype))
+    rows = case.oracle(r)
+    assert _rows(graph) == _expected(rows, case.settings["cell"] is not None), f"seed {seed}"
+    _check_arrays(graph)
+    if case.settings["queries"] is None:
+        back = {(k, q, s and tuple(-x for x in s)) for q, k, s in _rows(graph)}
+        assert back == set(_rows(graph))
+    return len(rows)
+
+
+def _check_nearest(seed):
+    case = _case(seed)
+    graph = Graph.nearest(case.positions, case.k, **case.settings)
+    reach = 1.0
+    while True:  # until all have k, or all there are
+        rows = case.oracle(reach)
+        # A neighbour at the very reach may hide an equal one with a lower index only beyond rounding.
+        counts = np.bincount([row[0] for row in rows], minlength=graph.num_queries)
+        wanted = graph.query_offsets.diff().numpy()
+        if (counts >= wanted).all() and reach >= 1.0:
+            break
+        reach *= 1.5
+    assert _rows(graph) == _expected(first_k(rows, case.k), case.settings["cell"] is not None), f"seed {seed}"
+    _check_arrays(graph)
+    _check_counts(case, wanted)
+
+
+def _check_counts(case, wanted):
+    """k each, or all other points of the cloud where nothing repeats."""
+    settings = case.settings
+    batch = settings["batch"]
+    clouds = torch.zeros(len(case.positions), dtype=torch.int64) if batch is None else batch
+    own = settings["query_batch"] if settings["queries"] is not None else batch
+    if own is None:
+        own = torch.zeros(len(wanted), dtype=torch.int64)
+    there = torch.tensor([int((clouds == cloud).sum()) for cloud in own])
+    repeats = settings["cell"] is not None and (settings["periodic"] is None or any(settings["periodic"]))
+    if repeats:
+        expected = torch.where(there > 0, case.k, 0)
+    else:
+        expected = (there - int(settings["queries"] is None)).clamp(max=case.k)
+    assert wanted.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_radius_is_brute_force(part):
+    edges = sum(_check_radius(seed) for seed in range(70 * part, 70 * part + 70))
+    assert edges > 1000
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_nearest_is_brute_force(part):
+    for seed in range(10_000 + 50 * part, 10_000 + 50 * part + 50):
+        _check_nearest(seed)
+
+
+@pytest.mark.parametrize("fault", ["boundary", "lost image", "self pair", "order"])
+def test_brute_force_catches_a_planted_fault(monkeypatch, fault):
+
+    def faulty(positions, r, *arguments):
+        r = r * (1 - 1e-12) if fault == "boundary" else r
+        found = radius_neighbours(positions, r, *arguments)
+        edges = found.edge_index
+        if fault == "lost image" and found.shifts is not None:
+            found = found._replace(shifts=found.shifts.clamp(-1, 1))
+        elif fault == "self pair" and edges.shape[1]:
+            edges[0, 0] = edges[1, 0]
+        elif fault == "order" and edges.shape[1] > 1:
+            edges[0, :2] = edges[0, :2].flip(0)
+        return found
+
+    monkeypatch.setattr("anyattention.patterns.graph.radius_neighbours", faulty)
+    failures = 0
+    for seed in range(40):
+        try:
+            _check_radius(seed)
+        except AssertionError:
+            failures += 1
+    assert failures
