@@ -103,17 +103,30 @@ def no_neighbours(clouds: Clouds) -> Neighbours:
 
 
 def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
-    """Pairs sorted by query, key and shift: one stable sort after the other, the last first. O(edges + points)."""
-    if shifts is not None:
-        for vector in reversed(range(shifts.shape[1])):
-            order = torch.argsort(shifts[:, vector], stable=True)
-            query, key, shifts = query[order], key[order], shifts[order]
-    _, queries, by_key = compressed_rows(key, query, num_keys, num_queries)
-    offsets, by_query = compressed_rows(queries, by_key, num_queries, len(by_key))[:2]
-    counts = offsets.diff()
-    rows = torch.repeat_interleave(torch.arange(num_queries), counts)
-    edge_index = torch.stack([key[by_query], rows])
-    return Neighbours(edge_index, offsets, None if shifts is None else shifts[by_query])
+    """Pairs sorted by query, key and shift. O(edges + points), but for pairs that are there through several images."""
+    offsets, queries, by_key = compressed_rows(key, query, num_keys, num_queries)
+    keys = torch.repeat_interleave(offsets.diff())
+    offsets, keys, order = compressed_rows(queries, keys, num_queries, num_keys)
+    edge_index = torch.stack([keys, torch.repeat_interleave(offsets.diff())])
+    if shifts is None:
+        return Neighbours(edge_index, offsets)
+    shifts = shifts.index_select(0, by_key.index_select(0, order))
+    is_again = (edge_index[0, 1:] == edge_index[0, :-1]) & (edge_index[1, 1:] == edge_index[1, :-1])
+    if is_again.any():
+        _sort_shifts(shifts, is_again)
+    return Neighbours(edge_index, offsets, shifts)
+
+
+def _sort_shifts(shifts: Tensor, is_again: Tensor) -> None:
+    """Sort, in place, the shifts of edges that are equal to the one before."""
+    none = is_again.new_zeros(1)
+    run = (~torch.cat([none, is_again])).cumsum(0)
+    places = (torch.cat([none, is_again]) | torch.cat([is_again, none])).nonzero().flatten()
+    order = places
+    for vector in reversed(range(shifts.shape[1])):
+        order = order[torch.argsort(shifts[order, vector], stable=True)]
+    order = order[torch.argsort(run[order], stable=True)]
+    shifts[places] = shifts[order]
 
 
 def _read_radius(r: float, dtype: torch.dtype) -> float:
@@ -237,5 +250,6 @@ def _both_ways(half: _Pairs, count: int) -> Neighbours:
     if half.shifts is None:
         offsets, edge_index, reverse = symmetric_rows(half.points, count)
         return Neighbours(edge_index, offsets, None, reverse)
-    query, key = torch.cat([half.points, half.points.flip(1)]).T
+    left, right = half.points[:, 0], half.points[:, 1]
+    query, key = torch.cat([left, right]), torch.cat([right, left])
     return sorted_neighbours(query, key, torch.cat([half.shifts, -half.shifts]), count, count)
