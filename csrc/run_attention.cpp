@@ -94,7 +94,8 @@ struct Forward {
     constexpr int lane = kLane<T>;
     T *column = memory.score + v * lane;
     const Range range = range_of(tile.seen_by<T>(v));
-    const bool is_whole = range.begin < range.end && every_of(v) == bits_of(range.begin, range.end);
+    const bool is_whole = range.begin < range.end &&
+                          tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
     Lanes<T> top = largest[v], broken{};
     if (is_whole && !part.c.bias.numbers && part.c.softcap == 0) {
       for (int64_t j = range.begin; j < range.end; ++j) {
@@ -145,13 +146,6 @@ struct Forward {
       sum[v] *= factor;
     }
     sum[v] += total;
-  }
-
-  // The keys that each of a vector's queries sees.
-  uint64_t every_of(int64_t v) const {
-    uint64_t bits = kWhole;
-    for (int64_t i = v * kLane<T>; i < std::min((v + 1) * kLane<T>, tile.count); ++i) bits &= tile.seen[i];
-    return bits;
   }
 
   void finish(int64_t i, bool merges, T *output, T *logsumexp) {

@@ -170,8 +170,9 @@ class QueryTile {
   std::vector<Range> keys;  // tiles of keys, rising, each begun by a key that is seen
   Range now{};              // one of them
   uint64_t seen[kQueries];  // for each query a bit for each key of it
-  uint64_t runs[kQueries];  // the same without the mask
-  int64_t pair[kQueries];   // which of all pairs is the first of its key, or would be
+  // With dropout only: the same without the mask, and which of all pairs is the first of the tile's, or would be.
+  uint64_t runs[kQueries];
+  int64_t pair[kQueries];
 
   explicit QueryTile(const Part &p) : part(p) {}
 
@@ -201,8 +202,9 @@ class QueryTile {
 
   void start() {
     std::copy_n(part.c.run_offsets + first, count, cursor);
+    if (part.c.dropout == 0) return;
     std::fill(runs, runs + kQueries, 0);
-    if (part.c.dropout > 0) std::copy_n(part.first_pair.data() + first, count, pair);
+    std::copy_n(part.first_pair.data() + first, count, pair);
   }
 
   // Reads which keys of a tile each query sees in a head; tiles must come in rising order.
@@ -210,7 +212,7 @@ class QueryTile {
     now = tile;
     std::fill(seen, seen + kQueries, 0);
     for (int64_t i = 0; i < count; ++i) {
-      pair[i] += __builtin_popcountll(runs[i]);
+      if (part.c.dropout > 0) pair[i] += __builtin_popcountll(runs[i]);
       const int64_t last = part.c.run_offsets[first + i + 1];
       while (cursor[i] < last && part.c.run_ends[cursor[i]] <= now.begin) ++cursor[i];
       for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < now.end; ++r) {
@@ -218,7 +220,7 @@ class QueryTile {
                            std::min(part.c.run_ends[r], now.end) - now.begin);
       }
     }
-    std::copy_n(seen, kQueries, runs);
+    if (part.c.dropout > 0) std::copy_n(seen, kQueries, runs);
     if (part.c.mask.numbers) hide(b, h);
     for (int n = 0; n < kGroups; ++n) seen_by_group[n] = any_of(n * kGroup, (n + 1) * kGroup);
   }
@@ -249,10 +251,12 @@ class QueryTile {
     return bits;
   }
   // Whether each query sees every key.
-  bool is_whole() const {
+  bool is_whole() const { return every_of(0, count) == bits_of(0, now.end - now.begin); }
+  // The keys that each of some queries sees.
+  uint64_t every_of(int64_t begin, int64_t end) const {
     uint64_t bits = kWhole;
-    for (int64_t i = 0; i < count; ++i) bits &= seen[i];
-    return bits == kWhole >> (kKeys - (now.end - now.begin));
+    for (int64_t i = begin; i < std::min(end, count); ++i) bits &= seen[i];
+    return bits;
   }
 
   // How many pairs the products compute, those of queries that see no such key included.

@@ -19,7 +19,7 @@ from anyattention.ops.graph.edge_operators import arrays_of, define
 from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.random import keep_factors
 from anyattention.ops.sparse import kernels
-from anyattention.ops.sparse.call import pairs_at_edges
+from anyattention.ops.sparse.call import masked_bias, place_by_distance
 from anyattention.ops.sparse.kernels import Settings
 from anyattention.ops.sparse.runs import RunPart, pairs_of
 from anyattention.patterns import Graph
@@ -94,16 +94,7 @@ def _composed(
     queries, keys = pairs_of([RunPart(*parts[first : first + size]) for first in range(0, len(parts), size)])
     graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=query.shape[1], num_keys=key.shape[1])
     settings = GraphSettings("Dot", True, numbers.scale, numbers.softcap, 0.0, 0.0)
-    # Where a bias by distance has each pair's number.
-    place = graph.query_index - graph.key_index + key.shape[1] - 1
-    edges = None
-    if mask is not None or bias is not None:
-        edges = query.new_zeros(())
-        if bias is not None:
-            edges = bias[:, place].T[None] if bias.ndim == 2 else pairs_at_edges(bias, graph)
-        if mask is not None:
-            edges = torch.where(pairs_at_edges(mask, graph), edges, -torch.inf)
-        edges = edges.expand(query.shape[0], graph.num_edges, query.shape[2])
+    edges = masked_bias(mask, bias, graph, query)
     kept = None
     if seed is not None and numbers.is_dense:
         every = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
@@ -116,7 +107,8 @@ def _composed(
     *by_rows, by_edges = composed_gradients(flags, tensors, arrays_of(graph), settings, *cotangents)
     by_bias = None
     if by_edges is not None and bias is not None:
-        by_bias = bias.new_zeros(bias.shape).index_add(1, place, by_edges.sum(0).T.sum_to_size(len(bias), len(queries)))
+        by_head = by_edges.sum(0).T.sum_to_size(len(bias), graph.num_edges)
+        by_bias = bias.new_zeros(bias.shape).index_add(1, place_by_distance(graph), by_head)
     return [*by_rows[:3], by_bias]
 
 

@@ -17,7 +17,7 @@ from anyattention.ops.sparse.traced import constant_when_traced
 from anyattention.patterns import Graph, Pattern
 from anyattention.scores import Score
 
-__all__ = ["SparseCall", "bias_at_edges", "pairs_at_edges"]
+__all__ = ["SparseCall", "bias_at_edges", "masked_bias", "pairs_at_edges", "place_by_distance"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,23 @@ def bias_at_edges(call: SparseCall, graph: Graph) -> Tensor | None:
     if isinstance(call.bias, RelativeBias):
         return call.bias.at(graph.query_index, graph.key_index, graph.num_queries, graph.num_keys).T[None]
     return None if call.bias is None else pairs_at_edges(call.bias, graph)
+
+
+def place_by_distance(graph: Graph) -> Tensor:
+    """Where a bias by distance, as the kernels take it, has each edge's number, `(E,)`."""
+    return graph.query_index - graph.key_index + graph.num_keys - 1
+
+
+def masked_bias(mask: Tensor | None, bias: Tensor | None, graph: Graph, query: Tensor) -> Tensor | None:
+    """Mask and bias, as the kernels take them, as one bias of a graph's edges `(B, E, H)`, -inf where hidden."""
+    if mask is None and bias is None:
+        return None
+    edges = query.new_zeros(())
+    if bias is not None:
+        edges = bias[:, place_by_distance(graph)].T[None] if bias.ndim == 2 else pairs_at_edges(bias, graph)
+    if mask is not None:
+        edges = torch.where(pairs_at_edges(mask, graph), edges, -torch.inf)
+    return edges.expand(query.shape[0], graph.num_edges, query.shape[2])
 
 
 def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:

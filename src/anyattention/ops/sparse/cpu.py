@@ -15,7 +15,7 @@ from anyattention.ops.graph.edge_operators import arrays_of, edge_softmax
 from anyattention.ops.graph.kernels import Settings as GraphSettings
 from anyattention.ops.random import draw_seed
 from anyattention.ops.sparse.autograd import attention
-from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
+from anyattention.ops.sparse.call import SparseCall, masked_bias
 from anyattention.ops.sparse.kernels import Settings, pairs_in_tiles
 from anyattention.ops.sparse.runs import runs_of
 from anyattention.ops.sparse.traced import constant_when_traced
@@ -84,7 +84,7 @@ def run(call: SparseCall) -> tuple[Tensor, Tensor | None, Tensor]:
     seed = draw_seed(query.device) if call.dropout > 0 else None
     settings = Settings(call.scale, call.softcap or 0.0, call.dropout)
     output, logsumexp = attention(query, key, value, call.mask, bias, seed, parts, settings)
-    weights = _weights(call, query, key).to(call.query.dtype) if call.arguments.weights is not None else None
+    weights = _weights(call, query, key, bias).to(call.query.dtype) if call.arguments.weights is not None else None
     return output.to(call.value.dtype), weights, logsumexp
 
 
@@ -95,15 +95,10 @@ def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
     return bias.at(places, places.new_tensor(num_keys - 1), num_queries, num_keys)
 
 
-def _weights(call: SparseCall, query: Tensor, key: Tensor) -> Tensor:
+def _weights(call: SparseCall, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """The weights, by the primitives of graphs: differentiable."""
     edges = call.graph()
-    bias = bias_at_edges(call, edges)
-    if call.mask is not None:
-        mask = pairs_at_edges(call.mask, edges)
-        bias = torch.where(mask, 0.0 if bias is None else bias, -torch.inf)
-    if bias is not None:
-        bias = bias.to(query.dtype).expand(query.shape[0], edges.num_edges, query.shape[2])
     settings = GraphSettings("Dot", True, call.scale, call.softcap or 0.0, 0.0, 0.0)
     graph = arrays_of(edges)
-    return edge_softmax(edge_scores(query, key, None, None, bias, graph, settings), graph)
+    added = masked_bias(call.mask, bias, edges, query)
+    return edge_softmax(edge_scores(query, key, None, None, added, graph, settings), graph)
