@@ -47,6 +47,7 @@ _PACKAGES = (
     "local-attention",
     "dgl",
     "vesin",
+    "egnn-pytorch",
 )
 
 

@@ -70,11 +70,12 @@ def sums_of_edges(
     gated = F.dropout(weights, dropout, training=dropout > 0)
     gated = gated if gate is None else gated * (1.0 + gate)
     sums = edge_sum(gated, torch.cat([value, vectors], -1), graph)
-    # A coordinate at a time: exact, and without a vector for each edge and head.
-    ones = value.new_ones(*value.shape[:2], 1, 1)
-    relative = [edge_sum(gated * part[..., None], ones, graph) for part in displacement.unbind(-1)]
+    # Every head and coordinate is a head of its own: exact, and without a vector for each edge and channel.
+    steps = (gated[..., None] * displacement[:, :, None]).flatten(-2)
+    ones = value.new_ones(*value.shape[:2], steps.shape[-1], 1)
+    relative = edge_sum(steps, ones, graph)[..., 0].unflatten(-1, (-1, displacement.shape[-1]))
     values, summed = sums.split([value.shape[-1], vectors.shape[-1]], -1)
-    return EquivariantSums(values, summed, torch.cat(relative, -1), weights)
+    return EquivariantSums(values, summed, relative, weights)
 
 
 def sums_of_all(
