@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
         "--threads",
         type=count,
         metavar="N",
-        help="to compute with (default: PyTorch's choice, 1); 1 is faster on a busy machine",
+        help="to compute with (default: PyTorch's choice for sequence, 1 for points); 1 is faster on a busy machine",
     )
     parser.set_defaults(run=_run)
 

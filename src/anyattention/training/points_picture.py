@@ -18,7 +18,8 @@ __all__ = ["draw_points"]
 
 _PURPOSE = "the picture of the attention"
 # Okabe and Ito's colours, which the colour-blind tell apart.
-_OWN, _PLAIN, _POSITIVE, _NEGATIVE = "#0072b2", "#e69f00", "#d55e00", "#56b4e9"
+_OWN, _PLAIN, _TRUE = "#0072b2", "#e69f00", "#bbbbbb"
+_POSITIVE, _NEGATIVE, _ALIKE, _OPPOSITE = "#d55e00", "#56b4e9", "#cc79a7", "#009e73"
 
 
 class _Cluster(NamedTuple):
@@ -30,7 +31,7 @@ class _Cluster(NamedTuple):
         true, predicted: forces, from the same side, `(N, 3)`.
         query, key: the particles of each pair that attends, `(E,)`.
         distance: of these pairs, `(E,)`.
-        weights: of these pairs, mean over the blocks' heads, `(blocks, E)`.
+        weights: of these pairs in the last block, the mean of its heads, `(E,)`.
     """
 
     places: Tensor
@@ -64,13 +65,13 @@ def draw_points(fit: PointsFit, test: Configurations, own: Prediction, plain: Pr
     (loss, energies, forces), (attention, arrows, distances) = figure.subplots(2, 3)
     _draw_losses(loss, fit)
     size = len(test.charges)
-    _draw_parity(energies, test.energies / size, own.energies / size, plain.energies / size)
+    _draw_parity(energies, test.energies / size, own.energies / size, plain.energies / size, markersize=8)
     energies.set(
         xlabel=r"true energy of a particle ($\epsilon$)",
         ylabel=r"predicted ($\epsilon$)",
         title="Energies of test clusters",
     )
-    _draw_parity(forces, test.forces, own.forces, plain.forces)
+    _draw_parity(forces, test.forces, own.forces, plain.forces, markersize=4)
     forces.set(
         xlabel=r"true component of a force ($\epsilon/\sigma$)",
         ylabel=r"predicted ($\epsilon/\sigma$)",
@@ -93,18 +94,22 @@ def _draw_losses(axes: Any, fit: PointsFit) -> None:
         span = max(1, len(losses) // 20)
         smooth = losses.unfold(0, span, 1).mean(1)
         axes.plot(steps[span - 1 :].numpy(), smooth.numpy(), color=color, linewidth=2, label=f"{name}, mean of {span}")
+    # By the loss's definition: the squares of energies and forces are taken in units of their own spread.
+    axes.axhline(2.0, color="#333333", linestyle=":", linewidth=1.2, label="mean of the training")
     axes.set(xlabel="step", ylabel="loss (no unit)", yscale="log", title="The training loss")
     axes.legend(fontsize=9)
 
 
-def _draw_parity(axes: Any, true: Tensor, own: Tensor, plain: Tensor) -> None:
+def _draw_parity(axes: Any, true: Tensor, own: Tensor, plain: Tensor, markersize: int) -> None:
     for predicted, color, name in ((plain, _PLAIN, "plain transformer"), (own, _OWN, "equivariant")):
         error = (predicted - true).abs().mean()
         label = f"{name}: off by {error:.2g} in the mean"
-        axes.plot(true.flatten(), predicted.flatten(), ".", color=color, alpha=0.4, markersize=4, mew=0, label=label)
+        axes.plot(
+            true.flatten(), predicted.flatten(), ".", color=color, alpha=0.5, markersize=markersize, mew=0, label=label
+        )
     low, high = true.aminmax()
     axes.plot([low, high], [low, high], color="#333333", linestyle=":", linewidth=1.2, label="exact")
-    legend = axes.legend(fontsize=9, loc="upper left", markerscale=3)
+    legend = axes.legend(fontsize=9, loc="upper left", markerscale=12 / markersize)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
 
@@ -114,7 +119,7 @@ def _read_cluster(fit: PointsFit, test: Configurations) -> _Cluster:
     body = model.body
     if not isinstance(body, EquivariantBody):
         raise InvalidInputError(
-            argument="fit", expected="an equivariant model with its body", actual=type(body).__name__
+            argument="fit", expected="an equivariant model", actual=type(body).__name__
         )
     positions = test.positions[:1].to(model.scale.dtype)
     graph = body.graph(positions)
@@ -131,80 +136,67 @@ def _read_cluster(fit: PointsFit, test: Configurations) -> _Cluster:
         query,
         key,
         (places[key] - places[query]).norm(dim=1),
-        torch.stack([block.mean(1) for block in weights]),
+        weights[-1].mean(1),
     )
 
 
 def _draw_attention(axes: Any, cluster: _Cluster) -> None:
-    """Lines as wide as the weight of the last block, the mean of both ways; nearer particles are drawn larger."""
+    """Lines as wide as the mean of the weights of both ways; particles that are nearer are larger."""
     size = len(cluster.charges)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix[cluster.query, cluster.key] = cluster.weights[-1].double()
+    matrix = torch.zeros(size, size)
+    matrix[cluster.query, cluster.key] = cluster.weights
     between = ((matrix + matrix.T) / 2).fill_diagonal_(0)
-    strongest = float(between.max().clamp(min=1e-9))
+    strongest = max(float(between.max()), 1e-9)
     for first, second in between.triu().nonzero().tolist():
         share = float(between[first, second]) / strongest
         x, y, depth = cluster.places[[first, second]].T
-        axes.plot(
-            x, y, color="#222222", linewidth=5 * share, alpha=share, zorder=float(depth.mean()), solid_capstyle="round"
-        )
-    _draw_particles(axes, cluster)
-    title = f"Attention in a test cluster, last block (thickest line: weight {strongest:.2f})"
-    axes.set(title=title)
-
-
-def _draw_particles(axes: Any, cluster: _Cluster) -> None:
-    for sign, color, name in ((1, _POSITIVE, "charge 1"), (-1, _NEGATIVE, "charge -1")):
-        x, y, depth = cluster.places[cluster.charges * sign > 0].T
-        for index in range(len(x)):
-            axes.scatter(
-                x[index],
-                y[index],
-                s=180 + 60 * float(depth[index]),
-                color=color,
-                edgecolor="#222222",
-                zorder=float(depth[index]) + 0.01,
-                label=name if index == 0 else None,
-            )
-    axes.set(xlabel=r"x ($\sigma$)", ylabel=r"y ($\sigma$)")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(fontsize=9)
+        axes.plot(x, y, color="#222222", linewidth=7 * share, alpha=share**2, zorder=float(depth.mean()))
+    x, y, depth = cluster.places.T
+    sizes = 160 * (1 + 0.35 * depth).clamp(min=0.3)
+    for index, charge in enumerate(cluster.charges.tolist()):
+        color = _POSITIVE if charge > 0 else _NEGATIVE
+        axes.scatter(x[index], y[index], sizes[index], color, edgecolor="#222222", zorder=float(depth[index]))
+    for color, name in ((_POSITIVE, "charge 1"), (_NEGATIVE, "charge -1")):
+        axes.scatter([], [], 160, color, edgecolor="#222222", label=name)
+    axes.plot([], [], color="#222222", linewidth=7, label=f"weight {strongest:.2f}, mean of the last block's heads")
+    axes.set_title("Attention between the particles of a test cluster")
+    _lay_out(axes, cluster.places)
 
 
 def _draw_forces(axes: Any, cluster: _Cluster) -> None:
+    """Arrows from the particles, the longest one sigma long."""
     x, y, _ = cluster.places.T
-    scale = float(cluster.true.norm(dim=1).max().clamp(min=1e-9)) * 1.2
+    largest = max(float(cluster.true[:, :2].norm(dim=1).max()), 1e-9)
     for forces, color, width, name in (
-        (cluster.true, "#222222", 0.012, "true"),
-        (cluster.predicted, _OWN, 0.005, "predicted"),
+        (cluster.true, _TRUE, 0.014, "true"),
+        (cluster.predicted, _OWN, 0.005, "predicted, equivariant"),
     ):
-        axes.quiver(
-            x,
-            y,
-            forces[:, 0],
-            forces[:, 1],
-            color=color,
-            angles="xy",
-            scale_units="xy",
-            scale=scale,
-            width=width,
-            label=name,
-        )
-    axes.scatter(x, y, s=12, color="#222222")
-    axes.set(xlabel=r"x ($\sigma$)", ylabel=r"y ($\sigma$)", title="Forces")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(fontsize=9)
+        arrows = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": largest}
+        axes.quiver(x, y, forces[:, 0], forces[:, 1], label=name, **arrows)
+    axes.scatter(x, y, 16, "#222222", label="particles")
+    axes.set_title(rf"Forces in this cluster (longest arrow: {largest:.1f} $\epsilon/\sigma$)")
+    _lay_out(axes, torch.cat([cluster.places, cluster.places + cluster.true / largest]))
+
+
+def _lay_out(axes: Any, shown: Tensor) -> None:
+    """Show these places, lengths alike along both axes, with the legend below them."""
+    reach = 1.15 * float(shown[:, :2].abs().max())
+    axes.set(xlabel=r"widest direction ($\sigma$)", ylabel=r"second widest direction ($\sigma$)")
+    axes.set(xlim=(-reach, reach), ylim=(-1.35 * reach, reach), aspect="equal")
+    axes.legend(fontsize=9, loc="lower center", ncols=2)
 
 
 def _draw_distances(axes: Any, cluster: _Cluster) -> None:
     alike = cluster.charges[cluster.query] * cluster.charges[cluster.key] > 0
-    others = cluster.query != cluster.key
+    itself = cluster.query == cluster.key
     for kind, color, marker, name in (
-        (alike & others, _POSITIVE, "o", "same charge"),
-        (~alike, _OWN, "^", "opposite charge"),
+        (itself, "#222222", "s", "itself"),
+        (alike & ~itself, _ALIKE, "o", "same charge"),
+        (~alike, _OPPOSITE, "^", "opposite charge"),
     ):
         axes.plot(
-            cluster.distance[kind], cluster.weights[-1][kind], marker, color=color, markersize=4, alpha=0.7, label=name
+            cluster.distance[kind], cluster.weights[kind], marker, color=color, markersize=5, alpha=0.7, label=name
         )
-    axes.set(xlabel=r"distance ($\sigma$)", ylabel="weight, mean of the heads", title="Attention by distance")
+    axes.set(xlabel=r"distance ($\sigma$)", ylabel="weight, mean of the last block's heads", ylim=(0, None))
+    axes.set_title("How much they attend to each other, by distance")
     axes.legend(fontsize=9)
