@@ -104,4 +104,6 @@ def test_clusters_begin_as_a_piece_of_rock_salt(particles: int) -> None:
     distances = torch.cdist(positions, positions)[0] + 10 * torch.eye(particles)
     nearest = distances.min(1)
     assert (simulation.charges[nearest.indices] == -simulation.charges).all()
-    torch.testing.assert_close(nearest.values.double(), torch.full_like(nearest.values, 2 ** (1 / 6)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        nearest.values.double(), torch.full_like(nearest.values, 2 ** (1 / 6)), atol=1e-3, rtol=0
+    )

@@ -31,13 +31,13 @@ from anyattention.training.points_model import (
 )
 
 SMALL = PointsSettings(
-    steps=40,
+    steps=60,
     batch=4,
     particles=6,
     trajectories=10,
     samples=3,
     radius=2.5,
-    num_radial=8,
+    num_radial=16,
     width=8,
     plain_width=12,
     heads=2,
@@ -83,7 +83,7 @@ def test_the_equivariant_model_learns_forces(data: PointsData) -> None:
     assert own.force_mae < 0.75 * min(plain.force_mae, constant.force_mae)
     assert own.force_rmse < 0.75 * min(plain.force_rmse, constant.force_rmse)
     for trained in (fit.equivariant, fit.plain):
-        assert (len(trained.losses), trained.model.training) == (40, False)
+        assert (len(trained.losses), trained.model.training) == (60, False)
         assert trained.seconds > 0
     assert fit.interrupted is False
 

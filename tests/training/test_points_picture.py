@@ -10,9 +10,7 @@ from anyattention.training.points import PointsData, PointsFit, Trained, predict
 from anyattention.training.points_model import EnergyModel, EquivariantBody, PlainBody, PointsSettings
 from anyattention.training.points_picture import draw_points
 
-SMALL = PointsSettings(
-    particles=5, trajectories=5, samples=1, num_radial=4, width=4, plain_width=4, heads=2, blocks=2
-)
+SMALL = PointsSettings(particles=5, trajectories=5, samples=1, num_radial=4, width=4, plain_width=4, heads=2, blocks=2)
 
 
 @pytest.fixture(scope="module")

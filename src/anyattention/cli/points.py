@@ -84,21 +84,19 @@ to whom in one test cluster.""")
 
 def _introduction(settings: PointsSettings) -> str:
     return f"""\
-Clusters of {settings.particles} particles, charged 1 and -1 in turns, with Lennard-Jones and Coulomb forces between them.
-In reduced units: lengths in sigma and energies in epsilon of the Lennard-Jones potential, times in
-sigma sqrt(mass / epsilon), charges in sqrt(4 pi epsilon_0 sigma epsilon).
-{settings.trajectories} trajectories are simulated. From four in five of them two models of one size learn energies and \
-forces;
-the others are the test.
+Clusters of {settings.particles} particles, charged 1 and -1 in turns, under Lennard-Jones and Coulomb forces. In reduced \
+units:
+lengths in sigma and energies in epsilon of the Lennard-Jones potential, times in sigma sqrt(mass / epsilon),
+charges in sqrt(4 pi epsilon_0 sigma epsilon). Two models of one size learn energies and forces from four fifths
+of {settings.trajectories} simulated trajectories; the others are the test.
 """
 
 
 def _simulated(data: PointsData, seconds: float) -> str:
-    time = STRETCH * TIME_STEP
     return f"""\
-Simulated in {seconds:.0f} s by the velocity Verlet method. In {time:g} time unit at constant energy, which is before each \
-sample,
-a particle's total energy drifts by {data.drift:.0e} (root mean square).
+Simulated in {seconds:.0f} s, by the velocity Verlet method. In the {STRETCH * TIME_STEP:g} time unit of constant energy \
+before a sample,
+the total energy of a particle drifts by {data.drift:.0e} (root mean square).
 {len(data.train.energies):,} configurations to learn from, {len(data.test.energies):,} for the test.
 """
 

@@ -152,14 +152,18 @@ class _Trainer:
 
     def __init__(self, model: EnergyModel, settings: PointsSettings) -> None:
         self.model, self.settings, self.seconds = model, settings, 0.0
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
+        radial = [weight for name, weight in model.named_parameters() if name.endswith("radial_weight")]
+        others = [weight for name, weight in model.named_parameters() if not name.endswith("radial_weight")]
+        # Weights of the radial basis begin small, and have far to go: repulsion is steep.
+        groups = [{"params": others, "factor": 1.0}, {"params": radial, "factor": 10.0}]
+        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
 
     def step(self, batch: _Batch, number: int) -> float:
         """One step; the loss before it."""
         started = time.monotonic()
         rate = self.settings.learning_rate * _rate_factor(number, self.settings.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = _loss(self.model, batch)
         if not math.isfinite(loss.item()):

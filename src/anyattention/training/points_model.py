@@ -42,7 +42,8 @@ class PointsSettings:
         plain_width: of the plain model's features; 36 gives it about as many parameters.
         heads: of the attention; a divisor of the widths.
         blocks: of attention and feed-forward.
-        learning_rate: Adam's highest; it rises over the first tenth of the steps and falls along a cosine.
+        learning_rate: Adam's highest, but for the weights of the radial basis, which learn ten times as fast; it rises
+            over the first tenth of the steps and falls along a cosine.
         seed: of the simulation, the initial weights and the batches.
 
     Raises:
@@ -133,7 +134,6 @@ class _EquivariantBlock(nn.Module):
             settings.width,
             settings.heads,
             radius=settings.radius,
-            radial_basis="bessel",
             num_radial=settings.num_radial,
             vector_channels=2 * settings.heads,
             dropout=0.0,

@@ -118,9 +118,7 @@ def _read_cluster(fit: PointsFit, test: Configurations) -> _Cluster:
     model = fit.equivariant.model
     body = model.body
     if not isinstance(body, EquivariantBody):
-        raise InvalidInputError(
-            argument="fit", expected="an equivariant model", actual=type(body).__name__
-        )
+        raise InvalidInputError(argument="fit", expected="an equivariant model", actual=type(body).__name__)
     positions = test.positions[:1].to(model.scale.dtype)
     graph = body.graph(positions)
     with torch.no_grad():
