@@ -43,7 +43,7 @@ def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
     assert metrics["finite_difference_error"] < 1e-4
     assert metrics["rotation_error"]["equivariant"] < 1e-9 < metrics["rotation_error"]["plain"]
     for number in (metrics["finite_difference_error"], metrics["energy_drift"], *metrics["rotation_error"].values()):
-        assert f" {number:.0e} " in printed.out
+        assert f" {number:.0e}" in printed.out
     assert "sigma sqrt(mass / epsilon)" in printed.out
     assert str(tmp_path / "run/attention.png") in printed.out
     assert "3/3" in printed.err

@@ -1,4 +1,4 @@
-"""The demo's models of energies and forces: they learn, keep to physics, end when told to, and say what does not fit."""
+"""The demo's models of energies and forces: they learn, keep to physics, end when told to."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -45,7 +45,8 @@ def test_a_picture(steps: int, data: PointsData, require) -> None:
 def test_the_cluster_that_is_drawn_is_the_first_one_turned(data: PointsData) -> None:
     fit = fit_of(data)
     cluster = points_picture._read_cluster(fit, data.test)
-    torch.testing.assert_close(torch.cdist(*[cluster.places] * 2), torch.cdist(*[data.test.positions[0]] * 2))
+    original = data.test.positions[0]
+    torch.testing.assert_close(torch.cdist(cluster.places, cluster.places), torch.cdist(original, original))
     spread = cluster.places.square().sum(0)
     assert spread[0] >= spread[1] >= spread[2]
     distances = (cluster.places[cluster.query] - cluster.places[cluster.key]).norm(dim=1)

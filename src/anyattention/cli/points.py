@@ -84,20 +84,21 @@ to whom in one test cluster.""")
 
 def _introduction(settings: PointsSettings) -> str:
     return f"""\
-Clusters of {settings.particles} particles, charged 1 and -1 in turns, under Lennard-Jones and Coulomb forces. In reduced \
-units:
-lengths in sigma and energies in epsilon of the Lennard-Jones potential, times in sigma sqrt(mass / epsilon),
-charges in sqrt(4 pi epsilon_0 sigma epsilon). Two models of one size learn energies and forces from four fifths
-of {settings.trajectories} simulated trajectories; the others are the test.
+Clusters of {settings.particles} particles, charged 1 and -1 in turns, under Lennard-Jones and Coulomb forces.
+In reduced units: lengths in sigma and energies in epsilon of the Lennard-Jones potential, times in
+sigma sqrt(mass / epsilon), charges in sqrt(4 pi epsilon_0 sigma epsilon).
+Two models of one size learn energies and forces from four fifths of {settings.trajectories} simulated trajectories;
+the others are the test.
 """
 
 
 def _simulated(data: PointsData, seconds: float) -> str:
+    time_units = STRETCH * TIME_STEP
     return f"""\
-Simulated in {seconds:.0f} s, by the velocity Verlet method. In the {STRETCH * TIME_STEP:g} time unit of constant energy \
-before a sample,
-the total energy of a particle drifts by {data.drift:.0e} (root mean square).
-{len(data.train.energies):,} configurations to learn from, {len(data.test.energies):,} for the test.
+Simulated in {seconds:.0f} s, by the velocity Verlet method.
+{time_units:g} time unit passes at constant energy before each sample; a particle's total energy drifts in it by \
+{data.drift:.0e}
+(root mean square). {len(data.train.energies):,} configurations to learn from, {len(data.test.energies):,} for the test.
 """
 
 
@@ -137,8 +138,9 @@ def _report(fit: PointsFit, data: PointsData, settings: PointsSettings) -> _Repo
 def _comparison(report: _Report, fit: PointsFit) -> str:
     names = {"equivariant": "equivariant attention", "plain": "plain transformer", "mean": "mean of the training"}
     lines = [
-        "\nErrors on the test's trajectories, fewer are better (mean absolute, and root mean square):\n",
-        "  energy of a particle    component of a force",
+        "\nErrors on the test's trajectories, mean absolute and root mean square; smaller is better:\n",
+        "  a particle's energy    a force's component",
+        "       (epsilon)          (epsilon / sigma)",
     ]
     for name, errors in report.errors.items():
         trained = {"equivariant": fit.equivariant, "plain": fit.plain}.get(name)
@@ -147,8 +149,8 @@ def _comparison(report: _Report, fit: PointsFit) -> str:
             size = sum(parameter.numel() for parameter in trained.model.parameters())
             cost = f"{size:,} parameters, {len(trained.losses)} steps in {trained.seconds:.0f} s"
         energy, force = errors[:2], errors[2:]
-        numbers = f"  {energy[0]:8.4f} {energy[1]:8.4f}         {force[0]:8.3f} {force[1]:8.3f}  "
-        lines.append(f"{numbers}   {names[name]} ({cost})")
+        numbers = f"  {energy[0]:8.4f} {energy[1]:8.4f}      {force[0]:8.3f} {force[1]:8.3f}"
+        lines.append(f"{numbers}      {names[name]} ({cost})")
     return "\n".join([*lines, "", _verdict(report.errors), ""])
 
 

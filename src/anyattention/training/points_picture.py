@@ -93,7 +93,9 @@ def _draw_losses(axes: Any, fit: PointsFit) -> None:
         axes.plot(steps.numpy(), losses.numpy(), color=color, alpha=0.3, linewidth=1)
         span = max(1, len(losses) // 20)
         smooth = losses.unfold(0, span, 1).mean(1)
-        axes.plot(steps[span - 1 :].numpy(), smooth.numpy(), color=color, linewidth=2, label=f"{name}, mean of {span}")
+        axes.plot(
+            steps[span - 1 :].numpy(), smooth.numpy(), color=color, linewidth=2, label=f"{name}, mean of {span} steps"
+        )
     # By the loss's definition: the squares of energies and forces are taken in units of their own spread.
     axes.axhline(2.0, color="#333333", linestyle=":", linewidth=1.2, label="mean of the training")
     axes.set(xlabel="step", ylabel="loss (no unit)", yscale="log", title="The training loss")
@@ -103,7 +105,7 @@ def _draw_losses(axes: Any, fit: PointsFit) -> None:
 def _draw_parity(axes: Any, true: Tensor, own: Tensor, plain: Tensor, markersize: int) -> None:
     for predicted, color, name in ((plain, _PLAIN, "plain transformer"), (own, _OWN, "equivariant")):
         error = (predicted - true).abs().mean()
-        label = f"{name}: off by {error:.2g} in the mean"
+        label = f"{name}: off by {error:.2g} on average"
         axes.plot(
             true.flatten(), predicted.flatten(), ".", color=color, alpha=0.5, markersize=markersize, mew=0, label=label
         )
@@ -156,8 +158,8 @@ def _draw_attention(axes: Any, cluster: _Cluster) -> None:
         axes.scatter(x[index], y[index], sizes[index], color, edgecolor="#222222", zorder=float(depth[index]))
     for color, name in ((_POSITIVE, "charge 1"), (_NEGATIVE, "charge -1")):
         axes.scatter([], [], 160, color, edgecolor="#222222", label=name)
-    axes.plot([], [], color="#222222", linewidth=7, label=f"weight {strongest:.2f}, mean of the last block's heads")
-    axes.set_title("Attention between the particles of a test cluster")
+    axes.plot([], [], color="#222222", linewidth=7, label=f"weight {strongest:.2f}")
+    axes.set_title("Who attends to whom in a test cluster, last block")
     _lay_out(axes, cluster.places)
 
 
@@ -167,12 +169,12 @@ def _draw_forces(axes: Any, cluster: _Cluster) -> None:
     largest = max(float(cluster.true[:, :2].norm(dim=1).max()), 1e-9)
     for forces, color, width, name in (
         (cluster.true, _TRUE, 0.014, "true"),
-        (cluster.predicted, _OWN, 0.005, "predicted, equivariant"),
+        (cluster.predicted, _OWN, 0.006, "predicted"),
     ):
         arrows = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": largest}
         axes.quiver(x, y, forces[:, 0], forces[:, 1], label=name, **arrows)
     axes.scatter(x, y, 16, "#222222", label="particles")
-    axes.set_title(rf"Forces in this cluster (longest arrow: {largest:.1f} $\epsilon/\sigma$)")
+    axes.set_title(rf"Its forces (longest arrow: {largest:.1f} $\epsilon/\sigma$)")
     _lay_out(axes, torch.cat([cluster.places, cluster.places + cluster.true / largest]))
 
 
@@ -180,8 +182,8 @@ def _lay_out(axes: Any, shown: Tensor) -> None:
     """Show these places, lengths alike along both axes, with the legend below them."""
     reach = 1.15 * float(shown[:, :2].abs().max())
     axes.set(xlabel=r"widest direction ($\sigma$)", ylabel=r"second widest direction ($\sigma$)")
-    axes.set(xlim=(-reach, reach), ylim=(-1.35 * reach, reach), aspect="equal")
-    axes.legend(fontsize=9, loc="lower center", ncols=2)
+    axes.set(xlim=(-reach, reach), ylim=(-1.25 * reach, reach), aspect="equal")
+    axes.legend(fontsize=9, loc="lower center", ncols=3)
 
 
 def _draw_distances(axes: Any, cluster: _Cluster) -> None:
@@ -196,5 +198,5 @@ def _draw_distances(axes: Any, cluster: _Cluster) -> None:
             cluster.distance[kind], cluster.weights[kind], marker, color=color, markersize=5, alpha=0.7, label=name
         )
     axes.set(xlabel=r"distance ($\sigma$)", ylabel="weight, mean of the last block's heads", ylim=(0, None))
-    axes.set_title("How much they attend to each other, by distance")
+    axes.set_title("Its attention by distance")
     axes.legend(fontsize=9)
