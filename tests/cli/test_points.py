@@ -108,7 +108,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) ->
         ("sequence --particles 3", "argument --particles: not an option of `demo sequence`"),
         ("points --steps 0", "argument --steps: expected a whole number from 1"),
         ("points --particles 1", "particles: expected an int of at least 2, got 1"),
-        ("points --particles 1000", "particles: expected at most 128"),
+        ("points --particles 1000", "particles: expected at most 32"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(options: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_is_named(data: PointsData, monkeypatch) -> No
     [
         ({"steps": 0}, "steps: expected an int of at least 1, got 0"),
         ({"particles": 1}, "particles: expected an int of at least 2, got 1"),
-        ({"particles": 129}, "particles: expected at most 128: the simulation goes over all pairs, got 129"),
+        ({"particles": 33}, "particles: expected at most 32: the simulation goes over all pairs, got 33"),
         ({"trajectories": 4}, "trajectories: expected an int of at least 5, got 4"),
         ({"batch": True}, "batch: expected an int of at least 1, got True"),
         ({"width": 16, "heads": 3}, "heads: expected a divisor of width=16, got 3"),

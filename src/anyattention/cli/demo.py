@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     sequence.add_argument("--length", type=count, metavar="N", help="bytes of a passage (default: 2048)")
     sequence.add_argument("--window", type=count, metavar="N", help="bytes back that one may attend to (default: 128)")
     points = parser.add_argument_group("points")
-    points.add_argument("--particles", type=count, metavar="N", help="in a cluster (default: 16)")
+    points.add_argument("--particles", type=count, metavar="N", help="in a cluster, from 2 to 32 (default: 16)")
     both = parser.add_argument_group("sequence and points")
     both.add_argument("--steps", type=count, metavar="N", help="of the training (default: 700, 500)")
     both.add_argument(

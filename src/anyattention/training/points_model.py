@@ -23,7 +23,7 @@ __all__ = ["EnergyModel", "EquivariantBody", "PlainBody", "PointsSettings", "Pre
 
 # One trajectory in so many is for the test.
 TEST_EVERY = 5
-_MOST_PARTICLES = 128
+_MOST_PARTICLES = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PointsSettings:
     Args:
         steps: of the training.
         batch: clusters in a step.
-        particles: in a cluster.
+        particles: in a cluster, from 2 to 32.
         trajectories: simulated; every fifth is for the test.
         samples: of each trajectory.
         radius: to which particles attend to each other in the equivariant model, in sigma.
