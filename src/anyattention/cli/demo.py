@@ -1,4 +1,4 @@
-"""`anyattention demo`: train on the digits or on text, and say in plain words how it went."""
+"""`anyattention demo`: train on the digits, on text or on particles, and say in plain words how it went."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
-
+# The options of each subject, beside those of all.
+_OPTIONS = {
+    "digits": ("epochs",),
+    "sequence": ("steps", "length", "window", "threads"),
+    "points": ("steps", "particles", "threads"),
+}
 _DESCRIPTION = """\
 digits     train on handwritten digits with the default settings, compare the result with three plain methods that see
            the same labels, and draw what the network attends to (the default)
 sequence   train a small byte-level language model with a window of attention on the source of Python's standard
            library; about a minute; ends with loss, speed, memory beside dense attention, and a picture
+points     simulate clusters of charged particles and learn their energies and forces with equivariant attention; one or
+           two minutes; ends with errors beside a plain transformer's, checks of the forces, and a picture
 
 Ctrl-C ends the training early and reports on what there is.
 """
@@ -30,43 +37,55 @@ def add_parser(commands: Any) -> None:
     """Describe the command."""
     parser = commands.add_parser(
         "demo",
-        help="train on handwritten digits or on text, and say in plain words how it went",
+        help="train on handwritten digits, on text or on particles, and say in plain words how it went",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("subject", nargs="?", choices=("digits", "sequence"), default="digits", help="what to train on")
+    parser.add_argument("subject", nargs="?", choices=tuple(_OPTIONS), default="digits", help="what to train on")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: runs/demo, runs/demo-sequence)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: runs/demo, runs/demo-sequence, runs/demo-points)",
     )
     digits = parser.add_argument_group("digits")
     digits.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
     sequence = parser.add_argument_group("sequence")
-    sequence.add_argument("--steps", type=count, metavar="N", help="of the training (default: 700)")
     sequence.add_argument("--length", type=count, metavar="N", help="bytes of a passage (default: 2048)")
     sequence.add_argument("--window", type=count, metavar="N", help="bytes back that one may attend to (default: 128)")
-    sequence.add_argument(
+    points = parser.add_argument_group("points")
+    points.add_argument("--particles", type=count, metavar="N", help="in a cluster, from 2 to 32 (default: 16)")
+    both = parser.add_argument_group("sequence and points")
+    both.add_argument("--steps", type=count, metavar="N", help="of the training (default: 700, 500)")
+    both.add_argument(
         "--threads",
         type=count,
         metavar="N",
-        help="to compute with (default: PyTorch's choice); 1 is faster on a busy machine",
+        help="to compute with (default: PyTorch's choice for sequence, 1 for points); 1 is faster on a busy machine",
     )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    others = ("steps", "length", "window", "threads") if arguments.subject == "digits" else ("epochs",)
-    for name in others:
+    subject, own = arguments.subject, _OPTIONS[arguments.subject]
+    for name in sorted(set().union(*_OPTIONS.values()) - set(own)):
         if getattr(arguments, name) is not None:
-            raise InvalidInputError(f"argument --{name}: not an option of `demo {arguments.subject}`")
-    if arguments.subject == "digits":
+            raise InvalidInputError(f"argument --{name}: not an option of `demo {subject}`")
+    if subject == "digits":
         return _run_digits(arguments)
-    from anyattention.cli.sequence import run_sequence
-    from anyattention.training.sequence import SequenceSettings
+    given = {name: getattr(arguments, name) for name in (*own, "seed") if name != "threads"}
+    given = {name: value for name, value in given.items() if value is not None}
+    out = arguments.out or Path(f"runs/demo-{subject}")
+    if subject == "sequence":
+        from anyattention.cli.sequence import run_sequence
+        from anyattention.training.sequence import SequenceSettings
 
-    given = {name: getattr(arguments, name) for name in ("steps", "length", "window", "seed")}
-    settings = SequenceSettings(**{name: value for name, value in given.items() if value is not None})
-    return run_sequence(settings, arguments.threads, arguments.out or Path("runs/demo-sequence"))
+        return run_sequence(SequenceSettings(**given), arguments.threads, out)
+    from anyattention.cli.points import run_points
+    from anyattention.training.points_model import PointsSettings
+
+    return run_points(PointsSettings(**given), arguments.threads, out)
 
 
 def _run_digits(arguments: argparse.Namespace) -> int:
