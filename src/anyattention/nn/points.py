@@ -6,7 +6,8 @@ Axes: B batch, N queries, M keys, E edges, H heads, K radial functions.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from anyattention._checks import (
 from anyattention.config import GeometricAttentionConfig, require_config
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
+from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.ops import edge_dot
 from anyattention.output import AttentionOutput
@@ -33,18 +35,31 @@ from anyattention.patterns import Graph
 
 __all__ = [
     "PointAttention",
+    "Points",
     "all_pairs",
     "as_pairs",
     "displacements",
     "from_centre",
+    "in_use",
     "mask_of_edges",
     "read_pairs_mask",
     "require_finite_positions",
     "settings_of",
     "shown",
-    "split_by_mask",
     "squared_distance_rows",
 ]
+
+
+class Points(NamedTuple):
+    """One side of a call, with a batch axis: `(B, points, dim)`, `(B, points, d_model)`, `(B, points, C, dim)`."""
+
+    positions: Tensor
+    features: Tensor
+    vectors: Tensor
+
+    def shown(self, seen: Tensor | None) -> Points:
+        """Zeros where not seen."""
+        return Points(*(shown(x, seen) for x in self))
 
 
 class PointAttention(AttentionModule):
@@ -168,12 +183,36 @@ class PointAttention(AttentionModule):
             )
         return graph
 
-    def _within(self, positions: Tensor, radius: float) -> Graph:
-        """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself."""
+    def _offsets(
+        self, graph: Graph | None, positions: Tensor, cell: Tensor | None, batch: Tensor | None
+    ) -> Tensor | None:
+        """By how much each edge's image of its key is moved, `(E, dim)`, in at least float32; None without shifts."""
+        if cell is not None:
+            require_tensor("cell", cell)
+            self._check_kind("cell", cell)
+            require_finite_positions("cell", cell)
+        if graph is None:
+            if cell is not None:
+                raise InvalidInputError(
+                    argument="cell", expected="None without a graph, whose shifts count it", actual="a tensor"
+                )
+            return None
+        dtype = torch.promote_types(positions.dtype, torch.float32)
+        with torch.autocast(positions.device.type, enabled=False):
+            wide = None if cell is None else cell.to(dtype)
+            return image_offsets(positions.to(dtype), graph.shifts, wide, graph.key_index, batch)
+
+    def _within(
+        self, positions: Tensor, radius: float, cell: Tensor | None, periodic: bool | Sequence[bool] | None
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself; and offsets."""
         require_number("radius", radius, above=0.0)
-        clouds = positions if positions.ndim == 3 else positions[None]
-        batch = torch.arange(len(clouds), device=positions.device).repeat_interleave(clouds.shape[1])
-        return Graph.radius(clouds.detach().flatten(0, 1), radius, batch).with_self_loops()
+        flat, batch = positions.flatten(0, -2), None
+        if positions.ndim == 3:
+            clouds, points = positions.shape[:2]
+            batch = torch.arange(clouds, device=positions.device).repeat_interleave(points)
+        graph = Graph.radius(flat.detach(), radius, batch, cell=cell, periodic=periodic).with_self_loops()
+        return graph, self._offsets(graph, flat, cell, batch)
 
     def _with_matrix(self, result: AttentionOutput, graph: Graph, shape: torch.Size) -> AttentionOutput:
         """The output in the positions' shape, and the mean weights as a sparse matrix for each cloud."""
@@ -200,14 +239,15 @@ def settings_of(config: GeometricAttentionConfig) -> dict[str, Any]:
     return settings
 
 
-def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph) -> Tensor:
-    """From each edge's query to its key, `(B, E, dim)`; differentiable to any order.
+def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph, offsets: Tensor | None) -> Tensor:
+    """From each edge's query to its key, moved by the offsets, `(B, E, dim)`; differentiable to any order.
 
     Written as products of two numbers, 1 x_j - x_i 1, whose gradients are then weighted sums by the graph's kernels.
     """
     query = torch.stack([torch.ones_like(query_positions), query_positions], -1)
     key = torch.stack([key_positions, -torch.ones_like(key_positions)], -1)
-    return edge_dot(query, key, graph)
+    found = edge_dot(query, key, graph)
+    return found if offsets is None else found + offsets
 
 
 def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
@@ -273,11 +313,25 @@ def as_pairs(weights: Tensor | None, num_queries: int, num_keys: int) -> Tensor 
     return weights if weights.ndim == 3 else weights.permute(0, 3, 1, 2)
 
 
-def split_by_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Which queries may attend to anything, and which keys are attended to by any: `(B | 1, points | 1)` or None."""
-    if mask is None or mask.ndim != 4:
-        return None, None
-    return mask.any(3).any(1), mask.any(2).any(1)
+def in_use(mask: Tensor | None, graph: Graph | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which queries may attend to anything, and which keys are attended to by any: `(B | 1, points | 1)`.
+
+    None where all do, so that nothing needs to be hidden. The mask is that of `read_pairs_mask`.
+    """
+    if graph is None:
+        return (None, None) if mask is None else (_unless_all(mask.any(3).any(1)), _unless_all(mask.any(2).any(1)))
+    if mask is None:
+        asks, seen = graph.query_offsets.diff()[None] > 0, graph.key_offsets.diff()[None] > 0
+    else:
+        edges = mask.any(-1).long()
+        edges = edges if mask.ndim == 3 else edges[None]
+        asks = edges.new_zeros(len(edges), graph.num_queries).index_add(1, graph.query_index, edges) > 0
+        seen = edges.new_zeros(len(edges), graph.num_keys).index_add(1, graph.key_index, edges) > 0
+    return _unless_all(asks), _unless_all(seen)
+
+
+def _unless_all(used: Tensor) -> Tensor | None:
+    return None if not torch.compiler.is_compiling() and used.all() else used
 
 
 def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:
