@@ -165,6 +165,26 @@ def test_the_radius_is_a_graph_of_neighbours(kind):
 
 
 @pytest.mark.parametrize("kind", _KINDS)
+def test_pairs_beyond_the_radius_change_nothing(kind):
+    module = _module(kind, radius=1.5)
+    x, p = (each.requires_grad_() for each in _points(2, 9))
+    mask = torch.rand(2, 3, 9, 9) < 0.7
+    mask[0, :, 4] = False
+    results = _call(module, x, p, mask=mask)
+    of_edges = mask.flatten(2).transpose(1, 2)
+    expected = _call(module, x, p, _complete(9), mask=of_edges)
+    _close(results, expected)
+    cotangents = [torch.randn_like(each) for each in results]
+    leaves = [x, p, *module.parameters()]
+    found, others = (torch.autograd.grad(each, leaves, cotangents, allow_unused=True) for each in (results, expected))
+    _close([each for each in found if each is not None], [each for each in others if each is not None])
+    weights = module(x, p, mask=mask, return_weights="heads").weights
+    whole = module(x, p, graph=_complete(9), mask=of_edges, return_weights="heads").weights
+    torch.testing.assert_close(weights, whole.transpose(1, 2).unflatten(2, (9, 9)))
+    assert (weights[torch.cdist(p, p)[:, None].expand(-1, 3, -1, -1) >= 1.5] == 0).all()
+
+
+@pytest.mark.parametrize("kind", _KINDS)
 def test_geometric_forward_at_the_points_themselves_and_elsewhere(kind):
     module = _module(kind, radius=2.0)
     x, p = _points(7)

@@ -13,12 +13,12 @@ from anyattention.config import AttentionConfig, GeometricAttentionConfig, Radia
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import (
     PointAttention,
-    all_pairs,
     as_pairs,
     displacements,
     from_centre,
     in_use,
     mask_of_edges,
+    pairs_within,
     read_pairs_mask,
     require_finite_positions,
     settings_of,
@@ -76,7 +76,8 @@ class DistanceAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x d_model) time. Memory above the inputs is O(points) over all pairs without
-    radius and radial range, and O(pairs x (heads + num_radial)) with them or over a graph.
+    radius and radial range, and O(pairs x heads) with them (a radius takes those within it, found among
+    all) or over a graph.
 
     Source: Schuett et al., 2017 (SchNet), for the radial basis; Gasteiger et al., 2020 (DimeNet), for the envelope and
     the Bessel basis; here they shape the scores of attention.
@@ -288,15 +289,14 @@ class DistanceAttention(PointAttention):
                 key = torch.cat([near_keys[..., :-1], near_keys[..., -1:] + term[..., None]], -1)
                 result = attend(near, key, value, mask=mask, **settings)
             else:
-                is_whole = graph is None
-                pairs = all_pairs(num_queries, num_keys, query_pos.device) if graph is None else graph
-                if is_whole and mask is not None:
-                    mask = mask_of_edges(mask, batch, base.num_heads, num_queries, num_keys)
+                pairs = pairs_within(places, others, radius) if graph is None else graph
+                if graph is None and mask is not None:
+                    mask = mask_of_edges(mask, batch, base.num_heads, pairs)
                 bias, _ = self._distance_terms(displacements(places, others, pairs, offsets), radius)
                 ones = torch.ones(batch, num_queries, base.num_heads, 1, dtype=dtype, device=query_pos.device)
                 result = attend(ones, term[..., None], value, pairs, bias=bias, mask=mask, **settings)
-                if is_whole:
-                    result = result._replace(weights=as_pairs(result.weights, num_queries, num_keys))
+                if graph is None:
+                    result = result._replace(weights=as_pairs(result.weights, pairs))
         output = self.output_projection(result.output.flatten(-2).to(query_pos.dtype))
         weights = None if result.weights is None else result.weights.to(query_pos.dtype)
         if base.check_finite:

@@ -18,11 +18,11 @@ from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all,
 from anyattention.nn.points import (
     PointAttention,
     Points,
-    all_pairs,
     as_pairs,
     displacements,
     in_use,
     mask_of_edges,
+    pairs_within,
     read_pairs_mask,
     require_finite_positions,
     settings_of,
@@ -89,8 +89,8 @@ class EquivariantAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
-    pairs without radius and radial range, and O(pairs x (heads + num_radial + dim)) with them or over a graph, first
-    and second derivative alike.
+    pairs without radius and radial range, and O(pairs x (heads + dim)) with them (a radius takes those within it, found
+    among all) or over a graph, first and second derivative alike.
 
     Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett
     et al., 2021 (PaiNN): vectors beside features. Here the weights are those of attention, and no network runs for a
@@ -378,16 +378,15 @@ class EquivariantAttention(PointAttention):
                 decay = self._decay(dtype)
                 sums = sums_of_all(rows, places, others, decay, mask, seen, dropout, return_weights)
             else:
-                sizes = places.shape[1], others.shape[1]
+                pairs = pairs_within(places, others, radius) if graph is None else graph
                 if graph is None and mask is not None:
-                    mask = mask_of_edges(mask, places.shape[0], base.num_heads, *sizes)
-                pairs = all_pairs(*sizes, places.device) if graph is None else graph
+                    mask = mask_of_edges(mask, places.shape[0], base.num_heads, pairs)
                 displacement = displacements(places, others, pairs, offsets)
                 terms = self._distance_terms(displacement, radius)
                 sums = sums_of_edges(rows, displacement, *terms, pairs, mask, dropout)
                 weights = None if kind is None else sums.weights
                 weights = weights.mean(-1) if kind == "mean" and weights is not None else weights
-                sums = sums._replace(weights=as_pairs(weights, *sizes) if graph is None else weights)
+                sums = sums._replace(weights=as_pairs(weights, pairs) if graph is None else weights)
         summed = sums.vectors.unflatten(-1, (-1, dim)).flatten(-3, -2)
         return sums._replace(vectors=summed)
 

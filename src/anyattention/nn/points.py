@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from anyattention.errors import DimensionMismatchError, InvalidInputError, Inval
 from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.nn.chunks import in_chunks
 from anyattention.ops import edge_dot
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
@@ -36,12 +38,12 @@ from anyattention.patterns import Graph
 __all__ = [
     "PointAttention",
     "Points",
-    "all_pairs",
     "as_pairs",
     "displacements",
     "from_centre",
     "in_use",
     "mask_of_edges",
+    "pairs_within",
     "read_pairs_mask",
     "require_finite_positions",
     "settings_of",
@@ -131,22 +133,31 @@ class PointAttention(AttentionModule):
 
     def _distance_terms(self, displacement: Tensor, radius: float | None) -> tuple[Tensor, Tensor | None]:
         """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
+        dtype = displacement.dtype
+        shared = [self._decay(dtype)]
+        if self.radial_weight is not None:
+            shared.append(self.radial_weight.to(dtype))
+        terms = in_chunks(partial(self._terms_of_rows, radius), displacement.flatten(0, 1), *shared)
+        score, *others = (term.unflatten(0, displacement.shape[:2]) for term in terms)
+        return score, others[0] if others else None
+
+    def _terms_of_rows(
+        self, radius: float | None, displacement: Tensor, decay: Tensor, radial_weight: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         config, heads = self.config, self.config.base.num_heads
         squared = displacement.square().sum(-1)
-        score = -squared[..., None] * self._decay(squared.dtype)
-        others = None
-        if radius is None and self.radial_weight is None:
-            return score, others
-        distance = safe_distance(squared, config.base.eps)
+        score = -squared[:, None] * decay
         radial_range = config.get_radial_range()
-        if self.radial_weight is not None and radial_range is not None:
-            basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
-            radial = F.linear(basis(distance, radial_range, config.num_radial), self.radial_weight.to(distance.dtype))
-            score = score + radial[..., :heads]
-            others = radial[..., heads:]
+        if radius is None and radial_range is None:
+            return (score,)
+        distance = safe_distance(squared, config.base.eps)
         if radius is not None:
-            score = score + log_cutoff_envelope(distance, radius)[..., None]
-        return score, others
+            score = score + log_cutoff_envelope(distance, radius)[:, None]
+        if radial_weight is None or radial_range is None:
+            return (score,)
+        basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
+        radial = F.linear(basis(distance, radial_range, config.num_radial), radial_weight)
+        return score + radial[:, :heads], radial[:, heads:]
 
     def _check_points(self, argument: str, positions: Tensor, features: Tensor | None, axes: Axes, side: str) -> None:
         """Shapes, dtypes and devices of one side; `side` names its axis of points."""
@@ -267,6 +278,17 @@ def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
     )
 
 
+def pairs_within(places: Tensor, others: Tensor, radius: float | None) -> Graph:
+    """The pairs that a layer without a graph attends over: all, or those that have a weight in any of the batch."""
+    num_queries, num_keys = places.shape[1], others.shape[1]
+    if radius is None or torch.compiler.is_compiling():
+        return all_pairs(num_queries, num_keys, places.device)
+    # Differences, as products lose digits; a little more than the radius, where the envelope decides.
+    mode = "donot_use_mm_for_euclid_dist"
+    near = torch.cdist(places.detach(), others.detach(), compute_mode=mode) < radius * (1.0 + 1e-5)
+    return Graph.from_edge_index(near.any(0).nonzero().T.flip(0), num_queries=num_queries, num_keys=num_keys)
+
+
 def require_finite_positions(argument: str, positions: Tensor) -> None:
     """Raise where a coordinate is NaN or infinite; under torch.compile it shows in the output instead."""
     if torch.compiler.is_compiling():
@@ -300,17 +322,20 @@ def read_pairs_mask(
     return to_four_axes("mask", mask[:, None] if mask.ndim == 3 else mask, batch, heads, num_queries, num_keys)
 
 
-def mask_of_edges(mask: Tensor, batch: int, heads: int, num_queries: int, num_keys: int) -> Tensor:
-    """A mask of all pairs as one of edges, `(B, E, H)`."""
-    return mask.expand(batch, heads, num_queries, num_keys).flatten(2).transpose(1, 2)
+def mask_of_edges(mask: Tensor, batch: int, heads: int, graph: Graph) -> Tensor:
+    """A mask of all pairs as one of a graph's edges, `(B, E, H)`."""
+    whole = mask.expand(batch, heads, graph.num_queries, graph.num_keys)
+    return whole[:, :, graph.query_index, graph.key_index].transpose(1, 2)
 
 
-def as_pairs(weights: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
-    """Weights of all pairs as edges, `(B, E)` or `(B, E, H)`, as `(B, N, M)` or `(B, H, N, M)`."""
+def as_pairs(weights: Tensor | None, graph: Graph) -> Tensor | None:
+    """Weights of edges, `(B, E)` or `(B, E, H)`, as those of all pairs, `(B, N, M)` or `(B, H, N, M)`."""
     if weights is None:
         return None
-    weights = weights.unflatten(1, (num_queries, num_keys))
-    return weights if weights.ndim == 3 else weights.permute(0, 3, 1, 2)
+    pairs = weights.new_zeros(weights.shape[0], graph.num_queries * graph.num_keys, *weights.shape[2:])
+    pairs = pairs.index_copy(1, graph.query_index * graph.num_keys + graph.key_index, weights)
+    pairs = pairs.unflatten(1, (graph.num_queries, graph.num_keys))
+    return pairs if pairs.ndim == 3 else pairs.permute(0, 3, 1, 2)
 
 
 def in_use(mask: Tensor | None, graph: Graph | None) -> tuple[Tensor | None, Tensor | None]:
