@@ -144,6 +144,7 @@ class PointAttention(AttentionModule):
     def _terms_of_rows(
         self, radius: float | None, displacement: Tensor, decay: Tensor, radial_weight: Tensor | None = None
     ) -> tuple[Tensor, ...]:
+        """Score and others of displacements `(rows, dim)`, each row by itself."""
         config, heads = self.config, self.config.base.num_heads
         squared = displacement.square().sum(-1)
         score = -squared[:, None] * decay
