@@ -200,17 +200,17 @@ def kernel(kind: str, graph: Graph, backward: bool) -> Callable[[], object]:
     return lambda: kernels.attention_backward(grad, None, output, logsumexp, *inputs)
 
 
-def gather_limit(graph: Graph, rows: int) -> Callable[[], object]:
-    """Reads the 512-byte row of each edge, `rows` times over different tables."""
+def gather_limit(graph: Graph, rows: int, width: int = HEADS * WIDTH) -> Callable[[], object]:
+    """Reads the row of `width` float32 numbers of each edge, `rows` times over different tables."""
     library = read_rows_library()
-    tables = [torch.randn(graph.num_keys, HEADS * WIDTH) for _ in range(rows)]
+    tables = [torch.randn(graph.num_keys, width) for _ in range(rows)]
     columns = graph.keys_by_query
 
     def read() -> None:
         for table in tables:
             library.read_rows(
                 ctypes.c_void_p(table.data_ptr()),
-                ctypes.c_int64(HEADS * WIDTH),
+                ctypes.c_int64(width),
                 ctypes.c_void_p(columns.data_ptr()),
                 ctypes.c_int64(graph.num_edges),
                 ctypes.c_int64(torch.get_num_threads()),

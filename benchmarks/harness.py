@@ -46,6 +46,7 @@ _PACKAGES = (
     "torch_geometric",
     "local-attention",
     "dgl",
+    "egnn-pytorch",
     "vesin",
     "egnn-pytorch",
 )

@@ -139,6 +139,16 @@ def test_all_pairs_a_graph_a_mask_and_a_batch_agree(kind, settings):
     _close(_call(module, x, p, mask=allowed.expand(2, 3, 7, 7)), masked)
 
 
+def test_a_point_that_attends_to_nothing_comes_out_as_it_went_in():
+    module, (x, p), vectors = _module(EquivariantAttention), _points(7), torch.randn(7, 3, 3, dtype=_F64)
+    allowed = torch.ones(7, 7, dtype=torch.bool)
+    allowed[3] = False
+    masked = _call(module, x, p, vectors=vectors, mask=allowed)
+    _close([each[3] for each in masked], [x[3], p[3], vectors[3]])
+    _close(_call(module, x, p, allowed.nonzero().T.flip(0), vectors=vectors), masked)
+    _close(_call(module, x, p, _complete(7), vectors=vectors, mask=allowed.flatten()), masked)
+
+
 @pytest.mark.parametrize("kind", _KINDS)
 def test_the_radius_is_a_graph_of_neighbours(kind):
     module = _module(kind, radius=1.5)
@@ -152,6 +162,26 @@ def test_the_radius_is_a_graph_of_neighbours(kind):
     one = module.distance_attention(p[0], x[0], 1.5)
     torch.testing.assert_close(one.output, output[0])
     torch.testing.assert_close(one.weights.to_dense(), weights[0].to_dense())
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_pairs_beyond_the_radius_change_nothing(kind):
+    module = _module(kind, radius=1.5)
+    x, p = (each.requires_grad_() for each in _points(2, 9))
+    mask = torch.rand(2, 3, 9, 9) < 0.7
+    mask[0, :, 4] = False
+    results = _call(module, x, p, mask=mask)
+    of_edges = mask.flatten(2).transpose(1, 2)
+    expected = _call(module, x, p, _complete(9), mask=of_edges)
+    _close(results, expected)
+    cotangents = [torch.randn_like(each) for each in results]
+    leaves = [x, p, *module.parameters()]
+    found, others = (torch.autograd.grad(each, leaves, cotangents, allow_unused=True) for each in (results, expected))
+    _close([each for each in found if each is not None], [each for each in others if each is not None])
+    weights = module(x, p, mask=mask, return_weights="heads").weights
+    whole = module(x, p, graph=_complete(9), mask=of_edges, return_weights="heads").weights
+    torch.testing.assert_close(weights, whole.transpose(1, 2).unflatten(2, (9, 9)))
+    assert (weights[torch.cdist(p, p)[:, None].expand(-1, 3, -1, -1) >= 1.5] == 0).all()
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -210,6 +240,39 @@ def test_padding_of_a_batch_does_not_leak(kind, settings):
     assert p.grad.isfinite().all()
     assert (p.grad[1, 4:] == 0).all()
     assert all(each.grad is None or each.grad.isfinite().all() for each in module.parameters())
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("settings", _SETTINGS)
+@pytest.mark.parametrize("hidden_by", ["no edge", "mask of edges", "mask of heads", "mask of a batch"])
+def test_a_point_outside_a_graph_does_not_leak(kind, settings, hidden_by):
+    module = _module(kind, **_SETTINGS[settings])
+    x, p = _points(7)
+    edges = torch.tensor([[0, 1, 2, 2, 4, 5, 0], [0, 0, 1, 2, 5, 4, 5]])
+    mask = None
+    if hidden_by != "no edge":
+        edges = torch.cat([edges, torch.tensor([[6, 3, 6], [0, 6, 3]])], 1)
+        mask = torch.arange(10) < 7
+        if hidden_by != "mask of edges":
+            mask = mask[:, None].expand(-1, 3)
+        if hidden_by == "mask of a batch":
+            x, p, mask = x[None], p[None], mask[None]
+    real = torch.tensor([0, 1, 2, 4, 5])
+    cotangents = [torch.randn(5, 12), torch.randn(5, 3), torch.randn(5, 3, 3)]
+
+    def outcome(hidden):
+        # Points 3 and 6 have nothing that any point attends to.
+        one, other = (t.index_fill(-2, torch.tensor([3, 6]), hidden).requires_grad_() for t in (x, p))
+        results = _call(module, one, other, edges, mask=mask)
+        real_results = [(t[0] if x.ndim == 3 else t)[real] for t in results]
+        loss = sum((t * c).sum() for t, c in zip(real_results, cotangents, strict=False))
+        found = torch.autograd.grad(loss, [one, other, *module.parameters()], allow_unused=True)
+        return real_results + [t for t in found if t is not None]
+
+    expected = outcome(0.25)
+    assert all(t.isfinite().all() for t in expected)
+    for hidden in (torch.nan, torch.inf):
+        _close(outcome(hidden), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", _KINDS)

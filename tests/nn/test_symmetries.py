@@ -95,8 +95,8 @@ def test_a_planted_fault_is_caught(kind, monkeypatch):
     home = __import__(kind.__module__, fromlist=["displacements"])
     whole = home.displacements
 
-    def skewed(query, key, graph):
-        return whole(query, key, graph) * torch.tensor([1.0, 1.0, 1.0 + 1e-7], dtype=torch.float64)
+    def skewed(*arguments):
+        return whole(*arguments) * torch.tensor([1.0, 1.0, 1.0 + 1e-7], dtype=torch.float64)
 
     monkeypatch.setattr(home, "displacements", skewed)
     kinds = {"takes": ["scalar", "position"], "returns": ["scalar"]}

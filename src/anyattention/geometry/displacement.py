@@ -15,7 +15,7 @@ from anyattention._checks import (
 )
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 
-__all__ = ["edge_displacements"]
+__all__ = ["edge_displacements", "image_offsets"]
 
 
 def edge_displacements(
@@ -53,6 +53,17 @@ def edge_displacements(
         axes.bind("queries", queries, "queries dim")
     require_device("positions", positions, key_index.device, "the graph")
     found = positions.index_select(0, key_index) - queries.index_select(0, query_index)
+    offsets = image_offsets(positions, shifts, cell, key_index, batch)
+    return found if offsets is None else found + offsets
+
+
+def image_offsets(
+    positions: Tensor, shifts: Tensor | None, cell: Tensor | None, key_index: Tensor, batch: Tensor | None
+) -> Tensor | None:
+    """shift @ cell, by which the image of each edge's key is moved, `(edges, dim)`; None where there are no shifts.
+
+    `positions` `(..., keys, dim)` say what the rest must fit.
+    """
     if (cell is None) != (shifts is None):
         raise InvalidInputError(
             argument="cell",
@@ -60,13 +71,9 @@ def edge_displacements(
             actual=None if cell is None else "a tensor",
         )
     if cell is None or shifts is None:
-        return found
-    return found + _along(cell, shifts, positions, key_index, batch)
-
-
-def _along(cell: Tensor, shifts: Tensor, positions: Tensor, key_index: Tensor, batch: Tensor | None) -> Tensor:
+        return None
     require_same_kind("cell", cell, "positions", positions)
-    dim = positions.shape[1]
+    points, dim = positions.shape[-2:]
     if shifts.shape[1] != dim:
         raise DimensionMismatchError(
             argument="positions",
@@ -90,13 +97,14 @@ def _along(cell: Tensor, shifts: Tensor, positions: Tensor, key_index: Tensor, b
     require_device("batch", batch, positions.device, "positions")
     if batch.dtype != torch.int64:
         raise InvalidInputError(argument="batch", expected="torch.int64", actual=batch.dtype)
-    if batch.shape != positions.shape[:1]:
+    if batch.shape != (points,):
         raise DimensionMismatchError(
             argument="batch",
-            expected=f"({len(positions)},), a cloud for each of positions",
+            expected=f"({points},), a cloud for each of positions",
             actual=describe_shape(batch),
         )
-    if batch.numel() and (batch.min() < 0 or batch.max() >= len(cell)):
+    # Under torch.compile a cloud that is not there shows in index_select.
+    if not torch.compiler.is_compiling() and batch.numel() and (batch.min() < 0 or batch.max() >= len(cell)):
         raise GraphStructureError(
             argument="batch",
             expected=f"clouds from 0 to {len(cell) - 1}, as cell has",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,16 +13,16 @@ from anyattention.config import AttentionConfig, GeometricAttentionConfig, Radia
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import (
     PointAttention,
-    all_pairs,
     as_pairs,
     displacements,
     from_centre,
+    in_use,
     mask_of_edges,
+    pairs_within,
     read_pairs_mask,
     require_finite_positions,
     settings_of,
     shown,
-    split_by_mask,
     squared_distance_rows,
 )
 from anyattention.ops import attend
@@ -75,7 +76,8 @@ class DistanceAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x d_model) time. Memory above the inputs is O(points) over all pairs without
-    radius and radial range, and O(pairs x (heads + num_radial)) with them or over a graph.
+    radius and radial range, and O(pairs x heads) with them (a radius takes those within it, found among
+    all) or over a graph.
 
     Source: Schuett et al., 2017 (SchNet), for the radial basis; Gasteiger et al., 2020 (DimeNet), for the envelope and
     the Bessel basis; here they shape the scores of attention.
@@ -155,6 +157,8 @@ class DistanceAttention(PointAttention):
         positions: Tensor,
         graph: Graph | Tensor | None = None,
         *,
+        cell: Tensor | None = None,
+        batch: Tensor | None = None,
         mask: Tensor | None = None,
         return_weights: bool | str = False,
     ) -> AttentionOutput:
@@ -165,6 +169,11 @@ class DistanceAttention(PointAttention):
             positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`, in the unit of `radius`.
             graph: a Graph or an edge_index over the points; None is all pairs. Put self-loops in it
                 (`graph.with_self_loops()`), as over all pairs. Several clouds are one graph by `Graph.batch`.
+            cell: exactly where the graph has shifts, the periodic cell that they count, in the positions' unit:
+                `(geometric_dim, geometric_dim)` or `(clouds, geometric_dim, geometric_dim)`, as in
+                `Graph.displacements`. The key of an edge is then its image at x_j + shift @ cell; gradients reach the
+                cell.
+            batch: `(points,)` int64, the cloud of each point, where there are several cells.
             mask: boolean, True = may attend. Over all pairs `(points,)`, `(points, points)`, `(batch, points, points)`
                 or rank 4 with heads second, where sizes of 1 broadcast: `real[:, None, :]` hides the padding of a
                 batch. Over a graph `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
@@ -175,14 +184,15 @@ class DistanceAttention(PointAttention):
             AttentionOutput(output `(..., points, d_model)`, weights).
 
         Raises:
-            DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit, or a coordinate is
-                not finite.
-            GraphStructureError: an edge_index names a point that is not there.
+            DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit, a coordinate is not
+                finite, or there is a cell or are shifts without the other.
+            GraphStructureError: an edge_index names a point, or batch a cloud, that is not there.
         """
         axes = Axes()
         self._check_points("positions", positions, x, axes, "points")
         graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
-        return self._attend(positions, positions, x, graph, mask, self.config.radius, return_weights)
+        offsets = self._offsets(graph, positions, cell, batch)
+        return self._attend(positions, positions, x, graph, offsets, mask, self.config.radius, return_weights)
 
     def geometric_forward(
         self, query_pos: Tensor, key_pos: Tensor, features: Tensor, *, return_weights: bool | str = True
@@ -203,29 +213,40 @@ class DistanceAttention(PointAttention):
         axes = Axes()
         self._check_points("key_pos", key_pos, features, axes, "keys")
         self._check_points("query_pos", query_pos, None, axes, "queries")
-        return self._attend(query_pos, key_pos, features, None, None, self.config.radius, return_weights)
+        return self._attend(query_pos, key_pos, features, None, None, None, self.config.radius, return_weights)
 
-    def distance_attention(self, positions: Tensor, features: Tensor, radius: float) -> AttentionOutput:
+    def distance_attention(
+        self,
+        positions: Tensor,
+        features: Tensor,
+        radius: float,
+        *,
+        cell: Tensor | None = None,
+        periodic: bool | Sequence[bool] | None = None,
+    ) -> AttentionOutput:
         """Attend from each point to those less than the radius away, itself included.
 
         Args:
             positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`.
             features: `(points, d_model)` or `(batch, points, d_model)`.
             radius: of the envelope, in the positions' unit, in place of the config's; the basis stays as it is.
+            cell, periodic: as in `Graph.radius`: the periodic cell, one or `(batch, geometric_dim, geometric_dim)`,
+                and which of its vectors repeat. Each image of a point is attended to by itself.
 
         Returns:
             AttentionOutput(output, weights): the mean weights over heads as a sparse COO tensor `(..., points,
-            points)`, coalesced, of the pairs at most the radius apart.
+            points)`, coalesced, of the pairs at most the radius apart; a pair's images are added up.
 
-        Raises: as `forward`; InvalidInputError for a radius that is not above 0.
+        Raises: as `forward`; InvalidInputError for a radius that is not above 0; MatrixOperationError for a cell whose
+            repeating vectors are not independent.
 
         Cost: that of `forward` over the graph, and of the search for it.
         """
         axes = Axes()
         self._check_points("positions", positions, features, axes, "points")
-        graph = self._within(positions, radius)
-        flat, rows = positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1])
-        result = self._attend(flat, flat, rows, graph, None, radius, "mean")
+        graph, offsets = self._within(positions, radius, cell, periodic)
+        flat, rows = positions.flatten(0, -2), features.flatten(0, -2)
+        result = self._attend(flat, flat, rows, graph, offsets, None, radius, "mean")
         return self._with_matrix(result, graph, positions.shape)
 
     def _attend(
@@ -234,6 +255,7 @@ class DistanceAttention(PointAttention):
         key_pos: Tensor,
         features: Tensor,
         graph: Graph | None,
+        offsets: Tensor | None,
         mask: Tensor | None,
         radius: float | None,
         return_weights: bool | str,
@@ -245,7 +267,7 @@ class DistanceAttention(PointAttention):
         mask = read_pairs_mask(mask, graph, batch, base.num_heads, num_queries, num_keys)
         if not has_batch:
             query_pos, key_pos, features = query_pos[None], key_pos[None], features[None]
-        asks, seen = split_by_mask(mask)
+        asks, seen = in_use(mask, graph)
         query_pos, key_pos, features = shown(query_pos, asks), shown(key_pos, seen), shown(features, seen)
         require_finite_positions("positions", query_pos)
         require_finite_positions("positions", key_pos)
@@ -267,15 +289,14 @@ class DistanceAttention(PointAttention):
                 key = torch.cat([near_keys[..., :-1], near_keys[..., -1:] + term[..., None]], -1)
                 result = attend(near, key, value, mask=mask, **settings)
             else:
-                is_whole = graph is None
-                pairs = all_pairs(num_queries, num_keys, query_pos.device) if graph is None else graph
-                if is_whole and mask is not None:
-                    mask = mask_of_edges(mask, batch, base.num_heads, num_queries, num_keys)
-                bias, _ = self._distance_terms(displacements(places, others, pairs), radius)
+                pairs = pairs_within(places, others, radius) if graph is None else graph
+                if graph is None and mask is not None:
+                    mask = mask_of_edges(mask, batch, base.num_heads, pairs)
+                bias, _ = self._distance_terms(displacements(places, others, pairs, offsets), radius)
                 ones = torch.ones(batch, num_queries, base.num_heads, 1, dtype=dtype, device=query_pos.device)
                 result = attend(ones, term[..., None], value, pairs, bias=bias, mask=mask, **settings)
-                if is_whole:
-                    result = result._replace(weights=as_pairs(result.weights, num_queries, num_keys))
+                if graph is None:
+                    result = result._replace(weights=as_pairs(result.weights, pairs))
         output = self.output_projection(result.output.flatten(-2).to(query_pos.dtype))
         weights = None if result.weights is None else result.weights.to(query_pos.dtype)
         if base.check_finite:

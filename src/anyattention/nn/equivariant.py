@@ -5,7 +5,8 @@ Axes: B batch, N queries, M keys, E edges, H heads, C vector channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,18 @@ from anyattention.nn.base import require_finite
 from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.nn.points import (
     PointAttention,
-    all_pairs,
+    Points,
     as_pairs,
     displacements,
+    in_use,
     mask_of_edges,
+    pairs_within,
     read_pairs_mask,
     require_finite_positions,
     settings_of,
     shown,
-    split_by_mask,
 )
+from anyattention.nn.vectors import mix, shortened, squares
 from anyattention.ops.arguments import read_weights
 from anyattention.output import AttentionOutput, EquivariantOutput
 from anyattention.patterns import Graph
@@ -38,18 +41,6 @@ __all__ = ["EquivariantAttention"]
 
 # Of the features' norm, whose unit is not that of the config's eps.
 _NORM_EPS = 1e-6
-
-
-class _Points(NamedTuple):
-    """One side of a call, with a batch axis: `(B, points, dim)`, `(B, points, d_model)`, `(B, points, C, dim)`."""
-
-    positions: Tensor
-    features: Tensor
-    vectors: Tensor
-
-    def shown(self, seen: Tensor | None) -> _Points:
-        """Zeros where not seen."""
-        return _Points(*(shown(x, seen) for x in self))
 
 
 class EquivariantAttention(PointAttention):
@@ -69,7 +60,7 @@ class EquivariantAttention(PointAttention):
     root of their length and leaves short ones: without it, deep stacks overflow. The gate is there with a radial range.
     Over edges, r_i is summed coordinate by coordinate from the displacements; over all pairs without radius and radial
     range it is sum g x_j - (sum g) x_i, with positions taken from their mean. Neither keeps a vector for a pair and
-    head. A point that by the mask may attend to nothing comes out as it went in.
+    head. A point that by mask or graph may attend to nothing comes out as it went in.
 
     Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirror images look alike.
 
@@ -98,8 +89,8 @@ class EquivariantAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
-    pairs without radius and radial range, and O(pairs x (heads + num_radial + dim)) with them or over a graph, first
-    and second derivative alike.
+    pairs without radius and radial range, and O(pairs x (heads + dim)) with them (a radius takes those within it, found
+    among all) or over a graph, first and second derivative alike.
 
     Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett
     et al., 2021 (PaiNN): vectors beside features. Here the weights are those of attention, and no network runs for a
@@ -197,11 +188,15 @@ class EquivariantAttention(PointAttention):
         vectors: Tensor | None = None,
         graph: Graph | Tensor | None = None,
         *,
+        cell: Tensor | None = None,
+        batch: Tensor | None = None,
         mask: Tensor | None = None,
         return_weights: bool | str = False,
     ) -> AttentionOutput:
         """The features and weights of `equivariant_forward`, whose arguments it takes."""
-        result = self.equivariant_forward(x, positions, vectors, graph, mask=mask, return_weights=return_weights)
+        result = self.equivariant_forward(
+            x, positions, vectors, graph, cell=cell, batch=batch, mask=mask, return_weights=return_weights
+        )
         return AttentionOutput(result.output, result.weights)
 
     def equivariant_forward(
@@ -211,6 +206,8 @@ class EquivariantAttention(PointAttention):
         vectors: Tensor | None = None,
         graph: Graph | Tensor | None = None,
         *,
+        cell: Tensor | None = None,
+        batch: Tensor | None = None,
         mask: Tensor | None = None,
         return_weights: bool | str = False,
     ) -> EquivariantOutput:
@@ -222,6 +219,8 @@ class EquivariantAttention(PointAttention):
             vectors: `(..., points, vector_channels, geometric_dim)`, such as velocities; None is zeros.
             graph: a Graph or an edge_index over the points; None is all pairs, each point's own included. Several
                 clouds are one graph by `Graph.batch`.
+            cell, batch: as in `DistanceAttention.forward`. The positions that come out are not brought into the cell,
+                so that graph and cell serve the next layer too.
             mask: as in `DistanceAttention.forward`.
             return_weights: as in `DistanceAttention.forward`; p, without the gate.
 
@@ -234,12 +233,13 @@ class EquivariantAttention(PointAttention):
         self._check_points("positions", positions, x, axes, "points")
         if vectors is not None:
             axes.set("vector_channels", self.config.get_vector_channels(), "the module")
-            batch = "batch " if positions.ndim == 3 else ""
-            axes.bind("vectors", vectors, f"{batch}points vector_channels geometric_dim")
+            leading = "batch " if positions.ndim == 3 else ""
+            axes.bind("vectors", vectors, f"{leading}points vector_channels geometric_dim")
             self._check_kind("vectors", vectors)
         graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
+        offsets = self._offsets(graph, positions, cell, batch)
         points = self._points(positions, x, vectors)
-        result = self._update(points, points, graph, mask, self.config.radius, return_weights)
+        result = self._update(points, points, graph, offsets, mask, self.config.radius, return_weights)
         return result if positions.ndim == 3 else _first(result)
 
     def geometric_forward(
@@ -262,59 +262,68 @@ class EquivariantAttention(PointAttention):
         self._check_points("key_pos", key_pos, features, axes, "keys")
         self._check_points("query_pos", query_pos, None, axes, "queries")
         queries, keys = self._points(query_pos), self._points(key_pos, features)
-        result = self._update(queries, keys, None, None, self.config.radius, return_weights)
+        result = self._update(queries, keys, None, None, None, self.config.radius, return_weights)
         result = result if query_pos.ndim == 3 else _first(result)
         return AttentionOutput(result.output, result.weights)
 
-    def distance_attention(self, positions: Tensor, features: Tensor, radius: float) -> AttentionOutput:
+    def distance_attention(
+        self,
+        positions: Tensor,
+        features: Tensor,
+        radius: float,
+        *,
+        cell: Tensor | None = None,
+        periodic: bool | Sequence[bool] | None = None,
+    ) -> AttentionOutput:
         """Attend from each point to those less than the radius away, itself included.
 
         Args: as `DistanceAttention.distance_attention`.
 
         Returns:
             AttentionOutput(output, weights): the features, and the mean weights over heads as a sparse COO tensor
-            `(..., points, points)`, coalesced, of the pairs at most the radius apart.
+            `(..., points, points)`, coalesced, of the pairs at most the radius apart; a pair's images are added up.
 
-        Raises: as `equivariant_forward`; InvalidInputError for a radius that is not above 0.
+        Raises: as `DistanceAttention.distance_attention`.
         """
         axes = Axes()
         self._check_points("positions", positions, features, axes, "points")
-        graph = self._within(positions, radius)
-        points = self._points(positions.reshape(-1, positions.shape[-1]), features.reshape(-1, features.shape[-1]))
-        result = _first(self._update(points, points, graph, None, radius, "mean"))
+        graph, offsets = self._within(positions, radius, cell, periodic)
+        points = self._points(positions.flatten(0, -2), features.flatten(0, -2))
+        result = _first(self._update(points, points, graph, offsets, None, radius, "mean"))
         return self._with_matrix(AttentionOutput(result.output, result.weights), graph, positions.shape)
 
     def _update(
         self,
-        queries: _Points,
-        keys: _Points,
+        queries: Points,
+        keys: Points,
         graph: Graph | None,
+        offsets: Tensor | None,
         mask: Tensor | None,
         radius: float | None,
         return_weights: bool | str,
     ) -> EquivariantOutput:
         """The layer; queries and keys, with a batch axis, may be different points."""
-        base, dtype = self.config.base, queries.positions.dtype
+        base, dtype, length = self.config.base, queries.positions.dtype, self._length
         batch, num_queries, num_keys = *queries.positions.shape[:2], keys.positions.shape[1]
         mask = read_pairs_mask(mask, graph, batch, base.num_heads, num_queries, num_keys)
-        asks, seen = split_by_mask(mask)
+        asks, seen = in_use(mask, graph)
         old, is_same = queries, keys is queries
         queries, keys = queries.shown(asks), keys.shown(seen)
         require_finite_positions("positions", queries.positions)
         require_finite_positions("positions", keys.positions)
         context = self._context(queries)
-        key_context = context if is_same and mask is None else self._context(keys)
-        sums = self._sums(context, key_context, queries, keys, graph, mask, seen, radius, return_weights)
-        relative = self._shortened(sums.relative)
-        mixed = _mix(self.vector_mix, sums.vectors.to(dtype)) + _mix(self.relative_mix, relative.to(dtype))
+        key_context = context if is_same and asks is None and seen is None else self._context(keys)
+        sums = self._sums(context, key_context, queries, keys, graph, offsets, mask, seen, radius, return_weights)
+        relative = shortened(sums.relative, length)
+        mixed = mix(self.vector_mix, sums.vectors.to(dtype)) + mix(self.relative_mix, relative.to(dtype))
         vectors = queries.vectors + (1.0 + self.vector_gate(context))[..., None] * mixed
-        short = self._shortened(vectors)
+        short = shortened(vectors, length)
         positions = queries.positions + (self.position_gate(context)[..., None] * short).sum(-2)
-        features = torch.cat([sums.values.flatten(-2), self._squares(relative), self._squares(short)], -1)
+        features = torch.cat([sums.values.flatten(-2), squares(relative, length), squares(short, length)], -1)
         output = queries.features + self.output_projection(features.to(dtype))
-        updated = _Points(positions.to(dtype), output.to(dtype), vectors.to(dtype))
+        updated = Points(positions.to(dtype), output.to(dtype), vectors.to(dtype))
         if asks is not None:
-            updated = _Points(*(shown(new, asks, before) for new, before in zip(updated, old, strict=True)))
+            updated = Points(*(shown(new, asks, before) for new, before in zip(updated, old, strict=True)))
         if base.check_finite:
             require_finite(self.name, updated.features)
         weights = None if sums.weights is None else sums.weights.to(dtype)
@@ -324,7 +333,7 @@ class EquivariantAttention(PointAttention):
     def _length(self) -> float:
         return self.config.get_radial_range() or 1.0
 
-    def _points(self, positions: Tensor, features: Tensor | None = None, vectors: Tensor | None = None) -> _Points:
+    def _points(self, positions: Tensor, features: Tensor | None = None, vectors: Tensor | None = None) -> Points:
         """The points with a batch axis, and zeros for features and vectors that are not there."""
         *leading, dim = positions.shape
         if features is None:
@@ -332,28 +341,21 @@ class EquivariantAttention(PointAttention):
         if vectors is None:
             vectors = positions.new_zeros(*leading, self.config.get_vector_channels(), dim)
         parts = (positions, features, vectors)
-        return _Points(*(parts if len(leading) == 2 else (x[None] for x in parts)))
+        return Points(*(parts if len(leading) == 2 else (x[None] for x in parts)))
 
-    def _context(self, points: _Points) -> Tensor:
+    def _context(self, points: Points) -> Tensor:
         """What of a point no motion changes: its features and the lengths of its vectors, `(B, N, d_model + C)`."""
         normed = self.norm(points.features)
-        return torch.cat([normed, self._squares(self._shortened(points.vectors)).to(normed.dtype)], -1)
-
-    def _squares(self, vectors: Tensor) -> Tensor:
-        return vectors.square().sum(-1) / self._length**2
-
-    def _shortened(self, vectors: Tensor) -> Tensor:
-        """Vectors `(..., dim)` of the same direction; long ones have the square root of their length."""
-        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        return (wide * (1.0 + self._squares(wide))[..., None] ** -0.25).to(vectors.dtype)
+        return torch.cat([normed, squares(shortened(points.vectors, self._length), self._length).to(normed.dtype)], -1)
 
     def _sums(
         self,
         query_context: Tensor,
         key_context: Tensor,
-        queries: _Points,
-        keys: _Points,
+        queries: Points,
+        keys: Points,
         graph: Graph | None,
+        offsets: Tensor | None,
         mask: Tensor | None,
         seen: Tensor | None,
         radius: float | None,
@@ -364,7 +366,7 @@ class EquivariantAttention(PointAttention):
         heads = (base.num_heads, base.d_k)
         query = self.query_projection(query_context) * base.get_scale()
         key, value = self.key_projection(key_context), self.value_projection(key_context)
-        vectors = _mix(self.vector_value, self._shortened(keys.vectors))
+        vectors = mix(self.vector_value, shortened(keys.vectors, self._length))
         vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
         dropout, kind = base.dropout if self.training else 0.0, read_weights(return_weights)
         dtype = torch.promote_types(queries.positions.dtype, torch.float32)
@@ -376,16 +378,15 @@ class EquivariantAttention(PointAttention):
                 decay = self._decay(dtype)
                 sums = sums_of_all(rows, places, others, decay, mask, seen, dropout, return_weights)
             else:
-                sizes = places.shape[1], others.shape[1]
+                pairs = pairs_within(places, others, radius) if graph is None else graph
                 if graph is None and mask is not None:
-                    mask = mask_of_edges(mask, places.shape[0], base.num_heads, *sizes)
-                pairs = all_pairs(*sizes, places.device) if graph is None else graph
-                displacement = displacements(places, others, pairs)
+                    mask = mask_of_edges(mask, places.shape[0], base.num_heads, pairs)
+                displacement = displacements(places, others, pairs, offsets)
                 terms = self._distance_terms(displacement, radius)
                 sums = sums_of_edges(rows, displacement, *terms, pairs, mask, dropout)
                 weights = None if kind is None else sums.weights
                 weights = weights.mean(-1) if kind == "mean" and weights is not None else weights
-                sums = sums._replace(weights=as_pairs(weights, *sizes) if graph is None else weights)
+                sums = sums._replace(weights=as_pairs(weights, pairs) if graph is None else weights)
         summed = sums.vectors.unflatten(-1, (-1, dim)).flatten(-3, -2)
         return sums._replace(vectors=summed)
 
@@ -394,8 +395,3 @@ def _first(result: EquivariantOutput) -> EquivariantOutput:
     """The result of a batch of one without its batch axis."""
     output, positions, vectors, weights = result
     return EquivariantOutput(output[0], positions[0], vectors[0], None if weights is None else weights[0])
-
-
-def _mix(projection: nn.Linear, vectors: Tensor) -> Tensor:
-    """A map of channels: `(..., C', dim)` from `(..., C, dim)`."""
-    return projection(vectors.transpose(-1, -2)).transpose(-1, -2)

@@ -6,7 +6,9 @@ Axes: B batch, N queries, M keys, E edges, H heads, K radial functions.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +28,40 @@ from anyattention._checks import (
 from anyattention.config import GeometricAttentionConfig, require_config
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
+from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.nn.chunks import in_chunks
 from anyattention.ops import edge_dot
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 
 __all__ = [
     "PointAttention",
-    "all_pairs",
+    "Points",
     "as_pairs",
     "displacements",
     "from_centre",
+    "in_use",
     "mask_of_edges",
+    "pairs_within",
     "read_pairs_mask",
     "require_finite_positions",
     "settings_of",
     "shown",
-    "split_by_mask",
     "squared_distance_rows",
 ]
+
+
+class Points(NamedTuple):
+    """One side of a call, with a batch axis: `(B, points, dim)`, `(B, points, d_model)`, `(B, points, C, dim)`."""
+
+    positions: Tensor
+    features: Tensor
+    vectors: Tensor
+
+    def shown(self, seen: Tensor | None) -> Points:
+        """Zeros where not seen."""
+        return Points(*(shown(x, seen) for x in self))
 
 
 class PointAttention(AttentionModule):
@@ -116,22 +133,32 @@ class PointAttention(AttentionModule):
 
     def _distance_terms(self, displacement: Tensor, radius: float | None) -> tuple[Tensor, Tensor | None]:
         """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
+        dtype = displacement.dtype
+        shared = [self._decay(dtype)]
+        if self.radial_weight is not None:
+            shared.append(self.radial_weight.to(dtype))
+        terms = in_chunks(partial(self._terms_of_rows, radius), displacement.flatten(0, 1), *shared)
+        score, *others = (term.unflatten(0, displacement.shape[:2]) for term in terms)
+        return score, others[0] if others else None
+
+    def _terms_of_rows(
+        self, radius: float | None, displacement: Tensor, decay: Tensor, radial_weight: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Score and others of displacements `(rows, dim)`, each row by itself."""
         config, heads = self.config, self.config.base.num_heads
         squared = displacement.square().sum(-1)
-        score = -squared[..., None] * self._decay(squared.dtype)
-        others = None
-        if radius is None and self.radial_weight is None:
-            return score, others
-        distance = safe_distance(squared, config.base.eps)
+        score = -squared[:, None] * decay
         radial_range = config.get_radial_range()
-        if self.radial_weight is not None and radial_range is not None:
-            basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
-            radial = F.linear(basis(distance, radial_range, config.num_radial), self.radial_weight.to(distance.dtype))
-            score = score + radial[..., :heads]
-            others = radial[..., heads:]
+        if radius is None and radial_range is None:
+            return (score,)
+        distance = safe_distance(squared, config.base.eps)
         if radius is not None:
-            score = score + log_cutoff_envelope(distance, radius)[..., None]
-        return score, others
+            score = score + log_cutoff_envelope(distance, radius)[:, None]
+        if radial_weight is None or radial_range is None:
+            return (score,)
+        basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
+        radial = F.linear(basis(distance, radial_range, config.num_radial), radial_weight)
+        return score + radial[:, :heads], radial[:, heads:]
 
     def _check_points(self, argument: str, positions: Tensor, features: Tensor | None, axes: Axes, side: str) -> None:
         """Shapes, dtypes and devices of one side; `side` names its axis of points."""
@@ -168,12 +195,36 @@ class PointAttention(AttentionModule):
             )
         return graph
 
-    def _within(self, positions: Tensor, radius: float) -> Graph:
-        """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself."""
+    def _offsets(
+        self, graph: Graph | None, positions: Tensor, cell: Tensor | None, batch: Tensor | None
+    ) -> Tensor | None:
+        """By how much each edge's image of its key is moved, `(E, dim)`, in at least float32; None without shifts."""
+        if cell is not None:
+            require_tensor("cell", cell)
+            self._check_kind("cell", cell)
+            require_finite_positions("cell", cell)
+        if graph is None:
+            if cell is not None:
+                raise InvalidInputError(
+                    argument="cell", expected="None without a graph, whose shifts count it", actual="a tensor"
+                )
+            return None
+        dtype = torch.promote_types(positions.dtype, torch.float32)
+        with torch.autocast(positions.device.type, enabled=False):
+            wide = None if cell is None else cell.to(dtype)
+            return image_offsets(positions.to(dtype), graph.shifts, wide, graph.key_index, batch)
+
+    def _within(
+        self, positions: Tensor, radius: float, cell: Tensor | None, periodic: bool | Sequence[bool] | None
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself; and offsets."""
         require_number("radius", radius, above=0.0)
-        clouds = positions if positions.ndim == 3 else positions[None]
-        batch = torch.arange(len(clouds), device=positions.device).repeat_interleave(clouds.shape[1])
-        return Graph.radius(clouds.detach().flatten(0, 1), radius, batch).with_self_loops()
+        flat, batch = positions.flatten(0, -2), None
+        if positions.ndim == 3:
+            clouds, points = positions.shape[:2]
+            batch = torch.arange(clouds, device=positions.device).repeat_interleave(points)
+        graph = Graph.radius(flat.detach(), radius, batch, cell=cell, periodic=periodic).with_self_loops()
+        return graph, self._offsets(graph, flat, cell, batch)
 
     def _with_matrix(self, result: AttentionOutput, graph: Graph, shape: torch.Size) -> AttentionOutput:
         """The output in the positions' shape, and the mean weights as a sparse matrix for each cloud."""
@@ -200,14 +251,15 @@ def settings_of(config: GeometricAttentionConfig) -> dict[str, Any]:
     return settings
 
 
-def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph) -> Tensor:
-    """From each edge's query to its key, `(B, E, dim)`; differentiable to any order.
+def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph, offsets: Tensor | None) -> Tensor:
+    """From each edge's query to its key, moved by the offsets, `(B, E, dim)`; differentiable to any order.
 
     Written as products of two numbers, 1 x_j - x_i 1, whose gradients are then weighted sums by the graph's kernels.
     """
     query = torch.stack([torch.ones_like(query_positions), query_positions], -1)
     key = torch.stack([key_positions, -torch.ones_like(key_positions)], -1)
-    return edge_dot(query, key, graph)
+    found = edge_dot(query, key, graph)
+    return found if offsets is None else found + offsets
 
 
 def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
@@ -225,6 +277,17 @@ def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
         queries_by_key=queries.repeat(num_keys),
         edges_by_key=edges.view(num_queries, num_keys).T.reshape(-1),
     )
+
+
+def pairs_within(places: Tensor, others: Tensor, radius: float | None) -> Graph:
+    """The pairs that a layer without a graph attends over: all, or those that have a weight in any of the batch."""
+    num_queries, num_keys = places.shape[1], others.shape[1]
+    if radius is None or torch.compiler.is_compiling():
+        return all_pairs(num_queries, num_keys, places.device)
+    # Differences, as products lose digits; a little more than the radius, where the envelope decides.
+    mode = "donot_use_mm_for_euclid_dist"
+    near = torch.cdist(places.detach(), others.detach(), compute_mode=mode) < radius * (1.0 + 1e-5)
+    return Graph.from_edge_index(near.any(0).nonzero().T.flip(0), num_queries=num_queries, num_keys=num_keys)
 
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:
@@ -260,24 +323,41 @@ def read_pairs_mask(
     return to_four_axes("mask", mask[:, None] if mask.ndim == 3 else mask, batch, heads, num_queries, num_keys)
 
 
-def mask_of_edges(mask: Tensor, batch: int, heads: int, num_queries: int, num_keys: int) -> Tensor:
-    """A mask of all pairs as one of edges, `(B, E, H)`."""
-    return mask.expand(batch, heads, num_queries, num_keys).flatten(2).transpose(1, 2)
+def mask_of_edges(mask: Tensor, batch: int, heads: int, graph: Graph) -> Tensor:
+    """A mask of all pairs as one of a graph's edges, `(B, E, H)`."""
+    whole = mask.expand(batch, heads, graph.num_queries, graph.num_keys)
+    return whole[:, :, graph.query_index, graph.key_index].transpose(1, 2)
 
 
-def as_pairs(weights: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
-    """Weights of all pairs as edges, `(B, E)` or `(B, E, H)`, as `(B, N, M)` or `(B, H, N, M)`."""
+def as_pairs(weights: Tensor | None, graph: Graph) -> Tensor | None:
+    """Weights of edges, `(B, E)` or `(B, E, H)`, as those of all pairs, `(B, N, M)` or `(B, H, N, M)`."""
     if weights is None:
         return None
-    weights = weights.unflatten(1, (num_queries, num_keys))
-    return weights if weights.ndim == 3 else weights.permute(0, 3, 1, 2)
+    pairs = weights.new_zeros(weights.shape[0], graph.num_queries * graph.num_keys, *weights.shape[2:])
+    pairs = pairs.index_copy(1, graph.query_index * graph.num_keys + graph.key_index, weights)
+    pairs = pairs.unflatten(1, (graph.num_queries, graph.num_keys))
+    return pairs if pairs.ndim == 3 else pairs.permute(0, 3, 1, 2)
 
 
-def split_by_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Which queries may attend to anything, and which keys are attended to by any: `(B | 1, points | 1)` or None."""
-    if mask is None or mask.ndim != 4:
-        return None, None
-    return mask.any(3).any(1), mask.any(2).any(1)
+def in_use(mask: Tensor | None, graph: Graph | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which queries may attend to anything, and which keys are attended to by any: `(B | 1, points | 1)`.
+
+    None where all do, so that nothing needs to be hidden. The mask is that of `read_pairs_mask`.
+    """
+    if graph is None:
+        return (None, None) if mask is None else (_unless_all(mask.any(3).any(1)), _unless_all(mask.any(2).any(1)))
+    if mask is None:
+        asks, seen = graph.query_offsets.diff()[None] > 0, graph.key_offsets.diff()[None] > 0
+    else:
+        edges = mask.any(-1).long()
+        edges = edges if mask.ndim == 3 else edges[None]
+        asks = edges.new_zeros(len(edges), graph.num_queries).index_add(1, graph.query_index, edges) > 0
+        seen = edges.new_zeros(len(edges), graph.num_keys).index_add(1, graph.key_index, edges) > 0
+    return _unless_all(asks), _unless_all(seen)
+
+
+def _unless_all(used: Tensor) -> Tensor | None:
+    return None if not torch.compiler.is_compiling() and used.all() else used
 
 
 def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:

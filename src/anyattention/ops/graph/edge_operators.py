@@ -195,12 +195,18 @@ def _edge_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, columns, graph, flip = kept_inputs(ctx)
     by_weights = by_columns = None
     if ctx.needs_input_grad[0]:
-        by_weights = edge_dot(grad, columns, graph, flip)
-        # An edge of weight 0 is not there for its gradient either, whatever its column holds.
-        by_weights = torch.where((weights == 0) & ~by_weights.isfinite(), 0.0, by_weights)
+        by_weights = _without_absent(edge_dot(grad, columns, graph, flip), weights)
     if ctx.needs_input_grad[1]:
         by_columns = _sum_groups(edge_sum(weights, grad, graph, not flip), columns)
     return by_weights, by_columns, None, None
+
+
+def _without_absent(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient, 0 in place of NaN and Inf of an edge of weight 0: it is not there, whatever its column holds."""
+    # Nearly always all are finite, as one pass tells.
+    if are_plain((gradient, weights)) and gradient.detach().sum().isfinite():
+        return gradient
+    return torch.where((weights == 0) & ~gradient.isfinite(), 0.0, gradient)
 
 
 def _keep_output(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
@@ -209,8 +215,7 @@ def _keep_output(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
 
 def _edge_softmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, *graph = ctx.saved_tensors
-    # A hidden edge's gradient may be NaN.
-    product = torch.where(weights == 0, 0.0, weights * grad)
+    product = _without_absent(weights * grad, weights)
     return product - weights * edge_spread(edge_total(product, graph), graph), None
 
 

@@ -1,0 +1,80 @@
+"""Functions of many rows, a chunk at a time.
+
+A chain of elementwise operations over millions of rows writes and reads each result in memory, and autograd keeps them
+all. In chunks they stay in the cache and none is kept: derivatives compute the chain anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention.ops.eager import are_plain, are_transformed
+
+__all__ = ["in_chunks"]
+
+# Sixteen float32 numbers for each of so many rows are 2 MiB.
+_ROWS = 1 << 15
+
+# From tensors with a row for each row, and shared ones, to results by row, and to sums over the rows.
+_Function = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]]
+
+
+def in_chunks(function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
+    """`function(rows, *shared)`, whose results have a row for each row and need no other; differentiable to any order.
+
+    Chunks are cut at fixed places, and what shared tensors get is added up in order.
+    """
+    if len(rows) <= _ROWS or not are_plain((rows, *shared)) or are_transformed(rows, *shared):
+        return function(rows, *shared)
+    return _InChunks.apply(lambda rows, shared: (function(*rows, *shared), ()), 1, rows, *shared)
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: _Function, num_rows: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            results, sums = _run(function, tensors[:num_rows], tensors[num_rows:])
+        ctx.function, ctx.num_rows, ctx.num_results = function, num_rows, len(results)
+        ctx.save_for_backward(*tensors)
+        return *results, *sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        function, num_rows, tensors = ctx.function, ctx.num_rows, ctx.saved_tensors
+        num_shared, num_results = len(tensors) - num_rows, ctx.num_results
+
+        def joined(*inputs: Tensor) -> tuple[Tensor, ...]:
+            results, sums = function(inputs[:num_rows], inputs[num_rows:])
+            return *results, *sums
+
+        def gradient(rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+            """Again a function of rows and shared tensors, so that its own derivative is taken in the same way."""
+            pull = torch.func.vjp(joined, *rows[:num_rows], *shared[:num_shared])[1]
+            found = pull((*rows[num_rows:], *shared[num_shared:]))
+            return found[:num_rows], found[num_rows:]
+
+        rows = (*tensors[:num_rows], *gradients[:num_results])
+        shared = (*tensors[num_rows:], *gradients[num_results:])
+        return None, None, *_InChunks.apply(gradient, len(rows), *rows, *shared)
+
+
+def _run(function: _Function, rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """All chunks, one after the other."""
+    count = len(rows[0])
+    results: list[Tensor] = []
+    sums: list[Tensor] = []
+    for start in range(0, count, _ROWS):
+        chunk = slice(start, start + _ROWS)
+        parts, terms = function([each[chunk] for each in rows], shared)
+        if start == 0:
+            results = [part.new_empty(count, *part.shape[1:]) for part in parts]
+            sums = [torch.zeros_like(term) for term in terms]
+        for result, part in zip(results, parts, strict=True):
+            result[chunk] = part
+        for total, term in zip(sums, terms, strict=True):
+            total += term
+    return results, sums
