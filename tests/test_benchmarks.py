@@ -31,8 +31,8 @@ def test_a_result_names_the_version_of_every_peer(harness, tmp_path, capsys):
 def test_the_sequence_demo_has_a_result(harness, tmp_path, monkeypatch, capsys):
     load = cli_sequence.load_source
     monkeypatch.setattr(cli_sequence, "load_source", lambda: load(20_000))
-    benchmark = importlib.import_module("benchmarks.sequence")
-    benchmark.main(["--steps", "2", "--length", "64", "--window", "8"])
+    benchmark = importlib.import_module("benchmarks.demos")
+    benchmark.main(["sequence", "--steps", "2", "--length", "64", "--window", "8"])
     written = json.loads((tmp_path / "sequence.json").read_text())
     assert written["environment"]["versions"]["torch"]
     figures = written["cases"]
@@ -40,3 +40,21 @@ def test_the_sequence_demo_has_a_result(harness, tmp_path, monkeypatch, capsys):
     assert figures["tokens_per_second"] > 0
     assert [set(step) for step in figures["step"]] == [{"name", "seconds", "peak"}] * 3
     assert (figures["steps"], figures["settings"]["window"]) == (2, 8)
+
+
+def test_the_points_demo_has_a_result(harness, tmp_path, capsys):
+    benchmark = importlib.import_module("benchmarks.demos")
+    benchmark.main(["points", "--steps", "2", "--particles", "4"])
+    figures = json.loads((tmp_path / "points.json").read_text())["cases"]
+    assert set(figures["errors"]) == {"equivariant", "plain", "mean"}
+    assert figures["finite_difference_error"] < 1e-5
+    assert (figures["steps"], figures["settings"]["particles"]) == (2, 4)
+
+
+def test_what_is_no_demo_has_no_result(harness, tmp_path):
+    benchmark = importlib.import_module("benchmarks.demos")
+    with pytest.raises(SystemExit, match=r"benchmarks\.demos"):
+        benchmark.main(["digits"])
+    with pytest.raises(SystemExit, match="no result"):
+        benchmark.main(["points", "--window", "3"])
+    assert not list(tmp_path.iterdir())
