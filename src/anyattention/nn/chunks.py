@@ -16,8 +16,8 @@ from anyattention.ops.eager import are_plain, are_transformed
 
 __all__ = ["in_chunks"]
 
-# Sixteen float32 numbers for each of so many rows are 2 MiB.
-_ROWS = 1 << 15
+# Sixteen float32 numbers for each of so many rows are 1 MiB.
+_ROWS = 1 << 14
 
 # From tensors with a row for each row, and shared ones, to results by row, and to sums over the rows.
 _Function = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]]
