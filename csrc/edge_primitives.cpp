@@ -41,6 +41,10 @@ struct EdgeDot : EdgeCall<T> {
       this->prefetch(right, s);
       const T *column = this->column(right, rows.columns[s]);
       T *out = result + rows.edges[s] * H;
+      if constexpr (W == 1) {
+        each_head(H, [=](int64_t h) { out[h] = row[h] * column[h]; });
+        continue;
+      }
       for (int64_t h = 0; h < H; ++h) {
         out[h] = dot<W>(row + h * d, column + (G == H ? h : h / group) * d, d);
       }
@@ -73,6 +77,10 @@ struct EdgeSum : EdgeCall<T> {
     for (int64_t s = begin; s < end; ++s) {
       this->prefetch(columns, s);
       const T *column = this->column(columns, rows.columns[s]), *weight = weights + rows.edges[s] * H;
+      if constexpr (W == 1) {
+        each_head(H, [=](int64_t h) { accumulator[h] += weight[h] == 0 ? T{0} : weight[h] * column[h]; });
+        continue;
+      }
       for (int64_t h = 0; h < H; ++h) {
         if (weight[h] == 0) continue;
         add_scaled<W>(accumulator + h * d, weight[h], column + (G == H ? h : h / group) * d, d);
@@ -197,8 +205,10 @@ struct EdgeNormalize : EdgeCall<T> {
   }
 };
 
+// W is the width where the compiler is to know it, and 1 where each head has a number and a column of its own.
 template <template <class, int> class Reduction, class T>
 bool with_width(const anyattention_edge_call &c, int64_t b, const void *first, const void *second, void *result) {
+  if (c.width == 1 && c.heads == c.column_heads) return reduce_call<T>(c, Reduction<T, 1>(c, b, first, second, result));
   switch (sizeof(T) == sizeof(float) ? c.width : 0) {
     case 8: return reduce_call<T>(c, Reduction<T, 8>(c, b, first, second, result));
     case 16: return reduce_call<T>(c, Reduction<T, 16>(c, b, first, second, result));

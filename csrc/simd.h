@@ -101,9 +101,19 @@ inline T dot(const T *a, const T *b, int64_t count) {
     for (int c = lanes; c < Width; c += lanes) sum += load<lanes>(a + c) * load<lanes>(b + c);
     return sum_of<T, lanes>(sum);
   } else {
+    constexpr int lanes = 64 / static_cast<int>(sizeof(T));
     T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < count; ++c) sum += a[c] * b[c];
+    int64_t c = 0;
+    if (count >= lanes) {
+      Vector<T, lanes> sums{};
+      for (; c + lanes <= count; c += lanes) sums += load<lanes>(a + c) * load<lanes>(b + c);
+      sum = sum_of<T, lanes>(sums);
+    }
+    if (c + lanes / 2 <= count) {
+      sum += sum_of<T, lanes / 2>(load<lanes / 2>(a + c) * load<lanes / 2>(b + c));
+      c += lanes / 2;
+    }
+    for (; c < count; ++c) sum += a[c] * b[c];
     return sum;
   }
 }
@@ -136,9 +146,17 @@ inline void add_scaled(T *__restrict accumulator, T factor, const T *__restrict 
       store<T, lanes>(accumulator + c, load<lanes>(accumulator + c) + factor * load<lanes>(row + c));
     }
   } else {
+    constexpr int lanes = 64 / static_cast<int>(sizeof(T));
     const int64_t n = channels<Width>(count);
-#pragma omp simd
-    for (int64_t c = 0; c < n; ++c) accumulator[c] += factor * row[c];
+    int64_t c = 0;
+    for (; c + lanes <= n; c += lanes) {
+      store<T, lanes>(accumulator + c, load<lanes>(accumulator + c) + factor * load<lanes>(row + c));
+    }
+    if (c + lanes / 2 <= n) {
+      store<T, lanes / 2>(accumulator + c, load<lanes / 2>(accumulator + c) + factor * load<lanes / 2>(row + c));
+      c += lanes / 2;
+    }
+    for (; c < n; ++c) accumulator[c] += factor * row[c];
   }
 }
 

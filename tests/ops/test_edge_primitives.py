@@ -75,23 +75,38 @@ def assert_agrees(actual: Tensor, expected: Tensor, leaves: list[Tensor], tolera
 
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (3, 3), (6, 2), (6, 1), (8, 8)])
-@pytest.mark.parametrize("width", [1, 7, 8, 16])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("width", [1, 7, 8, 13, 16, 27])
 class TestAgainstDense:
     def test_edge_dot(
-        self, implementation: str, width: int, heads: int, key_heads: int, batch: tuple[int, ...]
+        self,
+        implementation: str,
+        width: int,
+        dtype: torch.dtype,
+        tolerance: float,
+        heads: int,
+        key_heads: int,
+        batch: tuple[int, ...],
     ) -> None:
         graph = random_graph()
-        query, key = leaf(*batch, 5, heads, width), leaf(*batch, 7, key_heads, width)
+        query, key = leaf(*batch, 5, heads, width, dtype=dtype), leaf(*batch, 7, key_heads, width, dtype=dtype)
         actual = edge_dot(query, key, graph, implementation=implementation)
-        assert_agrees(actual, dense_products(query, key, graph), [query, key])
+        assert_agrees(actual, dense_products(query, key, graph), [query, key], tolerance)
 
     def test_edge_sum(
-        self, implementation: str, width: int, heads: int, key_heads: int, batch: tuple[int, ...]
+        self,
+        implementation: str,
+        width: int,
+        dtype: torch.dtype,
+        tolerance: float,
+        heads: int,
+        key_heads: int,
+        batch: tuple[int, ...],
     ) -> None:
         graph = random_graph()
-        weights, value = leaf(*batch, 23, heads), leaf(*batch, 7, key_heads, width)
+        weights, value = leaf(*batch, 23, heads, dtype=dtype), leaf(*batch, 7, key_heads, width, dtype=dtype)
         actual = edge_sum(weights, value, graph, implementation=implementation)
-        assert_agrees(actual, dense_sums(weights, value, graph), [weights, value])
+        assert_agrees(actual, dense_sums(weights, value, graph), [weights, value], tolerance)
         assert not actual[..., 1, :, :].any()
 
 
@@ -188,10 +203,11 @@ class TestNaN:
             gradients = torch.autograd.grad(result, [query, key], torch.randn_like(result), materialize_grads=True)
             assert all(gradient.isfinite().all() for gradient in gradients)
 
+    @pytest.mark.parametrize("width", [1, 5])
     @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-    def test_an_edge_of_weight_zero_is_not_there(self, implementation: str, poison: float) -> None:
+    def test_an_edge_of_weight_zero_is_not_there(self, implementation: str, poison: float, width: int) -> None:
         graph = Graph.from_edge_index(torch.tensor([[0, 1, 2, 1], [0, 0, 0, 2]]), num_nodes=3)
-        weights, value = leaf(4, 2), leaf(3, 2, 5)
+        weights, value = leaf(4, 2), leaf(3, 2, width)
         with torch.no_grad():
             weights[2], value[2] = 0.0, poison
         sums = edge_sum(weights, value, graph, implementation=implementation)
