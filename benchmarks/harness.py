@@ -46,7 +46,6 @@ _PACKAGES = (
     "torch_geometric",
     "local-attention",
     "dgl",
-    "egnn-pytorch",
     "vesin",
     "egnn-pytorch",
 )

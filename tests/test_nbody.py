@@ -20,6 +20,12 @@ def _module(name):
     return importlib.import_module(f"benchmarks.nbody.{name}")
 
 
+@pytest.fixture
+def peer(require):
+    require("egnn_pytorch")
+    return _module("egnn")
+
+
 def _draw(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -92,7 +98,9 @@ def test_a_training_goes_on_where_it_was_left(tmp_path):
         whole.step(systems)
     for _ in range(2):
         first.step(systems)
+    first.seconds = 31.0
     first.examine(data)
+    assert [mark.mark for mark in first.marks] == [15, 30]
     first.save(tmp_path / "state.safetensors")
     second.load(tmp_path / "state.safetensors")
     assert second.marks == first.marks
@@ -122,7 +130,29 @@ def test_an_interrupted_training_keeps_its_steps(tmp_path):
 
 def test_what_is_reported_was_chosen_by_the_validation_systems():
     mark, marks = _module("training").Mark, _module("training").MARKS
-    found = [mark(marks[0] + 0.1, 1, 0.3, 0.1), mark(marks[1] + 0.1, 2, 0.2, 0.5), mark(marks[2] + 0.1, 3, 0.4, 0.01)]
+    errors = [(0.3, 0.1), (0.2, 0.5), (0.4, 0.01)]
+    found = [mark(at, at + 0.1, 7, *both) for at, both in zip(marks, errors, strict=False)]
     best = _module("__main__").best_by_time(found)
-    assert [best[second].test for second in marks[:3]] == [0.1, 0.5, 0.5]
-    assert len(best) == 3
+    assert {at: examined.test for at, examined in best.items()} == {marks[0]: 0.1, marks[1]: 0.5, marks[2]: 0.5}
+
+
+def test_the_peer_starts_where_the_particles_are(peer):
+    torch.manual_seed(0)
+    model = peer.EgnnDynamics().double()
+    charges = torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0]], dtype=torch.float64)
+    positions, still = _draw(1, 5, 3, seed=1), torch.zeros(1, 5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        assert (model(charges, positions, still) - positions).abs().max() < 1e-2
+
+
+def test_the_peer_turns_and_moves_with_the_system(peer):
+    torch.manual_seed(0)
+    model = peer.EgnnDynamics().double()
+    charges = torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0]], dtype=torch.float64)
+    positions, velocities = _draw(1, 5, 3, seed=1), _draw(1, 5, 3, seed=2)
+    turn, _ = torch.linalg.qr(_draw(3, 3, seed=3))
+    shift = _draw(3, seed=4)
+    with torch.no_grad():
+        plain = model(charges, positions, velocities)
+        turned = model(charges, positions @ turn + shift, velocities @ turn)
+    torch.testing.assert_close(turned, plain @ turn + shift, rtol=1e-9, atol=1e-9)

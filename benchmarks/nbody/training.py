@@ -20,8 +20,9 @@ from benchmarks.nbody.data import Systems
 __all__ = ["MARKS", "Data", "Mark", "Training"]
 
 # Seconds of training after which the contestants are examined.
-MARKS = (15, 30, 60, 120, 180, 300, 450, 600, 900, 1200, 1800)
+MARKS = (15, 30, 60, 120, 180, 240, 300, 450, 600, 900, 1200, 1800)
 BATCH, LARGEST_GRADIENT, AVERAGED_STEPS = 100, 1.0, 1000
+SECONDS_BETWEEN_SAVES = 30
 
 
 class Data(NamedTuple):
@@ -33,8 +34,9 @@ class Data(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """An examination: seconds and steps of training so far, and mean squared errors of the averaged weights."""
+    """An examination: for which of `MARKS`, seconds and steps so far, mean squared errors of the averaged weights."""
 
+    mark: int
     seconds: float
     steps: int
     validation: float
@@ -56,21 +58,22 @@ class Training:
     def run(self, data: Data, seconds: float, save_to: Path, on_step: Callable[[float], None]) -> None:
         """Train until so many seconds have been spent on steps, examine at each mark, and keep it all in a file.
 
-        The clock stands still during examinations. Ctrl-C keeps what there is, and is passed on.
+        The clock stands still during examinations. A KeyboardInterrupt of `on_step` ends the training early.
         """
+        saved = self.seconds
         try:
             while self.seconds < seconds:
                 started = time.monotonic()
                 self.step(data.train)
                 taken = time.monotonic() - started
-                before, self.seconds = self.seconds, self.seconds + taken
+                self.seconds += taken
                 on_step(taken)
-                if any(before < mark <= self.seconds for mark in MARKS):
-                    self.examine(data)
+                self.examine(data)
+                if self.seconds - saved > SECONDS_BETWEEN_SAVES:
                     self.save(save_to)
-        except KeyboardInterrupt:
+                    saved = self.seconds
+        finally:
             self.save(save_to)
-            raise
 
     def step(self, systems: Systems) -> None:
         """One step of Adam, and of the average."""
@@ -86,10 +89,11 @@ class Training:
                 average.lerp_(weight, share)
 
     def examine(self, data: Data) -> None:
-        """Add a mark."""
-        with torch.no_grad():
-            found = [error(self.average, part).item() for part in (data.validation, data.test)]
-        self.marks.append(Mark(self.seconds, self.steps, *found))
+        """Add what the training's time has reached of `MARKS`."""
+        while len(self.marks) < len(MARKS) and MARKS[len(self.marks)] <= self.seconds:
+            with torch.no_grad():
+                found = [error(self.average, part).item() for part in (data.validation, data.test)]
+            self.marks.append(Mark(MARKS[len(self.marks)], self.seconds, self.steps, *found))
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on, and the marks."""
