@@ -138,7 +138,7 @@ def test_a_missing_extra_is_named_before_the_work(
 
 
 @pytest.mark.parametrize(
-    ("force", "words"), [(0.5, "4.0 times as exact"), (2.0, "train for longer"), (3.0, "train for longer")]
+    ("force", "words"), [(0.5, "4.0 times smaller"), (2.0, "train for longer"), (3.0, "train for longer")]
 )
 def test_the_verdict_is_honest(force: float, words: str) -> None:
     errors = {name: Errors(0.1, 0.1, mae, mae) for name, mae in (("equivariant", force), ("plain", 2.0), ("mean", 2.5))}

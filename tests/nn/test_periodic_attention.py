@@ -202,8 +202,11 @@ def test_low_precision_autocast_and_compile(kind):
     _close(compiled(x, p), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _close([each.float() for each in _call(module, x, p, graph, cell)], expected, rtol=0.1, atol=0.1)
-    low = _call(module.bfloat16(), x.bfloat16(), p.bfloat16(), graph, cell.bfloat16())
-    assert all(each.dtype == torch.bfloat16 and each.isfinite().all() for each in low)
+    rounded = [each.bfloat16() for each in (x, p, cell)]
+    low = _call(module.bfloat16(), *rounded[:2], graph, rounded[2])
+    assert all(each.dtype == torch.bfloat16 for each in low)
+    wide = [each.double() for each in rounded]
+    _close([each.double() for each in low], _call(module.double(), *wide[:2], graph, wide[2]), rtol=0.02, atol=0.02)
 
 
 def _bad(match, error, call):
@@ -232,6 +235,10 @@ def _bad(match, error, call):
              lambda m, x, p: m(x, p, graph=_graph(p), cell=_CELL.tolist())),
         _bad("cell: expected finite coordinates, got 9 NaN or Inf among 9", InvalidInputError,
              lambda m, x, p: m(x, p, graph=_graph(p), cell=_CELL * math.nan)),
+        _bad("batch: expected None unless there is a cell for each cloud", InvalidInputError,
+             lambda m, x, p: m(x, p, batch=torch.zeros(5).long())),
+        _bad("it is the graph that keeps clouds apart, got a batch", InvalidInputError,
+             lambda m, x, p: m(x, p, graph=_graph(p), cell=_CELL, batch=torch.zeros(5).long())),
         _bad("batch: expected the cloud of each of positions, as there is a cell for each", InvalidInputError,
              lambda m, x, p: m(x, p, graph=_graph(p), cell=torch.stack([_CELL, _CELL]))),
         _bad(r"batch: expected \(5,\), a cloud for each of positions, got \(4,\)", DimensionMismatchError,

@@ -99,7 +99,7 @@ def test_samples_are_apart_and_hot_clusters_have_more_energy() -> None:
 @pytest.mark.parametrize("particles", [2, 8, 13, 64])
 def test_clusters_begin_as_a_piece_of_rock_salt(particles: int) -> None:
     """A step later: every particle's nearest neighbour has the opposite charge, at the distance of a pair."""
-    simulation = simulate(particles, torch.tensor([1e-4]), 1, equilibration=0, stretch=1)
+    simulation = simulate(particles, torch.tensor([1e-4]), 1, equilibration=0, segment=1)
     positions = simulation.positions[0]
     distances = torch.cdist(positions, positions)[0] + 10 * torch.eye(particles)
     nearest = distances.min(1)

@@ -14,7 +14,7 @@ from anyattention.cli.training import require_extras
 from anyattention.geometry.clouds import require_library
 from anyattention.saving import make_folder, write_atomically
 from anyattention.training.extras import import_demo
-from anyattention.training.particles import STRETCH, TIME_STEP
+from anyattention.training.particles import SEGMENT, TIME_STEP
 from anyattention.training.points import (
     Errors,
     PointsData,
@@ -93,7 +93,7 @@ the others are the test.
 
 
 def _simulated(data: PointsData, seconds: float) -> str:
-    time_units = STRETCH * TIME_STEP
+    time_units = SEGMENT * TIME_STEP
     return f"""\
 Simulated in {seconds:.0f} s, by the velocity Verlet method.
 {time_units:g} time unit passes at constant energy before each sample; a particle's total energy drifts in it by \
@@ -157,8 +157,8 @@ def _comparison(report: _Report, fit: PointsFit) -> str:
 def _verdict(errors: dict[str, Errors]) -> str:
     own, others = errors["equivariant"].force_mae, min(errors["plain"].force_mae, errors["mean"].force_mae)
     if own < others:
-        return f"Its forces are {others / own:.1f} times as exact as those of the better of the other two."
-    return "It has not learnt forces better than the others: train for longer."
+        return f"The equivariant model's error of a force is {others / own:.1f} times smaller than the better of the others'."
+    return "The equivariant model has not learnt forces better than the others: train for longer."
 
 
 def _checks(report: _Report) -> str:

@@ -59,8 +59,7 @@ class EquivariantAttention(PointAttention):
     U, M and R mix channels, without bias. s(v) = v / (1 + |v|^2 / length^2)^(1/4) shortens long vectors to the square
     root of their length and leaves short ones: without it, deep stacks overflow. The gate is there with a radial range.
     Over edges, r_i is summed coordinate by coordinate from the displacements; over all pairs without radius and radial
-    range it is sum g x_j - (sum g) x_i, with positions taken from their mean. Neither keeps a vector for a pair and
-    head. A point that by mask or graph may attend to nothing comes out as it went in.
+    range it is sum g x_j - (sum g) x_i, with positions taken from their mean. A point that by mask or graph may attend to nothing comes out as it went in.
 
     Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirror images look alike.
 
@@ -89,7 +88,7 @@ class EquivariantAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
-    pairs without radius and radial range, and O(pairs x (heads + dim)) with them (a radius takes those within it, found
+    pairs without radius and radial range, and O(pairs x heads x dim) with them (a radius takes those within it, found
     among all) or over a graph, first and second derivative alike.
 
     Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett

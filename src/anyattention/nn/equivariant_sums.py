@@ -58,7 +58,7 @@ def sums_of_edges(
     mask: Tensor | None,
     dropout: float,
 ) -> EquivariantSums:
-    """Over edges, in the primitives of graph attention: nothing larger than a number per edge and head is kept.
+    """Over edges, in the primitives of graph attention: nothing larger than X numbers per edge and head is kept.
 
     `displacement` `(B, E, X)` leads from query to key; `distance_score` and `gate`, less 1, are `(B, E, H)`.
     """

@@ -203,6 +203,13 @@ class PointAttention(AttentionModule):
             require_tensor("cell", cell)
             self._check_kind("cell", cell)
             require_finite_positions("cell", cell)
+        if batch is not None and (cell is None or cell.ndim != 3):
+            raise InvalidInputError(
+                argument="batch",
+                expected="None unless there is a cell for each cloud: it is the graph that keeps clouds apart",
+                actual="a batch",
+                hint="build the graph by Graph.batch, or by Graph.radius with its batch=",
+            )
         if graph is None:
             if cell is not None:
                 raise InvalidInputError(
@@ -224,7 +231,8 @@ class PointAttention(AttentionModule):
             clouds, points = positions.shape[:2]
             batch = torch.arange(clouds, device=positions.device).repeat_interleave(points)
         graph = Graph.radius(flat.detach(), radius, batch, cell=cell, periodic=periodic).with_self_loops()
-        return graph, self._offsets(graph, flat, cell, batch)
+        is_one_cell = cell is None or cell.ndim != 3
+        return graph, self._offsets(graph, flat, cell, None if is_one_cell else batch)
 
     def _with_matrix(self, result: AttentionOutput, graph: Graph, shape: torch.Size) -> AttentionOutput:
         """The output in the positions' shape, and the mean weights as a sparse matrix for each cloud."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
+from anyattention.geometry.orthogonal import random_orthogonal
 
 __all__ = ["assert_equivariant"]
 
@@ -126,9 +127,7 @@ def _draw(
         return None, None, torch.randperm(points, generator=generator).to(like.device)
     if symmetry == "translation":
         return None, torch.randn(dim, generator=generator, dtype=torch.float64).to(like), None
-    matrix, triangle = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
-    # Signs that make every orthogonal matrix as likely as any other.
-    matrix = matrix * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    matrix = random_orthogonal(1, dim, generator=generator)[0]
     wanted = -1.0 if symmetry == "reflection" else 1.0
     if torch.linalg.det(matrix) * wanted < 0:
         matrix = torch.cat([-matrix[:1], matrix[1:]])

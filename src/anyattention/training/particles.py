@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anyattention.geometry.orthogonal import random_orthogonal
+
 __all__ = [
-    "STRETCH",
+    "SEGMENT",
     "TIME_STEP",
     "Configurations",
     "Simulation",
@@ -27,8 +29,8 @@ __all__ = [
     "verlet",
 ]
 
-# Of a stretch of constant energy, in time steps; and a time step.
-STRETCH, TIME_STEP = 200, 0.005
+# Of a segment of constant energy (NVE), in time steps; and a time step.
+SEGMENT, TIME_STEP = 200, 0.005
 # The distance of nearest neighbours at the start, where the Lennard-Jones potential is lowest.
 _SPACING = 2 ** (1 / 6)
 
@@ -62,7 +64,7 @@ class Simulation(NamedTuple):
     Attributes:
         charges: `(N,)`.
         positions: `(T, S, N, 3)`.
-        drift: by how much each stretch between two draws of velocities changed the total energy, `(T, S)`.
+        drift: by how much each segment between two draws of velocities changed the total energy, `(T, S)`.
     """
 
     charges: Tensor
@@ -133,13 +135,13 @@ def simulate(
     samples: int,
     *,
     equilibration: int = 10,
-    stretch: int = STRETCH,
+    segment: int = SEGMENT,
     time_step: float = TIME_STEP,
     seed: int = 0,
 ) -> Simulation:
     """Sample clusters at several temperatures, a trajectory of each.
 
-    A trajectory is made of stretches of constant energy. Before each one, velocities are drawn from Maxwell's
+    A trajectory is made of segments of constant energy. Before each one, velocities are drawn from Maxwell's
     distribution (all at once: Andersen's thermostat), without total momentum; the positions at its end are a sample.
     All clusters begin as a piece of a rock salt crystal, turned at random.
 
@@ -147,8 +149,8 @@ def simulate(
         particles: in a cluster, with charges 1 and -1 in turns.
         temperatures: of the trajectories, `(T,)`.
         samples: of each trajectory.
-        equilibration: stretches before the first sample is taken.
-        stretch: time steps in a stretch.
+        equilibration: segments before the first sample is taken.
+        segment: time steps in a segment.
         time_step: in reduced units.
         seed: of turns and velocities; the same seed gives the same bits.
 
@@ -157,14 +159,14 @@ def simulate(
     generator = torch.Generator().manual_seed(seed)
     charges = alternating_charges(particles)
     shape = (len(temperatures), particles, 3)
-    turns = torch.linalg.qr(torch.randn(len(temperatures), 3, 3, dtype=torch.float64, generator=generator)).Q
+    turns = random_orthogonal(len(temperatures), 3, generator=generator)
     positions = _crystal(charges) @ turns
     kept, drifts = [], []
     for number in range(equilibration + samples):
         velocities = torch.randn(shape, dtype=torch.float64, generator=generator)
         velocities = (velocities - velocities.mean(1, keepdim=True)) * temperatures.double().sqrt()[:, None, None]
         before = State(positions, velocities)
-        after = verlet(before, charges, time_step, stretch)
+        after = verlet(before, charges, time_step, segment)
         positions = after.positions
         if number >= equilibration:
             kept.append(positions)

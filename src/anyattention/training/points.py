@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention.errors import NumericalInstabilityError
+from anyattention.geometry.orthogonal import random_orthogonal
 from anyattention.training.particles import Configurations, simulate
 from anyattention.training.points_model import (
     TEST_EVERY,
@@ -51,7 +52,7 @@ class PointsData(NamedTuple):
 
     Attributes:
         train, test: from different trajectories.
-        drift: the root mean square of the change of a particle's total energy over a stretch of the simulation.
+        drift: the root mean square of the change of a particle's total energy over a segment of the simulation.
     """
 
     train: Configurations
@@ -128,8 +129,10 @@ def fit_points(
     interrupted = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        equivariant = _Trainer(EnergyModel(EquivariantBody(settings), settings.width, train), settings)
-        plain = _Trainer(EnergyModel(PlainBody(settings), settings.plain_width, train), settings)
+        equivariant_model = EnergyModel(EquivariantBody(settings), settings.width, train)
+        equivariant = _Trainer(equivariant_model, settings.steps, settings.learning_rate)
+        plain_model = EnergyModel(PlainBody(settings), settings.plain_width, train)
+        plain = _Trainer(plain_model, settings.steps, settings.plain_learning_rate)
         try:
             for number in range(1, settings.steps + 1):
                 batch = _draw_batch(train, settings.batch)
@@ -150,18 +153,18 @@ def fit_points(
 class _Trainer:
     """A model's training and the time it takes."""
 
-    def __init__(self, model: EnergyModel, settings: PointsSettings) -> None:
-        self.model, self.settings, self.seconds = model, settings, 0.0
+    def __init__(self, model: EnergyModel, steps: int, learning_rate: float) -> None:
+        self.model, self.steps, self.learning_rate, self.seconds = model, steps, learning_rate, 0.0
         radial = [weight for name, weight in model.named_parameters() if name.endswith("radial_weight")]
         others = [weight for name, weight in model.named_parameters() if not name.endswith("radial_weight")]
         # Weights of the radial basis begin small, and have far to go: repulsion is steep.
         groups = [{"params": others, "factor": 1.0}, {"params": radial, "factor": 10.0}]
-        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.98))
 
     def step(self, batch: _Batch, number: int) -> float:
         """One step; the loss before it."""
         started = time.monotonic()
-        rate = self.settings.learning_rate * _rate_factor(number, self.settings.steps)
+        rate = self.learning_rate * _rate_factor(number, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,7 +194,7 @@ class _Batch(NamedTuple):
 
 def _draw_batch(train: Configurations, size: int) -> _Batch:
     chosen = torch.randint(len(train.energies), (size,))
-    turns = torch.linalg.qr(torch.randn(size, 3, 3, dtype=torch.float64)).Q
+    turns = random_orthogonal(size, 3)
     parts = (train.positions[chosen] @ turns, train.energies[chosen], train.forces[chosen] @ turns)
     return _Batch(*[part.float() for part in (*parts, train.energies.std(correction=0).clamp(min=1e-3))])
 
@@ -243,7 +246,6 @@ def finite_difference_error(model: EnergyModel, positions: Tensor, *, step: floa
 def rotation_error(model: EnergyModel, positions: Tensor, *, seed: int = 0) -> float:
     """The most by which a force on a turned cluster `(N, 3)` differs from the turned force, in float64."""
     model, positions = copy.deepcopy(model).double(), positions.double()
-    random = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    turn = torch.linalg.qr(random).Q
+    turn = random_orthogonal(1, 3, generator=torch.Generator().manual_seed(seed))[0]
     upright, turned = predict(model, torch.stack([positions, positions @ turn])).forces
     return float((turned - upright @ turn).abs().max())

@@ -42,8 +42,9 @@ class PointsSettings:
         plain_width: of the plain model's features; 36 gives it about as many parameters.
         heads: of the attention; a divisor of the widths.
         blocks: of attention and feed-forward.
-        learning_rate: Adam's highest, but for the weights of the radial basis, which learn ten times as fast; it rises
-            over the first tenth of the steps and falls along a cosine.
+        learning_rate: Adam's highest for the equivariant model, but for the weights of its radial basis, which learn ten
+            times as fast; it rises over the first tenth of the steps and falls along a cosine.
+        plain_learning_rate: the same for all weights of the plain model.
         seed: of the simulation, the initial weights and the batches.
 
     Raises:
@@ -62,6 +63,7 @@ class PointsSettings:
     heads: int = 4
     blocks: int = 3
     learning_rate: float = 1e-2
+    plain_learning_rate: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class PointsSettings:
             if getattr(self, name) % self.heads:
                 expected = f"a divisor of {name}={getattr(self, name)}"
                 raise InvalidConfigError(argument="heads", expected=expected, actual=self.heads)
-        for name in ("radius", "learning_rate"):
+        for name in ("radius", "learning_rate", "plain_learning_rate"):
             require_number(name, getattr(self, name), above=0.0, below=1e6, error=InvalidConfigError)
 
 
