@@ -157,7 +157,7 @@ def _comparison(report: _Report, fit: PointsFit) -> str:
 def _verdict(errors: dict[str, Errors]) -> str:
     own, others = errors["equivariant"].force_mae, min(errors["plain"].force_mae, errors["mean"].force_mae)
     if own < others:
-        return f"The equivariant model's error of a force is {others / own:.1f} times smaller than the better of the others'."
+        return f"The equivariant model's error of a force is {others / own:.1f} times smaller than the others'."
     return "The equivariant model has not learnt forces better than the others: train for longer."
 
 

@@ -42,9 +42,9 @@ class PointsSettings:
         plain_width: of the plain model's features; 36 gives it about as many parameters.
         heads: of the attention; a divisor of the widths.
         blocks: of attention and feed-forward.
-        learning_rate: Adam's highest for the equivariant model, but for the weights of its radial basis, which learn ten
-            times as fast; it rises over the first tenth of the steps and falls along a cosine.
-        plain_learning_rate: the same for all weights of the plain model.
+        learning_rate: Adam's highest for the equivariant model; it rises over the first tenth of the steps and falls
+            along a cosine. The weights of the radial basis learn ten times as fast.
+        plain_learning_rate: Adam's highest for the plain model.
         seed: of the simulation, the initial weights and the batches.
 
     Raises:
