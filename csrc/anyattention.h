@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define ANYATTENTION_INTERFACE 7
+#define ANYATTENTION_INTERFACE 8
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -318,6 +318,32 @@ typedef struct anyattention_topk {
 /* indices (batch, num_queries, heads, k): the keys, best first; NaN is larger than any number,
  * of equal scores the first key is best, and -1 stands in the slots that are not used. */
 ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk *call, int64_t *indices);
+
+/* What attention between points adds to scores, of displacements x (rows, dim) of length d:
+ *
+ *   terms[o] = sum over k of radial_weight[o, k] exp(-(d / w - k)^2 / 2)
+ *              and for the first `heads` outputs - decay[o] |x|^2 + log u(d / radius)
+ *
+ * with w = radial_range / max(num_radial - 1, 1), d not below eps, and the envelope u(x) =
+ * (1 - x)^3 (1 + 3 x + 6 x^2 + 10 x^3 + 15 x^4 + 21 x^5), 0 from 1 on. num_radial 0: no sum; radius 0: no
+ * envelope. Numbers are float or double, as is_double says. */
+typedef struct anyattention_distance_call {
+  int64_t rows, dim, heads, outputs, num_radial, num_threads;
+  double radius, radial_range, eps;
+  int32_t is_double;
+} anyattention_distance_call;
+
+/* terms (rows, outputs), of decay (heads) and radial_weight (outputs, num_radial). */
+ANYATTENTION_EXPORT int32_t anyattention_distance_terms(const anyattention_distance_call *call,
+                                                        const void *displacement, const void *decay,
+                                                        const void *radial_weight, void *terms);
+
+/* Gradients of displacement, decay and radial_weight, of terms' gradient by_terms. */
+ANYATTENTION_EXPORT int32_t anyattention_distance_gradients(const anyattention_distance_call *call,
+                                                            const void *displacement, const void *decay,
+                                                            const void *radial_weight, const void *by_terms,
+                                                            void *by_displacement, void *by_decay,
+                                                            void *by_weight);
 
 #ifdef __cplusplus
 }

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # The number in csrc/anyattention.h; raised whenever a declaration changes.
-_INTERFACE = 7
+_INTERFACE = 8
 
 _FLAGS_V3 = frozenset(
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
@@ -79,6 +79,8 @@ _SIGNATURES: dict[str, tuple[type, list[type]]] = {
             ("dynamic_dot", 2),
             ("dynamic_sums", 7),
             ("topk_indices", 2),
+            ("distance_terms", 5),
+            ("distance_gradients", 8),
         )
     },
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +26,10 @@ from anyattention._checks import (
 )
 from anyattention.config import GeometricAttentionConfig, require_config
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
-from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
-from anyattention.nn.chunks import in_chunks
 from anyattention.ops import edge_dot
+from anyattention.ops.distance import DistanceSettings, distance_terms
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 
@@ -133,32 +131,12 @@ class PointAttention(AttentionModule):
 
     def _distance_terms(self, displacement: Tensor, radius: float | None) -> tuple[Tensor, Tensor | None]:
         """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
-        dtype = displacement.dtype
-        shared = [self._decay(dtype)]
-        if self.radial_weight is not None:
-            shared.append(self.radial_weight.to(dtype))
-        terms = in_chunks(partial(self._terms_of_rows, radius), displacement.flatten(0, 1), *shared)
-        score, *others = (term.unflatten(0, displacement.shape[:2]) for term in terms)
-        return score, others[0] if others else None
-
-    def _terms_of_rows(
-        self, radius: float | None, displacement: Tensor, decay: Tensor, radial_weight: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Score and others of displacements `(rows, dim)`, each row by itself."""
-        config, heads = self.config, self.config.base.num_heads
-        squared = displacement.square().sum(-1)
-        score = -squared[:, None] * decay
-        radial_range = config.get_radial_range()
-        if radius is None and radial_range is None:
-            return (score,)
-        distance = safe_distance(squared, config.base.eps)
-        if radius is not None:
-            score = score + log_cutoff_envelope(distance, radius)[:, None]
-        if radial_weight is None or radial_range is None:
-            return (score,)
-        basis = gaussian_basis if config.radial_basis == "gaussian" else bessel_basis
-        radial = F.linear(basis(distance, radial_range, config.num_radial), radial_weight)
-        return score + radial[:, :heads], radial[:, heads:]
+        config, dtype, heads = self.config, displacement.dtype, self.config.base.num_heads
+        settings = DistanceSettings(radius, config.get_radial_range(), config.radial_basis, config.base.eps)
+        weight = None if self.radial_weight is None else self.radial_weight.to(dtype)
+        terms = distance_terms(displacement.flatten(0, 1), self._decay(dtype), weight, settings)
+        terms = terms.unflatten(0, displacement.shape[:2])
+        return terms[..., :heads], None if weight is None else terms[..., heads:]
 
     def _check_points(self, argument: str, positions: Tensor, features: Tensor | None, axes: Axes, side: str) -> None:
         """Shapes, dtypes and devices of one side; `side` names its axis of points."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyattention.ops.eager import are_plain, are_transformed
 
-__all__ = ["in_chunks"]
+__all__ = ["gradients_in_chunks", "in_chunks"]
 
 # Sixteen float32 numbers for each of so many rows are 1 MiB.
 _ROWS = 1 << 14
@@ -30,7 +30,18 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *shared
     """
     if len(rows) <= _ROWS or not are_plain((rows, *shared)) or are_transformed(rows, *shared):
         return function(rows, *shared)
-    return _InChunks.apply(lambda rows, shared: (function(*rows, *shared), ()), 1, rows, *shared)
+    return _InChunks.apply(_by_rows(function), 1, rows, *shared)
+
+
+def gradients_in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], rows: Tensor, shared: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradients of rows and shared tensors of `in_chunks`, for those of its results; differentiable."""
+    return _gradients(_by_rows(function), [rows], shared, gradients, ())
+
+
+def _by_rows(function: Callable[..., tuple[Tensor, ...]]) -> _Function:
+    return lambda rows, shared: (function(*rows, *shared), ())
 
 
 class _InChunks(torch.autograd.Function):
@@ -44,22 +55,31 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        function, num_rows, tensors = ctx.function, ctx.num_rows, ctx.saved_tensors
-        num_shared, num_results = len(tensors) - num_rows, ctx.num_results
+        rows, shared = ctx.saved_tensors[: ctx.num_rows], ctx.saved_tensors[ctx.num_rows :]
+        by_results, by_sums = gradients[: ctx.num_results], gradients[ctx.num_results :]
+        return None, None, *_gradients(ctx.function, rows, shared, by_results, by_sums)
 
-        def joined(*inputs: Tensor) -> tuple[Tensor, ...]:
-            results, sums = function(inputs[:num_rows], inputs[num_rows:])
-            return *results, *sums
 
-        def gradient(rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-            """Again a function of rows and shared tensors, so that its own derivative is taken in the same way."""
-            pull = torch.func.vjp(joined, *rows[:num_rows], *shared[:num_shared])[1]
-            found = pull((*rows[num_rows:], *shared[num_shared:]))
-            return found[:num_rows], found[num_rows:]
+def _gradients(
+    function: _Function,
+    rows: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    by_results: Sequence[Tensor],
+    by_sums: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Again a function of rows and shared tensors, so that its own derivative is taken in the same way."""
+    num_rows, num_shared = len(rows), len(shared)
 
-        rows = (*tensors[:num_rows], *gradients[:num_results])
-        shared = (*tensors[num_rows:], *gradients[num_results:])
-        return None, None, *_InChunks.apply(gradient, len(rows), *rows, *shared)
+    def joined(*inputs: Tensor) -> tuple[Tensor, ...]:
+        results, sums = function(inputs[:num_rows], inputs[num_rows:])
+        return *results, *sums
+
+    def gradient(rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        pull = torch.func.vjp(joined, *rows[:num_rows], *shared[:num_shared])[1]
+        found = pull((*rows[num_rows:], *shared[num_shared:]))
+        return found[:num_rows], found[num_rows:]
+
+    return _InChunks.apply(gradient, num_rows + len(by_results), *rows, *by_results, *shared, *by_sums)
 
 
 def _run(function: _Function, rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from anyattention import Graph
-from anyattention.nn import DistanceAttention, EquivariantAttention, chunks
+from anyattention.nn import DistanceAttention, EquivariantAttention
+from anyattention.ops.distance import chunks
 
 _F64 = torch.float64
 
