@@ -24,6 +24,8 @@ struct EdgeCall {
   Number *edge_numbers(Number *numbers) const {
     return numbers + b * rows.num_edges * H;
   }
+  // Without a division where there is nothing to divide.
+  int64_t column_head(int64_t h) const { return G == H ? h : G == 1 ? 0 : h / group; }
   const T *column(const T *columns, int64_t j) const { return columns + (b * rows.num_columns + j) * G * D; }
   ANYATTENTION_INLINE void prefetch(const T *columns, int64_t s) const {
     if (rows.slot_is_valid(s + kPrefetch)) {

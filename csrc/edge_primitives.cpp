@@ -17,7 +17,7 @@ namespace {
 
 template <class T, int W>
 struct EdgeDot : EdgeCall<T> {
-  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
   const T *left, *right;
   T *result;
 
@@ -46,7 +46,7 @@ struct EdgeDot : EdgeCall<T> {
         continue;
       }
       for (int64_t h = 0; h < H; ++h) {
-        out[h] = dot<W>(row + h * d, column + (G == H ? h : h / group) * d, d);
+        out[h] = dot<W>(row + h * d, column + this->column_head(h) * d, d);
       }
     }
     return true;
@@ -55,7 +55,7 @@ struct EdgeDot : EdgeCall<T> {
 
 template <class T, int W>
 struct EdgeSum : EdgeCall<T> {
-  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
   const T *weights, *columns;
   T *result;
 
@@ -83,7 +83,7 @@ struct EdgeSum : EdgeCall<T> {
       }
       for (int64_t h = 0; h < H; ++h) {
         if (weight[h] == 0) continue;
-        add_scaled<W>(accumulator + h * d, weight[h], column + (G == H ? h : h / group) * d, d);
+        add_scaled<W>(accumulator + h * d, weight[h], column + this->column_head(h) * d, d);
       }
     }
     return true;

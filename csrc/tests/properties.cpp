@@ -424,6 +424,28 @@ struct Summed {
   }
 };
 
+// Distances have no indices to break: any sizes, any numbers, and a missing array where one is planted.
+void drive_distances(bool faulty) {
+  const bool doubled = chance(0.5);
+  const int64_t rows = chance(0.1) ? up_to(20000) : up_to(150), dim = 1 + up_to(3), heads = up_to(5);
+  const int64_t num_radial = up_to(20), outputs = heads + (num_radial > 0 ? up_to(5) : 0);
+  const anyattention_distance_call call{rows, dim, heads, outputs, num_radial, 1 + up_to(2),
+                                        chance(0.5) ? 1.5 : 0.0, 2.0, 1e-6, doubled};
+  const Numbers displacement(doubled, rows * dim), decay(doubled, heads), weight(doubled, outputs * num_radial);
+  const Numbers terms(doubled, rows * outputs), by_displacement(doubled, rows * dim), by_decay(doubled, heads + 1);
+  const Numbers by_weight(doubled, outputs * num_radial);
+  const bool broken = faulty && rows > 0;
+  const void *x = broken ? nullptr : displacement.get();
+  const bool is_empty = heads == 0 || outputs == 0;
+  const int32_t forward = anyattention_distance_terms(&call, x, decay.get(), weight.get(), terms.get());
+  const int32_t backward = anyattention_distance_gradients(&call, x, decay.get(), weight.get(), terms.get(),
+                                                           by_displacement.get(), by_decay.get(), by_weight.get());
+  for (const int32_t status : {forward, backward}) {
+    if (is_empty) continue;  // arrays of no numbers are null
+    require((status == ANYATTENTION_INVALID_ARGUMENT) == broken, "distances", status);
+  }
+}
+
 void drive_dynamic(const Graph &graph, bool faulty) {
   const bool is_double = chance(0.5);
   const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
@@ -487,6 +509,8 @@ void refuse_arguments() {
   anyattention_run_attention no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
                                               nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_distance_terms(nullptr, nullptr, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
+          "no call");
   require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_topk sizes{};
   require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
@@ -531,6 +555,7 @@ int main(int argc, char **argv) {
     drive_dynamic(graph, faulty);
     drive_runs(faulty);
     drive_topk(faulty);
+    drive_distances(faulty);
     drive_symmetric_rows(faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),

@@ -89,7 +89,7 @@ class EquivariantAttention(PointAttention):
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
 
     Cost: O(points x d_model^2 + pairs x (d_model + channels x dim)) time. Memory above the inputs is O(points) over all
-    pairs without radius and radial range, and O(pairs x heads x dim) with them (a radius takes those within it, found
+    pairs without radius and radial range, and O(pairs x (heads + dim)) with them (a radius takes those within it, found
     among all) or over a graph, first and second derivative alike.
 
     Source: Satorras et al., 2021 (E(n) equivariant networks): relative vectors, and features from invariants; Schuett

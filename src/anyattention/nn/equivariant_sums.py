@@ -58,7 +58,7 @@ def sums_of_edges(
     mask: Tensor | None,
     dropout: float,
 ) -> EquivariantSums:
-    """Over edges, in the primitives of graph attention: nothing larger than X numbers per edge and head is kept.
+    """Over edges, in the primitives of graph attention: nothing larger than a number per edge and head is kept.
 
     `displacement` `(B, E, X)` leads from query to key; `distance_score` and `gate`, less 1, are `(B, E, H)`.
     """
@@ -70,12 +70,24 @@ def sums_of_edges(
     gated = F.dropout(weights, dropout, training=dropout > 0)
     gated = gated if gate is None else gated * (1.0 + gate)
     sums = edge_sum(gated, torch.cat([value, vectors], -1), graph)
-    # Every head and coordinate is a head of its own: exact, and without a vector for each edge and channel.
-    steps = (gated[..., None] * displacement[:, :, None]).flatten(-2)
-    ones = value.new_ones(*value.shape[:2], steps.shape[-1], 1)
-    relative = edge_sum(steps, ones, graph)[..., 0].unflatten(-1, (-1, displacement.shape[-1]))
+    # An edge's displacement is the value of a key of its own, that all heads share.
+    relative = edge_sum(gated, displacement[:, :, None], _edges_as_keys(graph))
     values, summed = sums.split([value.shape[-1], vectors.shape[-1]], -1)
     return EquivariantSums(values, summed, relative, weights)
+
+
+def _edges_as_keys(graph: Graph) -> Graph:
+    """The same queries and edges, each edge from a key of its own."""
+    edges = torch.arange(graph.num_edges, device=graph.edge_index.device)
+    return Graph(
+        edge_index=torch.stack([edges, graph.query_index]),
+        query_offsets=graph.query_offsets,
+        keys_by_query=graph.edges_by_query,
+        edges_by_query=graph.edges_by_query,
+        key_offsets=torch.arange(graph.num_edges + 1, device=edges.device),
+        queries_by_key=graph.query_index,
+        edges_by_key=edges,
+    )
 
 
 def sums_of_all(
