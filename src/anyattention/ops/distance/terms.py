@@ -89,10 +89,10 @@ def reference(
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: DistanceSettings, displacement: Tensor, *shared: Tensor) -> Tensor:
-        displacement, *shared = (x.contiguous() for x in (displacement, *shared))
+        inputs = [x.contiguous() for x in (displacement, *shared)]
         ctx.settings = settings
-        ctx.save_for_backward(displacement, *shared)
-        call, pointers = _prepare(settings, displacement, *shared)
+        ctx.save_for_backward(*inputs)
+        call, pointers = _prepare(settings, *inputs)
         terms = displacement.new_empty(call.rows, call.outputs)
         _native.run("distance_terms", ctypes.byref(call), *pointers, terms.data_ptr())
         return terms
