@@ -13,6 +13,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +54,14 @@ class Setting(NamedTuple):
 TRIALS = [
     Setting(*parts) for parts in itertools.product(("anyattention", "egnn-pytorch"), (32, 64), (1e-3, 2e-3, 4e-3))
 ]
-# Those of the lowest validation error in the trials.
-CHOSEN = (Setting("anyattention", 32, 2e-3), Setting("egnn-pytorch", 32, 2e-3))
+# Those of the lowest validation error after two minutes of the trials, on a seed of their own.
+CHOSEN = (Setting("anyattention", 32, 4e-3), Setting("egnn-pytorch", 32, 1e-3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0, help="of training, for each contestant and seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/nbody"), help="of checkpoints, from which it goes on")
     parser.add_argument("--trials", action="store_true", help="train every setting on seed 0, without a result")
     parser.add_argument("--train", nargs=4, metavar=("NAME", "WIDTH", "RATE", "SEED"), help="this one alone")
@@ -145,15 +146,16 @@ def load_data(folder: Path) -> Data:
     return Data(*(Systems(*(tensors[f"{part}.{field}"] for field in Systems._fields)) for part in Data._fields))
 
 
-def trial_errors(folder: Path) -> dict[str, dict[str, float]]:
-    """The lowest validation error so far at each mark of every setting that was tried on seed 0."""
+def trial_errors(folder: Path) -> dict[str, dict[str, float | None]]:
+    """The lowest validation error so far at each mark of every setting tried on seed 0; None where it diverged."""
     found = {}
     for setting in TRIALS:
         path = setting.file(0, folder)
         if path.exists():
             training = build(setting, 0)
             training.load(path)
-            found[str(setting)] = {str(at): best.validation for at, best in best_by_time(training.marks).items()}
+            best = best_by_time(training.marks)
+            found[str(setting)] = {str(at): x.validation if isfinite(x.validation) else None for at, x in best.items()}
     return found
 
 
