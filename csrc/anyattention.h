@@ -338,7 +338,7 @@ ANYATTENTION_EXPORT int32_t anyattention_distance_terms(const anyattention_dista
                                                         const void *displacement, const void *decay,
                                                         const void *radial_weight, void *terms);
 
-/* Gradients of displacement, decay and radial_weight, of terms' gradient by_terms. */
+/* Gradients of displacement, decay and radial_weight, of terms' gradient by_terms; each is left out where null. */
 ANYATTENTION_EXPORT int32_t anyattention_distance_gradients(const anyattention_distance_call *call,
                                                             const void *displacement, const void *decay,
                                                             const void *radial_weight, const void *by_terms,

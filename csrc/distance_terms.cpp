@@ -113,7 +113,7 @@ struct Block {
     }
   }
 
-  // Gradients by the displacements, and what is added to those of decays and weights.
+  // Gradients by the displacements, and what is added to those of decays and weights; each where it is not null.
   void write_gradients(int64_t first, int64_t count, const T *by_terms, T *by_displacement, T *by_decay, T *by_weight) {
     std::fill_n(outputs, kBlock * c.outputs, T{0});
     for (int64_t n = 0; n < count; ++n) {
@@ -124,7 +124,7 @@ struct Block {
       const T own = decay[h], *given = outputs + h * kBlock;
       for (int64_t n = 0; n < kBlock; ++n) by_squared[n] -= own * given[n];
       for (int64_t n = 0; c.radius > 0 && n < kBlock; ++n) by_distance[n] += given[n] * slope[n];
-      by_decay[h] -= dot<kBlock>(given, squared, kBlock);
+      if (by_decay) by_decay[h] -= dot<kBlock>(given, squared, kBlock);
     }
     const T inverse = inverse_width();
     for (int64_t k = 0; k < c.num_radial; ++k) {
@@ -133,12 +133,13 @@ struct Block {
       for (int64_t o = 0; o < c.outputs; ++o) {
         const T weight = radial_weight[o * c.num_radial + k], *given = outputs + o * kBlock;
         for (int64_t n = 0; n < kBlock; ++n) sum[n] += weight * given[n];
-        by_weight[o * c.num_radial + k] += dot<kBlock>(given, bump, kBlock);
+        if (by_weight) by_weight[o * c.num_radial + k] += dot<kBlock>(given, bump, kBlock);
       }
       for (int64_t n = 0; n < kBlock; ++n) {
         by_distance[n] -= sum[n] * bump[n] * (distance[n] * inverse - static_cast<T>(k)) * inverse;
       }
     }
+    if (!by_displacement) return;
     const T nearest = static_cast<T>(c.eps * c.eps);
     for (int64_t n = 0; n < kBlock; ++n) {
       const T along = squared[n] < nearest ? T{0} : by_distance[n] / distance[n];
@@ -153,7 +154,7 @@ struct Block {
 };
 
 bool is_valid(const anyattention_distance_call *c) {
-  if (!c || c->rows < 0 || c->dim < 0 || c->heads < 0 || c->num_radial < 0 || c->num_threads < 1) return false;
+  if (!c || c->rows < 0 || c->dim < 1 || c->heads < 1 || c->num_radial < 0 || c->num_threads < 1) return false;
   if (c->outputs < c->heads) return false;
   return c->num_radial == 0 || c->radial_range > 0;
 }
@@ -190,16 +191,16 @@ void run_gradients(const anyattention_distance_call &c, const void *x, const voi
   const int64_t size = c.heads + c.outputs * c.num_radial, pieces = (c.rows + kRowsPerSum - 1) / kRowsPerSum;
   const Workspace<T> sums(pieces * size);
   over_rows<T>(c, x, decay, weight, size, sums.get(), [=](Block<T> &block, int64_t first, int64_t count, T *own) {
-    block.write_gradients(first, count, static_cast<const T *>(by_terms), static_cast<T *>(by_displacement), own,
-                          own + block.c.heads);
+    block.write_gradients(first, count, static_cast<const T *>(by_terms), static_cast<T *>(by_displacement),
+                          by_decay ? own : nullptr, by_weight ? own + block.c.heads : nullptr);
   });
-  std::fill_n(static_cast<T *>(by_decay), c.heads, T{0});
-  std::fill_n(static_cast<T *>(by_weight), size - c.heads, T{0});
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const T *own = sums.get() + piece * size;
-    add(static_cast<T *>(by_decay), own, c.heads);
-    add(static_cast<T *>(by_weight), own + c.heads, size - c.heads);
-  }
+  const auto add_up = [&](void *result, int64_t begin, int64_t count) {
+    if (!result) return;
+    std::fill_n(static_cast<T *>(result), count, T{0});
+    for (int64_t piece = 0; piece < pieces; ++piece) add(static_cast<T *>(result), sums.get() + piece * size + begin, count);
+  };
+  add_up(by_decay, 0, c.heads);
+  add_up(by_weight, c.heads, size - c.heads);
 }
 
 }  // namespace
@@ -225,9 +226,9 @@ int32_t anyattention_distance_gradients(const anyattention_distance_call *call, 
                                         const void *decay, const void *radial_weight, const void *by_terms,
                                         void *by_displacement, void *by_decay, void *by_weight) {
   using namespace anyattention;
-  if (!is_valid(call) || !by_decay) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->rows > 0 && (!displacement || !decay || !by_terms || !by_displacement)) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->num_radial > 0 && (!radial_weight || !by_weight)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (call->rows > 0 && (!displacement || !decay || !by_terms)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (call->rows > 0 && call->num_radial > 0 && !radial_weight) return ANYATTENTION_INVALID_ARGUMENT;
   try {
     (call->is_double ? run_gradients<double> : run_gradients<float>)(*call, displacement, decay, radial_weight, by_terms,
                                                                      by_displacement, by_decay, by_weight);

@@ -1,6 +1,6 @@
 // Short loops over one row's channels, and exponentials over contiguous numbers.
 //
-// A reduction is vectorised by `omp simd`, in an order that the compiler fixes: the result does not
+// A reduction adds its lanes in an order that is fixed when it is compiled: the result does not
 // depend on threads. Vectors are the compiler's own; a machine with narrower registers splits them.
 #ifndef ANYATTENTION_SIMD_H
 #define ANYATTENTION_SIMD_H

@@ -61,14 +61,15 @@ class Training:
         The clock stands still during examinations. A KeyboardInterrupt of `on_step` ends the training early.
         """
         saved = self.seconds
+        self.examine(data)
         try:
             while self.seconds < seconds:
                 started = time.monotonic()
                 self.step(data.train)
                 taken = time.monotonic() - started
                 self.seconds += taken
-                on_step(taken)
                 self.examine(data)
+                on_step(taken)
                 if self.seconds - saved > SECONDS_BETWEEN_SAVES:
                     self.save(save_to)
                     saved = self.seconds

@@ -312,6 +312,20 @@ def test_no_point_and_one_point(kind, settings, points):
 
 
 @pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("settings", _SETTINGS)
+def test_a_graph_without_edges_has_no_forces_to_train_on(kind, settings):
+    module = _module(kind, **_SETTINGS[settings])
+    x, p = _points(4)
+    p.requires_grad_()
+    output = module(x, p, graph=torch.zeros(2, 0, dtype=torch.int64)).output
+    (forces,) = torch.autograd.grad(output.sin().sum(), p, create_graph=True, allow_unused=True, materialize_grads=True)
+    assert torch.equal(forces, torch.zeros_like(forces))
+    if forces.requires_grad:
+        forces.square().sum().backward()
+        assert all(each.grad is None or not each.grad.any() for each in module.parameters())
+
+
+@pytest.mark.parametrize("kind", _KINDS)
 def test_far_from_the_origin_float32_keeps_its_accuracy(kind):
     for settings in _SETTINGS.values():
         module = _module(kind, dtype=torch.float32, **settings)

@@ -81,5 +81,8 @@ def test_layers_in_chunks(kind, settings, monkeypatch):
     monkeypatch.setattr(chunks, "_ROWS", 7)
     torch.testing.assert_close(outcome(), whole)
     # Under autocast distances keep their digits, the backward pass included.
+    rows, *shared = _inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(each.isfinite().all() for each in outcome())
+        wide = chunks.in_chunks(_function, rows, *shared)
+    torch.testing.assert_close(wide, _function(rows, *shared))

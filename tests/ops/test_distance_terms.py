@@ -51,7 +51,8 @@ def test_values_and_gradients(case, rows, dtype, tolerance):
     # A score that is hidden gets no gradient from the softmax.
     cotangent = torch.where(expected.isfinite(), torch.randn_like(expected), 0.0)
     ours, theirs = (torch.autograd.grad(each, inputs, cotangent) for each in (found, expected))
-    for one, other in zip(ours, theirs, strict=True):
+    torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)
+    for one, other in zip(ours[1:], theirs[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * max(1.0, math.sqrt(rows)))
 
 
@@ -60,7 +61,22 @@ def test_values_and_gradients(case, rows, dtype, tolerance):
 def test_other_dimensions_and_numbers(dim, num_radial):
     torch.manual_seed(0)
     settings, inputs = _inputs("scores and gates", 70, torch.float64, num_radial, dim)
-    torch.testing.assert_close(_call(settings, *inputs), terms.reference(settings, *inputs)[0])
+    found, (expected,) = _call(settings, *inputs), terms.reference(settings, *inputs)
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.where(expected.isfinite(), torch.randn_like(expected), 0.0)
+    ours, theirs = (torch.autograd.grad(each, inputs, cotangent) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_only_the_gradients_that_are_asked_for(wanted):
+    torch.manual_seed(0)
+    settings, inputs = _inputs("no radius", 70, torch.float64)
+    whole = torch.autograd.grad(_call(settings, *inputs).sin().sum(), inputs)
+    alone = [x.detach().requires_grad_(number == wanted) for number, x in enumerate(inputs)]
+    (found,) = torch.autograd.grad(_call(settings, *alone).sin().sum(), alone[wanted])
+    assert torch.equal(found, whole[wanted])
 
 
 @pytest.mark.usefixtures("native")
@@ -120,12 +136,26 @@ def test_threads_change_no_bit():
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.usefixtures("native")
 def test_not_contiguous():
-    settings, (displacement, decay, weight) = _inputs("scores and gates", 9, torch.float64)
-    turned = displacement.detach().T.contiguous().T
-    found = _call(settings, turned, decay, weight.detach().T.contiguous().T)
+    settings, (displacement, decay, weight) = _inputs("no radius", 5, torch.float64)
+    turned = [x.detach().T.contiguous().T.requires_grad_() for x in (displacement, weight)]
+    assert not any(x.is_contiguous() for x in turned)
+    found = _call(settings, turned[0], decay, turned[1])
     torch.testing.assert_close(found, _call(settings, displacement, decay, weight), rtol=0, atol=0)
+    assert gradgradcheck(lambda *inputs: _call(settings, *inputs), [turned[0], decay, turned[1]])
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("case", _SETTINGS)
+def test_second_derivatives_without_rows(case):
+    settings, inputs = _inputs(case, 0, torch.float64)
+    gradients = torch.autograd.grad(_call(settings, *inputs).sum(), inputs, create_graph=True)
+    assert [x.shape for x in gradients] == [x.shape for x in inputs]
+    total = sum(x.square().sum() for x in gradients)
+    if total.requires_grad:
+        seconds = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+        assert not any(x.any() for x in seconds)
 
 
 def test_without_kernels_and_for_another_basis_the_definition_runs(monkeypatch):

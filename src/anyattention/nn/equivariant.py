@@ -58,7 +58,7 @@ class EquivariantAttention(PointAttention):
 
     U, M and R mix channels, without bias. s(v) = v / (1 + |v|^2 / length^2)^(1/4) shortens long vectors to the square
     root of their length and leaves short ones: without it, deep stacks overflow. The gate is there with a radial range.
-    Over edges, r_i is summed coordinate by coordinate from the displacements; over all pairs without radius and radial
+    Over edges, r_i is summed from the displacements; over all pairs without radius and radial
     range it is sum g x_j - (sum g) x_i, with positions taken from their mean. A point that by mask or graph may attend
     to nothing comes out as it went in.
 

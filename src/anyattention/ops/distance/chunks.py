@@ -87,7 +87,8 @@ def _run(function: _Function, rows: Sequence[Tensor], shared: Sequence[Tensor]) 
     count = len(rows[0])
     results: list[Tensor] = []
     sums: list[Tensor] = []
-    for start in range(0, count, _ROWS):
+    # One chunk of no rows says what results there would be.
+    for start in range(0, max(count, 1), _ROWS):
         chunk = slice(start, start + _ROWS)
         parts, terms = function([each[chunk] for each in rows], shared)
         if start == 0:

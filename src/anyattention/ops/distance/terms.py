@@ -61,6 +61,8 @@ def distance_terms(
         settings: which functions there are.
     """
     shared = [decay] if radial_weight is None else [decay, radial_weight]
+    # Before the kernel's own function, which is to keep what derivatives are taken by.
+    displacement, *shared = (x.contiguous() for x in (displacement, *shared))
     has_kernel = _native.available() and (radial_weight is None or settings.radial_basis == "gaussian")
     if has_kernel and are_plain((displacement, *shared)) and not are_transformed(displacement, *shared):
         return _Kernel.apply(settings, displacement, *shared)
@@ -89,10 +91,9 @@ def reference(
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: DistanceSettings, displacement: Tensor, *shared: Tensor) -> Tensor:
-        inputs = [x.contiguous() for x in (displacement, *shared)]
         ctx.settings = settings
-        ctx.save_for_backward(*inputs)
-        call, pointers = _prepare(settings, *inputs)
+        ctx.save_for_backward(displacement, *shared)
+        call, pointers = _prepare(settings, displacement, *shared)
         terms = displacement.new_empty(call.rows, call.outputs)
         _native.run("distance_terms", ctypes.byref(call), *pointers, terms.data_ptr())
         return terms
@@ -107,15 +108,10 @@ class _Kernel(torch.autograd.Function):
         call, pointers = _prepare(ctx.settings, displacement, *shared)
         by_terms = gradients[0].contiguous()
         require_numbers("gradient", by_terms, (call.rows, call.outputs), displacement.dtype)
-        found = [torch.empty_like(x) for x in (displacement, *shared)]
-        _native.run(
-            "distance_gradients",
-            ctypes.byref(call),
-            *pointers,
-            by_terms.data_ptr(),
-            *(x.data_ptr() for x in found),
-            *[None] * (3 - len(found)),
-        )
+        wanted = ctx.needs_input_grad[1:]
+        found = [torch.empty_like(x) if want else None for x, want in zip(ctx.saved_tensors, wanted, strict=True)]
+        results = [pointer(x) for x in found] + [None] * (3 - len(found))
+        _native.run("distance_gradients", ctypes.byref(call), *pointers, by_terms.data_ptr(), *results)
         return None, *found
 
 
