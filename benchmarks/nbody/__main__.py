@@ -57,8 +57,11 @@ TRIALS = {
     "anyattention": [Setting("anyattention", *parts) for parts in [*_GRID, (32, 8e-3)]],
     "egnn-pytorch": [Setting("egnn-pytorch", *parts) for parts in [*_GRID, (32, 5e-4)]],
 }
-# Those of the lowest validation error after two minutes of the trials, on a seed of their own.
-CHOSEN = (Setting("anyattention", 32, 8e-3), Setting("egnn-pytorch", 32, 5e-4))
+# The two of either with the lowest validation errors after two minutes of the trials, on a seed of their own; in pairs.
+CHOSEN = (
+    (Setting("anyattention", 32, 4e-3), Setting("egnn-pytorch", 32, 1e-3)),
+    (Setting("anyattention", 32, 8e-3), Setting("egnn-pytorch", 32, 5e-4)),
+)
 
 
 def main() -> None:
@@ -81,8 +84,8 @@ def main() -> None:
     else:
         require_tests("tests/test_nbody.py")
         load_data(folder)
-        for seed in arguments.seeds:
-            train_side_by_side(CHOSEN, seed, arguments.seconds, folder)
+        for seed, pair in itertools.product(arguments.seeds, CHOSEN):
+            train_side_by_side(pair, seed, arguments.seconds, folder)
         report(arguments.seeds, folder)
 
 
@@ -104,9 +107,9 @@ def train(setting: Setting, seed: int, seconds: float, folder: Path) -> None:
     signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
     with tqdm(
         total=seconds,
-        initial=training.seconds,
+        initial=min(training.seconds, seconds),
         desc=f"{setting}, seed {seed}",
-        position=[chosen.name for chosen in CHOSEN].index(setting.name),
+        position=list(TRIALS).index(setting.name),
         # A log file is not redrawn in place, so it gets a line now and then.
         mininterval=0.5 if sys.stderr.isatty() else 60.0,
         bar_format="{desc}: |{bar}| {n:.0f} of {total:.0f} s",
@@ -166,12 +169,12 @@ def report(seeds: list[int], folder: Path) -> None:
     """Print the errors after each span of time, and write the result."""
     runs: dict[str, Any] = {}
     chosen: dict[str, list[dict[int, Mark]]] = {}
-    for setting in CHOSEN:
+    for setting in itertools.chain(*CHOSEN):
         trainings = [build(setting, seed) for seed in seeds]
         for seed, training in zip(seeds, trainings, strict=True):
             training.load(setting.file(seed, folder))
-        chosen[setting.name] = [best_by_time(training.marks) for training in trainings]
-        runs[setting.name] = {
+        chosen[str(setting)] = [best_by_time(training.marks) for training in trainings]
+        runs[str(setting)] = {
             **setting._asdict(),
             "parameters": sum(x.numel() for x in trainings[0].model.parameters()),
             "marks": {str(s): [m._asdict() for m in t.marks] for s, t in zip(seeds, trainings, strict=True)},
