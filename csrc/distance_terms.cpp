@@ -5,7 +5,6 @@
 // A block of rows is turned, so that each loop runs over the rows of one number.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention._checks import require_number
-from anyattention.errors import InvalidConfigError, NumericalInstabilityError
+from anyattention.errors import InvalidConfigError
 from anyattention.training.data import NodeData, Split
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
+from anyattention.training.steps import require_finite_loss
 
 __all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits", "run_epoch"]
 
@@ -143,13 +143,7 @@ def run_epoch(
     optimizer.zero_grad(set_to_none=True)
     logits = model(data.features, data.graph).output
     loss = F.cross_entropy(logits[split.train], data.labels[split.train])
-    if not math.isfinite(loss.item()):
-        raise NumericalInstabilityError(
-            argument=f"loss of epoch {number}",
-            expected="a finite number",
-            actual=loss.item(),
-            hint="a smaller learning rate may help",
-        )
+    require_finite_loss(loss.item(), f"epoch {number}")
     loss.backward()
     optimizer.step()
     logits = predict_logits(model, data)[split.validation]

@@ -8,7 +8,6 @@ Axes: B clusters, N particles.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyattention.errors import NumericalInstabilityError
 from anyattention.geometry.orthogonal import random_orthogonal
 from anyattention.training.particles import Configurations, simulate
 from anyattention.training.points_model import (
@@ -28,6 +26,7 @@ from anyattention.training.points_model import (
     Prediction,
     predict,
 )
+from anyattention.training.steps import rate_factor, require_finite_loss
 
 __all__ = [
     "Errors",
@@ -164,18 +163,12 @@ class _Trainer:
     def step(self, batch: _Batch, number: int) -> float:
         """One step; the loss before it."""
         started = time.monotonic()
-        rate = self.learning_rate * _rate_factor(number, self.steps)
+        rate = self.learning_rate * rate_factor(number, self.steps, 0.02)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = _loss(self.model, batch)
-        if not math.isfinite(loss.item()):
-            raise NumericalInstabilityError(
-                argument=f"loss of step {number}",
-                expected="a finite number",
-                actual=loss.item(),
-                hint="a smaller learning rate may help",
-            )
+        require_finite_loss(loss.item(), f"step {number}")
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
@@ -204,13 +197,6 @@ def _loss(model: EnergyModel, batch: _Batch) -> Tensor:
     force = (predicted.forces - batch.forces) / model.scale
     energy = (predicted.energies - batch.energies) / batch.energy_scale
     return force.square().mean() + energy.square().mean()
-
-
-def _rate_factor(number: int, steps: int) -> float:
-    rising = max(1, steps // 10)
-    if number < rising:
-        return number / rising
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * (number - rising) / max(1, steps - rising))) / 2
 
 
 def predict_all(model: EnergyModel, positions: Tensor, batch: int) -> Prediction:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import require_number
-from anyattention.errors import InvalidConfigError, InvalidInputError, NumericalInstabilityError
+from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.nn import MultiHeadAttention
 from anyattention.patterns import Pattern, Window
+from anyattention.training.steps import rate_factor, require_finite_loss
 
 __all__ = ["SequenceFit", "SequenceModel", "SequenceSettings", "Step", "bits_per_byte", "fit_sequence", "sample_bytes"]
 
@@ -196,15 +197,9 @@ def fit_sequence(
         try:
             for number in range(1, settings.steps + 1):
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * _rate_factor(number, settings.steps)
+                    group["lr"] = settings.learning_rate * rate_factor(number, settings.steps, 0.05)
                 loss = train_step(model, optimizer, draw_passages(tokens, settings))
-                if not math.isfinite(loss):
-                    raise NumericalInstabilityError(
-                        argument=f"loss of step {number}",
-                        expected="a finite number",
-                        actual=loss,
-                        hint="a smaller learning rate may help",
-                    )
+                require_finite_loss(loss, f"step {number}")
                 bits.append(loss)
                 if on_step is not None:
                     on_step(Step(number, loss))
@@ -266,10 +261,3 @@ def sample_bytes(model: SequenceModel, prompt: Tensor, count: int, *, temperatur
 def _loss(model: SequenceModel, passages: Tensor) -> Tensor:
     scores = model(passages[:, :-1])
     return F.cross_entropy(scores.flatten(0, 1), passages[:, 1:].flatten())
-
-
-def _rate_factor(number: int, steps: int) -> float:
-    rising = max(1, steps // 10)
-    if number < rising:
-        return number / rising
-    return 0.05 + 0.95 * (1 + math.cos(math.pi * (number - rising) / max(1, steps - rising))) / 2
