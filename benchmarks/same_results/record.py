@@ -105,6 +105,9 @@ def run_call(name: str, call: Callable[[Numbers], Any], dtype: str) -> Iterator[
                 [*outputs.values()], [*leaves.values()], ends, create_graph=is_second, allow_unused=True
             )
             if is_second:
+                # In primitives that have gradients of their own, not by the kernels of the first ones.
+                again = zip(leaves, gradients, strict=True)
+                yield from ((f"second | first of {key}", one) for key, one in again if one is not None)
                 leaves = leaves | cotangents
                 bent = [one for one in gradients if one is not None and one.requires_grad]
                 factors = [numbers.normal(*one.shape) for one in bent]
