@@ -5,15 +5,14 @@
  * returns one of the codes below, lets no exception out, and touches nothing
  * outside the arrays it was given, whatever their contents.
  *
- * ANYATTENTION_INTERFACE is raised whenever a declaration changes, and the
- * loader refuses a library that was built for another number.
+ * A kernel takes one structure with all that it reads, and then the arrays of its results. The
+ * fields of a structure are those of a record in Python, in this order: sizes, the record's own
+ * fields, num_threads, is_double. The loader compares the structures' sizes.
  */
 #ifndef ANYATTENTION_H
 #define ANYATTENTION_H
 
 #include <stdint.h>
-
-#define ANYATTENTION_INTERFACE 8
 
 #if defined(__GNUC__)
 #define ANYATTENTION_EXPORT __attribute__((visibility("default")))
@@ -32,8 +31,9 @@ enum anyattention_status {
   ANYATTENTION_OUT_OF_MEMORY = 3     /* the workspace could not be allocated */
 };
 
-/* ANYATTENTION_INTERFACE as it was when the library was compiled. */
-ANYATTENTION_EXPORT int32_t anyattention_interface(void);
+/* sizeof of a structure of this file by its name without prefix and "_call", "edge_dot" for
+ * anyattention_edge_dot_call; -1 where there is none of that name. */
+ANYATTENTION_EXPORT int64_t anyattention_size_of(const char *structure);
 
 /* The package's version, for example "0.1.0". */
 ANYATTENTION_EXPORT const char *anyattention_version(void);
@@ -86,62 +86,13 @@ ANYATTENTION_EXPORT int32_t anyattention_symmetric_rows(
     const int64_t *pairs, int64_t num_pairs, int64_t num_rows, int64_t num_threads, int64_t *row_offsets,
     int64_t *slot_rows, int64_t *slot_columns, int64_t *slot_reverse);
 
-/* A graph as compressed rows, one per query, and their transpose, one per key. */
-typedef struct anyattention_graph {
-  int64_t num_queries, num_keys, num_edges;
+/* A graph as compressed rows, one per query, their transpose, one per key, and the ends of each edge. */
+typedef struct anyattention_graph_arrays {
+  int64_t num_queries, num_edges, num_keys;
   const int64_t *query_offsets, *keys_by_query, *edges_by_query;
   const int64_t *key_offsets, *queries_by_key, *edges_by_key;
-} anyattention_graph;
-
-/* One direction of a graph: the rows that reduce, and for each slot its column and edge. */
-typedef struct anyattention_rows {
-  int64_t num_rows, num_columns, num_edges;
-  const int64_t *offsets, *columns, *edges;
-} anyattention_rows;
-
-/* What the primitives work on: numbers of edges (batch, num_edges,
- * heads) in the caller's edge order, rows (batch, num_rows, heads, width) and columns
- * (batch, num_columns, column_heads, width), float, or double where is_double. */
-typedef struct anyattention_edge_call {
-  anyattention_rows rows;
-  int64_t batch, heads, column_heads, width, num_threads;
-  int32_t is_double;
-} anyattention_edge_call;
-
-/* result[e, h] = rows[i, h] . columns[j, h]: (batch, num_edges, heads). */
-ANYATTENTION_EXPORT int32_t anyattention_edge_dot(const anyattention_edge_call *call,
-                                                  const void *rows, const void *columns,
-                                                  void *result);
-
-/* result[i, h] = sum of weights[e, h] columns[j, h]: (batch, num_rows, heads, width).
- * An edge of weight 0 is not there, whatever its column holds. */
-ANYATTENTION_EXPORT int32_t anyattention_edge_sum(const anyattention_edge_call *call,
-                                                  const void *weights, const void *columns,
-                                                  void *result);
-
-/* The softmax of the scores of each row's edges: (batch, num_edges, heads). */
-ANYATTENTION_EXPORT int32_t anyattention_edge_softmax(const anyattention_edge_call *call,
-                                                      const void *scores, void *result);
-
-/* result[i, h] = sum of numbers[e, h]: (batch, num_rows, heads). */
-ANYATTENTION_EXPORT int32_t anyattention_edge_total(const anyattention_edge_call *call,
-                                                    const void *numbers, void *result);
-
-/* Features of edges (num_edges, width), and the weight (heads, call width, width) that
- * makes of them what is added to an edge's column. */
-typedef struct anyattention_edge_features {
-  const void *features, *weight;
-  int64_t width;
-} anyattention_edge_features;
-
-/* The edge of the largest weights[e, h] (columns[j, h] + features' part), channel by channel:
- * int64 (batch, num_rows, heads, width). NaN is larger than any number, ties go to the first
- * edge of the row; a weight of -inf hides its edge, and -1 stands where all are hidden.
- * `features` is null where there are none. */
-ANYATTENTION_EXPORT int32_t anyattention_edge_argmax(const anyattention_edge_call *call,
-                                                     const void *weights, const void *columns,
-                                                     const anyattention_edge_features *features,
-                                                     int64_t *result);
+  const int64_t *query_index, *key_index;
+} anyattention_graph_arrays;
 
 /* A number for each batch, edge and head, in the caller's edge order; strides count
  * numbers, 0 where an axis is broadcast. `data` is null where there is none. */
@@ -150,92 +101,6 @@ typedef struct anyattention_edge_numbers {
   int64_t batch_stride, edge_stride, head_stride;
 } anyattention_edge_numbers;
 
-enum anyattention_score {
-  ANYATTENTION_DOT = 0,      /* query . key + term */
-  ANYATTENTION_ADDITIVE = 1, /* LeakyReLU(query + key + term), head_dim 1 */
-  ANYATTENTION_DYNAMIC = 2   /* vector . LeakyReLU(query + key) */
-};
-
-/* One call of graph attention. All numbers are float, or double where is_double.
- *
- *   query (batch, num_queries, heads, head_dim)
- *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
- *   value (batch, num_keys, key_heads, value_dim)
- *   vector (heads, head_dim)                        ANYATTENTION_DYNAMIC only
- *   term                                            added to the raw score
- *   bias                                            added to the scaled, capped score;
- *                                                   -inf hides the edge from the head
- *   query_stride, key_stride, value_stride          numbers from one node's row to the next
- *   softcap                                         0 for none
- *   normalize                                       softmax, else sigmoid
- *   dropout, seed                                   0 for none; Philox4x32-10
- */
-typedef struct anyattention_graph_attention {
-  anyattention_graph graph;
-  int64_t batch, heads, key_heads, head_dim, value_dim, num_threads, seed;
-  int32_t is_double, score, normalize;
-  double scale, softcap, negative_slope, dropout;
-  const void *query, *key, *value, *vector;
-  int64_t query_stride, key_stride, value_stride;
-  anyattention_edge_numbers term, bias;
-} anyattention_graph_attention;
-
-/* output (batch, num_queries, heads, value_dim), logsumexp (batch, num_queries, heads). */
-ANYATTENTION_EXPORT int32_t anyattention_graph_attention_forward(
-    const anyattention_graph_attention *call, void *output, void *logsumexp);
-
-/* weights (batch, num_edges, heads), before dropout, in the caller's edge order. */
-ANYATTENTION_EXPORT int32_t anyattention_graph_attention_weights(
-    const anyattention_graph_attention *call, const void *logsumexp, void *weights);
-
-/* From the forward's results and the gradients by them (grad_logsumexp may be null):
- * grad_query, grad_key, grad_value as their inputs, strides too (without grad_value, of
- * a value that is the key, grad_key is the gradient by both); grad_vector (heads, head_dim), null
- * but for ANYATTENTION_DYNAMIC; grad_raw (batch, num_edges, heads), by the raw score (for
- * ANYATTENTION_ADDITIVE: by what the LeakyReLU takes), which is the term's gradient, or
- * null; grad_score, of the same shape, by the score, which is the bias's gradient, or null. */
-ANYATTENTION_EXPORT int32_t anyattention_graph_attention_backward(
-    const anyattention_graph_attention *call, const void *output, const void *logsumexp,
-    const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
-    void *grad_value, void *grad_vector, void *grad_raw, void *grad_score);
-
-/* A sum x[e, h] = query[i, h] + key[j, g] + sum over p of features[e, p] weight[p, h].
- *
- *   query (batch, num_queries, heads, width), or null for 0
- *   key   (batch, num_keys, key_heads, width), or null for 0    key_heads divides heads
- *   weight (num_features, heads, width)     features (num_edges, num_features)
- */
-typedef struct anyattention_dynamic_arguments {
-  const void *query, *key, *weight, *features;
-  int64_t num_features;
-} anyattention_dynamic_arguments;
-
-/* The score Dynamic and its derivatives. With y the sum of `at`, vector (heads, width) and
- * slopes[e, h, d] = LeakyReLU'(x[e, h, d]), x the sum of `base`, both functions are about
- *
- *   product[e, h] = sum over d of vector[h, d] slopes[e, h, d] y[e, h, d]
- *
- * which is the score where `at` is `base`. All numbers are float, or double where is_double. */
-typedef struct anyattention_dynamic {
-  anyattention_graph graph;
-  int64_t batch, heads, key_heads, width, num_threads;
-  int32_t is_double;
-  double negative_slope;
-  const void *vector;
-  anyattention_dynamic_arguments base, at;
-} anyattention_dynamic;
-
-/* result = product: (batch, num_edges, heads). */
-ANYATTENTION_EXPORT int32_t anyattention_dynamic_dot(const anyattention_dynamic *call, void *result);
-
-/* The derivatives of the sum of numbers[e, h] product[e, h], numbers (batch, num_edges,
- * heads), with constant slopes: by_vector, and by `at`'s arrays, of their shapes; null for
- * those not wanted. Those that have no batch axis are added to, the others are written. An
- * edge of number 0 is not there, whatever its rows hold. */
-ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(
-    const anyattention_dynamic *call, const void *numbers, void *by_vector, void *by_query,
-    void *by_key, void *by_weight, void *by_features);
-
 /* Numbers of each pair: that of (batch entry, head, query, key) lies at offset + b strides[0] +
  * h strides[1] + i strides[2] + j strides[3], which is below size. */
 typedef struct anyattention_pairs {
@@ -243,107 +108,290 @@ typedef struct anyattention_pairs {
   int64_t size, offset, strides[4];
 } anyattention_pairs;
 
-/* One part of attention over a sequence: each query sees some runs of keys. All arrays of
- * numbers are contiguous, in the sequence's own order, float, or double where is_double.
+/* The primitives: numbers of edges (batch, num_edges, heads) in the caller's edge order, queries (batch,
+ * num_queries, heads, width) and keys (batch, num_keys, key_heads, width), key_heads dividing heads;
+ * float, or double where is_double.
+ *
+ * They reduce over the edges of each query, and read the graph's rows of queries only: the other
+ * arrays may be null. For those of each key, give the transposed graph. */
+
+/* result[e, h] = query[i, h] . key[j, g]: (batch, num_edges, heads). */
+typedef struct anyattention_edge_dot_call {
+  int64_t batch, heads, width, key_heads;
+  anyattention_graph_arrays graph;
+  const void *query, *key;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_edge_dot_call;
+ANYATTENTION_EXPORT int32_t anyattention_edge_dot(const anyattention_edge_dot_call *call, void *result);
+
+/* result[i, h] = sum of weights[e, h] key[j, g]: (batch, num_queries, heads, width).
+ * An edge of weight 0 is not there, whatever its key holds. */
+typedef struct anyattention_edge_sum_call {
+  int64_t batch, heads, key_heads, width;
+  anyattention_graph_arrays graph;
+  const void *weights, *key;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_edge_sum_call;
+ANYATTENTION_EXPORT int32_t anyattention_edge_sum(const anyattention_edge_sum_call *call, void *result);
+
+/* The softmax of the scores of each query's edges: (batch, num_edges, heads). */
+typedef struct anyattention_edge_softmax_call {
+  int64_t batch, heads;
+  anyattention_graph_arrays graph;
+  const void *scores;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_edge_softmax_call;
+ANYATTENTION_EXPORT int32_t anyattention_edge_softmax(const anyattention_edge_softmax_call *call, void *result);
+
+/* result[i, h] = sum of numbers[e, h]: (batch, num_queries, heads). */
+typedef struct anyattention_edge_total_call {
+  int64_t batch, heads;
+  anyattention_graph_arrays graph;
+  const void *numbers;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_edge_total_call;
+ANYATTENTION_EXPORT int32_t anyattention_edge_total(const anyattention_edge_total_call *call, void *result);
+
+/* The edge of the largest weights[e, h] (value[j, g] + feature_weight[h] features[e]), channel by channel:
+ * int64 (batch, num_queries, heads, width). NaN is larger than any number, ties go to the first
+ * edge of the query; a weight of -inf hides its edge, and -1 stands where all are hidden.
+ *
+ *   features (num_edges, num_features), feature_weight (heads, width, num_features); both null for none
+ */
+typedef struct anyattention_edge_argmax_call {
+  int64_t batch, heads, key_heads, width, num_features;
+  anyattention_graph_arrays graph;
+  const void *weights, *value, *features, *feature_weight;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_edge_argmax_call;
+ANYATTENTION_EXPORT int32_t anyattention_edge_argmax(const anyattention_edge_argmax_call *call, int64_t *result);
+
+/* The number of a score of graph attention by its name, -1 where there is none of that name:
+ *
+ *   "Dot"        query . key + term
+ *   "Additive"   LeakyReLU(query + key + term), head_dim 1
+ *   "Dynamic"    vector . LeakyReLU(query + key)
+ */
+ANYATTENTION_EXPORT int32_t anyattention_score(const char *name);
+
+/* Graph attention. All numbers are float, or double where is_double.
  *
  *   query (batch, num_queries, heads, head_dim)
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
  *   value (batch, num_keys, key_heads, value_dim)
+ *   query_stride, key_stride, value_stride          numbers from one node's row to the next
+ *   vector (heads, head_dim)                        Dynamic only, else null
+ *   term                                            added to the raw score
+ *   bias                                            added to the scaled, capped score;
+ *                                                   -inf hides the edge from the head
+ *   score                                           its number, of anyattention_score
+ *   normalize                                       softmax, else sigmoid
+ *   softcap                                         0 for none
+ *   dropout, seed                                   0 for none; Philox4x32-10
+ *
+ * output (batch, num_queries, heads, value_dim), logsumexp (batch, num_queries, heads). */
+typedef struct anyattention_graph_attention_call {
+  int64_t batch, heads, head_dim, key_heads, value_dim;
+  anyattention_graph_arrays graph;
+  const void *query;
+  int64_t query_stride;
+  const void *key;
+  int64_t key_stride;
+  const void *value;
+  int64_t value_stride;
+  const void *vector;
+  anyattention_edge_numbers term, bias;
+  int64_t seed, score;
+  int32_t normalize;
+  double scale, softcap, negative_slope, dropout;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_graph_attention_call;
+ANYATTENTION_EXPORT int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output,
+                                                         void *logsumexp);
+
+/* weights (batch, num_edges, heads), before dropout, in the caller's edge order. */
+typedef struct anyattention_graph_attention_weights_call {
+  anyattention_graph_attention_call call;
+  const void *logsumexp;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_graph_attention_weights_call;
+ANYATTENTION_EXPORT int32_t
+anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights);
+
+/* From the forward's results and the gradients by them (grad_logsumexp may be null):
+ * grad_query, grad_key, grad_value as their inputs, strides too (without grad_value, of
+ * a value that is the key, grad_key is the gradient by both); grad_vector as the vector, null where
+ * there is none; grad_term (batch, num_edges, heads), by the raw score (for Additive: by what the
+ * LeakyReLU takes), or null; grad_bias, of the same shape, by the score, or null. */
+typedef struct anyattention_graph_attention_backward_call {
+  anyattention_graph_attention_call call;
+  const void *output, *logsumexp, *grad_output, *grad_logsumexp;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_graph_attention_backward_call;
+ANYATTENTION_EXPORT int32_t anyattention_graph_attention_backward(
+    const anyattention_graph_attention_backward_call *call, void *grad_query, void *grad_key, void *grad_value,
+    void *grad_vector, void *grad_term, void *grad_bias);
+
+/* The score Dynamic and its derivatives. Four arguments make a sum
+ *
+ *   y[e, h] = query[i, h] + key[j, g] + sum over p of features[e, p] weight[p, h]
+ *
+ *   query (batch, num_queries, heads, width), or null for 0
+ *   key   (batch, num_keys, key_heads, width), or null for 0    key_heads divides heads
+ *   weight (num_features, heads, width)     features (num_edges, num_features)
+ *
+ * and the base_ four, all there, a sum x, where the slopes are taken. With vector (heads, width),
+ *
+ *   result[e, h] = sum over d of vector[h, d] LeakyReLU'(x[e, h, d]) y[e, h, d]: (batch, num_edges, heads)
+ *
+ * which is the score where y is x. All numbers are float, or double where is_double. */
+typedef struct anyattention_dynamic_dot_call {
+  int64_t heads, width, batch, key_heads, num_features, num_base_features;
+  anyattention_graph_arrays graph;
+  double negative_slope;
+  const void *vector, *query, *key, *weight, *features;
+  const void *base_query, *base_key, *base_weight, *base_features;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_dynamic_dot_call;
+ANYATTENTION_EXPORT int32_t anyattention_dynamic_dot(const anyattention_dynamic_dot_call *call, void *result);
+
+/* The derivatives of the sum of numbers[e, h] result[e, h], numbers (batch, num_edges,
+ * heads), with constant slopes: by the vector, and by the four arguments, of their shapes; null for
+ * those not wanted. Those that have no batch axis are added to, the others are written. An
+ * edge of number 0 is not there, whatever its rows hold. */
+typedef struct anyattention_dynamic_sums_call {
+  anyattention_dynamic_dot_call call;
+  const void *numbers;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_dynamic_sums_call;
+ANYATTENTION_EXPORT int32_t anyattention_dynamic_sums(const anyattention_dynamic_sums_call *call, void *by_vector,
+                                                      void *by_query, void *by_key, void *by_weight,
+                                                      void *by_features);
+
+/* Some runs of keys for each query.
+ *
  *   query_order, key_order   which query or key stands at each place; null where each
  *                            stands at its own
- *   run_offsets (num_queries + 1)   the query at place i sees runs run_offsets[i] up to
- *                                   run_offsets[i + 1]
- *   run_begins, run_ends (num_runs) places of keys from a begin up to an end, rising, not empty
- *                                   and apart from one another
- *   softcap                  0 for none
+ *   offsets (num_queries + 1)   the query at place i sees runs offsets[i] up to offsets[i + 1]
+ *   begins, ends (num_runs)  places of keys from a begin up to an end, rising, not empty
+ *                            and apart from one another
+ */
+typedef struct anyattention_run_part {
+  int64_t num_queries, num_keys, num_runs;
+  const int64_t *query_order, *key_order, *offsets, *begins, *ends;
+} anyattention_run_part;
+
+/* One part of attention over a sequence. All arrays of numbers are contiguous, in the sequence's own
+ * order, float, or double where is_double.
+ *
+ *   query (batch, num_queries, heads, head_dim)
+ *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
+ *   value (batch, num_keys, key_heads, value_dim)
  *   mask                     bytes, 0 hides a pair; numbers null for none
  *   bias                     added to the score, finite; numbers null for none
+ *   parts                    the one of them that is computed
+ *   softcap                  0 for none
  *   dropout, seed            0 for none; Philox4x32-10, whose position for a pair is that of (batch
  *                            entry, head, query, key) where is_dense, else of (batch entry, pair
  *                            in order of query, then key, head); without the orders only
  */
-typedef struct anyattention_run_attention {
-  int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, value_dim, num_threads;
+typedef struct anyattention_run_attention_call {
+  int64_t batch, num_queries, heads, head_dim, num_keys, key_heads, value_dim;
+  const void *query, *key, *value;
+  anyattention_pairs mask, bias;
   int64_t seed;
-  int32_t is_double;
+  anyattention_run_part parts;
   double scale, softcap, dropout;
   int32_t is_dense;
-  const void *query, *key, *value;
-  const int64_t *query_order, *key_order, *run_offsets, *run_begins, *run_ends;
-  int64_t num_runs;
-  anyattention_pairs mask, bias;
-} anyattention_run_attention;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_call;
 
 /* How many pairs the kernels compute in tiles for each batch entry and head, allowed ones and
  * others; reads no numbers. */
-ANYATTENTION_EXPORT int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *call,
                                                              int64_t *num_pairs);
 
 /* output (batch, num_queries, heads, value_dim) and logsumexp (batch, num_queries, heads); with
  * `merges` joined to what they hold, the results of parts with other pairs. */
-ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(
-    const anyattention_run_attention *call, int32_t merges, void *output, void *logsumexp);
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call,
+                                                               int32_t merges, void *output, void *logsumexp);
 
 /* From the results of all parts: gradients as their inputs; with `adds` added to what they
  * hold. grad_logsumexp may be null, and grad_bias. A bias of which the gradient is wanted has
  * strides[0] 0 and, for each head in its order, size / heads numbers strides[1] apart, or
  * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
-ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(
-    const anyattention_run_attention *call, int32_t adds, const void *output, const void *logsumexp,
-    const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
-    void *grad_value, void *grad_bias);
+typedef struct anyattention_run_attention_backward_call {
+  anyattention_run_attention_call call;
+  const void *output, *logsumexp, *grad_output, *grad_logsumexp;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_backward_call;
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call,
+                                                                int32_t adds, void *grad_query, void *grad_key,
+                                                                void *grad_value, void *grad_bias);
 
 /* Which keys to choose for each query and head: the k of largest score, scale query . key +
- * bias. Strides count numbers along (batch, heads, num_queries, num_keys), 0 where an axis is
- * broadcast.
+ * bias.
  *
- *   query (batch, num_queries, heads, head_dim)
- *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
+ *   query (batch, num_queries, heads, head_dim), float
+ *   key   (batch, num_keys, key_heads, head_dim), float    key_heads divides heads
  *   key_begins, key_ends (num_queries)   query i sees the keys from key_begins[i] up to
  *                                        key_ends[i]; both null where each sees all
- *   mask                                 0 hides the pair; null for none
- *   bias                                 -inf hides the pair; null for none
- */
-typedef struct anyattention_topk {
-  int64_t batch, heads, key_heads, num_queries, num_keys, head_dim, k, num_threads;
-  double scale;
+ *   mask                                 bytes, 0 hides the pair; numbers null for none
+ *   bias                                 float, -inf hides the pair; numbers null for none
+ *
+ * indices (batch, num_queries, heads, k): the keys, best first; NaN is larger than any number,
+ * of equal scores the first key is best, and -1 stands in the slots that are not used. */
+typedef struct anyattention_topk_indices_call {
+  int64_t batch, num_queries, heads, head_dim, num_keys, key_heads;
   const float *query, *key;
   const int64_t *key_begins, *key_ends;
-  const uint8_t *mask;
-  int64_t mask_strides[4];
-  const float *bias;
-  int64_t bias_strides[4];
-} anyattention_topk;
-
-/* indices (batch, num_queries, heads, k): the keys, best first; NaN is larger than any number,
- * of equal scores the first key is best, and -1 stands in the slots that are not used. */
-ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk *call, int64_t *indices);
+  anyattention_pairs mask, bias;
+  double scale;
+  int64_t k, num_threads;
+  int32_t is_double;
+} anyattention_topk_indices_call;
+ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk_indices_call *call, int64_t *indices);
 
 /* What attention between points adds to scores, of displacements x (rows, dim) of length d:
  *
  *   terms[o] = sum over k of radial_weight[o, k] exp(-(d / w - k)^2 / 2)
  *              and for the first `heads` outputs - decay[o] |x|^2 + log u(d / radius)
  *
- * with w = radial_range / max(num_radial - 1, 1), d not below eps, and the envelope u(x) =
- * (1 - x)^3 (1 + 3 x + 6 x^2 + 10 x^3 + 15 x^4 + 21 x^5), 0 from 1 on. num_radial 0: no sum; radius 0: no
- * envelope. Numbers are float or double, as is_double says. */
-typedef struct anyattention_distance_call {
-  int64_t rows, dim, heads, outputs, num_radial, num_threads;
+ * with decay (heads), radial_weight (outputs, num_radial), w = radial_range / max(num_radial - 1, 1), d not
+ * below eps, and the envelope u(x) = (1 - x)^3 (1 + 3 x + 6 x^2 + 10 x^3 + 15 x^4 + 21 x^5), 0 from 1 on.
+ * num_radial 0: no sum, radial_weight null, `heads` outputs; radius 0: no envelope. Numbers are float
+ * or double, as is_double says. terms (rows, outputs). */
+typedef struct anyattention_distance_terms_call {
+  int64_t rows, dim, heads, outputs, num_radial;
+  const void *displacement, *decay, *radial_weight;
   double radius, radial_range, eps;
+  int64_t num_threads;
   int32_t is_double;
-} anyattention_distance_call;
+} anyattention_distance_terms_call;
+ANYATTENTION_EXPORT int32_t anyattention_distance_terms(const anyattention_distance_terms_call *call, void *terms);
 
-/* terms (rows, outputs), of decay (heads) and radial_weight (outputs, num_radial). */
-ANYATTENTION_EXPORT int32_t anyattention_distance_terms(const anyattention_distance_call *call,
-                                                        const void *displacement, const void *decay,
-                                                        const void *radial_weight, void *terms);
-
-/* Gradients of displacement, decay and radial_weight, of terms' gradient by_terms; each is left out where null. */
-ANYATTENTION_EXPORT int32_t anyattention_distance_gradients(const anyattention_distance_call *call,
-                                                            const void *displacement, const void *decay,
-                                                            const void *radial_weight, const void *by_terms,
-                                                            void *by_displacement, void *by_decay,
-                                                            void *by_weight);
+/* Gradients of displacement, decay and radial_weight, of terms' gradient; each is left out where null. */
+typedef struct anyattention_distance_terms_backward_call {
+  anyattention_distance_terms_call call;
+  const void *grad_terms;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_distance_terms_backward_call;
+ANYATTENTION_EXPORT int32_t
+anyattention_distance_terms_backward(const anyattention_distance_terms_backward_call *call, void *grad_displacement,
+                                     void *grad_decay, void *grad_radial_weight);
 
 #ifdef __cplusplus
 }

@@ -26,19 +26,19 @@ constexpr double kFactor[] = {1, 3, 6, 10, 15, 21};
 
 template <class T>
 struct Block {
-  const anyattention_distance_call &c;
+  const anyattention_distance_terms_call &c;
   const T *displacement, *decay, *radial_weight;
   T *coordinates, *squared, *distance, *bumps, *envelope, *slope, *outputs, *sum;
 
-  static int64_t size(const anyattention_distance_call &c) {
+  static int64_t size(const anyattention_distance_terms_call &c) {
     return kBlock * (c.dim + c.num_radial + c.outputs + 5);
   }
 
-  Block(const anyattention_distance_call &call, const void *x, const void *decays, const void *weights, T *space)
+  Block(const anyattention_distance_terms_call &call, T *space)
       : c(call),
-        displacement(static_cast<const T *>(x)),
-        decay(static_cast<const T *>(decays)),
-        radial_weight(static_cast<const T *>(weights)),
+        displacement(static_cast<const T *>(call.displacement)),
+        decay(static_cast<const T *>(call.decay)),
+        radial_weight(static_cast<const T *>(call.radial_weight)),
         coordinates(space),
         squared(coordinates + kBlock * c.dim),
         distance(squared + kBlock),
@@ -152,22 +152,23 @@ struct Block {
   }
 };
 
-bool is_valid(const anyattention_distance_call *c) {
+// `terms` are those of the call, or their gradient.
+bool is_valid(const anyattention_distance_terms_call *c, const void *terms) {
   if (!c || c->rows < 0 || c->dim < 1 || c->heads < 1 || c->num_radial < 0 || c->num_threads < 1) return false;
-  if (c->outputs < c->heads) return false;
-  return c->num_radial == 0 || c->radial_range > 0;
+  if (c->outputs < c->heads || (c->num_radial > 0 && !(c->radial_range > 0))) return false;
+  if (c->rows == 0) return true;
+  return c->displacement && c->decay && terms && (c->num_radial == 0 || c->radial_weight);
 }
 
 // Runs body(block, first row, number of rows, sums) over all rows; `sums` is of a piece of the rows, cut by them alone.
 template <class T, class Body>
-void over_rows(const anyattention_distance_call &c, const void *x, const void *decay, const void *weight, int64_t size,
-               T *sums, const Body &body) {
+void over_rows(const anyattention_distance_terms_call &c, int64_t size, T *sums, const Body &body) {
   const int64_t pieces = (c.rows + kRowsPerSum - 1) / kRowsPerSum;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(c.num_threads, pieces)));
   const Workspace<T> spaces(team * (Block<T>::size(c) + 64));
 #pragma omp parallel for num_threads(team) if (team > 1) schedule(dynamic, 1)
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    Block<T> block(c, x, decay, weight, spaces.get() + thread_number() * (Block<T>::size(c) + 64));
+    Block<T> block(c, spaces.get() + thread_number() * (Block<T>::size(c) + 64));
     const int64_t last = std::min(c.rows, (piece + 1) * kRowsPerSum);
     for (int64_t first = piece * kRowsPerSum; first < last; first += kBlock) {
       const int64_t count = std::min(kBlock, last - first);
@@ -178,20 +179,20 @@ void over_rows(const anyattention_distance_call &c, const void *x, const void *d
 }
 
 template <class T>
-void run_terms(const anyattention_distance_call &c, const void *x, const void *decay, const void *weight, void *terms) {
-  over_rows<T>(c, x, decay, weight, 0, nullptr, [=](Block<T> &block, int64_t first, int64_t count, T *) {
+void run_terms(const anyattention_distance_terms_call &c, void *terms) {
+  over_rows<T>(c, 0, nullptr, [=](Block<T> &block, int64_t first, int64_t count, T *) {
     block.write_terms(first, count, static_cast<T *>(terms));
   });
 }
 
 template <class T>
-void run_gradients(const anyattention_distance_call &c, const void *x, const void *decay, const void *weight,
-                   const void *by_terms, void *by_displacement, void *by_decay, void *by_weight) {
+void run_gradients(const anyattention_distance_terms_call &c, const void *by_terms, void *by_displacement, void *by_decay,
+                   void *by_radial_weight) {
   const int64_t size = c.heads + c.outputs * c.num_radial, pieces = (c.rows + kRowsPerSum - 1) / kRowsPerSum;
   const Workspace<T> sums(pieces * size);
-  over_rows<T>(c, x, decay, weight, size, sums.get(), [=](Block<T> &block, int64_t first, int64_t count, T *own) {
+  over_rows<T>(c, size, sums.get(), [=](Block<T> &block, int64_t first, int64_t count, T *own) {
     block.write_gradients(first, count, static_cast<const T *>(by_terms), static_cast<T *>(by_displacement),
-                          by_decay ? own : nullptr, by_weight ? own + block.c.heads : nullptr);
+                          by_decay ? own : nullptr, by_radial_weight ? own + block.c.heads : nullptr);
   });
   const auto add_up = [&](void *result, int64_t begin, int64_t count) {
     if (!result) return;
@@ -199,7 +200,21 @@ void run_gradients(const anyattention_distance_call &c, const void *x, const voi
     for (int64_t piece = 0; piece < pieces; ++piece) add(static_cast<T *>(result), sums.get() + piece * size + begin, count);
   };
   add_up(by_decay, 0, c.heads);
-  add_up(by_weight, c.heads, size - c.heads);
+  add_up(by_radial_weight, c.heads, size - c.heads);
+}
+
+template <class Body>
+int32_t guarded(const anyattention_distance_terms_call *call, const void *terms, const Body &body) {
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  anyattention_distance_terms_call whole = *call;
+  if (!whole.num_radial) whole.outputs = whole.heads;
+  if (!is_valid(&whole, terms)) return ANYATTENTION_INVALID_ARGUMENT;
+  try {
+    body(whole);
+    return ANYATTENTION_OK;
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
 }
 
 }  // namespace
@@ -207,33 +222,18 @@ void run_gradients(const anyattention_distance_call &c, const void *x, const voi
 
 extern "C" {
 
-int32_t anyattention_distance_terms(const anyattention_distance_call *call, const void *displacement, const void *decay,
-                                    const void *radial_weight, void *terms) {
+int32_t anyattention_distance_terms(const anyattention_distance_terms_call *call, void *terms) {
   using namespace anyattention;
-  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->rows > 0 && (!displacement || !decay || !terms)) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->rows > 0 && call->num_radial > 0 && !radial_weight) return ANYATTENTION_INVALID_ARGUMENT;
-  try {
-    (call->is_double ? run_terms<double> : run_terms<float>)(*call, displacement, decay, radial_weight, terms);
-    return ANYATTENTION_OK;
-  } catch (const std::bad_alloc &) {
-    return ANYATTENTION_OUT_OF_MEMORY;
-  }
+  return guarded(call, terms, [=](const auto &c) { (c.is_double ? run_terms<double> : run_terms<float>)(c, terms); });
 }
 
-int32_t anyattention_distance_gradients(const anyattention_distance_call *call, const void *displacement,
-                                        const void *decay, const void *radial_weight, const void *by_terms,
-                                        void *by_displacement, void *by_decay, void *by_weight) {
+int32_t anyattention_distance_terms_backward(const anyattention_distance_terms_backward_call *call,
+                                             void *grad_displacement, void *grad_decay, void *grad_radial_weight) {
   using namespace anyattention;
-  if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->rows > 0 && (!displacement || !decay || !by_terms)) return ANYATTENTION_INVALID_ARGUMENT;
-  if (call->rows > 0 && call->num_radial > 0 && !radial_weight) return ANYATTENTION_INVALID_ARGUMENT;
-  try {
-    (call->is_double ? run_gradients<double> : run_gradients<float>)(*call, displacement, decay, radial_weight, by_terms,
-                                                                     by_displacement, by_decay, by_weight);
-    return ANYATTENTION_OK;
-  } catch (const std::bad_alloc &) {
-    return ANYATTENTION_OUT_OF_MEMORY;
-  }
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  return guarded(&call->call, call->grad_terms, [=](const auto &c) {
+    (c.is_double ? run_gradients<double> : run_gradients<float>)(c, call->grad_terms, grad_displacement, grad_decay,
+                                                                 grad_radial_weight);
+  });
 }
 }

@@ -1,4 +1,4 @@
-// The score `Dynamic` of edges, with or without edge features, and its derivatives of any order: see anyattention_dynamic.
+// The score `Dynamic` of edges, with or without edge features, and its derivatives of any order: see anyattention_dynamic_dot_call.
 // LeakyReLU's slopes are constants almost everywhere, so the derivatives are sums of the same products.
 //
 //   i  query     j  key     e  edge, in the caller's order     s  slot     h  head     g  key head, h / group     p  feature
@@ -13,29 +13,36 @@
 namespace anyattention {
 namespace {
 
-using Arguments = anyattention_dynamic_arguments;
+// Some of the call's arrays, whose sum is one of x and y.
+struct Arguments {
+  const void *query, *key, *weight, *features;
+  int64_t num_features;
+};
 
 int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 // One batch entry of a call.
 template <class T, int W>
 struct Products {
-  const anyattention_dynamic &c;
+  const anyattention_dynamic_dot_call &c;
+  const Arguments base, at;
   const int64_t b, H, D, group;
   const T slope;
   const T *vector;
   const bool is_base;  // the arguments are those that the slopes are taken at
 
-  Products(const anyattention_dynamic &call, int64_t batch)
+  Products(const anyattention_dynamic_dot_call &call, int64_t batch)
       : c(call),
+        base{c.base_query, c.base_key, c.base_weight, c.base_features, c.num_base_features},
+        at{c.query, c.key, c.weight, c.features, c.num_features},
         b(batch),
         H(c.heads),
         D(channels<W>(c.width)),
         group(c.heads / c.key_heads),
         slope(static_cast<T>(c.negative_slope)),
         vector(static_cast<const T *>(c.vector)),
-        is_base(c.at.query == c.base.query && c.at.key == c.base.key && c.at.weight == c.base.weight &&
-                c.at.features == c.base.features && c.at.num_features == c.base.num_features) {}
+        is_base(at.query == base.query && at.key == base.key && at.weight == base.weight &&
+                at.features == base.features && at.num_features == base.num_features) {}
 
   template <class Number>
   Number *edge_numbers(Number *numbers) const {
@@ -65,9 +72,9 @@ struct Products {
 
   // The sum where the slopes are taken, and that of the arguments, in `scratch` of 2 D numbers.
   const T *both(int64_t i, int64_t j, int64_t e, int64_t h, T *scratch) const {
-    sum(c.base, i, j, e, h, scratch);
+    sum(base, i, j, e, h, scratch);
     if (is_base) return scratch;
-    sum(c.at, i, j, e, h, scratch + D);
+    sum(at, i, j, e, h, scratch + D);
     return scratch + D;
   }
 };
@@ -82,7 +89,7 @@ struct RowSums : Products<T, W> {
   const T *numbers;
   T *result;
 
-  RowSums(const anyattention_dynamic &call, int64_t batch, bool keys, const T *given, T *out)
+  RowSums(const anyattention_dynamic_dot_call &call, int64_t batch, bool keys, const T *given, T *out)
       : Products<T, W>(call, batch),
         rows(keys ? rows_of_keys(call.graph) : rows_of_queries(call.graph)),
         of_keys(keys),
@@ -105,7 +112,7 @@ struct RowSums : Products<T, W> {
       for (int64_t h = 0; h < H; ++h) {
         const T above = numbers[e * H + h], below = above * this->slope;
         if (above == 0) continue;
-        this->sum(c.base, of_keys ? column : row, of_keys ? row : column, e, h, x);
+        this->sum(this->base, of_keys ? column : row, of_keys ? row : column, e, h, x);
         const T *a = this->vector + h * D;
         T *to = accumulator + (of_keys ? h / group : h) * D;
 #pragma omp simd
@@ -121,7 +128,7 @@ constexpr int64_t kBlocks = 64;
 // Runs body(block, i, s) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
 // on threads, and a block is one thread's. Returns false when an index was out of range.
 template <class Body>
-bool each_slot(const anyattention_dynamic &c, const Body &body) {
+bool each_slot(const anyattention_dynamic_dot_call &c, const Body &body) {
   const CompressedRows rows = rows_of_queries(c.graph);
   const int64_t size = (rows.num_edges + kBlocks - 1) / kBlocks;
   const int64_t most = rows.num_edges > kSlotsPerPiece ? kBlocks : 1;
@@ -144,7 +151,7 @@ bool each_slot(const anyattention_dynamic &c, const Body &body) {
 }
 
 template <class T, int W>
-bool dot_entry(const anyattention_dynamic &c, int64_t b, T *result) {
+bool dot_entry(const anyattention_dynamic_dot_call &c, int64_t b, T *result) {
   const Products<T, W> products(c, b);
   const int64_t H = products.H, D = products.D, own = padded(2 * D);
   const Workspace<T> workspace(kBlocks * own);
@@ -164,10 +171,10 @@ bool dot_entry(const anyattention_dynamic &c, int64_t b, T *result) {
 
 // Adds to the derivatives by what all queries and keys share, and by the features.
 template <class T, int W>
-bool totals_entry(const anyattention_dynamic &c, int64_t b, const T *numbers, T *by_vector, T *by_weight,
+bool totals_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *numbers, T *by_vector, T *by_weight,
                   T *by_features) {
   const Products<T, W> products(c, b);
-  const int64_t H = products.H, D = products.D, P = c.at.num_features;
+  const int64_t H = products.H, D = products.D, P = c.num_features;
   const int64_t vector_size = by_vector ? H * D : 0, weight_size = by_weight ? P * H * D : 0;
   const int64_t scratch = padded(3 * D), own = scratch + padded(vector_size + weight_size);
   const Workspace<T> workspace(kBlocks * own);
@@ -185,8 +192,8 @@ bool totals_entry(const anyattention_dynamic &c, int64_t b, const T *numbers, T 
       }
       for (int64_t d = 0; d < D; ++d) part[d] *= a[d];
       for (int64_t p = 0; p < P; ++p) {
-        if (by_weight) add_scaled<W>(weight_sum + (p * H + h) * D, products.features(c.at, e)[p], part, D);
-        if (by_features) by_features[e * P + p] += dot<W>(products.weight(c.at, p, h), part, D);
+        if (by_weight) add_scaled<W>(weight_sum + (p * H + h) * D, products.features(products.at, e)[p], part, D);
+        if (by_features) by_features[e * P + p] += dot<W>(products.weight(products.at, p, h), part, D);
       }
     }
   });
@@ -199,7 +206,7 @@ bool totals_entry(const anyattention_dynamic &c, int64_t b, const T *numbers, T 
 }
 
 template <class T, int W>
-bool sums_entry(const anyattention_dynamic &c, int64_t b, const T *numbers, T *by_vector, T *by_query, T *by_key,
+bool sums_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *numbers, T *by_vector, T *by_query, T *by_key,
                 T *by_weight, T *by_features) {
   bool valid = true;
   for (const bool of_keys : {false, true}) {
@@ -214,10 +221,10 @@ bool sums_entry(const anyattention_dynamic &c, int64_t b, const T *numbers, T *b
   return valid;
 }
 
-bool is_valid(const anyattention_dynamic *c) {
+bool is_valid(const anyattention_dynamic_dot_call *c) {
   if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
-  if (c->width < 1 || c->num_threads < 1 || c->base.num_features < 0 || c->at.num_features < 0) return false;
-  const anyattention_graph &graph = c->graph;
+  if (c->width < 1 || c->num_threads < 1 || c->num_base_features < 0 || c->num_features < 0) return false;
+  const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
   return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
 }
@@ -227,7 +234,7 @@ struct Width {};
 
 // Runs body(T{}, Width<W>{}, b) for each batch entry.
 template <class Body>
-int32_t run(const anyattention_dynamic *call, const Body &body) {
+int32_t run(const anyattention_dynamic_dot_call *call, const Body &body) {
   if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
   try {
     bool valid = true;
@@ -251,12 +258,12 @@ int32_t run(const anyattention_dynamic *call, const Body &body) {
 }
 
 template <class T, int W>
-bool run_dot(Width<W>, const anyattention_dynamic &c, int64_t b, void *result) {
+bool run_dot(Width<W>, const anyattention_dynamic_dot_call &c, int64_t b, void *result) {
   return dot_entry<T, W>(c, b, static_cast<T *>(result));
 }
 
 template <class T, int W, class... Results>
-bool run_sums(Width<W>, const anyattention_dynamic &c, int64_t b, const void *numbers, Results... results) {
+bool run_sums(Width<W>, const anyattention_dynamic_dot_call &c, int64_t b, const void *numbers, Results... results) {
   return sums_entry<T, W>(c, b, static_cast<const T *>(numbers), static_cast<T *>(results)...);
 }
 
@@ -265,18 +272,20 @@ bool run_sums(Width<W>, const anyattention_dynamic &c, int64_t b, const void *nu
 
 extern "C" {
 
-int32_t anyattention_dynamic_dot(const anyattention_dynamic *call, void *result) {
+int32_t anyattention_dynamic_dot(const anyattention_dynamic_dot_call *call, void *result) {
   using namespace anyattention;
   return run(call, [=](auto zero, auto width, int64_t b) {
     return run_dot<decltype(zero)>(width, *call, b, result);
   });
 }
 
-int32_t anyattention_dynamic_sums(const anyattention_dynamic *call, const void *numbers, void *by_vector,
-                                  void *by_query, void *by_key, void *by_weight, void *by_features) {
+int32_t anyattention_dynamic_sums(const anyattention_dynamic_sums_call *call, void *by_vector, void *by_query,
+                                  void *by_key, void *by_weight, void *by_features) {
   using namespace anyattention;
-  return run(call, [=](auto zero, auto width, int64_t b) {
-    return run_sums<decltype(zero)>(width, *call, b, numbers, by_vector, by_query, by_key, by_weight, by_features);
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  return run(&call->call, [=](auto zero, auto width, int64_t b) {
+    return run_sums<decltype(zero)>(width, call->call, b, call->numbers, by_vector, by_query, by_key, by_weight,
+                                    by_features);
   });
 }
 }

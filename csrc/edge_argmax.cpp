@@ -1,7 +1,7 @@
-// The edge of each row whose weighted column is the largest, head by head and channel by channel: attention that takes
+// The edge of each query whose weighted key is the largest, head by head and channel by channel: attention that takes
 // the maximum needs to know no more of its edges.
 //
-//   i  row     j  column     e  edge, in the caller's order     s  slot     h  head     g  column head, h / group
+//   i  query     j  key     e  edge, in the caller's order     s  slot     h  head     g  key head, h / group
 
 #include <algorithm>
 #include <limits>
@@ -19,19 +19,18 @@ template <class T>
 struct EdgeArgmax : EdgeCall<T> {
   using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
-  const T *weights, *columns, *features, *feature_weight;
+  const T *weights, *key, *features, *feature_weight;
   int64_t F;
   int64_t *result;
 
-  EdgeArgmax(const anyattention_edge_call &c, int64_t b, const void *w, const void *r,
-             const anyattention_edge_features *f, int64_t *out)
-      : EdgeCall<T>(c, b),
-        weights(this->edge_numbers(static_cast<const T *>(w))),
-        columns(static_cast<const T *>(r)),
-        features(f ? static_cast<const T *>(f->features) : nullptr),
-        feature_weight(f ? static_cast<const T *>(f->weight) : nullptr),
-        F(f ? f->width : 0),
-        result(out + b * c.rows.num_rows * c.heads * c.width) {}
+  EdgeArgmax(const EdgeSizes &sizes, const anyattention_edge_argmax_call &c, int64_t b, int64_t *out)
+      : EdgeCall<T>(sizes, b),
+        weights(this->edge_numbers(static_cast<const T *>(c.weights))),
+        key(static_cast<const T *>(c.value)),
+        features(static_cast<const T *>(c.features)),
+        feature_weight(static_cast<const T *>(c.feature_weight)),
+        F(c.features ? c.num_features : 0),
+        result(out + b * c.graph.num_queries * c.heads * c.width) {}
 
   static int64_t words(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 7) / 8; }
   static T *numbers(int64_t *words) { return reinterpret_cast<T *>(words); }
@@ -61,13 +60,13 @@ struct EdgeArgmax : EdgeCall<T> {
   bool reduce(int64_t, int64_t begin, int64_t end, int64_t *accumulator, int64_t *scratch) const {
     if (!this->rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(columns, s);
+      this->prefetch(key, s);
       const int64_t e = rows.edges[s];
-      const T *column = this->column(columns, rows.columns[s]);
+      const T *k = this->row_of_key(key, rows.columns[s]);
       for (int64_t h = 0; h < H; ++h) {
         const T weight = weights[e * H + h];
         if (weight == kLowest) continue;
-        const T *value = column + (G == H ? h : h / group) * D;
+        const T *value = k + (G == H ? h : h / group) * D;
         if (F > 0) value = with_features(value, e, h, numbers(scratch));
         take(weight, value, e, accumulator + h * D, numbers(accumulator + H * D) + h * D);
       }
@@ -96,13 +95,12 @@ struct EdgeArgmax : EdgeCall<T> {
 }  // namespace
 }  // namespace anyattention
 
-extern "C" int32_t anyattention_edge_argmax(const anyattention_edge_call *call, const void *weights,
-                                            const void *columns, const anyattention_edge_features *features,
-                                            int64_t *result) {
+extern "C" int32_t anyattention_edge_argmax(const anyattention_edge_argmax_call *call, int64_t *result) {
   using namespace anyattention;
-  if (features && features->width < 0) return ANYATTENTION_INVALID_ARGUMENT;
-  return run(call, [=](auto zero, int64_t b) {
-    const EdgeArgmax<decltype(zero)> reduction(*call, b, weights, columns, features, result);
+  if (!call || call->num_features < 0) return ANYATTENTION_INVALID_ARGUMENT;
+  const EdgeSizes sizes = sizes_of(*call, call->key_heads, call->width);
+  return run(sizes, [=](auto zero, int64_t b) {
+    const EdgeArgmax<decltype(zero)> reduction(sizes, *call, b, result);
     return reduce_rows<int64_t>(reduction.rows, call->num_threads, reduction);
   });
 }

@@ -1,7 +1,7 @@
 // What attention over edges is made of: products of rows per edge (SDDMM), weighted sums of rows (SpMM), the softmax of
 // a row's edges, and totals. Each one's derivatives are again among them.
 //
-//   i  row     j  column     e  edge, in the caller's order     s  slot     h  head     g  column head, h / group
+//   i  query     j  key     e  edge, in the caller's order     s  slot     h  head     g  key head, h / group
 
 #include <algorithm>
 #include <cmath>
@@ -18,13 +18,13 @@ namespace {
 template <class T, int W>
 struct EdgeDot : EdgeCall<T> {
   using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
-  const T *left, *right;
+  const T *query, *key;
   T *result;
 
-  EdgeDot(const anyattention_edge_call &c, int64_t b, const void *l, const void *r, void *out)
+  EdgeDot(const EdgeSizes &c, int64_t b, const void *q, const void *k, void *out)
       : EdgeCall<T>(c, b),
-        left(static_cast<const T *>(l) + b * c.rows.num_rows * c.heads * c.width),
-        right(static_cast<const T *>(r)),
+        query(static_cast<const T *>(q) + b * c.graph.num_queries * c.heads * c.width),
+        key(static_cast<const T *>(k)),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
   int64_t accumulator_size() const { return 1; }
@@ -35,18 +35,18 @@ struct EdgeDot : EdgeCall<T> {
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *) const {
     if (!this->rows.slots_are_valid(begin, end)) return false;
-    const T *row = left + i * H * D;
+    const T *q = query + i * H * D;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(right, s);
-      const T *column = this->column(right, rows.columns[s]);
+      this->prefetch(key, s);
+      const T *k = this->row_of_key(key, rows.columns[s]);
       T *out = result + rows.edges[s] * H;
       if constexpr (W == 1) {
-        each_head(H, [=](int64_t h) { out[h] = row[h] * column[h]; });
+        each_head(H, [=](int64_t h) { out[h] = q[h] * k[h]; });
         continue;
       }
       for (int64_t h = 0; h < H; ++h) {
-        out[h] = dot<W>(row + h * d, column + this->column_head(h) * d, d);
+        out[h] = dot<W>(q + h * d, k + this->key_head(h) * d, d);
       }
     }
     return true;
@@ -56,14 +56,14 @@ struct EdgeDot : EdgeCall<T> {
 template <class T, int W>
 struct EdgeSum : EdgeCall<T> {
   using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
-  const T *weights, *columns;
+  const T *weights, *key;
   T *result;
 
-  EdgeSum(const anyattention_edge_call &c, int64_t b, const void *w, const void *r, void *out)
+  EdgeSum(const EdgeSizes &c, int64_t b, const void *w, const void *k, void *out)
       : EdgeCall<T>(c, b),
         weights(this->edge_numbers(static_cast<const T *>(w))),
-        columns(static_cast<const T *>(r)),
-        result(static_cast<T *>(out) + b * c.rows.num_rows * c.heads * c.width) {}
+        key(static_cast<const T *>(k)),
+        result(static_cast<T *>(out) + b * c.graph.num_queries * c.heads * c.width) {}
 
   int64_t accumulator_size() const { return H * D; }
   int64_t scratch_size() const { return 1; }
@@ -75,15 +75,15 @@ struct EdgeSum : EdgeCall<T> {
     if (!this->rows.slots_are_valid(begin, end)) return false;
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(columns, s);
-      const T *column = this->column(columns, rows.columns[s]), *weight = weights + rows.edges[s] * H;
+      this->prefetch(key, s);
+      const T *k = this->row_of_key(key, rows.columns[s]), *weight = weights + rows.edges[s] * H;
       if constexpr (W == 1) {
-        each_head(H, [=](int64_t h) { accumulator[h] += weight[h] == 0 ? T{0} : weight[h] * column[h]; });
+        each_head(H, [=](int64_t h) { accumulator[h] += weight[h] == 0 ? T{0} : weight[h] * k[h]; });
         continue;
       }
       for (int64_t h = 0; h < H; ++h) {
         if (weight[h] == 0) continue;
-        add_scaled<W>(accumulator + h * d, weight[h], column + this->column_head(h) * d, d);
+        add_scaled<W>(accumulator + h * d, weight[h], k + this->key_head(h) * d, d);
       }
     }
     return true;
@@ -96,10 +96,10 @@ struct EdgeTotal : EdgeCall<T> {
   const T *numbers;
   T *result;
 
-  EdgeTotal(const anyattention_edge_call &c, int64_t b, const void *n, void *out)
+  EdgeTotal(const EdgeSizes &c, int64_t b, const void *n, void *out)
       : EdgeCall<T>(c, b),
         numbers(this->edge_numbers(static_cast<const T *>(n))),
-        result(static_cast<T *>(out) + b * c.rows.num_rows * c.heads) {}
+        result(static_cast<T *>(out) + b * c.graph.num_queries * c.heads) {}
 
   int64_t accumulator_size() const { return H; }
   int64_t scratch_size() const { return 1; }
@@ -125,7 +125,7 @@ struct EdgeDenominator : EdgeCall<T> {
   const T *scores;
   T *result;
 
-  EdgeDenominator(const anyattention_edge_call &c, int64_t b, const void *s, T *out)
+  EdgeDenominator(const EdgeSizes &c, int64_t b, const void *s, T *out)
       : EdgeCall<T>(c, b), scores(this->edge_numbers(static_cast<const T *>(s))), result(out) {}
 
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
@@ -180,7 +180,7 @@ struct EdgeNormalize : EdgeCall<T> {
   const T *scores, *denominator;
   T *result;
 
-  EdgeNormalize(const anyattention_edge_call &c, int64_t b, const void *s, const T *d, void *out)
+  EdgeNormalize(const EdgeSizes &c, int64_t b, const void *s, const T *d, void *out)
       : EdgeCall<T>(c, b),
         scores(this->edge_numbers(static_cast<const T *>(s))),
         denominator(d),
@@ -205,10 +205,10 @@ struct EdgeNormalize : EdgeCall<T> {
   }
 };
 
-// W is the width where the compiler is to know it, and 1 where each head has a number and a column of its own.
+// W is the width where the compiler is to know it, and 1 where each head has a number and a key of its own.
 template <template <class, int> class Reduction, class T>
-bool with_width(const anyattention_edge_call &c, int64_t b, const void *first, const void *second, void *result) {
-  if (c.width == 1 && c.heads == c.column_heads) return reduce_call<T>(c, Reduction<T, 1>(c, b, first, second, result));
+bool with_width(const EdgeSizes &c, int64_t b, const void *first, const void *second, void *result) {
+  if (c.width == 1 && c.heads == c.key_heads) return reduce_call<T>(c, Reduction<T, 1>(c, b, first, second, result));
   switch (sizeof(T) == sizeof(float) ? c.width : 0) {
     case 8: return reduce_call<T>(c, Reduction<T, 8>(c, b, first, second, result));
     case 16: return reduce_call<T>(c, Reduction<T, 16>(c, b, first, second, result));
@@ -223,37 +223,43 @@ bool with_width(const anyattention_edge_call &c, int64_t b, const void *first, c
 
 extern "C" {
 
-int32_t anyattention_edge_dot(const anyattention_edge_call *call, const void *rows, const void *columns,
-                              void *result) {
+int32_t anyattention_edge_dot(const anyattention_edge_dot_call *call, void *result) {
   using namespace anyattention;
-  return run(call, [=](auto zero, int64_t b) {
-    return with_width<EdgeDot, decltype(zero)>(*call, b, rows, columns, result);
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const EdgeSizes sizes = sizes_of(*call, call->key_heads, call->width);
+  return run(sizes, [=](auto zero, int64_t b) {
+    return with_width<EdgeDot, decltype(zero)>(sizes, b, call->query, call->key, result);
   });
 }
 
-int32_t anyattention_edge_sum(const anyattention_edge_call *call, const void *weights, const void *columns,
-                              void *result) {
+int32_t anyattention_edge_sum(const anyattention_edge_sum_call *call, void *result) {
   using namespace anyattention;
-  return run(call, [=](auto zero, int64_t b) {
-    return with_width<EdgeSum, decltype(zero)>(*call, b, weights, columns, result);
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const EdgeSizes sizes = sizes_of(*call, call->key_heads, call->width);
+  return run(sizes, [=](auto zero, int64_t b) {
+    return with_width<EdgeSum, decltype(zero)>(sizes, b, call->weights, call->key, result);
   });
 }
 
-int32_t anyattention_edge_softmax(const anyattention_edge_call *call, const void *scores, void *result) {
+int32_t anyattention_edge_softmax(const anyattention_edge_softmax_call *call, void *result) {
   using namespace anyattention;
-  return run(call, [=](auto zero, int64_t b) {
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const EdgeSizes sizes = sizes_of(*call, call->heads, 1);
+  return run(sizes, [=](auto zero, int64_t b) {
     using T = decltype(zero);
-    const Workspace<T> denominator(call->rows.num_rows * 2 * call->heads);
-    return reduce_call<T>(*call, EdgeDenominator<T>(*call, b, scores, denominator.get())) &&
-           reduce_call<T>(*call, EdgeNormalize<T>(*call, b, scores, denominator.get(), result));
+    const Workspace<T> denominator(call->graph.num_queries * 2 * call->heads);
+    return reduce_call<T>(sizes, EdgeDenominator<T>(sizes, b, call->scores, denominator.get())) &&
+           reduce_call<T>(sizes, EdgeNormalize<T>(sizes, b, call->scores, denominator.get(), result));
   });
 }
 
-int32_t anyattention_edge_total(const anyattention_edge_call *call, const void *numbers, void *result) {
+int32_t anyattention_edge_total(const anyattention_edge_total_call *call, void *result) {
   using namespace anyattention;
-  return run(call, [=](auto zero, int64_t b) {
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const EdgeSizes sizes = sizes_of(*call, call->heads, 1);
+  return run(sizes, [=](auto zero, int64_t b) {
     using T = decltype(zero);
-    return reduce_call<T>(*call, EdgeTotal<T>(*call, b, numbers, result));
+    return reduce_call<T>(sizes, EdgeTotal<T>(sizes, b, call->numbers, result));
   });
 }
 }

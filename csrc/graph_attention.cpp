@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "anyattention.h"
@@ -28,7 +29,7 @@ struct Forward : Call<T, Score, DW, CW> {
   CompressedRows rows;
   T *output, *logsumexp;
 
-  Forward(const anyattention_graph_attention &c, int64_t b, T *out, T *l)
+  Forward(const anyattention_graph_attention_call &c, int64_t b, T *out, T *l)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
         output(out + this->of_query_rows(output_stride)),
@@ -156,7 +157,7 @@ struct Weights : Call<T, Score, DW, 0> {
   const T *logsumexp;
   T *result;
 
-  Weights(const anyattention_graph_attention &c, int64_t b, const T *l, T *w)
+  Weights(const anyattention_graph_attention_call &c, int64_t b, const T *l, T *w)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
         logsumexp(l + this->of_query_rows(H)),
@@ -198,7 +199,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
 
-  BackwardKeys(const anyattention_graph_attention &c, int64_t b)
+  BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
   int64_t vector_size() const { return Score == ANYATTENTION_DYNAMIC ? H * D : 0; }
@@ -362,7 +363,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   const T *grad_raw;
   T *grad_query;
 
-  BackwardQueries(const anyattention_graph_attention &c, int64_t b)
+  BackwardQueries(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_queries(c.graph)) {}
 
   int64_t accumulator_size() const { return H * D; }
@@ -440,7 +441,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
 // For each query side by side, so that an edge reads one place: shift (H), the logsumexp or 0 where that is -inf, and
 // delta (H), sum(grad_output * output) - grad_logsumexp.
 template <class T, int CW>
-void prepare_backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
+void prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *logsumexp, const T *grad_output,
                       const T *grad_logsumexp, T *of_query) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
@@ -461,7 +462,7 @@ void prepare_backward(const anyattention_graph_attention &c, const T *output, co
 }
 
 template <class T, int Score, int DW, int CW>
-bool forward(const anyattention_graph_attention &c, T *output, T *logsumexp) {
+bool forward(const anyattention_graph_attention_call &c, T *output, T *logsumexp) {
   prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * static_cast<int64_t>(sizeof(T)));
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -472,10 +473,10 @@ bool forward(const anyattention_graph_attention &c, T *output, T *logsumexp) {
 }
 
 template <class T, int Score, int DW, int CW>
-bool backward(const anyattention_graph_attention &c, const T *output, const T *logsumexp, const T *grad_output,
+bool backward(const anyattention_graph_attention_call &c, const T *output, const T *logsumexp, const T *grad_output,
               const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector, T *grad_raw,
               T *grad_score) {
-  const anyattention_graph &graph = c.graph;
+  const anyattention_graph_arrays &graph = c.graph;
   const int64_t size = static_cast<int64_t>(sizeof(T)), H = c.heads;
   const int64_t queries = c.batch * graph.num_queries, keys = c.batch * graph.num_keys;
   if (c.query_stride == H * c.head_dim) prefer_large_pages(grad_query, queries * c.query_stride * size);
@@ -508,7 +509,7 @@ bool backward(const anyattention_graph_attention &c, const T *output, const T *l
   return valid;
 }
 
-bool is_valid(const anyattention_graph_attention *c) {
+bool is_valid(const anyattention_graph_attention_call *c) {
   if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
   if (c->head_dim < 1 || c->value_dim < 1 || c->num_threads < 1) return false;
   if (c->score < ANYATTENTION_DOT || c->score > ANYATTENTION_DYNAMIC) return false;
@@ -517,7 +518,7 @@ bool is_valid(const anyattention_graph_attention *c) {
   if (c->query_stride < c->heads * c->head_dim || c->key_stride < c->key_heads * c->head_dim) return false;
   if (c->value_stride < c->key_heads * c->value_dim) return false;
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;
-  const anyattention_graph &graph = c->graph;
+  const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
   return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
 }
@@ -533,7 +534,7 @@ bool is_valid(const anyattention_graph_attention *c) {
   }
 
 template <template <class, int, int, int> class Runner, class T, class... Arguments>
-bool with_widths(const anyattention_graph_attention *call, Arguments... arguments) {
+bool with_widths(const anyattention_graph_attention_call *call, Arguments... arguments) {
   if (call->score == ANYATTENTION_ADDITIVE) {
 #define RUN(CW) (Runner<T, ANYATTENTION_ADDITIVE, 1, CW>::run(*call, arguments...))
     ANYATTENTION_WIDTHS(RUN)
@@ -554,14 +555,14 @@ bool with_widths(const anyattention_graph_attention *call, Arguments... argument
 
 template <class T, int Score, int DW, int CW>
 struct ForwardRunner {
-  static bool run(const anyattention_graph_attention &c, void *output, void *logsumexp) {
+  static bool run(const anyattention_graph_attention_call &c, void *output, void *logsumexp) {
     return forward<T, Score, DW, CW>(c, static_cast<T *>(output), static_cast<T *>(logsumexp));
   }
 };
 
 template <class T, int Score, int DW, int CW>
 struct WeightsRunner {
-  static bool run(const anyattention_graph_attention &c, const void *logsumexp, void *weights) {
+  static bool run(const anyattention_graph_attention_call &c, const void *logsumexp, void *weights) {
     bool valid = true;
     for (int64_t b = 0; b < c.batch; ++b) {
       const Weights<T, Score, DW> reduction(c, b, static_cast<const T *>(logsumexp), static_cast<T *>(weights));
@@ -573,7 +574,7 @@ struct WeightsRunner {
 
 template <class T, int Score, int DW, int CW>
 struct BackwardRunner {
-  static bool run(const anyattention_graph_attention &c, const void *output, const void *logsumexp,
+  static bool run(const anyattention_graph_attention_call &c, const void *output, const void *logsumexp,
                   const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
                   void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
     return backward<T, Score, DW, CW>(
@@ -585,7 +586,7 @@ struct BackwardRunner {
 };
 
 template <template <class, int, int, int> class Runner, class... Arguments>
-int32_t run(const anyattention_graph_attention *call, Arguments... arguments) {
+int32_t run(const anyattention_graph_attention_call *call, Arguments... arguments) {
   if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
   try {
     const bool valid = call->is_double ? with_widths<Runner, double>(call, arguments...)
@@ -601,27 +602,35 @@ int32_t run(const anyattention_graph_attention *call, Arguments... arguments) {
 
 extern "C" {
 
-int32_t anyattention_graph_attention_forward(const anyattention_graph_attention *call, void *output,
-                                             void *logsumexp) {
+int32_t anyattention_score(const char *name) {
+  const char *const names[] = {"Dot", "Additive", "Dynamic"};
+  for (int32_t n = 0; n < 3; ++n) {
+    if (name && std::strcmp(name, names[n]) == 0) return n;
+  }
+  return -1;
+}
+
+int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *logsumexp) {
   return anyattention::run<anyattention::ForwardRunner>(call, output, logsumexp);
 }
 
-int32_t anyattention_graph_attention_weights(const anyattention_graph_attention *call, const void *logsumexp,
-                                             void *weights) {
-  return anyattention::run<anyattention::WeightsRunner>(call, logsumexp, weights);
+int32_t anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights) {
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  return anyattention::run<anyattention::WeightsRunner>(&call->call, call->logsumexp, weights);
 }
 
-int32_t anyattention_graph_attention_backward(const anyattention_graph_attention *call, const void *output,
-                                              const void *logsumexp, const void *grad_output,
-                                              const void *grad_logsumexp, void *grad_query, void *grad_key,
-                                              void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
+int32_t anyattention_graph_attention_backward(const anyattention_graph_attention_backward_call *record, void *grad_query,
+                                              void *grad_key, void *grad_value, void *grad_vector, void *grad_term,
+                                              void *grad_bias) {
+  if (!record) return ANYATTENTION_INVALID_ARGUMENT;
+  const anyattention_graph_attention_call *call = &record->call;
   // Without keys there may be no array for their gradients.
-  const bool has_keys = call && call->batch > 0 && call->graph.num_keys > 0;
+  const bool has_keys = call->batch > 0 && call->graph.num_keys > 0;
   if (has_keys && !grad_value && (call->value != call->key || call->value_dim != call->head_dim)) {
     return ANYATTENTION_INVALID_ARGUMENT;
   }
-  return anyattention::run<anyattention::BackwardRunner>(call, output, logsumexp, grad_output, grad_logsumexp,
-                                                         grad_query, grad_key, grad_value, grad_vector, grad_raw,
-                                                         grad_score);
+  return anyattention::run<anyattention::BackwardRunner>(call, record->output, record->logsumexp, record->grad_output,
+                                                         record->grad_logsumexp, grad_query, grad_key, grad_value,
+                                                         grad_vector, grad_term, grad_bias);
 }
 }

@@ -15,6 +15,8 @@
 
 namespace anyattention {
 
+enum { ANYATTENTION_DOT = 0, ANYATTENTION_ADDITIVE = 1, ANYATTENTION_DYNAMIC = 2 };
+
 constexpr int64_t kTile = 16;  // slots whose rows stay in the first cache while each head reads its part
 
 template <class T>
@@ -57,7 +59,7 @@ struct EdgeNumbers {
 // are known at compile time, else 0.
 template <class T, int Score, int DW, int CW>
 struct Call {
-  const anyattention_graph_attention &call;
+  const anyattention_graph_attention_call &call;
   int64_t b, H, G, D, C, group;
   int64_t query_stride, key_stride, value_stride, output_stride;  // from one node's row to the next
   const T *query, *key, *value, *vector;
@@ -65,7 +67,7 @@ struct Call {
   T scale, cap, slope;
   bool normalize, drops;
 
-  Call(const anyattention_graph_attention &c, int64_t batch)
+  Call(const anyattention_graph_attention_call &c, int64_t batch)
       : call(c),
         b(batch),
         H(c.heads),

@@ -1,9 +1,48 @@
+#include <cstring>
+
 #include "anyattention.h"
 #include "pages.h"
 
+namespace {
+
+struct Structure {
+  const char *name;
+  int64_t size;
+};
+
+// Every structure that crosses the interface.
+constexpr Structure kStructures[] = {
+    {"graph_arrays", sizeof(anyattention_graph_arrays)},
+    {"edge_numbers", sizeof(anyattention_edge_numbers)},
+    {"pairs", sizeof(anyattention_pairs)},
+    {"run_part", sizeof(anyattention_run_part)},
+    {"edge_dot", sizeof(anyattention_edge_dot_call)},
+    {"edge_sum", sizeof(anyattention_edge_sum_call)},
+    {"edge_softmax", sizeof(anyattention_edge_softmax_call)},
+    {"edge_total", sizeof(anyattention_edge_total_call)},
+    {"edge_argmax", sizeof(anyattention_edge_argmax_call)},
+    {"graph_attention", sizeof(anyattention_graph_attention_call)},
+    {"graph_attention_weights", sizeof(anyattention_graph_attention_weights_call)},
+    {"graph_attention_backward", sizeof(anyattention_graph_attention_backward_call)},
+    {"dynamic_dot", sizeof(anyattention_dynamic_dot_call)},
+    {"dynamic_sums", sizeof(anyattention_dynamic_sums_call)},
+    {"run_attention", sizeof(anyattention_run_attention_call)},
+    {"run_attention_backward", sizeof(anyattention_run_attention_backward_call)},
+    {"topk_indices", sizeof(anyattention_topk_indices_call)},
+    {"distance_terms", sizeof(anyattention_distance_terms_call)},
+    {"distance_terms_backward", sizeof(anyattention_distance_terms_backward_call)},
+};
+
+}  // namespace
+
 extern "C" {
 
-int32_t anyattention_interface(void) { return ANYATTENTION_INTERFACE; }
+int64_t anyattention_size_of(const char *structure) {
+  for (const Structure &known : kStructures) {
+    if (structure && std::strcmp(structure, known.name) == 0) return known.size;
+  }
+  return -1;
+}
 
 const char *anyattention_version(void) { return ANYATTENTION_VERSION; }
 

@@ -57,7 +57,11 @@ inline int thread_number() {
 #endif
 }
 
-struct CompressedRows : anyattention_rows {
+// One direction of a graph: the rows that reduce, and for each slot its column and edge.
+struct CompressedRows {
+  int64_t num_rows, num_columns, num_edges;
+  const int64_t *offsets, *columns, *edges;
+
   // Whether the arrays are there and the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
   bool offsets_are_valid() const {
     if (!offsets || (num_edges > 0 && (!columns || !edges))) return false;
@@ -81,14 +85,14 @@ struct CompressedRows : anyattention_rows {
   }
 };
 
-inline CompressedRows rows_of_queries(const anyattention_graph &graph) {
-  return {{graph.num_queries, graph.num_keys, graph.num_edges, graph.query_offsets, graph.keys_by_query,
-           graph.edges_by_query}};
+inline CompressedRows rows_of_queries(const anyattention_graph_arrays &graph) {
+  return {graph.num_queries,   graph.num_keys,      graph.num_edges,
+          graph.query_offsets, graph.keys_by_query, graph.edges_by_query};
 }
 
-inline CompressedRows rows_of_keys(const anyattention_graph &graph) {
-  return {{graph.num_keys, graph.num_queries, graph.num_edges, graph.key_offsets, graph.queries_by_key,
-           graph.edges_by_key}};
+inline CompressedRows rows_of_keys(const anyattention_graph_arrays &graph) {
+  return {graph.num_keys,    graph.num_queries,    graph.num_edges,
+          graph.key_offsets, graph.queries_by_key, graph.edges_by_key};
 }
 
 template <class Reduction, class = void>

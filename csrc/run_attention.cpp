@@ -62,7 +62,7 @@ struct Forward {
       const int64_t count = keys.end - keys.begin;
       const T *key = memory.key;
       int64_t key_stride = D;
-      if (!part.c.key_order && part.c.head_dim == D) {
+      if (!part.c.parts.key_order && part.c.head_dim == D) {
         key = static_cast<const T *>(part.c.key) + part.key_row(b, keys.begin, g) * D;
         key_stride = part.G * D;
       } else {
@@ -407,7 +407,7 @@ class BackwardTasks {
 };
 
 template <class Run>
-int32_t guarded(const anyattention_run_attention *call, const Run &run) {
+int32_t guarded(const anyattention_run_attention_call *call, const Run &run) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
   Part part(*call);
   if (!part.is_valid()) return ANYATTENTION_INVALID_ARGUMENT;
@@ -433,7 +433,7 @@ void differentiate(const Part &part, bool adds, const void *const *given, void *
 
 extern "C" {
 
-int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call, int64_t *num_pairs) {
+int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *call, int64_t *num_pairs) {
   return anyattention::guarded(call, [=](const auto &part) {
     *num_pairs = 0;
     anyattention::QueryTile tile(part);
@@ -448,7 +448,7 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention *call,
   });
 }
 
-int32_t anyattention_run_attention_forward(const anyattention_run_attention *call, int32_t merges, void *output,
+int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call, int32_t merges, void *output,
                                            void *logsumexp) {
   return anyattention::guarded(call, [=](const auto &part) {
     if (call->is_double) {
@@ -459,13 +459,13 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention *cal
   });
 }
 
-int32_t anyattention_run_attention_backward(const anyattention_run_attention *call, int32_t adds, const void *output,
-                                            const void *logsumexp, const void *grad_output, const void *grad_logsumexp,
+int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
                                             void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
-  const void *given[] = {output, logsumexp, grad_output, grad_logsumexp};
+  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
+  const void *given[] = {call->output, call->logsumexp, call->grad_output, call->grad_logsumexp};
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
-  return anyattention::guarded(call, [&](const auto &part) {
-    if (call->is_double) {
+  return anyattention::guarded(&call->call, [&](const auto &part) {
+    if (call->call.is_double) {
       anyattention::differentiate<double>(part, adds != 0, given, gradients);
     } else {
       anyattention::differentiate<float>(part, adds != 0, given, gradients);

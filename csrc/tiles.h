@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "pairs.h"
 #include "philox.h"
 #include "products.h"
 #include "simd.h"
@@ -39,12 +40,12 @@ inline uint64_t bits_of(int64_t begin, int64_t end) { return kWhole >> (64 - (en
 
 // One part of a call: the sizes, and where everything lies.
 struct Part {
-  const anyattention_run_attention &c;
+  const anyattention_run_attention_call &c;
   int64_t H, G, D, C;
   std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
   std::vector<int64_t> first_pair;   // of each query, and one after the last; with dropout only
 
-  explicit Part(const anyattention_run_attention &call) : c(call), H(call.heads), G(call.key_heads) {
+  explicit Part(const anyattention_run_attention_call &call) : c(call), H(call.heads), G(call.key_heads) {
     const int64_t lane = call.is_double ? kLane<double> : kLane<float>;
     D = (call.head_dim + lane - 1) / lane * lane;
     C = (call.value_dim + lane - 1) / lane * lane;
@@ -54,22 +55,22 @@ struct Part {
   void cut_tiles() {
     int64_t low = c.num_keys, reach = 0;  // the keys that the tile's queries see lie between
     for (int64_t i = 0; i < c.num_queries; ++i) {
-      const int64_t begin = c.run_offsets[i], end = c.run_offsets[i + 1];
-      const bool is_apart = begin < end && (c.run_begins[begin] >= reach || c.run_ends[end - 1] <= low);
+      const int64_t begin = c.parts.offsets[i], end = c.parts.offsets[i + 1];
+      const bool is_apart = begin < end && (c.parts.begins[begin] >= reach || c.parts.ends[end - 1] <= low);
       if (first_query.empty() || i - first_query.back() == kQueries || is_apart) {
         first_query.push_back(i);
         low = c.num_keys, reach = 0;
       }
       if (begin == end) continue;
-      low = std::min(low, c.run_begins[begin]);
-      reach = std::max(reach, c.run_ends[end - 1]);
+      low = std::min(low, c.parts.begins[begin]);
+      reach = std::max(reach, c.parts.ends[end - 1]);
     }
     first_query.push_back(c.num_queries);
     if (c.dropout == 0) return;
     first_pair.push_back(0);
     for (int64_t i = 0; i < c.num_queries; ++i) {
       int64_t pairs = 0;
-      for (int64_t r = c.run_offsets[i]; r < c.run_offsets[i + 1]; ++r) pairs += c.run_ends[r] - c.run_begins[r];
+      for (int64_t r = c.parts.offsets[i]; r < c.parts.offsets[i + 1]; ++r) pairs += c.parts.ends[r] - c.parts.begins[r];
       first_pair.push_back(first_pair.back() + pairs);
     }
   }
@@ -78,64 +79,48 @@ struct Part {
   Range keys_of(int64_t begin, int64_t end) const {
     const auto from = static_cast<std::size_t>(begin), to = static_cast<std::size_t>(end);
     Range keys{c.num_keys, 0};
-    for (int64_t r = c.run_offsets[first_query[from]]; r < c.run_offsets[first_query[to]]; ++r) {
-      keys.begin = std::min(keys.begin, c.run_begins[r]);
-      keys.end = std::max(keys.end, c.run_ends[r]);
+    for (int64_t r = c.parts.offsets[first_query[from]]; r < c.parts.offsets[first_query[to]]; ++r) {
+      keys.begin = std::min(keys.begin, c.parts.begins[r]);
+      keys.end = std::max(keys.end, c.parts.ends[r]);
     }
     return {std::min(keys.begin, keys.end), keys.end};
   }
-  int64_t query_at(int64_t i) const { return c.query_order ? c.query_order[i] : i; }
-  int64_t key_at(int64_t j) const { return c.key_order ? c.key_order[j] : j; }
+  int64_t query_at(int64_t i) const { return c.parts.query_order ? c.parts.query_order[i] : i; }
+  int64_t key_at(int64_t j) const { return c.parts.key_order ? c.parts.key_order[j] : j; }
   int64_t query_row(int64_t b, int64_t i, int64_t h) const { return (b * c.num_queries + query_at(i)) * H + h; }
   int64_t key_row(int64_t b, int64_t j, int64_t g) const { return (b * c.num_keys + key_at(j)) * G + g; }
 
   int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
-  // Where the numbers of a pair's head begin.
-  static int64_t place_of(const anyattention_pairs &pairs, int64_t b, int64_t h) {
-    return pairs.offset + b * pairs.strides[0] + h * pairs.strides[1];
-  }
-  bool is_inside(const anyattention_pairs &pairs) const {
-    if (!pairs.numbers) return true;
-    const int64_t sizes[] = {c.batch, H, c.num_queries, c.num_keys};
-    int64_t low = pairs.offset, high = pairs.offset;
-    for (int axis = 0; axis < 4; ++axis) {
-      if (sizes[axis] == 0) return true;
-      const int64_t reach = (sizes[axis] - 1) * pairs.strides[axis];
-      low += std::min<int64_t>(reach, 0), high += std::max<int64_t>(reach, 0);
-    }
-    return low >= 0 && high < pairs.size;
-  }
-
   bool is_valid() const {
     if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
-    if (c.value_dim < 1 || c.num_threads < 1 || !c.run_offsets) return false;
-    const int64_t runs = c.run_offsets[c.num_queries];
-    if (c.run_offsets[0] != 0 || runs < 0 || runs != c.num_runs) return false;
-    if (runs > 0 && (!c.run_begins || !c.run_ends)) return false;
-    if (!(c.dropout >= 0 && c.dropout < 1) || (c.dropout > 0 && (c.query_order || c.key_order))) return false;
+    if (c.value_dim < 1 || c.num_threads < 1 || !c.parts.offsets) return false;
+    const int64_t runs = c.parts.offsets[c.num_queries];
+    if (c.parts.offsets[0] != 0 || runs < 0 || runs != c.parts.num_runs) return false;
+    if (runs > 0 && (!c.parts.begins || !c.parts.ends)) return false;
+    if (!(c.dropout >= 0 && c.dropout < 1) || (c.dropout > 0 && (c.parts.query_order || c.parts.key_order))) return false;
     for (int64_t i = 0; i < c.num_queries; ++i) {
-      if (c.run_offsets[i] > c.run_offsets[i + 1]) return false;
+      if (c.parts.offsets[i] > c.parts.offsets[i + 1]) return false;
     }
     return true;
   }
 
   // Whether runs rise, apart from one another and inside the keys, and the orders, mask and bias stay inside, too.
   bool is_in_range() const {
-    bool valid = is_inside(c.mask) && is_inside(c.bias);
+    bool valid = is_inside(c.mask, c) && is_inside(c.bias, c);
     for (int64_t i = 0; i < c.num_queries; ++i) {
       int64_t reached = 0;
-      for (int64_t r = c.run_offsets[i]; r < c.run_offsets[i + 1]; ++r) {
-        valid &= c.run_begins[r] >= reached && c.run_begins[r] < c.run_ends[r];
-        reached = c.run_ends[r];
+      for (int64_t r = c.parts.offsets[i]; r < c.parts.offsets[i + 1]; ++r) {
+        valid &= c.parts.begins[r] >= reached && c.parts.begins[r] < c.parts.ends[r];
+        reached = c.parts.ends[r];
       }
       valid &= reached <= c.num_keys;
     }
-    for (int64_t i = 0; c.query_order && i < c.num_queries; ++i) {
-      valid &= static_cast<uint64_t>(c.query_order[i]) < static_cast<uint64_t>(c.num_queries);
+    for (int64_t i = 0; c.parts.query_order && i < c.num_queries; ++i) {
+      valid &= static_cast<uint64_t>(c.parts.query_order[i]) < static_cast<uint64_t>(c.num_queries);
     }
-    for (int64_t j = 0; c.key_order && j < c.num_keys; ++j) {
-      valid &= static_cast<uint64_t>(c.key_order[j]) < static_cast<uint64_t>(c.num_keys);
+    for (int64_t j = 0; c.parts.key_order && j < c.num_keys; ++j) {
+      valid &= static_cast<uint64_t>(c.parts.key_order[j]) < static_cast<uint64_t>(c.num_keys);
     }
     return valid;
   }
@@ -182,8 +167,8 @@ class QueryTile {
     first = part.first_query[static_cast<std::size_t>(index)];
     count = part.first_query[static_cast<std::size_t>(index) + 1] - first;
     ranges.clear();
-    for (int64_t r = part.c.run_offsets[first]; r < part.c.run_offsets[first + count]; ++r) {
-      ranges.push_back({part.c.run_begins[r], part.c.run_ends[r]});
+    for (int64_t r = part.c.parts.offsets[first]; r < part.c.parts.offsets[first + count]; ++r) {
+      ranges.push_back({part.c.parts.begins[r], part.c.parts.ends[r]});
     }
     std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
     keys.clear();
@@ -201,7 +186,7 @@ class QueryTile {
   }
 
   void start() {
-    std::copy_n(part.c.run_offsets + first, count, cursor);
+    std::copy_n(part.c.parts.offsets + first, count, cursor);
     if (part.c.dropout == 0) return;
     std::fill(runs, runs + kQueries, 0);
     std::copy_n(part.first_pair.data() + first, count, pair);
@@ -213,11 +198,11 @@ class QueryTile {
     std::fill(seen, seen + kQueries, 0);
     for (int64_t i = 0; i < count; ++i) {
       if (part.c.dropout > 0) pair[i] += __builtin_popcountll(runs[i]);
-      const int64_t last = part.c.run_offsets[first + i + 1];
-      while (cursor[i] < last && part.c.run_ends[cursor[i]] <= now.begin) ++cursor[i];
-      for (int64_t r = cursor[i]; r < last && part.c.run_begins[r] < now.end; ++r) {
-        seen[i] |= bits_of(std::max(part.c.run_begins[r], now.begin) - now.begin,
-                           std::min(part.c.run_ends[r], now.end) - now.begin);
+      const int64_t last = part.c.parts.offsets[first + i + 1];
+      while (cursor[i] < last && part.c.parts.ends[cursor[i]] <= now.begin) ++cursor[i];
+      for (int64_t r = cursor[i]; r < last && part.c.parts.begins[r] < now.end; ++r) {
+        seen[i] |= bits_of(std::max(part.c.parts.begins[r], now.begin) - now.begin,
+                           std::min(part.c.parts.ends[r], now.end) - now.begin);
       }
     }
     if (part.c.dropout > 0) std::copy_n(seen, kQueries, runs);
@@ -301,7 +286,7 @@ class QueryTile {
 
   void hide(int64_t b, int64_t h) {
     const anyattention_pairs &mask = part.c.mask;
-    const auto *allowed = static_cast<const uint8_t *>(mask.numbers) + Part::place_of(mask, b, h);
+    const auto *allowed = static_cast<const uint8_t *>(mask.numbers) + place_of_head(mask, b, h);
     const auto bits = [&](int64_t i) {
       uint64_t found = 0;
       for (int64_t j = now.begin; j < now.end; ++j) {
@@ -345,10 +330,10 @@ struct Bias {
   int64_t place;  // of the head's numbers
 
   Bias(const Part &p, const QueryTile &t, int64_t b, int64_t h)
-      : part(p), tile(t), pairs(p.c.bias), place(Part::place_of(p.c.bias, b, h)) {}
+      : part(p), tile(t), pairs(p.c.bias), place(place_of_head(p.c.bias, b, h)) {}
 
   bool is_contiguous(int64_t v) const {
-    return pairs.strides[2] == 1 && !part.c.query_order && (v + 1) * kLane<T> <= tile.count;
+    return pairs.strides[2] == 1 && !part.c.parts.query_order && (v + 1) * kLane<T> <= tile.count;
   }
   int64_t of_key(int64_t j) const { return place + part.key_at(tile.now.begin + j) * pairs.strides[3]; }
   int64_t of_query(int64_t i) const { return part.query_at(tile.first + i) * pairs.strides[2]; }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "pairs.h"
 #include "products.h"
 #include "rows.h"
 #include "simd.h"
@@ -89,12 +90,12 @@ void put_largest_first(uint64_t *begin, uint64_t *nth, uint64_t *end) {
 
 // A call: the sizes, how it is cut into tasks, and where everything lies.
 struct Selection {
-  const anyattention_topk &c;
+  const anyattention_topk_indices_call &c;
   int64_t group, columns;          // columns of a key head
   int64_t blocks, slices, length;  // blocks of columns, slices of keys, and the keys of a slice
   int64_t kept, capacity;          // candidates of a column after a slice, and at most
 
-  explicit Selection(const anyattention_topk &call)
+  explicit Selection(const anyattention_topk_indices_call &call)
       : c(call),
         group(call.heads / call.key_heads),
         columns(call.num_queries * group),
@@ -118,21 +119,23 @@ struct Selection {
   int64_t end_of(int64_t i) const { return c.key_ends ? c.key_ends[i] : c.num_keys; }
   // What is added to a score; -inf hides the pair.
   float added(int64_t b, int64_t i, int64_t h, int64_t j) const {
-    const auto at = [=](const int64_t *strides) { return b * strides[0] + h * strides[1] + i * strides[2] + j * strides[3]; };
-    if (c.mask && !c.mask[at(c.mask_strides)]) return -kInfinity;
-    return c.bias ? c.bias[at(c.bias_strides)] : 0;
+    const auto at = [=](const anyattention_pairs &pairs) {
+      return place_of_head(pairs, b, h) + i * pairs.strides[2] + j * pairs.strides[3];
+    };
+    if (c.mask.numbers && !static_cast<const uint8_t *>(c.mask.numbers)[at(c.mask)]) return -kInfinity;
+    return c.bias.numbers ? static_cast<const float *>(c.bias.numbers)[at(c.bias)] : 0;
   }
 };
 
-bool is_valid(const anyattention_topk *c) {
+bool is_valid(const anyattention_topk_indices_call *c) {
   if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
   if (c->num_queries < 0 || c->num_keys < 0 || c->head_dim < 1 || c->k < 1 || c->num_threads < 1) return false;
   if (!c->key_begins != !c->key_ends) return false;
   return c->batch == 0 || c->num_queries == 0 || (c->query && (c->key || c->num_keys == 0));
 }
 
-bool is_in_range(const anyattention_topk &c) {
-  bool valid = true;
+bool is_in_range(const anyattention_topk_indices_call &c) {
+  bool valid = is_inside(c.mask, c) && is_inside(c.bias, c);
   for (int64_t i = 0; c.key_begins && i < c.num_queries; ++i) {
     valid &= c.key_begins[i] >= c.key_ends[i] || (c.key_begins[i] >= 0 && c.key_ends[i] <= c.num_keys);
   }
@@ -206,7 +209,7 @@ class Task {
   void look_at(int64_t place, int64_t rows, int64_t first) {
     const Seen &seen = seen_[first / kColumns];
     if (seen.low >= place + rows || seen.high <= place) return;
-    const bool whole = seen.begin <= place && place + rows <= seen.end, adds = s_.c.mask || s_.c.bias;
+    const bool whole = seen.begin <= place && place + rows <= seen.end, adds = s_.c.mask.numbers || s_.c.bias.numbers;
     const int64_t columns = std::min(kColumns, count_ - first), D = s_.c.head_dim, t = begin_ + place;
     const int64_t width = (columns + kScores - 1) / kScores * kScores;
     if (adds) read_pairs(t, rows, first, columns);
@@ -370,7 +373,7 @@ void select(const Selection &s, int64_t *indices) {
 }  // namespace
 }  // namespace anyattention
 
-extern "C" int32_t anyattention_topk_indices(const anyattention_topk *call, int64_t *indices) {
+extern "C" int32_t anyattention_topk_indices(const anyattention_topk_indices_call *call, int64_t *indices) {
   using namespace anyattention;
   if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
   if (!is_in_range(*call)) return ANYATTENTION_OUT_OF_RANGE;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
@@ -82,9 +83,12 @@ struct Graph {
     return {num_queries,         num_keys,          num_edges,           query_offsets.get(), keys_by_query.get(),
             edges_by_query.get(), key_offsets.get(), queries_by_key.get(), edges_by_key.get()};
   }
-  anyattention_rows rows(bool flip) const {
-    if (flip) return {num_keys, num_queries, num_edges, key_offsets.get(), queries_by_key.get(), edges_by_key.get()};
-    return {num_queries, num_keys, num_edges, query_offsets.get(), keys_by_query.get(), edges_by_query.get()};
+  // What the primitives read, of the graph or of its transpose; the rest is null.
+  anyattention_graph rows(bool transposed) const {
+    if (transposed) {
+      return {num_keys, num_queries, num_edges, key_offsets.get(), queries_by_key.get(), edges_by_key.get(), {}, {}, {}};
+    }
+    return {num_queries, num_keys, num_edges, query_offsets.get(), keys_by_query.get(), edges_by_query.get(), {}, {}, {}};
   }
 };
 
@@ -167,26 +171,27 @@ bool plant_fault(Graph &graph, bool of_keys) {
   return true;
 }
 
-void drive_primitives(const Graph &graph, bool flip, bool faulty) {
+void drive_primitives(const Graph &graph, bool transposed, bool faulty) {
   const bool is_double = chance(0.5);
-  const int64_t column_heads = 1 + up_to(3), heads = column_heads * (1 + up_to(2));
+  const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
   const int64_t width = one_of<int64_t>({1, 3, 7, 8, 16, 32, 40, 64}), batch = chance(0.1) ? 0 : 1 + up_to(1);
-  const anyattention_rows rows = graph.rows(flip);
-  const anyattention_edge_call call{rows, batch, heads, column_heads, width, 1 + up_to(2), is_double};
-  const Numbers left(is_double, batch * rows.num_rows * heads * width);
-  const Numbers right(is_double, batch * rows.num_columns * column_heads * width);
+  const anyattention_graph rows = graph.rows(transposed);
+  const anyattention_edge_call call{rows, batch, heads, key_heads, width, 1 + up_to(2), is_double};
+  const Numbers query(is_double, batch * rows.num_queries * heads * width);
+  const Numbers key(is_double, batch * rows.num_keys * key_heads * width);
   const Numbers edges(is_double, batch * rows.num_edges * heads);
-  const Numbers by_edge(is_double, batch * rows.num_edges * heads), by_row(is_double, batch * rows.num_rows * heads);
+  const Numbers by_edge(is_double, batch * rows.num_edges * heads);
+  const Numbers by_query(is_double, batch * rows.num_queries * heads);
   const int64_t feature_dim = up_to(5);
   const Numbers features(is_double, rows.num_edges * feature_dim), weight(is_double, heads * width * feature_dim);
   const anyattention_edge_features by_features{features.get(), weight.get(), feature_dim};
-  const Array<int64_t> largest(batch * rows.num_rows * heads * width);
+  const Array<int64_t> largest(batch * rows.num_queries * heads * width);
   const int32_t statuses[] = {
-      anyattention_edge_argmax(&call, edges.get(), right.get(), chance(0.5) ? &by_features : nullptr, largest.get()),
-      anyattention_edge_dot(&call, left.get(), right.get(), by_edge.get()),
-      anyattention_edge_sum(&call, edges.get(), right.get(), left.get()),
+      anyattention_edge_argmax(&call, edges.get(), key.get(), chance(0.5) ? &by_features : nullptr, largest.get()),
+      anyattention_edge_dot(&call, query.get(), key.get(), by_edge.get()),
+      anyattention_edge_sum(&call, edges.get(), key.get(), query.get()),
       anyattention_edge_softmax(&call, edges.get(), by_edge.get()),
-      anyattention_edge_total(&call, edges.get(), by_row.get()),
+      anyattention_edge_total(&call, edges.get(), by_query.get()),
   };
   for (const int32_t status : statuses) {
     require((status == ANYATTENTION_OK) == (!faulty || (batch == 0 && status == ANYATTENTION_OK)), "a primitive", status);
@@ -218,12 +223,13 @@ struct Strided {
 void drive_attention(const Graph &graph, bool faulty) {
   // Some calls are made for the code that keeps its sums in registers.
   const bool plain = chance(0.4), is_double = !plain && chance(0.5), normalize = plain || chance(0.7);
-  const int32_t score = static_cast<int32_t>(up_to(2));
+  const char *const score = one_of<const char *>({"Dot", "Additive", "Dynamic"});
+  const bool is_additive = !std::strcmp(score, "Additive"), is_dynamic = !std::strcmp(score, "Dynamic");
   const int64_t key_heads = plain ? one_of<int64_t>({1, 2, 4, 8}) : 1 + up_to(3), heads = plain ? key_heads : key_heads * (1 + up_to(2));
   const std::vector<int64_t> widths{1, 3, 7, 8, 16, 32, 40, 64};
   const int64_t value_dim = plain ? one_of<int64_t>({8, 16, 32, 64}) : one_of(widths);
   const bool same_width = plain || chance(0.5);
-  const int64_t head_dim = score == ANYATTENTION_ADDITIVE ? 1 : same_width ? value_dim : one_of(widths);
+  const int64_t head_dim = is_additive ? 1 : same_width ? value_dim : one_of(widths);
   const int64_t batch = chance(0.05) ? 0 : 1 + up_to(1);
   const int64_t query_stride = heads * head_dim + up_to(2), key_stride = key_heads * head_dim + up_to(2);
   const int64_t value_stride = key_heads * value_dim + up_to(2);
@@ -236,9 +242,9 @@ void drive_attention(const Graph &graph, bool faulty) {
   const Strided bias = Strided::random(is_double, batch, edges, heads);
   const anyattention_graph_attention call{
       graph.fields(), batch, heads, key_heads, head_dim, value_dim, 1 + up_to(2), up_to(INT64_MAX),
-      is_double, score, normalize, 0.7, !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
+      is_double, anyattention_score(score), normalize, 0.7, !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
       query.get(), key.get(), value_is_key ? key.get() : value.get(),
-      score == ANYATTENTION_DYNAMIC ? vector.get() : nullptr,
+      is_dynamic ? vector.get() : nullptr,
       query_stride, key_stride, value_is_key ? key_stride : value_stride,
       plain ? anyattention_edge_numbers{} : term.fields, plain ? anyattention_edge_numbers{} : bias.fields};
 
@@ -255,7 +261,7 @@ void drive_attention(const Graph &graph, bool faulty) {
       anyattention_graph_attention_backward(
           &call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
           grad_query.get(), grad_key.get(), value_is_key ? nullptr : grad_value.get(),
-          score == ANYATTENTION_DYNAMIC ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
+          is_dynamic ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
           chance(0.5) ? nullptr : grad_score.get()),
   };
   // The forward reads the rows of queries only: of a fault in those of keys it may see nothing.
@@ -263,6 +269,26 @@ void drive_attention(const Graph &graph, bool faulty) {
     require(faulty || status == ANYATTENTION_OK, "attention refused a sound graph", status);
   }
   require(!faulty || batch == 0 || statuses[2] != ANYATTENTION_OK, "attention took a fault", statuses[2]);
+}
+
+// Numbers of pairs, not there yet: contiguous axes, some of them of size 1.
+anyattention_pairs pairs_of_axes(const std::vector<int64_t> &sizes) {
+  anyattention_pairs pairs{};
+  pairs.size = 1;
+  for (std::size_t axis = sizes.size(); axis-- > 0;) {
+    const bool is_whole = chance(0.5);
+    pairs.strides[axis] = is_whole ? pairs.size : 0;
+    pairs.size *= is_whole ? sizes[axis] : 1;
+  }
+  return pairs;
+}
+
+// Moves numbers of pairs outside, where there are any; returns whether it did.
+bool plant_fault_in_pairs(anyattention_pairs &mask, anyattention_pairs &bias, bool is_empty) {
+  const bool moves_mask = !is_empty && mask.numbers && chance(0.5), moves_bias = !is_empty && bias.numbers && chance(0.5);
+  if (moves_mask) mask.size = std::min(mask.size - 1, up_to(mask.size));
+  if (moves_bias) bias.offset = one_of<int64_t>({-1, bias.size});
+  return moves_mask || moves_bias;
 }
 
 // Attention over random runs of keys, in random orders, once sound and once with a fault where one is planted.
@@ -311,20 +337,8 @@ void drive_runs(bool faulty) {
   const Numbers grad_output = numbers(output_size), grad_logsumexp = numbers(num_rows);
   const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
   const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);
-  // Contiguous axes, some of them of size 1.
-  const auto pairs_of_axes = [&] {
-    anyattention_pairs pairs{};
-    const int64_t sizes[] = {batch, heads, queries, keys};
-    int64_t stride = 1;
-    for (int axis = 3; axis >= 0; --axis) {
-      const bool is_whole = chance(0.5);
-      pairs.strides[axis] = is_whole ? stride : 0;
-      stride *= is_whole ? sizes[axis] : 1;
-    }
-    pairs.size = stride;
-    return pairs;
-  };
-  anyattention_pairs mask = pairs_of_axes(), bias = pairs_of_axes();
+  const std::vector<int64_t> axes{batch, heads, queries, keys};
+  anyattention_pairs mask = pairs_of_axes(axes), bias = pairs_of_axes(axes);
   const int64_t distances = std::max<int64_t>(queries + keys - 1, 0);
   if (by_distance) bias = {nullptr, heads * distances, std::max<int64_t>(keys - 1, 0), {0, distances, 1, -1}};
   const Array<uint8_t> allowed(mask.size);
@@ -332,9 +346,7 @@ void drive_runs(bool faulty) {
   const Numbers biases = numbers(bias.size), grad_bias = numbers(bias.size);
   if (chance(0.4)) mask.numbers = allowed.get();
   if (chance(0.4)) bias.numbers = biases.get();
-  const bool is_empty = batch * queries * keys == 0;
-  if (faulty && !is_empty && mask.numbers && chance(0.5)) mask.size = std::min(mask.size - 1, up_to(mask.size)), broken = true;
-  if (faulty && !is_empty && bias.numbers && chance(0.5)) bias.offset = one_of<int64_t>({-1, bias.size}), broken = true;
+  if (faulty && plant_fault_in_pairs(mask, bias, batch * queries * keys == 0)) broken = true;
   const bool has_orders = wild_order || chance(0.5);
   const double dropout = has_orders || chance(0.5) ? 0 : 0.3;
   const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), up_to(1 << 20), is_double,
@@ -364,24 +376,15 @@ void drive_topk(bool faulty) {
   for (int64_t i = 0; i < queries; ++i) begins[i] = up_to(keys), ends[i] = up_to(keys);
   for (int64_t i = 0; i < queries; i += 7) begins[i] = INT64_MAX, ends[i] = INT64_MIN;
   anyattention_topk call{batch, heads, key_heads, queries, keys, head_dim, k, 1 + up_to(2), 0.3,
-                         query.floats.get(), key.floats.get(), nullptr, nullptr, nullptr, {}, nullptr, {}};
+                         query.floats.get(), key.floats.get(), nullptr, nullptr, {}, {}};
   if (chance(0.6)) call.key_begins = begins.get(), call.key_ends = ends.get();
-  const auto strides = [&](int64_t *each) {
-    int64_t count = 1;
-    const int64_t axes[] = {batch, heads, queries, keys};
-    for (int axis = 3; axis >= 0; --axis) {
-      const bool whole = chance(0.5);
-      each[axis] = whole ? count : 0;
-      if (whole) count *= axes[axis];
-    }
-    return count;
-  };
-  const Array<uint8_t> mask(strides(call.mask_strides));
+  call.mask = pairs_of_axes({batch, heads, queries, keys}), call.bias = pairs_of_axes({batch, heads, queries, keys});
+  const Array<uint8_t> mask(call.mask.size);
   for (int64_t n = 0; n < mask.count; ++n) mask[n] = chance(0.7);
-  const Numbers bias(false, strides(call.bias_strides));
-  if (chance(0.4)) call.mask = mask.get();
-  if (chance(0.4)) call.bias = bias.floats.get();
-  bool broken = false;
+  const Numbers bias(false, call.bias.size);
+  if (chance(0.4)) call.mask.numbers = mask.get();
+  if (chance(0.4)) call.bias.numbers = bias.get();
+  bool broken = faulty && plant_fault_in_pairs(call.mask, call.bias, batch * queries * keys == 0);
   if (faulty && queries > 0 && call.key_begins) {
     const int64_t i = up_to(queries - 1);
     begins[i] = chance(0.5) ? one_of<int64_t>({-1, INT64_MIN}) : 0;
@@ -396,7 +399,7 @@ void drive_topk(bool faulty) {
     require(std::all_of(last, chosen + k, [](int64_t j) { return j == -1; }), "unused slots stand last");
     require(std::all_of(chosen, last, [=](int64_t j) { return begin <= j && j < end; }), "a key that the query sees");
     const int64_t seen = begin < end ? end - begin : 0;
-    require(call.mask || call.bias || last - chosen == std::min(seen, k), "as many keys as there are", last - chosen);
+    require(call.mask.numbers || call.bias.numbers || last - chosen == std::min(seen, k), "as many keys as there are", last - chosen);
     std::sort(chosen, last);
     require(std::adjacent_find(chosen, last) == last, "no key twice");
   }
@@ -429,8 +432,6 @@ void drive_distances(bool faulty) {
   const bool doubled = chance(0.5);
   const int64_t rows = chance(0.1) ? up_to(20000) : up_to(150), dim = 1 + up_to(3), heads = 1 + up_to(4);
   const int64_t num_radial = up_to(20), outputs = heads + (num_radial > 0 ? up_to(5) : 0);
-  const anyattention_distance_call call{rows, dim, heads, outputs, num_radial, 1 + up_to(2),
-                                        chance(0.5) ? 1.5 : 0.0, 2.0, 1e-6, doubled};
   const Numbers displacement(doubled, rows * dim), decay(doubled, heads), weight(doubled, outputs * num_radial);
   const Numbers terms(doubled, rows * outputs), by_displacement(doubled, rows * dim), by_decay(doubled, heads);
   const Numbers by_weight(doubled, outputs * num_radial);
@@ -438,10 +439,10 @@ void drive_distances(bool faulty) {
   const int64_t missing = broken ? up_to(num_radial > 0 ? 3 : 2) : -1;
   const auto given = [&](int64_t place, const Numbers &numbers) { return missing == place ? nullptr : numbers.get(); };
   const auto wanted = [&](const Numbers &numbers) { return chance(0.2) ? nullptr : numbers.get(); };
-  const int32_t forward = anyattention_distance_terms(&call, given(0, displacement), given(1, decay), given(3, weight),
-                                                      given(2, terms));
-  const int32_t backward = anyattention_distance_gradients(&call, given(0, displacement), given(1, decay),
-                                                           given(3, weight), given(2, terms), wanted(by_displacement),
+  const anyattention_distance call{rows, dim, heads, outputs, num_radial, 1 + up_to(2), chance(0.5) ? 1.5 : 0.0, 2.0,
+                                   1e-6, doubled, given(0, displacement), given(1, decay), given(3, weight)};
+  const int32_t forward = anyattention_distance_terms(&call, given(2, terms));
+  const int32_t backward = anyattention_distance_gradients(&call, given(2, terms), wanted(by_displacement),
                                                            wanted(by_decay), wanted(by_weight));
   for (const int32_t status : {forward, backward}) {
     require(status == (broken ? ANYATTENTION_INVALID_ARGUMENT : ANYATTENTION_OK), "distances", status);
@@ -481,20 +482,20 @@ void drive_dynamic(const Graph &graph, bool faulty) {
 void refuse_arguments() {
   anyattention_edge_call call{};
   const Array<int64_t> offsets(1);
-  call.rows.offsets = offsets.get();
-  call.heads = call.column_heads = call.width = call.num_threads = call.batch = 1;
+  call.graph.query_offsets = offsets.get();
+  call.heads = call.key_heads = call.width = call.num_threads = call.batch = 1;
   require(anyattention_edge_total(&call, nullptr, nullptr) == ANYATTENTION_OK, "no rows at all");
-  for (int64_t anyattention_edge_call::*field : {&anyattention_edge_call::heads, &anyattention_edge_call::column_heads,
+  for (int64_t anyattention_edge_call::*field : {&anyattention_edge_call::heads, &anyattention_edge_call::key_heads,
                                                 &anyattention_edge_call::width, &anyattention_edge_call::num_threads}) {
     anyattention_edge_call wrong = call;
     wrong.*field = 0;
     require(anyattention_edge_dot(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
   }
   anyattention_edge_call wrong = call;
-  wrong.rows.offsets = nullptr;
+  wrong.graph.query_offsets = nullptr;
   require(anyattention_edge_softmax(&wrong, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no offsets");
   wrong = call;
-  wrong.rows.num_edges = -1;
+  wrong.graph.num_edges = -1;
   require(anyattention_edge_sum(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
   const anyattention_edge_features features{nullptr, nullptr, -1};
   require(anyattention_edge_argmax(&call, nullptr, nullptr, &features, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
@@ -511,8 +512,7 @@ void refuse_arguments() {
   anyattention_run_attention no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
                                               nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
-  require(anyattention_distance_terms(nullptr, nullptr, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
-          "no call");
+  require(anyattention_distance_terms(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_topk sizes{};
   require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
@@ -536,6 +536,12 @@ void refuse_arguments() {
   require(anyattention_topk_indices(&half, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "begins without ends");
   sizes.batch = sizes.num_queries = 1;
   require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no arrays");
+  require(anyattention_score("Dot") == 0 && anyattention_score("Dynamic") == 2, "scores by their names");
+  require(anyattention_score("dot") == -1 && anyattention_score(nullptr) == -1, "no score of that name");
+  empty.score = 3;
+  require(anyattention_graph_attention_forward(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no such score");
+  require(anyattention_size_of("pairs") == sizeof(anyattention_pairs), "the size of a structure");
+  require(anyattention_size_of("pair") == -1 && anyattention_size_of(nullptr) == -1, "no structure of that name");
   require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 

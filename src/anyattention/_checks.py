@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from anyattention.ambient import is_compiling
 from anyattention.errors import (
     AttentionError,
     DimensionMismatchError,
@@ -137,11 +138,6 @@ def require_device(argument: str, tensor: Tensor, device: torch.device, named_by
         raise InvalidInputError(argument=argument, expected=f"device {device}, as {named_by}", actual=tensor.device)
 
 
-def is_autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
 def require_number(
     argument: str,
     value: object,
@@ -210,7 +206,7 @@ def to_four_axes(
 
 def require_memory(size: int, what: str, device: torch.device) -> None:
     """Raise `OutOfMemoryError` when `size` bytes are more than the device has free."""
-    if torch.compiler.is_compiling() or size < _CHECKED_FROM_BYTES:
+    if size < _CHECKED_FROM_BYTES or is_compiling():
         return
     free = _free_memory(device)
     if free is not None and size > free:
@@ -244,13 +240,20 @@ def allocation_failures_named() -> Iterator[None]:
     """Turn an allocator's failure into `OutOfMemoryError`; every other error passes."""
     try:
         yield
-    except OutOfMemoryError:
-        raise
     except (MemoryError, RuntimeError) as failure:
-        text = str(failure)
-        is_allocation = isinstance(failure, MemoryError | torch.OutOfMemoryError)
-        if is_allocation or "can't allocate memory" in text or "not enough memory" in text:
-            digits = "".join(char if char.isdigit() else " " for char in text).split()
-            size = max((int(number) for number in digits), default=None)
-            raise OutOfMemoryError(f"memory ran out: {text}", size=size) from failure
-        raise
+        named = as_out_of_memory(failure)
+        if named is None:
+            raise
+        raise named from failure
+
+
+def as_out_of_memory(failure: Exception) -> OutOfMemoryError | None:
+    """An allocator's failure as an error of ours; None for everything else."""
+    text = str(failure)
+    is_allocation = isinstance(failure, MemoryError | torch.OutOfMemoryError)
+    is_allocation = is_allocation or "can't allocate memory" in text or "not enough memory" in text
+    if isinstance(failure, OutOfMemoryError) or not is_allocation:
+        return None
+    digits = "".join(char if char.isdigit() else " " for char in text).split()
+    size = max((int(number) for number in digits), default=None)
+    return OutOfMemoryError(f"memory ran out: {text}", size=size)

@@ -34,9 +34,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _kernels() -> list[str]:
-    from anyattention import _native
+    from anyattention import native
 
-    about = _native.info()
+    about = native.info()
     lines = [
         f"kernels built {', '.join(about.built) or 'none'}",
         f"this CPU runs {', '.join(about.supported) or 'none'}",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anyattention import _native
+from anyattention import native
 from anyattention._checks import allocation_failures_named
 from anyattention.geometry.clouds import Clouds, read_clouds
 from anyattention.geometry.images import images_within
@@ -137,7 +137,7 @@ def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Te
         undecided = []
         for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
             distances, places = tree.query(
-                queries[rows].numpy(), k=range(1, wanted + 1), workers=max(1, _native.num_threads())
+                queries[rows].numpy(), k=range(1, wanted + 1), workers=max(1, native.num_threads())
             )
             outer = torch.from_numpy(distances)[:, -1]
             candidate = kept[torch.from_numpy(places).long().clamp(max=len(kept) - 1)].sort(1).values

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyattention import _native
+from anyattention import native
 from anyattention._checks import allocation_failures_named, require_memory, require_number
-from anyattention._sorting import compressed_rows, symmetric_rows
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
 from anyattention.geometry.images import images_within
+from anyattention.native.compressed_rows import compressed_rows, symmetric_rows
 
 __all__ = ["Neighbours", "radius_neighbours", "sorted_neighbours"]
 
@@ -172,7 +172,7 @@ def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
     is_periodic = any(clouds.periodic)
     tolerance = clouds.rounding() + 1e-12 * r
     search = vesin.NeighborList(
-        cutoff=r + tolerance, full_list=False, sorted=False, n_threads=max(1, _native.num_threads())
+        cutoff=r + tolerance, full_list=False, sorted=False, n_threads=max(1, native.num_threads())
     )
     wanted = "PdS" if is_periodic else "Pd"
     # Without copies these are views of the search's memory: they end with this function.

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention import Additive, Dot, Dynamic, EdgeFeatures, Graph, attend, explain
-from anyattention._dispatch import Explanation
 from anyattention.errors import MissingExtraError
 from anyattention.interop.remembered import prepared_graph
+from anyattention.ops.dispatch import Explanation
 
 try:
     import torch_geometric.nn as parent

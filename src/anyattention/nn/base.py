@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from anyattention._checks import (
     describe_shape,
-    is_autocast_enabled,
     require_device,
     require_floating,
     require_floating_dtype,
     require_number,
     require_same_kind,
 )
+from anyattention.ambient import is_autocast_enabled
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,

@@ -29,7 +29,7 @@ from anyattention.nn.points import (
     shown,
 )
 from anyattention.nn.vectors import mix, shortened, squares
-from anyattention.ops.arguments import read_weights
+from anyattention.ops.arguments import weights_asked_for
 from anyattention.output import AttentionOutput, EquivariantOutput
 from anyattention.patterns import Graph
 
@@ -368,7 +368,7 @@ class EquivariantAttention(PointAttention):
         key, value = self.key_projection(key_context), self.value_projection(key_context)
         vectors = mix(self.vector_value, shortened(keys.vectors, self._length))
         vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
-        dropout, kind = base.dropout if self.training else 0.0, read_weights(return_weights)
+        dropout, kind = base.dropout if self.training else 0.0, weights_asked_for(return_weights)
         dtype = torch.promote_types(queries.positions.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             split = [x.to(dtype).unflatten(-1, heads) for x in (query, key, value)]

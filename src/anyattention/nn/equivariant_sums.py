@@ -71,23 +71,9 @@ def sums_of_edges(
     gated = gated if gate is None else gated * (1.0 + gate)
     sums = edge_sum(gated, torch.cat([value, vectors], -1), graph)
     # An edge's displacement is the value of a key of its own, that all heads share.
-    relative = edge_sum(gated, displacement[:, :, None], _edges_as_keys(graph))
+    relative = edge_sum(gated, displacement[:, :, None], graph.edges_as_keys())
     values, summed = sums.split([value.shape[-1], vectors.shape[-1]], -1)
     return EquivariantSums(values, summed, relative, weights)
-
-
-def _edges_as_keys(graph: Graph) -> Graph:
-    """The same queries and edges, each edge from a key of its own."""
-    edges = torch.arange(graph.num_edges, device=graph.edge_index.device)
-    return Graph(
-        edge_index=torch.stack([edges, graph.query_index]),
-        query_offsets=graph.query_offsets,
-        keys_by_query=graph.edges_by_query,
-        edges_by_query=graph.edges_by_query,
-        key_offsets=torch.arange(graph.num_edges + 1, device=edges.device),
-        queries_by_key=graph.query_index,
-        edges_by_key=edges,
-    )
 
 
 def sums_of_all(

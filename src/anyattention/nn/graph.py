@@ -13,7 +13,7 @@ from anyattention.config import AttentionConfig, GraphAttentionConfig, require_c
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
-from anyattention.ops.rows import add_bias, linear_maps
+from anyattention.ops.linear_maps import add_bias, linear_maps
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score

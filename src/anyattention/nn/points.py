@@ -24,12 +24,13 @@ from anyattention._checks import (
     require_tensor,
     to_four_axes,
 )
+from anyattention.ambient import is_compiling
 from anyattention.config import GeometricAttentionConfig, require_config
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.ops import edge_dot
-from anyattention.ops.distance import DistanceSettings, distance_terms
+from anyattention.ops.points import DistanceSettings, distance_terms
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 
@@ -248,28 +249,11 @@ def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph, 
     return found if offsets is None else found + offsets
 
 
-def all_pairs(num_queries: int, num_keys: int, device: torch.device) -> Graph:
-    """Every pair as an edge, by query, then key; nothing needs to be sorted."""
-    queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
-    edges = torch.arange(num_queries * num_keys, device=device)
-    key_index = keys.repeat(num_queries)
-    query_index = queries[:, None].expand(-1, num_keys).reshape(-1)
-    return Graph(
-        edge_index=torch.stack([key_index, query_index]),
-        query_offsets=torch.arange(num_queries + 1, device=device) * num_keys,
-        keys_by_query=key_index,
-        edges_by_query=edges,
-        key_offsets=torch.arange(num_keys + 1, device=device) * num_queries,
-        queries_by_key=queries.repeat(num_keys),
-        edges_by_key=edges.view(num_queries, num_keys).T.reshape(-1),
-    )
-
-
 def pairs_within(places: Tensor, others: Tensor, radius: float | None) -> Graph:
     """The pairs that a layer without a graph attends over: all, or those that have a weight in any of the batch."""
     num_queries, num_keys = places.shape[1], others.shape[1]
-    if radius is None or torch.compiler.is_compiling():
-        return all_pairs(num_queries, num_keys, places.device)
+    if radius is None or is_compiling():
+        return Graph.all_pairs(num_queries, num_keys, device=places.device)
     # Differences, as products lose digits; a little more than the radius, where the envelope decides.
     mode = "donot_use_mm_for_euclid_dist"
     near = torch.cdist(places.detach(), others.detach(), compute_mode=mode) < radius * (1.0 + 1e-5)
@@ -278,7 +262,7 @@ def pairs_within(places: Tensor, others: Tensor, radius: float | None) -> Graph:
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:
     """Raise where a coordinate is NaN or infinite; under torch.compile it shows in the output instead."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     finite = positions.isfinite()
     if not finite.all():
@@ -343,7 +327,7 @@ def in_use(mask: Tensor | None, graph: Graph | None) -> tuple[Tensor | None, Ten
 
 
 def _unless_all(used: Tensor) -> Tensor | None:
-    return None if not torch.compiler.is_compiling() and used.all() else used
+    return None if not is_compiling() and used.all() else used
 
 
 def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:

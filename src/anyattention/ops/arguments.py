@@ -1,41 +1,38 @@
 """The arguments of `attend` in one record, with the checks that every operation shares."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from anyattention._checks import (
-    Axes,
     describe_shape,
     require_dense,
     require_device,
     require_floating,
     require_mask,
     require_number,
-    require_same_kind,
     to_four_axes,
 )
+from anyattention.ambient import Moment, is_compiling, moment_of
 from anyattention.bias import RelativeBias
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
-from anyattention.ops.eager import are_plain
-from anyattention.patterns import Full, Pattern, TopK
-from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
+from anyattention.patterns import Full, Graph, Pattern, TopK
+from anyattention.scores import Dot, EdgeFeatures, Score
 
 __all__ = [
     "Aggregation",
     "Arguments",
     "Weights",
-    "check_score",
-    "default_scale",
     "read_bias",
     "read_pairs",
-    "read_weights",
     "refuse_graph_settings",
     "require_relative",
+    "weights_asked_for",
 ]
 
 Aggregation = Literal["sum", "mean", "max"]
@@ -44,30 +41,34 @@ Weights = Literal["mean", "heads"]
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """What `attend` was called with; numbers and names are checked, tensors are not yet.
+    """What `attend` takes, in its order and with its defaults: the one list of these settings.
 
-    `weights` is "mean", "heads" or None where none are asked for.
+    Numbers and names are checked when it is made. An operation checks the tensors, and hands on the arguments with mask
+    and bias in their full rank, and a bias of -inf in the mask.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
-    pattern: Pattern | TopK
-    score: Score
-    mask: Tensor | None
-    bias: Tensor | RelativeBias | None
-    edges: EdgeFeatures | None
-    scale: float | None
-    softcap: float | None
-    dropout: float
-    aggregation: Aggregation
-    normalize: bool
-    weights: Weights | None
-    return_logsumexp: bool
-    implementation: str | None
+    pattern: Pattern | TopK | None = None
+    _: KW_ONLY
+    score: Score = Dot()  # noqa: RUF009  # a frozen dataclass without fields
+    mask: Tensor | None = None
+    bias: Tensor | RelativeBias | None = None
+    edges: EdgeFeatures | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    aggregation: Aggregation = "sum"
+    normalize: bool = True
+    return_weights: bool | str = False
+    return_logsumexp: bool = False
+    implementation: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, Pattern | TopK):
+        if self.pattern is None:
+            object.__setattr__(self, "pattern", Full())
+        elif not isinstance(self.pattern, Pattern | TopK):
             hint = None
             if isinstance(self.pattern, Tensor):
                 hint = "a boolean tensor is given as mask=, a float one as bias="
@@ -77,7 +78,7 @@ class Arguments:
                 actual=type(self.pattern).__name__,
                 hint=hint,
             )
-        if not isinstance(self.score, Dot | Additive | Dynamic):
+        if not isinstance(self.score, Score):
             raise InvalidInputError(
                 argument="score",
                 expected="Dot(), Additive() or Dynamic(vector)",
@@ -89,23 +90,50 @@ class Arguments:
                 expected="'sum', 'mean' or 'max'",
                 actual=repr(self.aggregation),
             )
-        if not isinstance(self.normalize, bool):
-            raise InvalidInputError(argument="normalize", expected="True or False", actual=repr(self.normalize))
         if self.edges is not None and not isinstance(self.edges, EdgeFeatures):
             raise InvalidInputError(
                 argument="edges", expected="EdgeFeatures(features, ...) or None", actual=type(self.edges).__name__
             )
-        if not isinstance(self.return_logsumexp, bool):
-            raise InvalidInputError(
-                argument="return_logsumexp", expected="True or False", actual=repr(self.return_logsumexp)
-            )
+        weights_asked_for(self.return_weights)
+        for name in ("normalize", "return_logsumexp"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         require_number("dropout", self.dropout, at_least=0.0, below=1.0)
         if self.scale is not None:
             require_number("scale", self.scale)
         if self.softcap is not None:
             require_number("softcap", self.softcap, above=0.0)
 
-    def under_autocast(self) -> "Arguments":
+    @property
+    def weights(self) -> Weights | None:
+        """Which weights are asked for; True is "mean"."""
+        return weights_asked_for(self.return_weights)
+
+    @property
+    def graph(self) -> Graph:
+        """The pattern of a call over a Graph."""
+        assert isinstance(self.pattern, Graph)
+        return self.pattern
+
+    @property
+    def factor(self) -> float:
+        """The factor of the raw score: the caller's scale, else the score's."""
+        return self.score.default_scale(self.query.shape[-1]) if self.scale is None else float(self.scale)
+
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        """The dtype that the call is computed in, at least float32."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+    def changed(self, **changes: Any) -> Arguments:
+        """These arguments but for some, which are not checked again."""
+        if is_compiling():
+            return replace(self, **changes)
+        made = object.__new__(Arguments)
+        made.__dict__.update(self.__dict__, **changes)
+        return made
+
+    def under_autocast(self) -> Arguments:
         """These arguments with the floating-point tensors in autocast's dtype, as PyTorch's own attention has it."""
         dtype = torch.get_autocast_dtype(self.query.device.type)
 
@@ -114,27 +142,14 @@ class Arguments:
                 return tensor
             return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
-        score, edges = self.score, self.edges
-        if isinstance(score, Dynamic):
-            score = replace(score, vector=cast(score.vector))
+        edges = self.edges
         if edges is not None:
             edges = EdgeFeatures(cast(edges.features), cast(edges.key_weight), cast(edges.value_weight))
-        return replace(
-            self,
-            query=cast(self.query),
-            key=cast(self.key),
-            value=cast(self.value),
-            score=score,
-            edges=edges,
-        )
+        rows = {name: cast(getattr(self, name)) for name in ("query", "key", "value")}
+        return self.changed(**rows, score=self.score.cast(cast), edges=edges)
 
 
-def pattern_or_full(pattern: Pattern | TopK | None) -> Pattern | TopK:
-    """No pattern means every pair."""
-    return Full() if pattern is None else pattern
-
-
-def read_weights(return_weights: bool | str) -> Weights | None:
+def weights_asked_for(return_weights: bool | str) -> Weights | None:
     """`return_weights` as "mean", "heads" or None; True is "mean"."""
     if return_weights is False:
         return None
@@ -162,7 +177,7 @@ def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
     """Raise unless a bias by distance fits the query."""
     require_dense("bias.numbers", bias.numbers)
     require_device("bias.numbers", bias.numbers, query.device, "query")
-    if are_plain((bias.numbers,)) and bool((bias.numbers == -torch.inf).any()):
+    if moment_of((bias.numbers,)) is Moment.PLAIN and bool((bias.numbers == -torch.inf).any()):
         raise InvalidInputError(
             argument="bias.numbers",
             expected="no -inf",
@@ -196,30 +211,6 @@ def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | Non
         bias = torch.where(visible, bias, 0.0)
         mask = visible if mask is None else mask & visible
     return mask, bias
-
-
-def check_score(score: Score, axes: Axes, query: Tensor) -> None:
-    """Raise unless the score's tensors fit the heads and the head_dim."""
-    if isinstance(score, Additive):
-        require_number("score.negative_slope", score.negative_slope)
-        if axes.sizes["head_dim"] != 1:
-            raise DimensionMismatchError(
-                argument="query",
-                expected="head_dim 1 with the score Additive (one term per node and head)",
-                actual=f"head_dim {axes.sizes['head_dim']}",
-            )
-    if isinstance(score, Dynamic):
-        require_number("score.negative_slope", score.negative_slope)
-        require_floating("score.vector", score.vector)
-        require_same_kind("score.vector", score.vector, "query", query)
-        axes.bind("score.vector", score.vector, "heads head_dim")
-
-
-def default_scale(arguments: Arguments, head_dim: int) -> float:
-    """The caller's scale, else 1 / sqrt(head_dim) for Dot and 1 for the other scores."""
-    if arguments.scale is not None:
-        return float(arguments.scale)
-    return 1.0 / math.sqrt(max(head_dim, 1)) if isinstance(arguments.score, Dot) else 1.0
 
 
 def refuse_graph_settings(arguments: Arguments) -> None:

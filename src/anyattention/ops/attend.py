@@ -1,44 +1,66 @@
 """The one call: attention over any pattern, by any score."""
 
+import functools
+import inspect
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
-from anyattention._checks import allocation_failures_named, is_autocast_enabled, require_tensor
-from anyattention._dispatch import Explanation
-from anyattention.bias import RelativeBias
-from anyattention.ops.arguments import Aggregation, Arguments, pattern_or_full, read_weights
+from anyattention._checks import as_out_of_memory, require_tensor
+from anyattention.ambient import is_autocast_enabled, is_compiling
+from anyattention.ops.arguments import Arguments
 from anyattention.ops.dense import dense_attention, explain_dense
+from anyattention.ops.dispatch import Explanation
 from anyattention.ops.graph import explain_graph, graph_attention
 from anyattention.ops.sparse import explain_sparse, sparse_attention
 from anyattention.ops.topk import explain_topk, topk_attention
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
-from anyattention.scores import Dot, EdgeFeatures, Score
 
 __all__ = ["attend", "explain"]
 
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Pattern | TopK | None = None,
-    *,
-    score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
-    mask: Tensor | None = None,
-    bias: Tensor | RelativeBias | None = None,
-    edges: EdgeFeatures | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    dropout: float = 0.0,
-    aggregation: Aggregation = "sum",
-    normalize: bool = True,
-    return_weights: bool | str = False,
-    return_logsumexp: bool = False,
-    implementation: str | None = None,
-) -> AttentionResult:
+
+def _taking(
+    record: Callable[Parameters, Arguments],
+) -> Callable[[Callable[[Arguments], Returned]], Callable[Parameters, Returned]]:
+    """A function of a record as one of the record's fields, which is its signature too."""
+
+    def taking(function: Callable[[Arguments], Returned]) -> Callable[Parameters, Returned]:
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            return function(record(*args, **kwargs))
+
+        fields, returned = inspect.signature(record), inspect.signature(function).return_annotation
+        call.__signature__ = fields.replace(return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue]
+        call.__annotations__ = {
+            **{name: each.annotation for name, each in fields.parameters.items()},
+            "return": returned,
+        }
+        del call.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]  # its signature is not this one's
+        return call
+
+    return taking
+
+
+def _attend(arguments: Arguments) -> AttentionResult:
+    run = _operation(arguments.pattern)[0]
+    if is_compiling():
+        return run(arguments)
+    try:
+        return run(arguments)
+    except (MemoryError, RuntimeError) as failure:
+        named = as_out_of_memory(failure)
+        if named is None:
+            raise
+        raise named from failure
+
+
+@_taking(Arguments)
+def attend(arguments: Arguments) -> AttentionResult:
     """Attention of queries to the keys that a pattern allows.
 
     For each allowed pair (i, j), with k' = k_j + key_weight e and v' = v_j + value_weight e where edge features
@@ -103,59 +125,16 @@ def attend(
         >>> result.weights.shape
         torch.Size([1, 2, 3])
     """
-    arguments = Arguments(
-        query=query,
-        key=key,
-        value=value,
-        pattern=pattern_or_full(pattern),
-        score=score,
-        mask=mask,
-        bias=bias,
-        edges=edges,
-        scale=scale,
-        softcap=softcap,
-        dropout=dropout,
-        aggregation=aggregation,
-        normalize=normalize,
-        weights=read_weights(return_weights),
-        return_logsumexp=return_logsumexp,
-        implementation=implementation,
-    )
-    require_tensor("query", query)
-    if not is_autocast_enabled(query.device):
-        return _attend(arguments)
-    arguments = arguments.under_autocast()
-    with torch.autocast(query.device.type, enabled=False):
-        return _attend(arguments)
+    require_tensor("query", arguments.query)
+    if is_autocast_enabled(arguments.query.device):
+        arguments = arguments.under_autocast()
+        with torch.autocast(arguments.query.device.type, enabled=False):
+            return _attend(arguments)
+    return _attend(arguments)
 
 
-def _attend(arguments: Arguments) -> AttentionResult:
-    run = _operation(arguments.pattern)[0]
-    if torch.compiler.is_compiling():
-        return run(arguments)
-    with allocation_failures_named():
-        return run(arguments)
-
-
-def explain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Pattern | TopK | None = None,
-    *,
-    score: Score = Dot(),  # noqa: B008  # a frozen dataclass without fields
-    mask: Tensor | None = None,
-    bias: Tensor | RelativeBias | None = None,
-    edges: EdgeFeatures | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    dropout: float = 0.0,
-    aggregation: Aggregation = "sum",
-    normalize: bool = True,
-    return_weights: bool | str = False,
-    return_logsumexp: bool = False,
-    implementation: str | None = None,
-) -> Explanation:
+@_taking(Arguments)
+def explain(arguments: Arguments) -> Explanation:
     """Which implementation `attend` would run for the same arguments, and why each faster one does not.
 
     Args: as `attend`.
@@ -170,32 +149,14 @@ def explain(
         >>> print(explain(x, x, x, implementation="reference"))
         runs: reference
     """
-    arguments = Arguments(
-        query=query,
-        key=key,
-        value=value,
-        pattern=pattern_or_full(pattern),
-        score=score,
-        mask=mask,
-        bias=bias,
-        edges=edges,
-        scale=scale,
-        softcap=softcap,
-        dropout=dropout,
-        aggregation=aggregation,
-        normalize=normalize,
-        weights=read_weights(return_weights),
-        return_logsumexp=return_logsumexp,
-        implementation=implementation,
-    )
-    require_tensor("query", query)
-    if is_autocast_enabled(query.device):
+    require_tensor("query", arguments.query)
+    if is_autocast_enabled(arguments.query.device):
         arguments = arguments.under_autocast()
     return _operation(arguments.pattern)[1](arguments)
 
 
 def _operation(
-    pattern: Pattern | TopK,
+    pattern: Pattern | TopK | None,
 ) -> tuple[Callable[[Arguments], AttentionResult], Callable[[Arguments], Explanation]]:
     """The operation that a pattern is for, and what explains it."""
     if isinstance(pattern, TopK):

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import allocation_failures_named
-from anyattention._sorting import compressed_rows
 from anyattention.errors import (
     DimensionMismatchError,
     GraphStructureError,
@@ -21,9 +20,11 @@ from anyattention.errors import (
 from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import radius_neighbours
+from anyattention.native.compressed_rows import compressed_rows
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
 from anyattention.patterns.base import Pattern
 from anyattention.patterns.graph_arrays import (
+    all_pairs_arrays,
     fields_of,
     joined_arrays,
     loops_added,
@@ -32,6 +33,7 @@ from anyattention.patterns.graph_arrays import (
     require_edge_index,
     require_edge_numbers,
     require_nodes,
+    row_arrays,
 )
 from anyattention.patterns.spans import Spans
 
@@ -149,13 +151,42 @@ class Graph(Pattern):
             require_edge_numbers("shifts", shifts, edge_index, "dim")
             if shifts.dtype != torch.int64:
                 raise InvalidInputError(argument="shifts", expected="torch.int64", actual=shifts.dtype)
+        with allocation_failures_named():
+            return cls.of_known(edge_index, queries, keys, values, shifts)
+
+    @classmethod
+    def of_known(
+        cls,
+        edge_index: Tensor,
+        num_queries: int,
+        num_keys: int,
+        values: Tensor | None = None,
+        shifts: Tensor | None = None,
+    ) -> Graph:
+        """`from_edge_index` of edges that are known to be right: only the kernels compare an index with its bounds."""
         # Kernels read both rows; a transposed list of pairs would have them interleaved.
         edge_index = edge_index.contiguous()
-        key_index, query_index = edge_index[0], edge_index[1]
-        with allocation_failures_named():
-            by_query = compressed_rows(query_index, key_index, queries, keys)
-            by_key = compressed_rows(key_index, query_index, keys, queries)
+        keys, queries = edge_index[0], edge_index[1]
+        by_query = compressed_rows(queries, keys, num_queries, num_keys)
+        by_key = compressed_rows(keys, queries, num_keys, num_queries)
         return cls(edge_index, *by_query, *by_key, values, shifts)
+
+    @classmethod
+    def from_rows(cls, keys: Tensor, num_keys: int) -> Graph:
+        """An edge from each of `keys[i]`, `(num_queries, k)` int64, to query i, in order; indices as in `of_known`."""
+        return cls(*row_arrays(keys, num_keys))
+
+    @classmethod
+    def all_pairs(cls, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Graph:
+        """Every pair as an edge, by query, then key; nothing needs to be sorted."""
+        return cls(*all_pairs_arrays(num_queries, num_keys, device))
+
+    def edges_as_keys(self) -> Graph:
+        """The same queries and edges, each edge from a key of its own."""
+        edges = torch.arange(self.num_edges, device=self.device)
+        offsets = torch.arange(self.num_edges + 1, device=self.device)
+        by_query = (self.query_offsets, self.edges_by_query, self.edges_by_query)
+        return Graph(torch.stack([edges, self.query_index]), *by_query, offsets, self.query_index, edges)
 
     @classmethod
     def from_adjacency(cls, adjacency: Any) -> Graph:

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
-from anyattention._sorting import compressed_rows
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
+from anyattention.native.compressed_rows import compressed_rows
 
 if TYPE_CHECKING:
     from anyattention.geometry.neighbours import Neighbours
     from anyattention.patterns.graph import Graph
 
 __all__ = [
+    "all_pairs_arrays",
     "fields_of",
     "joined_arrays",
     "loops_added",
@@ -27,6 +28,7 @@ __all__ = [
     "require_edge_index",
     "require_edge_numbers",
     "require_nodes",
+    "row_arrays",
 ]
 
 
@@ -91,6 +93,28 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
     slots = torch.arange(len(keys))
     parts: list[Any] = [found.edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
+
+
+def row_arrays(keys: Tensor, num_keys: int) -> list[Tensor]:
+    """A Graph's fields, of the keys `(num_queries, k)` of each query."""
+    num_queries, k = keys.shape
+    edges = torch.arange(num_queries * k, device=keys.device)
+    offsets = torch.arange(num_queries + 1, device=keys.device) * k
+    queries = torch.arange(num_queries, device=keys.device).repeat_interleave(k)
+    keys = keys.flatten()
+    by_key = compressed_rows(keys, queries, num_keys, num_queries)
+    return [torch.stack([keys, queries]), offsets, keys, edges, *by_key]
+
+
+def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str | None) -> list[Tensor]:
+    """A Graph's fields, of every pair."""
+    queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
+    edges = torch.arange(num_queries * num_keys, device=device)
+    key_index = keys.repeat(num_queries)
+    by_query = [torch.arange(num_queries + 1, device=device) * num_keys, key_index, edges]
+    key_offsets = torch.arange(num_keys + 1, device=device) * num_queries
+    by_key = [key_offsets, queries.repeat(num_keys), edges.view(num_queries, num_keys).T.reshape(-1)]
+    return [torch.stack([key_index, queries.repeat_interleave(num_keys)]), *by_query, *by_key]
 
 
 def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:

@@ -1,21 +1,14 @@
 """Dense attention: checks the arguments and chooses the implementation."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from torch import Tensor
-
-from anyattention import _dispatch
-from anyattention._checks import (
-    Axes,
-    require_same_kind,
-)
-from anyattention._dispatch import Explanation, Implementation
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_pairs, refuse_graph_settings
+from anyattention._checks import Axes, require_same_kind
+from anyattention.ops import dispatch
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings
 from anyattention.ops.dense import cpu, reference, torch_fused
-from anyattention.ops.dense.call import DenseCall
-from anyattention.ops.random import draw_seed
+from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.output import AttentionResult
-from anyattention.patterns import Causal, Full, Pattern, TopK
+from anyattention.patterns import Causal, Full, Pattern
 
 __all__ = ["dense_attention", "explain_dense"]
 
@@ -29,27 +22,24 @@ _TABLE = (
 def dense_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for patterns without edges; see there."""
     call = _check(arguments)
-    if call.dropout > 0:
-        # Not in the checks: `explain` makes them too, and draws nothing.
-        call = replace(call, seed=draw_seed(call.query.device))
-    run = _dispatch.choose(_TABLE, call, arguments.implementation).run
-    output, weights, logsumexp = run(call)
-    if weights is not None and arguments.weights == "mean":
-        weights = weights.mean(1)
-    return AttentionResult(output, weights, logsumexp)
+    result = dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    if result.weights is not None and arguments.weights == "mean":
+        return result._replace(weights=result.weights.mean(1))
+    return result
 
 
 def explain_dense(arguments: Arguments) -> Explanation:
     """`explain` for patterns without edges."""
     call = _check(arguments)
-    explanation = _dispatch.explain(_TABLE, call, arguments.implementation)
-    hides_pairs = call.causal or call.allowed is not None
+    explanation = dispatch.explain(_TABLE, call, arguments.implementation)
+    hides_pairs = isinstance(call.pattern, Causal) or call.mask is not None
     if explanation.implementation != "torch" or not hides_pairs:
         return explanation
     return Explanation("torch", explanation.refusals, (torch_fused.NOTE,))
 
 
-def _check(arguments: Arguments) -> DenseCall:
+def _check(arguments: Arguments) -> Arguments:
+    """The arguments over Full(), or Causal() where query i sees keys 0 to i; any other offset goes into the mask."""
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -57,37 +47,14 @@ def _check(arguments: Arguments) -> DenseCall:
     axes.bind("value", value, "batch key_length heads value_dim")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
-    check_score(arguments.score, axes, query)
+    arguments.score.check(axes, query)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 
-    causal, allowed = _read_pattern(arguments.pattern, query, *sizes[2:])
     mask, bias = read_pairs(arguments, sizes)
-    if mask is not None:
-        allowed = mask if allowed is None else allowed & mask
-    return DenseCall(
-        query=query,
-        key=key,
-        value=value,
-        score=arguments.score,
-        allowed=allowed,
-        causal=causal,
-        bias=bias,
-        scale=default_scale(arguments, axes.sizes["head_dim"]),
-        softcap=arguments.softcap,
-        dropout=arguments.dropout,
-        seed=None,
-        needs_weights=arguments.weights is not None,
-        needs_logsumexp=arguments.return_logsumexp,
-    )
-
-
-def _read_pattern(
-    pattern: Pattern | TopK, query: Tensor, query_length: int, key_length: int
-) -> tuple[bool, Tensor | None]:
+    pattern, lengths = arguments.pattern, sizes[2:]
     assert isinstance(pattern, Pattern)
-    if isinstance(pattern, Full):
-        return False, None
-    if isinstance(pattern, Causal) and pattern.offset(query_length, key_length) == 0:
-        return True, None
-    return False, pattern.to_dense(query_length, key_length, device=query.device)[None, None]
+    if not isinstance(pattern, Full) and not (isinstance(pattern, Causal) and pattern.offset(*lengths) == 0):
+        pairs = pattern.to_dense(*lengths, device=query.device)[None, None]
+        pattern, mask = Full(), pairs if mask is None else pairs & mask
+    return arguments.changed(pattern=pattern, mask=mask, bias=bias)

@@ -3,29 +3,32 @@
 Axes: B batch, H heads, L query_length, S key_length, D head_dim, E value_dim.
 """
 
+from __future__ import annotations
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention._checks import require_memory
-from anyattention.ops.dense.call import DenseCall
-from anyattention.ops.random import keep_factors
-from anyattention.scores import Additive, Dot, Dynamic
+from anyattention.bias import RelativeBias
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.dense.pairs import allowed_pairs
+from anyattention.ops.dropout import draw_seed, keep_factors
+from anyattention.output import AttentionResult
 
 __all__ = ["refusal", "run"]
 
 
-def refusal(call: DenseCall) -> str | None:
+def refusal(call: Arguments) -> str | None:
     """The reference runs every call."""
     return None
 
 
-def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)`, weights `(B, H, L, S)` and logsumexp `(B, L, H)`.
 
     Cost: B x H x L x S numbers, several times over; float16 and bfloat16 are computed in float32.
     """
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    dtype = call.sums_dtype
     query, key, value = (x.transpose(1, 2).to(dtype) for x in (call.query, call.key, call.value))
     batch, heads, query_length, _ = query.shape
     shape = (batch, heads, query_length, key.shape[2])
@@ -34,7 +37,7 @@ def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         "the matrix of scores (batch x heads x query_length x key_length)",
         query.device,
     )
-    pairs = call.pairs()
+    pairs = allowed_pairs(call)
     if pairs is None:
         scores = _add_bias(_scores(query, key, call), call)
         has_pairs = broken_outputs = broken_scores = None
@@ -56,47 +59,36 @@ def run(call: DenseCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if pairs is not None:
         weights = torch.where(pairs, weights, 0.0)
     kept = weights
-    if call.seed is not None:
-        kept = weights * keep_factors(shape, call.dropout, call.seed, dtype)
+    if call.dropout > 0:
+        kept = weights * keep_factors(shape, call.dropout, draw_seed(query.device), dtype)
     output = kept @ value
     if has_pairs is not None and broken_outputs is not None:
         # 0 already; but 0 x NaN is NaN, and a broken gradient of an empty row must not reach the values.
         output = torch.where(has_pairs, output, 0.0)
         output = output.masked_fill(broken_outputs, torch.nan)
-    if pairs is not None and broken_scores is not None and call.needs_weights:
+    if pairs is not None and broken_scores is not None and call.weights is not None:
         weights = weights.masked_fill(broken_scores & pairs, torch.nan)
 
     logsumexp = None
-    if call.needs_logsumexp:
+    if call.return_logsumexp:
         logsumexp = scores.logsumexp(-1)
         if has_pairs is not None and broken_scores is not None:
             logsumexp = torch.where(has_pairs.squeeze(-1), logsumexp, -torch.inf)
             logsumexp = logsumexp.masked_fill(broken_scores.squeeze(-1), torch.nan)
         logsumexp = logsumexp.transpose(1, 2)
     output = output.transpose(1, 2).to(call.value.dtype)
-    return output, weights.to(call.query.dtype) if call.needs_weights else None, logsumexp
+    return AttentionResult(output, None if call.weights is None else weights.to(call.query.dtype), logsumexp)
 
 
-def _scores(query: Tensor, key: Tensor, call: DenseCall) -> Tensor:
-    if isinstance(call.score, Dot):
-        # The scale goes to the query, which is smaller than the scores.
-        scores = (query * call.scale) @ key.mT
-    else:
-        scores = _rectified_scores(query, key, call.score) * call.scale
+def _scores(query: Tensor, key: Tensor, call: Arguments) -> Tensor:
+    scores = call.score.raw_of_pairs(query, key, call.factor)
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     return scores
 
 
-def _rectified_scores(query: Tensor, key: Tensor, score: Additive | Dynamic) -> Tensor:
-    """Scores `(B, H, L, S)` through a LeakyReLU; B x H x L x S x D numbers in memory."""
-    rectified = F.leaky_relu(query[..., :, None, :] + key[..., None, :, :], score.negative_slope)
-    if isinstance(score, Additive):
-        return rectified.squeeze(-1)
-    return torch.einsum("bhlsd,hd->bhls", rectified, score.vector.to(query.dtype))
-
-
-def _add_bias(scores: Tensor, call: DenseCall) -> Tensor:
+def _add_bias(scores: Tensor, call: Arguments) -> Tensor:
+    assert not isinstance(call.bias, RelativeBias)
     return scores if call.bias is None else scores + call.bias.to(scores.dtype)
 
 

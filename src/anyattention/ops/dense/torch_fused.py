@@ -1,13 +1,18 @@
 """Dense attention on PyTorch's fused CPU kernel, wrapped so that masked slots and empty rows stay harmless."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ops.dense.autograd import fused_dense
-from anyattention.ops.dense.call import DenseCall
-from anyattention.ops.eager import are_transformed
-from anyattention.scores import Dot
+from anyattention.ambient import is_transformed
+from anyattention.bias import RelativeBias
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.dense.pairs import allowed_pairs
+from anyattention.ops.dense.torch_kernel import FusedDense, fused_dense
+from anyattention.output import AttentionResult
+from anyattention.patterns import Causal
 
 __all__ = ["NOTE", "refusal", "run"]
 
@@ -17,19 +22,20 @@ NOTE = (
 )
 
 
-def refusal(call: DenseCall) -> str | None:
+def refusal(call: Arguments) -> str | None:
     """Why the fused kernel cannot run a call."""
     if call.query.device.type != "cpu":
         return f"PyTorch's fused attention is wrapped for the CPU only, and the query is on {call.query.device}"
-    if are_transformed(call.query, call.key, call.value, call.bias):
+    assert not isinstance(call.bias, RelativeBias)
+    if is_transformed(call.query, call.key, call.value, call.bias):
         return "it has no forward derivatives and no rules for the transforms of torch.func"
-    if not isinstance(call.score, Dot):
+    if not call.score.is_product:
         return f"it scores by dot product, not by {type(call.score).__name__}"
     if call.softcap is not None:
         return "it has no softcap"
     if call.dropout > 0:
         return "it has no dropout"
-    if call.needs_weights:
+    if call.weights is not None:
         return "it never forms the weights; once they are formed, the output is one product away"
     if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for the bias"
@@ -38,16 +44,17 @@ def refusal(call: DenseCall) -> str | None:
     return None
 
 
-def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
+def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
-    query, key, value, causal, bias = call.query, call.key, call.value, call.causal, None
+    assert not isinstance(call.bias, RelativeBias)
+    query, key, value, causal, bias = call.query, call.key, call.value, isinstance(call.pattern, Causal), None
     largest_bias = None
-    if causal and call.allowed is None and call.bias is None:
+    if causal and call.mask is None and call.bias is None:
         # Keys past the last query are never used; the kernel would read them all the same.
         key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
         has_pairs = None
     else:
-        pairs, causal = call.pairs(), False
+        pairs, causal = allowed_pairs(call), False
         has_pairs = None if pairs is None else pairs.any(-1, keepdim=True)
         if call.bias is not None:
             # A narrower dtype would turn numbers into -inf; the kernel takes this one beside half precision.
@@ -68,7 +75,7 @@ def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
     width = max(head_dim, value_dim)
     query, key = (F.pad(x, (0, width - head_dim)) if head_dim < width else x for x in (query, key))
     value = F.pad(value, (0, width - value_dim)) if value_dim < width else value
-    output, logsumexp = fused_dense(query, key, value, bias, causal, call.scale)
+    output, logsumexp = fused_dense(FusedDense(query, key, value, bias, causal, call.factor))
     output = output[..., :value_dim]
     if largest_bias is not None:
         logsumexp = logsumexp + largest_bias[..., 0].transpose(1, 2)
@@ -76,7 +83,7 @@ def run(call: DenseCall) -> tuple[Tensor, None, Tensor | None]:
         rows = has_pairs.transpose(1, 2)
         output = torch.where(rows, output, 0.0)
         logsumexp = torch.where(rows[..., 0], logsumexp, -torch.inf)
-    return output, None, logsumexp if call.needs_logsumexp else None
+    return AttentionResult(output, None, logsumexp if call.return_logsumexp else None)
 
 
 def _zero_where_not(used: Tensor, rows: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """Graph attention: checks the arguments and chooses the implementation."""
 
-from dataclasses import replace
+from __future__ import annotations
 
 from torch import Tensor
 
-from anyattention import _dispatch
 from anyattention._checks import (
     Axes,
     describe_shape,
@@ -13,7 +12,6 @@ from anyattention._checks import (
     require_same_kind,
     require_tensor,
 )
-from anyattention._dispatch import Explanation, Implementation
 from anyattention.bias import RelativeBias
 from anyattention.errors import (
     AttentionError,
@@ -22,12 +20,11 @@ from anyattention.errors import (
     InvalidMaskError,
     UnsupportedError,
 )
-from anyattention.ops.arguments import Arguments, check_score, default_scale, read_bias
+from anyattention.ops import dispatch
+from anyattention.ops.arguments import Arguments, read_bias
+from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import cpu, reference
-from anyattention.ops.graph.call import GraphCall
-from anyattention.ops.random import draw_seed
 from anyattention.output import AttentionResult
-from anyattention.patterns import Graph
 from anyattention.scores import EdgeFeatures
 
 __all__ = ["explain_graph", "graph_attention"]
@@ -41,26 +38,21 @@ _TABLE = (
 def graph_attention(arguments: Arguments) -> AttentionResult:
     """`attend` over a Graph; see there."""
     call = _check(arguments)
-    if call.dropout > 0:
-        # Not in the checks: `explain` makes them too, and draws nothing.
-        call = replace(call, seed=draw_seed(call.query.device))
-    run = _dispatch.choose(_TABLE, call, arguments.implementation).run
-    output, weights, logsumexp = run(call)
-    if weights is not None and arguments.weights == "mean":
-        weights = weights.mean(-1)
-    return AttentionResult(output, weights, logsumexp)
+    result = dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    if result.weights is not None and arguments.weights == "mean":
+        return result._replace(weights=result.weights.mean(-1))
+    return result
 
 
 def explain_graph(arguments: Arguments) -> Explanation:
     """`explain` over a Graph."""
-    return _dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
+    return dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
 
 
-def _check(arguments: Arguments) -> GraphCall:
-    graph = arguments.pattern
-    assert isinstance(graph, Graph)
+def _check(arguments: Arguments) -> Arguments:
+    """The arguments with mask and bias as `(edges, 1)`, `(edges, heads)` or `(batch, edges, heads)`."""
+    graph = arguments.graph
     query, key, value = arguments.query, arguments.key, arguments.value
-    require_tensor("query", query)
     batch = "batch " if query.ndim == 4 else ""
     axes = Axes()
     axes.set("queries", graph.num_queries, "the graph")
@@ -72,7 +64,7 @@ def _check(arguments: Arguments) -> GraphCall:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     require_device("graph", graph.edge_index, query.device, "query")
-    check_score(arguments.score, axes, query)
+    arguments.score.check(axes, query)
     if arguments.edges is not None:
         _check_edges(arguments.edges, axes, query)
     mask, bias = arguments.mask, arguments.bias
@@ -90,24 +82,7 @@ def _check(arguments: Arguments) -> GraphCall:
             "return_logsumexp=True: with normalize=False there is no softmax to take it from",
             argument="return_logsumexp",
         )
-    return GraphCall(
-        query=query,
-        key=key,
-        value=value,
-        graph=graph,
-        score=arguments.score,
-        edges=arguments.edges,
-        mask=mask,
-        bias=bias,
-        scale=default_scale(arguments, axes.sizes["head_dim"]),
-        softcap=arguments.softcap,
-        dropout=arguments.dropout,
-        seed=None,
-        aggregation=arguments.aggregation,
-        normalize=arguments.normalize,
-        needs_weights=arguments.weights is not None,
-        needs_logsumexp=arguments.return_logsumexp,
-    )
+    return arguments.changed(mask=mask, bias=bias)
 
 
 def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:

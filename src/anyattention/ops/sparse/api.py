@@ -1,54 +1,52 @@
 """Attention over a sparse pattern: checks the arguments and chooses the tile kernels, or the graph's over its pairs."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from anyattention import _dispatch
 from anyattention._checks import Axes, require_same_kind
-from anyattention._dispatch import Explanation, Implementation
+from anyattention.ambient import is_compiling
 from anyattention.bias import RelativeBias
 from anyattention.errors import InvalidInputError
-from anyattention.ops.arguments import (
-    Arguments,
-    check_score,
-    default_scale,
-    read_pairs,
-    refuse_graph_settings,
-    require_relative,
-)
-from anyattention.ops.graph import graph_attention, refusal_of_rows
+from anyattention.ops import dispatch
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_relative
+from anyattention.ops.dispatch import Explanation, Implementation
+from anyattention.ops.graph import graph_attention
+from anyattention.ops.refusals import refusal_of_rows
+from anyattention.ops.runs import pairs_in_tiles, runs_of
 from anyattention.ops.sparse import cpu
-from anyattention.ops.sparse.call import SparseCall, bias_at_edges, pairs_at_edges
-from anyattention.ops.sparse.kernels import pairs_in_tiles
-from anyattention.ops.sparse.runs import runs_of
+from anyattention.ops.sparse.edges import over_edges
 from anyattention.output import AttentionResult
 from anyattention.patterns import Pattern
 
 __all__ = ["explain_sparse", "sparse_attention"]
 
+
+def _in_tiles(call: Arguments) -> AttentionResult:
+    result = cpu.run(call)
+    if result.weights is not None and call.weights == "mean":
+        return result._replace(weights=result.weights.mean(-1))
+    return result
+
+
 _TABLE = (
-    Implementation("cpu", lambda call: _in_tiles(call), cpu.refusal),
-    Implementation(
-        "graph",
-        lambda call: _over_edges(call, "cpu"),
-        lambda call: refusal_of_rows(call.query, call.key, call.value),
-    ),
-    Implementation("reference", lambda call: _over_edges(call, "reference"), lambda call: None),
+    Implementation("cpu", _in_tiles, cpu.refusal),
+    Implementation("graph", lambda call: graph_attention(over_edges(call, "cpu")), refusal_of_rows),
+    Implementation("reference", lambda call: graph_attention(over_edges(call, "reference")), lambda call: None),
 )
 
 
 def sparse_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for sparse patterns; see there."""
     call = _check(arguments)
-    return _dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    return dispatch.choose(_TABLE, call, arguments.implementation).run(call)
 
 
 def explain_sparse(arguments: Arguments) -> Explanation:
     """`explain` for sparse patterns."""
     call = _check(arguments)
-    explanation = _dispatch.explain(_TABLE, call, arguments.implementation)
+    assert isinstance(call.pattern, Pattern)
+    explanation = dispatch.explain(_TABLE, call, arguments.implementation)
     lengths = arguments.query.shape[1], arguments.key.shape[1]
     if explanation.implementation != "cpu":
         pairs = call.pattern.spans(*lengths).num_pairs
@@ -63,7 +61,7 @@ def explain_sparse(arguments: Arguments) -> Explanation:
     return replace(explanation, notes=tuple(notes))
 
 
-def _check(arguments: Arguments) -> SparseCall:
+def _check(arguments: Arguments) -> Arguments:
     assert isinstance(arguments.pattern, Pattern)
     _require_hashable(arguments.pattern)
     query, key, value = arguments.query, arguments.key, arguments.value
@@ -73,33 +71,19 @@ def _check(arguments: Arguments) -> SparseCall:
     axes.bind("value", value, "batch key_length key_heads value_dim")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
-    check_score(arguments.score, axes, query)
+    arguments.score.check(axes, query)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    bias: Tensor | RelativeBias | None
     if isinstance(arguments.bias, RelativeBias):
         require_relative(arguments.bias, query, axes.sizes["heads"])
-        mask, bias = read_pairs(replace(arguments, bias=None), sizes)[0], arguments.bias
-    else:
-        mask, bias = read_pairs(arguments, sizes)
-    return SparseCall(
-        arguments=arguments,
-        query=query,
-        key=key,
-        value=value,
-        pattern=arguments.pattern,
-        score=arguments.score,
-        mask=mask,
-        bias=bias,
-        scale=default_scale(arguments, axes.sizes["head_dim"]),
-        softcap=arguments.softcap,
-        dropout=arguments.dropout,
-    )
+        return arguments.changed(mask=read_pairs(arguments.changed(bias=None), sizes)[0])
+    mask, bias = read_pairs(arguments, sizes)
+    return arguments.changed(mask=mask, bias=bias)
 
 
 def _require_hashable(pattern: Pattern) -> None:
     """Raise unless what the pattern comes to can be kept for the next call."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     try:
         hash(pattern)
@@ -110,28 +94,3 @@ def _require_hashable(pattern: Pattern) -> None:
             actual=f"{type(pattern).__name__} ({fault})",
             hint="make its class a @dataclass(frozen=True) of numbers, tuples and patterns",
         ) from fault
-
-
-def _in_tiles(call: SparseCall) -> AttentionResult:
-    arguments = call.arguments
-    output, weights, logsumexp = cpu.run(call)
-    if weights is not None and arguments.weights == "mean":
-        weights = weights.mean(-1)
-    return AttentionResult(output, weights, logsumexp if arguments.return_logsumexp else None)
-
-
-def _over_edges(call: SparseCall, implementation: str) -> AttentionResult:
-    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
-    graph = call.graph()
-    mask = None if call.mask is None else pairs_at_edges(call.mask, graph)
-    bias = bias_at_edges(call, graph)
-    heads = call.query.shape[2]
-    mask, bias = (None if x is None else _as_the_graph_has_it(x, heads) for x in (mask, bias))
-    return graph_attention(replace(call.arguments, pattern=graph, mask=mask, bias=bias, implementation=implementation))
-
-
-def _as_the_graph_has_it(edges: Tensor, heads: int) -> Tensor:
-    """`(B | 1, E, H | 1)` as `(E,)`, `(E, H)` or `(B, E, H)`."""
-    if edges.shape[0] > 1:
-        return edges.expand(-1, -1, heads)
-    return edges[0].squeeze(-1) if edges.shape[2] == 1 else edges[0]

@@ -1,70 +1,47 @@
-"""The choice of keys as operators that opcheck, torch.compile and torch.export know; neither has a gradient."""
+"""The choice of keys by their scores, as an operator; it has no gradient.
+
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, k keys chosen.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from anyattention import _native
-from anyattention.ops.graph.edge_operators import define
-from anyattention.ops.topk import kernels
-from anyattention.patterns import Graph
+from anyattention.native.structures import Choice, Indices, Numbers, Pairs
+from anyattention.ops.operator import Result, operator
 
-__all__ = ["chosen_keys", "graph_of_rows"]
+__all__ = ["TopkIndices", "topk_indices"]
 
 
-def chosen_keys(
-    query: Tensor,
-    key: Tensor,
-    begins: Tensor | None,
-    ends: Tensor | None,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    k: int,
-) -> Tensor:
-    """Int64 `(B, L, H, k)`; see `kernels.chosen_keys`."""
-    query, key = query.detach(), key.detach()
-    return _chosen_keys(query, key, begins, ends, mask, None if bias is None else bias.detach(), scale, k)
+@dataclass(frozen=True, eq=False)
+class TopkIndices:
+    """The keys of each query's largest scores, `(B, L, H, k)`, the largest first, -1 in slots that are not used.
+
+    NaN is larger than any number, and of equal scores the first key is taken.
+
+    Attributes:
+        query, key: float32.
+        key_begins, key_ends: query i sees the keys key_begins[i] up to key_ends[i]; None lets each see all.
+        mask: boolean, axes (B, H, L, S) whole or 1; False hides.
+        bias: axes as the mask, added to the scores; -inf hides.
+        scale: the factor of the dot product.
+        k: how many, at least 1.
+    """
+
+    query: Annotated[Tensor, Numbers("batch num_queries heads head_dim")]
+    key: Annotated[Tensor, Numbers("batch num_keys key_heads head_dim")]
+    key_begins: Annotated[Tensor | None, Indices("num_queries")]
+    key_ends: Annotated[Tensor | None, Indices("num_queries")]
+    mask: Annotated[Tensor | None, Choice("batch heads num_queries num_keys")]
+    bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
+    scale: float
+    k: int
 
 
-def graph_of_rows(keys: Tensor, num_keys: int) -> Graph:
-    """The Graph in which query i has an edge to each of `keys[i]`, `(num_queries, k)`, in order."""
-    num_queries, k = keys.shape
-    edges = torch.arange(num_queries * k, device=keys.device)
-    offsets = torch.arange(num_queries + 1, device=keys.device) * k
-    queries = torch.arange(num_queries, device=keys.device).repeat_interleave(k)
-    keys = keys.flatten()
-    by_key = _compressed_rows(keys, queries, num_keys, num_queries)
-    return Graph(torch.stack([keys, queries]), offsets, keys, edges, *by_key)
+topk_indices = operator(TopkIndices, [Result("indices", "batch num_queries heads k", dtype=torch.int64)])
 
-
-def _run_compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, ...]:
-    return tuple(_native.compressed_rows(rows, columns, num_rows, num_columns))
-
-
-def _compressed_shapes(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, ...]:
-    return rows.new_empty(num_rows + 1), rows.new_empty(rows.shape), rows.new_empty(rows.shape)
-
-
-def _chosen_shapes(query: Tensor, *rest: Any) -> Tensor:
-    return query.new_empty(*query.shape[:3], rest[-1], dtype=torch.int64)
-
-
-_chosen_keys = define(
-    "topk_indices",
-    "Tensor query, Tensor key, Tensor? begins, Tensor? ends, Tensor? mask, Tensor? bias, float scale, SymInt k)"
-    " -> Tensor",
-    kernels.chosen_keys,
-    _chosen_shapes,
-    None,
-)
-_compressed_rows = define(
-    "compressed_rows",
-    "Tensor rows, Tensor columns, SymInt num_rows, SymInt num_columns) -> (Tensor, Tensor, Tensor)",
-    _run_compressed_rows,
-    _compressed_shapes,
-    None,
-)
+topk_indices.c_kernel()

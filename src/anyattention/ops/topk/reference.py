@@ -9,25 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ops.random import draw_seed, keep_factors
-from anyattention.ops.topk.call import TopKCall, at_keys
+from anyattention.bias import RelativeBias
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.dropout import draw_seed, keep_factors
+from anyattention.ops.topk.chosen import at_keys
+from anyattention.output import AttentionResult
+from anyattention.patterns import TopK
 
 __all__ = ["refusal", "run"]
 
 _SCORES_AT_ONCE = 1 << 23
 
 
-def refusal(call: TopKCall) -> str | None:
+def refusal(call: Arguments) -> str | None:
     """None: the reference computes every call."""
     return None
 
 
-def run(call: TopKCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, C)`, weights `(B, L, H, k)`, logsumexp `(B, L, H)` and indices `(B, L, H, k)`.
 
     Cost: O(B x H x L x S x D) time; memory O(B x H x L x k x (D + C)), and some 32 MB of scores at once.
     """
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    assert not isinstance(call.bias, RelativeBias)
+    dtype = call.sums_dtype
     group = call.query.shape[2] // call.key.shape[2]
     query = call.query.transpose(1, 2).to(dtype)
     key, value = (x.transpose(1, 2).to(dtype).repeat_interleave(group, dim=1) for x in (call.key, call.value))
@@ -54,15 +59,19 @@ def run(call: TopKCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     output = (kept.unsqueeze(-1) * values).sum(-2)
     logsumexp = torch.where(has_keys, scores, 0.0).logsumexp(-1)
     logsumexp = torch.where(has_keys.squeeze(-1), logsumexp, -torch.inf)
-    results = (output, weights, logsumexp, indices)
-    output, weights, logsumexp, indices = (x.transpose(1, 2) for x in results)
-    return output.to(call.value.dtype), weights.to(call.query.dtype), logsumexp, indices
+    return AttentionResult(
+        output.transpose(1, 2).to(call.value.dtype),
+        None if call.weights is None else weights.transpose(1, 2).to(call.query.dtype),
+        logsumexp.transpose(1, 2) if call.return_logsumexp else None,
+        indices.transpose(1, 2),
+    )
 
 
-def _chosen(call: TopKCall, query: Tensor, key: Tensor) -> Tensor:
+def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     """The keys `(B, H, L, k)` of the largest scores, the largest first; -1 for slots that are not used."""
+    assert isinstance(call.pattern, TopK)
     batch, heads, num_queries, _ = query.shape
-    num_keys, k = key.shape[2], call.selection.k
+    num_keys, k, among = key.shape[2], call.pattern.k, call.pattern.among
     best = query.new_full((batch, heads, num_queries, k), -torch.inf)
     indices = torch.full(best.shape, -1, device=query.device)
     size = max(k, _SCORES_AT_ONCE // max(batch * heads * num_queries, 1))
@@ -71,22 +80,26 @@ def _chosen(call: TopKCall, query: Tensor, key: Tensor) -> Tensor:
         end = min(first + size, num_keys)
         places = torch.arange(first, end, device=query.device)
         scores = _capped(call, query @ key[:, :, first:end].mT)
-        for name, pairs in (("bias", call.bias), ("mask", call.mask)):
-            if pairs is None:
-                continue
-            part = pairs if pairs.shape[3] == 1 else pairs[..., first:end]
-            scores = scores + part.to(scores.dtype) if name == "bias" else scores.masked_fill(~part, -torch.inf)
-        if call.selection.among is not None:
-            allowed = call.selection.among.allows(queries, places, num_queries, num_keys)
+        if isinstance(call.bias, Tensor):
+            scores = scores + _at_some(call.bias, first, end).to(scores.dtype)
+        if call.mask is not None:
+            scores = scores.masked_fill(~_at_some(call.mask, first, end), -torch.inf)
+        if among is not None:
+            allowed = among.allows(queries, places, num_queries, num_keys)
             scores = scores.masked_fill(~allowed, -torch.inf)
         best, order = torch.cat([best, scores], dim=-1).topk(k, dim=-1)
         indices = torch.cat([indices, places.expand(scores.shape)], dim=-1).gather(-1, order)
     return torch.where(best == -torch.inf, -1, indices)
 
 
-def _capped(call: TopKCall, products: Tensor) -> Tensor:
+def _at_some(pairs: Tensor, first: int, end: int) -> Tensor:
+    """The numbers of pairs at some keys."""
+    return pairs if pairs.shape[3] == 1 else pairs[..., first:end]
+
+
+def _capped(call: Arguments, products: Tensor) -> Tensor:
     """The scores without bias. Infinity becomes NaN: -inf would pass for a hidden pair."""
-    scores = products * call.scale
+    scores = products * call.factor
     scores = scores + scores * 0
     return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
 

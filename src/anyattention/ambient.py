@@ -1,0 +1,90 @@
+"""What a call is made under: compilation, modes, transforms, derivatives, autocast. Seen here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = [
+    "Moment",
+    "has_memory",
+    "is_autocast_enabled",
+    "is_compiling",
+    "is_differentiated_again",
+    "is_transformed",
+    "moment_of",
+    "shielded",
+]
+
+_TYPES = (Tensor, torch.nn.Parameter)
+
+
+class Moment(Enum):
+    """Who has to see a call before its kernel does."""
+
+    PLAIN = "nobody: plain tensors, and no mode or transform is on"
+    TRANSFORMED = "a transform of torch.func, or forward-mode derivatives"
+    DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export reads this call."""
+    return torch.compiler.is_compiling()
+
+
+def moment_of(tensors: Iterable[Any]) -> Moment:
+    """What a call of these tensors is made under; what is no tensor does not count."""
+    if torch.compiler.is_compiling():
+        return Moment.DISPATCHED
+    if torch._C._are_functorch_transforms_active():
+        return Moment.TRANSFORMED
+    if not has_memory(tensors):
+        return Moment.DISPATCHED
+    return Moment.PLAIN if forward_ad._current_level < 0 else Moment.TRANSFORMED
+
+
+def has_memory(tensors: Iterable[Any]) -> bool:
+    """Whether the tensors' numbers are what lies in their memory, and nobody watches operators go by."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return False
+    for x in tensors:
+        if type(x) not in _TYPES:
+            if isinstance(x, Tensor):
+                return False
+        elif x.is_neg() or x._is_zerotensor():
+            return False
+    return True
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def is_differentiated_again() -> bool:
+    """Inside a backward: whether derivatives are to be taken of the gradients. Never under torch.compile."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def is_autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """For what is kept for later calls: made on the CPU, marked by no inference mode, transform or default device."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+        yield

@@ -1,0 +1,133 @@
+"""Edges sorted by row: the compiled counting sorts, or PyTorch's sort where they cannot run."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anyattention import ambient
+from anyattention.native import load
+
+__all__ = ["CompressedRows", "EdgeOutOfRange", "SymmetricRows", "compressed_rows", "symmetric_rows"]
+
+_OUT_OF_RANGE = 2
+
+
+class EdgeOutOfRange(IndexError):
+    """An edge names a row or a column that does not exist.
+
+    Args:
+        array: "rows" or "columns", whichever holds the index.
+        edge: position of the first such edge.
+        index: the index found there.
+        size: the number of rows, or of columns.
+    """
+
+    def __init__(self, array: str, edge: int, index: int, size: int) -> None:
+        super().__init__(f"{array}[{edge}] is {index}, expected 0 <= index < {size}")
+        self.array, self.edge, self.index, self.size = array, edge, index, size
+
+
+class CompressedRows(NamedTuple):
+    """Edges sorted by row, ties in the caller's order.
+
+    Args:
+        offsets: (num_rows + 1) int64, the slots offsets[r] up to offsets[r + 1] belong to row r.
+        columns: (num_edges) int64, the column of each slot.
+        edges: (num_edges) int64, the edge of each slot, as the caller counts.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+    edges: Tensor
+
+
+class SymmetricRows(NamedTuple):
+    """A symmetric graph, its edges sorted by row, then column.
+
+    Attributes:
+        offsets: `(num_rows + 1,)` int64, the edges of each row.
+        edge_index: `(2, edges)` int64; row 0 = columns, row 1 = rows.
+        reverse: `(edges,)` int64, the edge with row and column exchanged.
+    """
+
+    offsets: Tensor
+    edge_index: Tensor
+    reverse: Tensor
+
+
+def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> CompressedRows:
+    """Sorts edges by row, keeping the caller's order within a row.
+
+    Exchange `rows` with `columns` and `num_rows` with `num_columns` for the transpose. The kernel compares every index
+    with its bounds.
+
+    Args:
+        rows, columns: (num_edges) int64, on one device.
+        num_rows, num_columns: how many there are.
+
+    Raises:
+        EdgeOutOfRange: an index is negative or too large.
+        OutOfMemoryError: there is no memory for the workspace.
+
+    Time O(num_edges + num_rows); beside the result at most num_edges integers are allocated.
+    """
+    if not (rows.is_cpu and columns.is_cpu and _runs(rows, columns)):
+        edges = torch.argsort(rows, stable=True)
+        bounds = torch.arange(num_rows + 1, device=rows.device)
+        return CompressedRows(torch.searchsorted(rows[edges], bounds), columns[edges], edges)
+    rows, columns = rows.contiguous(), columns.contiguous()
+    _check_indices(rows=rows, columns=columns)
+    num_edges = rows.numel()
+    offsets = torch.empty(num_rows + 1, dtype=torch.int64, device="cpu")
+    slot_columns = torch.empty(num_edges, dtype=torch.int64, device="cpu")
+    slot_edges = torch.empty(num_edges, dtype=torch.int64, device="cpu")
+    bad_edge = ctypes.c_int64(-1)
+    given = (rows.data_ptr(), columns.data_ptr(), num_edges, num_rows, num_columns, load.num_threads())
+    results = (offsets.data_ptr(), slot_columns.data_ptr(), slot_edges.data_ptr(), ctypes.byref(bad_edge))
+    status = load.status_of("compressed_rows", *given, *results)
+    if status == _OUT_OF_RANGE:
+        edge = bad_edge.value
+        row, column = int(rows[edge]), int(columns[edge])
+        if not 0 <= row < num_rows:
+            raise EdgeOutOfRange("rows", edge, row, num_rows)
+        raise EdgeOutOfRange("columns", edge, column, num_columns)
+    load.check_status(status, "compressed_rows")
+    return CompressedRows(offsets, slot_columns, slot_edges)
+
+
+def symmetric_rows(pairs: Tensor, num_rows: int) -> SymmetricRows:
+    """Both ways of pairs `(pairs, 2)` int64 on the CPU, of different rows in range, each pair there once."""
+    edge_index = pairs.new_empty(2, 2 * len(pairs))
+    if _runs(pairs):
+        offsets, reverse = pairs.new_empty(num_rows + 1), pairs.new_empty(2 * len(pairs))
+        arrays = (offsets, edge_index[1], edge_index[0], reverse)
+        pairs = pairs.contiguous()
+        pointers = [array.data_ptr() for array in arrays]
+        load.run("symmetric_rows", pairs.data_ptr(), len(pairs), num_rows, load.num_threads(), *pointers)
+        return SymmetricRows(offsets, edge_index, reverse)
+    rows, columns = torch.cat([pairs, pairs.flip(1)]).T
+    order = torch.argsort(columns, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    torch.stack([columns[order], rows[order]], out=edge_index)
+    # Sorted by column, then row, the edges are the ways back of those sorted by row, then column.
+    offsets, _, reverse = compressed_rows(edge_index[0], edge_index[1], num_rows, num_rows)
+    return SymmetricRows(offsets, edge_index, reverse)
+
+
+def _runs(*arrays: Tensor) -> bool:
+    """Whether a kernel can read these; what a compiler or a transform looks at goes by way of PyTorch."""
+    return ambient.moment_of(arrays) is ambient.Moment.PLAIN and load.available()
+
+
+def _check_indices(**arrays: Tensor) -> None:
+    """The last check before pointers are taken; callers have given kinder errors by then."""
+    sizes = {array.numel() for array in arrays.values()}
+    for name, array in arrays.items():
+        if array.dtype != torch.int64 or not array.is_contiguous():
+            raise TypeError(f"{name}: expected contiguous int64 on the CPU")
+        if array.dim() != 1 or len(sizes) != 1:
+            raise ValueError(f"{name}: expected one dimension and equal sizes, got {sizes}")

@@ -1,0 +1,326 @@
+"""Finds, loads and types the compiled kernels.
+
+The libraries have a plain C interface (csrc/anyattention.h) and are opened with ctypes. They call
+OpenMP without being linked to it: torch's own runtime is made visible to them first, so that the
+process never holds a second one. Nothing is loaded before the first question is asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import anyattention
+from anyattention.errors import InvalidConfigError, OutOfMemoryError, UnsupportedError
+from anyattention.native.structures import structures
+
+__all__ = [
+    "MissingKernelsWarning",
+    "NativeInfo",
+    "available",
+    "check_status",
+    "info",
+    "large_empty",
+    "library",
+    "num_threads",
+    "run",
+    "score_number",
+    "status_of",
+]
+
+_FLAGS_V3 = frozenset(
+    {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
+    | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+)
+_FLAGS_V4 = _FLAGS_V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+
+# What the CPU must offer for each level, the fastest level first.
+_LEVELS: dict[str, frozenset[str]] = {"v4": _FLAGS_V4, "v3": _FLAGS_V3, "baseline": frozenset()}
+
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+
+# Functions that take no record, or return no status: result and arguments.
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "anyattention_version": (ctypes.c_char_p, []),
+    "anyattention_level": (ctypes.c_char_p, []),
+    "anyattention_threaded": (ctypes.c_int32, []),
+    "anyattention_size_of": (_SIZE, [ctypes.c_char_p]),
+    "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
+    "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
+    "anyattention_compressed_rows": (ctypes.c_int32, [_POINTER, _POINTER, *[_SIZE] * 4, *[_POINTER] * 4]),
+    "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
+    "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 2]),
+    "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
+}
+
+# The codes of csrc/anyattention.h.
+_OK, _INVALID_ARGUMENT, _OUT_OF_RANGE, _OUT_OF_MEMORY = range(4)
+
+
+class MissingKernelsWarning(RuntimeWarning):
+    """The compiled kernels are missing and the slower reference implementation runs."""
+
+
+@dataclass(frozen=True)
+class NativeInfo:
+    """Which kernels were found, and which of them run.
+
+    Args:
+        built: levels that are installed, the fastest first.
+        supported: levels that this CPU can run, the fastest first.
+        level: the level in use; None where no kernel runs.
+        path: the library in use.
+        version: the version it was compiled for.
+        openmp: the OpenMP runtime it shares with torch; None where it runs on one thread.
+        reason: why no kernel runs; None where they do.
+    """
+
+    built: tuple[str, ...]
+    supported: tuple[str, ...]
+    level: str | None = None
+    path: str | None = None
+    version: str | None = None
+    openmp: str | None = None
+    reason: str | None = None
+
+
+class _State:
+    """What was found, once and for all; a class so that a fork and a test can start afresh."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loaded: tuple[ctypes.CDLL | None, NativeInfo] | None = None
+        self.scores: dict[str, int] = {}
+        self.warned = False
+
+
+_state = _State()
+_forked = False
+
+
+def _after_fork_in_child() -> None:
+    # OpenMP's worker threads did not survive the fork, and waiting for them would never end.
+    # Another thread may have held the lock, and it did not survive either.
+    global _forked
+    _forked = True
+    _state.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def num_threads() -> int:
+    """Threads for one kernel: as many as torch uses, and one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+# A traced call takes the answer as a constant: torch.compile does not trace the lock of loading.
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether kernels can run; where they cannot, warns the first time it is asked.
+
+    Raises:
+        InvalidConfigError: ANYATTENTION_LEVEL names a level that cannot run here.
+    """
+    return library() is not None
+
+
+def info() -> NativeInfo:
+    """What was found and what runs; never warns.
+
+    Raises:
+        InvalidConfigError: ANYATTENTION_LEVEL names a level that cannot run here.
+    """
+    return _load()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The library in use, its functions typed; None, after one warning, where there is none."""
+    found, about = _load()
+    if found is None:
+        with _state.lock:
+            first, _state.warned = not _state.warned, True
+        if first:
+            warnings.warn(
+                f"anyattention runs its reference implementation in PyTorch, which is correct but"
+                f" slower: {about.reason}",
+                MissingKernelsWarning,
+                stacklevel=2,
+            )
+    return found
+
+
+def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor of another's dtype on the CPU, in large pages where the system gives them."""
+    tensor = like.new_empty(shape)
+    if tensor.numel():
+        run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
+
+
+def run(function: str, *arguments: Any) -> None:
+    """Calls a kernel by its name, without the prefix; the caller has checked what the pointers lead to.
+
+    Raises:
+        IndexError: a row, column or edge outside its bounds.
+        OutOfMemoryError: there is no memory for the workspace.
+        RuntimeError: no kernels are available; ask `available()` first.
+    """
+    status = status_of(function, *arguments)
+    if status != _OK:
+        if status == _OUT_OF_RANGE:
+            raise IndexError(f"{function}: the arrays of a graph or pattern name a place that does not exist")
+        check_status(status, function)
+
+
+def status_of(function: str, *arguments: Any) -> int:
+    """What a kernel answers; `run` raises where that is not 0."""
+    found, about = _load()
+    if found is None:
+        raise RuntimeError(f"the compiled kernels are not available: {about.reason}")
+    kernel = getattr(found, f"anyattention_{function}")
+    if kernel.argtypes is None:
+        # A record, and tensors.
+        kernel.restype, kernel.argtypes = ctypes.c_int32, [_POINTER] * len(arguments)
+    return kernel(*arguments)
+
+
+def score_number(name: str) -> int:
+    """The number of a score by the name of its policy in csrc/scores.h.
+
+    Raises:
+        UnsupportedError: the kernels have no such score.
+    """
+    number = _state.scores.get(name)
+    if number is None:
+        number = _state.scores[name] = status_of("score", name.encode())
+    if number < 0:
+        raise UnsupportedError(f"the kernels have no score {name!r}", argument="score", actual=name)
+    return number
+
+
+def check_status(status: int, function: str) -> None:
+    """Raise where a kernel refused its arguments or found no memory."""
+    if status == _OUT_OF_MEMORY:
+        raise OutOfMemoryError(f"{function}: no memory for the workspace")
+    if status != _OK:
+        raise ValueError(f"{function}: invalid argument (status {status})")
+
+
+def _load() -> tuple[ctypes.CDLL | None, NativeInfo]:
+    loaded = _state.loaded
+    if loaded is None:
+        with _state.lock:
+            if _state.loaded is None:
+                _state.loaded = _open(os.environ.get("ANYATTENTION_LEVEL"))
+            loaded = _state.loaded
+    return loaded
+
+
+def _open(forced: str | None) -> tuple[ctypes.CDLL | None, NativeInfo]:
+    built = _built()
+    supported = _supported()
+    usable = [level for level in supported if level in built]
+    if forced:
+        if forced not in usable:
+            raise InvalidConfigError(
+                argument="ANYATTENTION_LEVEL",
+                expected=f"one of {usable} (built: {list(built)}, this CPU runs: {supported})",
+                actual=repr(forced),
+            )
+        usable = [forced]
+    about = NativeInfo(built=tuple(built), supported=tuple(supported))
+    if not usable:
+        reason = (
+            "this installation has no compiled kernels. Install a C++17 compiler (g++) and then reinstall anyattention"
+        )
+        return None, replace(about, reason=reason)
+
+    path = built[usable[0]]
+    runtime = _torch_openmp()
+    try:
+        if runtime is not None:
+            ctypes.CDLL(runtime, mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
+        found = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+        for name, structure in structures.items():
+            if found.anyattention_size_of(name.encode()) != ctypes.sizeof(structure):
+                raise OSError(f"it was compiled from other sources: its {name} has another size")
+    except (OSError, AttributeError) as error:
+        reason = f"{path} cannot be used ({error}). Reinstall anyattention"
+        return None, replace(about, reason=reason)
+    return found, replace(
+        about,
+        level=usable[0],
+        path=str(path),
+        version=found.anyattention_version().decode(),
+        openmp=runtime if found.anyattention_threaded() else None,
+    )
+
+
+def _built() -> dict[str, Path]:
+    """The installed libraries by level. An editable package has a second folder for them."""
+    found: dict[str, Path] = {}
+    for level in _LEVELS:
+        for folder in anyattention.__path__:
+            for path in sorted(Path(folder).glob(f"libanyattention_{level}.*")):
+                found.setdefault(level, path)
+    return found
+
+
+def _supported() -> list[str]:
+    flags = _cpu_flags() if platform.machine().lower() in ("x86_64", "amd64") else frozenset()
+    return [level for level, needed in _LEVELS.items() if needed <= flags]
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == "flags":
+                    return frozenset(value.split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def _torch_openmp() -> str | None:
+    """Path of the OpenMP runtime that torch's operators call.
+
+    Other packages may have loaded runtimes of their own, so torch's library is asked for the
+    address of a function, and the process's maps say which file that address belongs to.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    files: list[tuple[int, int, str]] = []
+    for line in maps.splitlines():
+        span, *_, path = line.split(maxsplit=5)
+        if path.startswith("/"):
+            begin, end = (int(part, 16) for part in span.split("-"))
+            files.append((begin, end, path))
+    operators = next((path for *_, path in files if "libtorch_cpu." in Path(path).name), None)
+    if operators is None:
+        return None
+    try:
+        function = ctypes.CDLL(operators, mode=os.RTLD_NOLOAD).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    address = ctypes.cast(function, ctypes.c_void_p).value or 0
+    return next((path for begin, end, path in files if begin <= address < end), None)

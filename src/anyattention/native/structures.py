@@ -1,0 +1,284 @@
+"""Records as the kernels' C structures: what each field is in C, checked and filled by name.
+
+A record is a frozen dataclass. A tensor among its fields says what it is: `Annotated[Tensor, Numbers("batch num_queries
+heads head_dim")]`. The C structure of a record has, in this order: each axis that is named first here, as int64_t; the
+fields, as the kinds below say; `num_threads` and `is_double`, unless a record inside has them. Nothing else lists it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from anyattention.native.columns import row_stride, with_rows
+
+__all__ = [
+    "Choice",
+    "Field",
+    "Indices",
+    "Kind",
+    "Layout",
+    "Numbers",
+    "Order",
+    "Pairs",
+    "Part",
+    "PerEdge",
+    "Rows",
+    "Seed",
+    "layout_of",
+    "snake_case",
+    "structures",
+]
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_SCALARS: dict[Any, Any] = {float: ctypes.c_double, bool: ctypes.c_int32, int: _SIZE, str: _SIZE}
+
+# Every structure that a record has become, by its C name.
+structures: dict[str, type[ctypes.Structure]] = {}
+
+
+class EdgeNumbers(ctypes.Structure):
+    """`anyattention_edge_numbers`."""
+
+    _fields_ = [("data", _POINTER), *((name, _SIZE) for name in ("batch_stride", "edge_stride", "head_stride"))]
+
+
+class PairNumbers(ctypes.Structure):
+    """`anyattention_pairs`."""
+
+    _fields_ = [("numbers", _POINTER), ("size", _SIZE), ("offset", _SIZE), ("strides", _SIZE * 4)]
+
+
+structures["edge_numbers"] = EdgeNumbers
+structures["pairs"] = PairNumbers
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a tensor among a record's fields is.
+
+    Attributes:
+        axes: names by a space, such as "batch num_edges heads"; "num_edges+1" is one more.
+        default: the field that stands in for an absent one.
+    """
+
+    axes: str = ""
+    default: str | None = None
+
+    dtype: ClassVar[torch.dtype | None] = None
+    """None: float32 or float64, one of the two for all."""
+
+    @cached_property
+    def names(self) -> tuple[tuple[str, int], ...]:
+        """The axes, each with what is added to its size."""
+        return tuple((axis.removesuffix("+1"), int(axis.endswith("+1"))) for axis in self.axes.split())
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The tensor as the kernel reads it, copied where it has to be."""
+        return x.contiguous()
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """The structure's fields."""
+        return [(name, _POINTER)]
+
+    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
+        """What they hold."""
+        return (None if x is None else x.data_ptr(),)
+
+
+class Numbers(Kind):
+    """Contiguous floating-point numbers."""
+
+
+class Indices(Kind):
+    """Contiguous int64."""
+
+    dtype = torch.int64
+
+
+class Order(Indices):
+    """Indices, or none at all where each thing stands at its own place."""
+
+
+class Rows(Kind):
+    """A row of numbers for each node, rows a stride apart: columns of a matrix are read where they lie."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The tensor, copied where its rows cannot be read with one stride."""
+        return with_rows(x)
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """A pointer, and how many numbers lie from one row to the next."""
+        return [(name, _POINTER), (f"{name}_stride", _SIZE)]
+
+    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
+        """What they hold."""
+        return (None, 0) if x is None else (x.data_ptr(), row_stride(x))
+
+
+class PerEdge(Kind):
+    """Numbers `(batch, num_edges, heads)` of any strides, 0 where an axis is broadcast."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The tensor as it lies."""
+        return x
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """An `EdgeNumbers`."""
+        return [(name, EdgeNumbers)]
+
+    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
+        """What it holds."""
+        return (EdgeNumbers() if x is None else EdgeNumbers(x.data_ptr(), *x.stride()),)
+
+
+class Pairs(Kind):
+    """Numbers of pairs: each of the axes (batch, heads, num_queries, num_keys) whole or 1; any strides.
+
+    Or by distance, `(heads | 1, num_queries + num_keys - 1)`: that of query i and key j at i - j + num_keys - 1.
+    """
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The tensor as it lies; contiguous by distance."""
+        return x if x.ndim == 4 else x.contiguous()
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """A `PairNumbers`."""
+        return [(name, PairNumbers)]
+
+    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
+        """What it holds."""
+        if x is None:
+            return (PairNumbers(),)
+        sizes, strides = x.shape, [0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True)]
+        size = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) if x.numel() else 0
+        if len(sizes) == 4:
+            return (PairNumbers(x.data_ptr(), size, 0, (_SIZE * 4)(*strides)),)
+        return (PairNumbers(x.data_ptr(), size, 0, (_SIZE * 4)(0, strides[0], 1, -1)),)
+
+
+class Choice(Pairs):
+    """As `Pairs`, of booleans."""
+
+    dtype = torch.bool
+
+
+class Seed(Kind):
+    """A 0-d int64, of which C gets the number; 0 where there is none."""
+
+    dtype = torch.int64
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """A number."""
+        return [(name, _SIZE)]
+
+    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
+        """What it holds."""
+        return (0 if x is None else int(x),)
+
+
+class Part:
+    """Base of records that stand inside others and are no call of their own; abstract."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a record.
+
+    Attributes:
+        name: as the record has it.
+        type: of a setting, float, bool, int, str or a tuple of bool; Tensor; the type of a record inside.
+        optional: whether it may be None.
+        kind: what a tensor is; None for all else.
+        layout: of a record inside, or of each of a tuple of records.
+        is_tuple: a tuple of settings.
+        is_many: a tuple of records.
+    """
+
+    name: str
+    type: Any
+    optional: bool = False
+    kind: Kind | None = None
+    layout: Layout | None = None
+    is_tuple: bool = False
+    is_many: bool = False
+
+
+class Layout:
+    """A record's fields, and the axes that are named first here or in a record inside.
+
+    Attributes:
+        record: the type.
+        fields: in order.
+        axes: those that are this record's own in C.
+        is_call: not a `Part`: C is told the number of threads and whether numbers are double.
+    """
+
+    def __init__(self, record: type) -> None:
+        hints = typing.get_type_hints(record, include_extras=True)
+        self.record = record
+        self.is_call = not issubclass(record, Part)
+        self.fields = [_field(item.name, hints[item.name]) for item in fields(record)]
+        self.axes: list[str] = []
+        named: set[str] = set()
+        for each in self.fields:
+            if each.layout is not None:
+                named |= each.layout.all_axes
+            for axis, _ in each.kind.names if each.kind is not None else ():
+                if axis not in named:
+                    named.add(axis)
+                    self.axes.append(axis)
+        self.all_axes = named
+
+    @cached_property
+    def structure(self) -> type[ctypes.Structure]:
+        """The C structure, entered under its name."""
+        c_fields: list[tuple[str, Any]] = [(axis, _SIZE) for axis in self.axes]
+        for each in self.fields:
+            if each.layout is not None:
+                c_fields.append((each.name, each.layout.structure))
+            elif each.kind is not None:
+                c_fields += each.kind.c_fields(each.name)
+            elif not each.is_tuple:
+                c_fields.append((each.name, _SCALARS[each.type]))
+        if self.is_call:
+            c_fields += [("num_threads", _SIZE), ("is_double", ctypes.c_int32)]
+        made = type(self.record.__name__, (ctypes.Structure,), {"_fields_": c_fields})
+        structures[snake_case(self.record.__name__)] = made
+        return made
+
+
+@cache
+def layout_of(record: type) -> Layout:
+    """The layout of a record, made once."""
+    return Layout(record)
+
+
+def snake_case(name: str) -> str:
+    """`GraphAttention` as `graph_attention`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _field(name: str, hint: Any) -> Field:
+    kind = None
+    if typing.get_origin(hint) is Annotated:
+        hint, kind = typing.get_args(hint)
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    optional = types.NoneType in parts
+    (kept,) = (part for part in parts if part is not types.NoneType)
+    if typing.get_origin(kept) is Literal:
+        kept = str
+    if typing.get_origin(kept) is tuple:
+        item = typing.get_args(kept)[0]
+        layout = layout_of(item) if is_dataclass(item) else None
+        return Field(name, item, optional, None, layout, layout is None, layout is not None)
+    layout = layout_of(kept) if is_dataclass(kept) else None
+    return Field(name, kept, optional, kind, layout)

@@ -1,0 +1,101 @@
+"""Attention over edges written in the primitives: differentiable to any order, and no channel per edge.
+
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from anyattention.ops.edges.arrays import GraphArrays
+from anyattention.ops.edges.operators import edge_spread, edge_sum, edge_total
+from anyattention.ops.edges.products import GraphProducts
+from anyattention.scores import Score
+
+__all__ = ["EdgeAttention"]
+
+_DIFFERENTIABLE = ("query", "key", "value", "vector", "term", "bias")
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeAttention:
+    """Attention over the edges of a graph, after dropout was drawn.
+
+    Attributes:
+        graph: the edges.
+        score: the score's type, and `vector`, `negative_slope` its operands.
+        query, key, value: `(B, N, H, D)`, `(B, M, G, D)`, `(B, M, G, C)`; a value of None is the key.
+        term, bias: `(B, E, H)`, added to the raw score and to the score; -inf in the bias hides the edge.
+        kept: `(B, E, H)`, the factors of dropout.
+        scale, softcap: the score is softcap(scale raw) + bias; a softcap of 0 is none.
+        normalize: softmax, or a sigmoid of each edge.
+    """
+
+    graph: GraphArrays
+    score: type[Score]
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    vector: Tensor | None
+    term: Tensor | None
+    bias: Tensor | None
+    kept: Tensor | None
+    scale: float
+    softcap: float
+    negative_slope: float
+    normalize: bool
+
+    def scores(self) -> Tensor:
+        """The score `(B, E, H)` of each edge; -inf on hidden edges."""
+        hidden = None if self.bias is None else self.bias == -torch.inf
+        score = self.score.of_operands(self.vector, self.negative_slope)
+        raw = score.raw_of_edges(GraphProducts(self.graph), self.query, self.key, self.term)
+        if hidden is not None:
+            # A gradient of 0 through NaN would be NaN.
+            raw = torch.where(hidden, 0.0, raw)
+        # Infinity becomes NaN: -inf would pass for a hidden edge.
+        scores = raw * self.scale
+        scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
+        if self.softcap > 0:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
+
+    def results(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; `shift` is a constant near logsumexp."""
+        scores = self.scores()
+        hidden = scores == -torch.inf
+        if self.normalize:
+            shift = torch.where(shift == -torch.inf, 0.0, shift)
+            terms = torch.where(hidden, 0.0, torch.exp(scores - edge_spread(shift, self.graph)))
+            total = edge_total(terms, self.graph)
+            is_empty = total == 0
+            total = torch.where(is_empty, 1.0, total)
+            weights = terms / edge_spread(total, self.graph)
+            logsumexp = torch.where(is_empty, -torch.inf, total.log() + shift)
+        else:
+            weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
+            logsumexp = shift
+        value = self.key if self.value is None else self.value
+        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), logsumexp
+
+    def gradients(
+        self, by: Sequence[Tensor | None], logsumexp: Tensor, needs: frozenset[str]
+    ) -> Mapping[str, Tensor | None]:
+        """The gradients, by name, of the results times `by`, which autograd differentiates again."""
+        names = [name for name in _DIFFERENTIABLE if name in needs]
+        # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
+        own = {name: getattr(self, name).view_as(getattr(self, name)) for name in names}
+        outputs = replace(self, **own).results(logsumexp.detach())
+        pairs = [(x, each) for x, each in zip(outputs, by, strict=True) if each is not None and x.requires_grad]
+        found = torch.autograd.grad(
+            [x for x, _ in pairs],
+            list(own.values()),
+            [each for _, each in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+        return dict(zip(names, found, strict=True))

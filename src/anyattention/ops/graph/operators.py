@@ -1,0 +1,152 @@
+"""Fused attention over a graph's edges: an operator, its gradient, and its weights.
+
+The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives.
+
+Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import is_differentiated_again
+from anyattention.native import calls, large_empty
+from anyattention.native.columns import are_columns
+from anyattention.native.structures import Numbers, PerEdge, Rows, Seed
+from anyattention.ops.dropout import keep_factors
+from anyattention.ops.edges.arrays import GraphArrays
+from anyattention.ops.edges.composed import EdgeAttention
+from anyattention.ops.operator import Result, operator
+from anyattention.scores import SCORES
+
+__all__ = ["GraphAttention", "composed", "graph_attention", "graph_attention_weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphAttention:
+    """Attention of each query to the keys of its edges.
+
+    Attributes:
+        graph: the edges.
+        query, key, value: rows of nodes, columns of matrices where they are; a value of None is the key.
+        vector: of the score, where it has one.
+        term, bias: added to the raw score and to the score; -inf in the bias hides the edge.
+        seed: with dropout, whose position of an edge and head is that in `(B, E, H)`.
+        score: the name of the score.
+        normalize: softmax, or a sigmoid of each edge.
+        scale: the factor of the raw score.
+        softcap: 0 for none.
+        negative_slope: of the score, where it has one.
+        dropout: 0 for none.
+    """
+
+    graph: GraphArrays
+    query: Annotated[Tensor, Rows("batch num_queries heads head_dim")]
+    key: Annotated[Tensor, Rows("batch num_keys key_heads head_dim")]
+    value: Annotated[Tensor | None, Rows("batch num_keys key_heads value_dim", default="key")]
+    vector: Annotated[Tensor | None, Numbers("heads head_dim")]
+    term: Annotated[Tensor | None, PerEdge("batch num_edges heads")]
+    bias: Annotated[Tensor | None, PerEdge("batch num_edges heads")]
+    seed: Annotated[Tensor | None, Seed()]
+    score: str
+    normalize: bool
+    scale: float
+    softcap: float
+    negative_slope: float
+    dropout: float
+
+
+@dataclass(frozen=True, eq=False)
+class GraphAttentionWeights:
+    """The weights before dropout, in the caller's edge order; without gradients."""
+
+    call: GraphAttention
+    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphAttentionBackward:
+    """The gradients of `GraphAttention`'s six tensors, by its results and the gradients of these."""
+
+    call: GraphAttention
+    output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
+    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+    grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
+    grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
+
+
+_INPUTS = ("query", "key", "value", "vector", "term", "bias")
+
+
+def composed(call: GraphAttention) -> EdgeAttention:
+    """The same attention in the primitives."""
+    kept = None
+    if call.seed is not None:
+        shape = (call.query.shape[0], call.graph.num_edges, call.query.shape[2])
+        kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
+    return EdgeAttention(
+        **{name: getattr(call, name) for name in ("graph", *_INPUTS)},
+        score=SCORES[call.score],
+        kept=kept,
+        scale=call.scale,
+        softcap=call.softcap,
+        negative_slope=call.negative_slope,
+        normalize=call.normalize,
+    )
+
+
+def _gradient(
+    call: GraphAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
+) -> Mapping[str, Tensor | None]:
+    output, logsumexp = results
+    grad_output, grad_logsumexp = by
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    if is_differentiated_again():
+        return composed(call).gradients((grad_output, grad_logsumexp), logsumexp, needs)
+    found = _backward(GraphAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp))
+    return dict(zip(_INPUTS, found, strict=True))
+
+
+graph_attention = operator(
+    GraphAttention,
+    [Result("output", "batch num_queries heads value_dim"), Result("logsumexp", "batch num_queries heads")],
+    gradient=_gradient,
+    keeps_results=True,
+)
+graph_attention.c_kernel()
+graph_attention_weights = operator(GraphAttentionWeights, [Result("weights", "batch num_edges heads")])
+graph_attention_weights.c_kernel()
+_backward = operator(GraphAttentionBackward, [Result(f"grad_{name}", like=f"call.{name}") for name in _INPUTS])
+
+
+@_backward.kernel("cpu", binds=True)
+def _run_backward(record: GraphAttentionBackward) -> tuple[Tensor | None, ...]:
+    # Gradients have their tensors' strides: they are columns of one matrix where query, key and value are, else whole.
+    rows = {name: x for name in ("query", "key", "value") if (x := getattr(record.call, name)) is not None}
+    columns = are_columns(list(rows.values()))
+    if not columns and not all([x.is_contiguous() for x in rows.values()]):
+        whole = {name: x.contiguous() for name, x in rows.items()}
+        record = replace(record, call=replace(record.call, **whole))
+    bound = calls.bind(record)
+    results = _backward.allocate(record, bound)
+    if columns:
+        results[: len(rows)] = _columns_like(list(rows.values()))
+    calls.run("graph_attention_backward", bound, *results)
+    return tuple(results)
+
+
+def _columns_like(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Uninitialised tensors that lie in a matrix of their own as these do in theirs."""
+    # By address: columns may be tensors of storages of their own, as numpy's are.
+    begin = min(x.data_ptr() for x in columns)
+    batch, nodes = columns[0].shape[:2]
+    width = sum(x.shape[2] * x.shape[3] for x in columns)
+    matrix = large_empty(columns[0], (batch * nodes, width))
+    places = [(x.data_ptr() - begin) // x.element_size() for x in columns]
+    return [matrix.as_strided(x.shape, x.stride(), place) for x, place in zip(columns, places, strict=True)]

@@ -1,0 +1,182 @@
+"""Attention over runs of keys in tiles: an operator and its gradient.
+
+The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of graphs,
+over the pairs as edges.
+
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim, E pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import is_differentiated_again, shielded
+from anyattention.native import calls
+from anyattention.native.structures import Choice, Numbers, Pairs, Seed
+from anyattention.ops.dropout import keep_factors
+from anyattention.ops.edges.arrays import arrays_of
+from anyattention.ops.edges.composed import EdgeAttention
+from anyattention.ops.operator import Result, operator
+from anyattention.ops.runs.pairs import masked_bias, place_by_distance
+from anyattention.ops.runs.parts import RunPart, pairs_of
+from anyattention.patterns import Graph
+from anyattention.scores import Dot
+
+__all__ = ["RunAttention", "pairs_in_tiles", "run_attention"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunAttention:
+    """Attention by dot products of each query to the keys of its runs.
+
+    Attributes:
+        query, key, value: contiguous rows of positions.
+        mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
+        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, then with gradients.
+        seed: with dropout.
+        parts: the runs, in parts that share no pair.
+        scale: the factor of the dot product.
+        softcap: c in c tanh(score / c), 0 for none.
+        dropout: probability with which a weight is dropped.
+        is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
+    """
+
+    query: Annotated[Tensor, Numbers("batch num_queries heads head_dim")]
+    key: Annotated[Tensor, Numbers("batch num_keys key_heads head_dim")]
+    value: Annotated[Tensor, Numbers("batch num_keys key_heads value_dim")]
+    mask: Annotated[Tensor | None, Choice("batch heads num_queries num_keys")]
+    bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
+    seed: Annotated[Tensor | None, Seed()]
+    parts: tuple[RunPart, ...]
+    scale: float
+    softcap: float
+    dropout: float
+    is_dense: bool
+
+
+@dataclass(frozen=True, eq=False)
+class RunAttentionBackward:
+    """The gradients of query, key, value and of a bias by distance, where needed."""
+
+    call: RunAttention
+    output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
+    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+    grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
+    grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
+    needed: tuple[bool, ...]
+
+
+def _gradient(
+    call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
+) -> Mapping[str, Tensor | None]:
+    output, logsumexp = results
+    grad_output, grad_logsumexp = by
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    if is_differentiated_again():
+        return _composed_gradients(call, (grad_output, grad_logsumexp), logsumexp, needs)
+    needed = (True, True, True, "bias" in needs)
+    found = _backward(RunAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp, needed))
+    return dict(zip(("query", "key", "value", "bias"), found, strict=True))
+
+
+def _composed_gradients(
+    call: RunAttention, by: Sequence[Tensor | None], logsumexp: Tensor, needs: frozenset[str]
+) -> Mapping[str, Tensor | None]:
+    queries, keys = pairs_of(call.parts)
+    lengths = call.query.shape[1], call.key.shape[1]
+    graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
+    kept, heads = None, call.query.shape[2]
+    if call.seed is not None and call.is_dense:
+        every = (call.query.shape[0], heads, *lengths)
+        kept = keep_factors(every, call.dropout, call.seed, call.query.dtype)[:, :, queries, keys].transpose(1, 2)
+    elif call.seed is not None:
+        shape = (call.query.shape[0], graph.num_edges, heads)
+        kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
+    attention = EdgeAttention(
+        graph=arrays_of(graph),
+        score=Dot,
+        query=call.query,
+        key=call.key,
+        value=call.value,
+        vector=None,
+        term=None,
+        bias=masked_bias(call.mask, call.bias, graph, call.query),
+        kept=kept,
+        scale=call.scale,
+        softcap=call.softcap,
+        negative_slope=0.0,
+        normalize=True,
+    )
+    found = dict(attention.gradients(by, logsumexp, needs))
+    by_edges = found.get("bias")
+    if by_edges is not None and call.bias is not None:
+        by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
+        found["bias"] = call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
+    return found
+
+
+run_attention = operator(
+    RunAttention,
+    [Result("output", "batch num_queries heads value_dim"), Result("logsumexp", "batch num_queries heads")],
+    gradient=_gradient,
+    keeps_results=True,
+)
+_backward = operator(
+    RunAttentionBackward, [Result(f"grad_{name}", like=f"call.{name}") for name in ("query", "key", "value", "bias")]
+)
+
+
+@run_attention.kernel("cpu", binds=True)
+def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
+    if not call.parts:
+        output = call.query.new_zeros(*call.query.shape[:3], call.value.shape[3])
+        return output, call.query.new_full(call.query.shape[:3], -torch.inf)
+    results: list[Tensor | None] = []
+    for number, part in enumerate(_single_parts(call)):
+        bound = calls.bind(part)
+        results = results or run_attention.allocate(call, bound)
+        calls.run("run_attention_forward", bound, number > 0, *results)
+    return tuple(results)
+
+
+@_backward.kernel("cpu", binds=True)
+def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
+    results: list[Tensor | None] = []
+    if not record.call.parts:
+        inputs = (record.call.query, record.call.key, record.call.value, record.call.bias)
+        return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
+    for number, part in enumerate(_single_parts(record.call)):
+        bound = calls.bind(replace(record, call=part))
+        if not results:
+            results = _backward.allocate(record, bound)
+            if results[3] is not None:
+                results[3].zero_()  # added to
+        calls.run("run_attention_backward", bound, number > 0, *results)
+    return tuple(results)
+
+
+def _single_parts(call: RunAttention) -> Iterator[RunAttention]:
+    """The call for each of its parts, which a kernel takes one at a time."""
+    if len(call.parts) == 1:
+        yield call
+    else:
+        for part in call.parts:
+            yield replace(call, parts=(part,))
+
+
+@lru_cache(maxsize=16)
+def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
+    """How many pairs of a part's tiles the kernels compute, allowed ones and others."""
+    with shielded():
+        query, key = torch.zeros(1, part.offsets.numel() - 1, 1, 1), torch.zeros(1, num_keys, 1, 1)
+        counted = torch.zeros(1, dtype=torch.int64)
+    bound = calls.bind(RunAttention(query, key, key, None, None, None, (part,), 1.0, 0.0, 0.0, False))
+    calls.run("run_attention_tiles", bound, counted)
+    return int(counted)

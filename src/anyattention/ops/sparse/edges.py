@@ -1,0 +1,55 @@
+"""A sparse pattern's pairs as the edges of a Graph.
+
+Axes: B batch, L query_length, S key_length, H heads, E pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import shielded
+from anyattention.bias import RelativeBias
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.runs.pairs import pairs_at_edges
+from anyattention.ops.runs.traced import constant_when_traced
+from anyattention.patterns import Graph, Pattern
+
+__all__ = ["graph_of", "over_edges"]
+
+
+def graph_of(call: Arguments) -> Graph:
+    """The pairs of a call's pattern."""
+    assert isinstance(call.pattern, Pattern)
+    return Graph(*_graph_fields(call.pattern, call.query.shape[1], call.key.shape[1], call.query.device))
+
+
+@constant_when_traced
+@lru_cache(maxsize=4)
+def _graph_fields(pattern: Pattern, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor | None, ...]:
+    """The fields of the pattern's Graph; the last few are kept, since the layers of a model share one."""
+    with shielded():
+        graph = pattern.to_graph(num_queries, num_keys, device=device)
+    return tuple(getattr(graph, field.name) for field in fields(graph))
+
+
+def over_edges(call: Arguments, implementation: str) -> Arguments:
+    """The same call over the pattern's Graph; a mask or a bias of pairs is read at the edges."""
+    graph, heads = graph_of(call), call.query.shape[2]
+    mask = None if call.mask is None else pairs_at_edges(call.mask, graph)
+    if isinstance(call.bias, RelativeBias):
+        bias = call.bias.at(graph.query_index, graph.key_index, graph.num_queries, graph.num_keys).T[None]
+    else:
+        bias = None if call.bias is None else pairs_at_edges(call.bias, graph)
+    mask, bias = (None if x is None else _as_the_graph_has_it(x, heads) for x in (mask, bias))
+    return call.changed(pattern=graph, mask=mask, bias=bias, implementation=implementation)
+
+
+def _as_the_graph_has_it(edges: Tensor, heads: int) -> Tensor:
+    """`(B | 1, E, H | 1)` as `(E,)`, `(E, H)` or `(B, E, H)`."""
+    if edges.shape[0] > 1:
+        return edges.expand(-1, -1, heads)
+    return edges[0].squeeze(-1) if edges.shape[2] == 1 else edges[0]
