@@ -11,6 +11,7 @@ import ctypes
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from anyattention.native.columns import row_stride, with_rows
+from anyattention.native.columns import row_stride
 
 __all__ = [
     "Choice",
@@ -76,68 +77,76 @@ class Kind:
     dtype: ClassVar[torch.dtype | None] = None
     """None: float32 or float64, one of the two for all."""
 
+    absent: ClassVar[tuple[Any, ...]] = (None,)
+    """What C gets where there is no tensor."""
+
+    is_contiguous: ClassVar[bool] = False
+    """Whether C gets a pointer to contiguous numbers, and nothing else."""
+
     @cached_property
     def names(self) -> tuple[tuple[str, int], ...]:
         """The axes, each with what is added to its size."""
         return tuple((axis.removesuffix("+1"), int(axis.endswith("+1"))) for axis in self.axes.split())
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """The tensor as the kernel reads it, copied where it has to be."""
-        return x.contiguous()
-
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """The structure's fields."""
         return [(name, _POINTER)]
 
-    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
-        """What they hold."""
-        return (None if x is None else x.data_ptr(),)
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """The tensor as the kernel reads it, copied where it has to be, and what C gets."""
+        x = x.contiguous()
+        return x, (x.data_ptr(),)
 
 
 class Numbers(Kind):
     """Contiguous floating-point numbers."""
+
+    is_contiguous = True
 
 
 class Indices(Kind):
     """Contiguous int64."""
 
     dtype = torch.int64
+    is_contiguous = True
 
 
 class Order(Indices):
     """Indices, or none at all where each thing stands at its own place."""
 
+    is_contiguous = False
+
 
 class Rows(Kind):
     """A row of numbers for each node, rows a stride apart: columns of a matrix are read where they lie."""
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """The tensor, copied where its rows cannot be read with one stride."""
-        return with_rows(x)
+    absent = (None, 0)
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """A pointer, and how many numbers lie from one row to the next."""
         return [(name, _POINTER), (f"{name}_stride", _SIZE)]
 
-    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
-        """What they hold."""
-        return (None, 0) if x is None else (x.data_ptr(), row_stride(x))
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Copied where its rows cannot be read with one stride."""
+        stride = row_stride(x)
+        if stride is None:
+            x = x.contiguous()
+            stride = row_stride(x)
+        return x, (x.data_ptr(), stride)
 
 
 class PerEdge(Kind):
     """Numbers `(batch, num_edges, heads)` of any strides, 0 where an axis is broadcast."""
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """The tensor as it lies."""
-        return x
+    absent = (EdgeNumbers(),)
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """An `EdgeNumbers`."""
         return [(name, EdgeNumbers)]
 
-    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
-        """What it holds."""
-        return (EdgeNumbers() if x is None else EdgeNumbers(x.data_ptr(), *x.stride()),)
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """As it lies."""
+        return x, (EdgeNumbers(x.data_ptr(), *x.stride()),)
 
 
 class Pairs(Kind):
@@ -146,23 +155,22 @@ class Pairs(Kind):
     Or by distance, `(heads | 1, num_queries + num_keys - 1)`: that of query i and key j at i - j + num_keys - 1.
     """
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """The tensor as it lies; contiguous by distance."""
-        return x if x.ndim == 4 else x.contiguous()
+    absent = (PairNumbers(),)
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """A `PairNumbers`."""
         return [(name, PairNumbers)]
 
-    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
-        """What it holds."""
-        if x is None:
-            return (PairNumbers(),)
-        sizes, strides = x.shape, [0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True)]
-        size = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) if x.numel() else 0
-        if len(sizes) == 4:
-            return (PairNumbers(x.data_ptr(), size, 0, (_SIZE * 4)(*strides)),)
-        return (PairNumbers(x.data_ptr(), size, 0, (_SIZE * 4)(0, strides[0], 1, -1)),)
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """As it lies; contiguous by distance."""
+        if x.ndim == 2:
+            x = x.contiguous()
+            by_head = 0 if x.shape[0] == 1 else x.shape[1]
+            strides = (_SIZE * 4)(0, by_head, 1, -1)
+            return x, (PairNumbers(x.data_ptr(), x.numel(), max(sizes["num_keys"] - 1, 0), strides),)
+        each = [0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True)]
+        size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, each, strict=True)) if x.numel() else 0
+        return x, (PairNumbers(x.data_ptr(), size, 0, (_SIZE * 4)(*each)),)
 
 
 class Choice(Pairs):
@@ -175,14 +183,15 @@ class Seed(Kind):
     """A 0-d int64, of which C gets the number; 0 where there is none."""
 
     dtype = torch.int64
+    absent = (0,)
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """A number."""
         return [(name, _SIZE)]
 
-    def c_values(self, x: Tensor | None) -> tuple[Any, ...]:
-        """What it holds."""
-        return (0 if x is None else int(x),)
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """The number."""
+        return x, (int(x),)
 
 
 class Part:
