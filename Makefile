@@ -16,12 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The libraries of the CPU levels are compiled side by side.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test check sanitize bench clean
+.PHONY: help setup demo test test-all check sanitize bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a small model on the handwritten digits that scikit-learn ships"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests"
+	@echo "make test-all   run the exhaustive rest of the tests: every setting, many seeds, peaks of memory"
 	@echo "make check   format, lint and type checks"
 	@echo "make sanitize   run the kernels on random graphs under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   run a benchmark: make bench WORKLOAD=$(WORKLOAD)"
@@ -36,7 +37,11 @@ demo: .venv/installed-demo
 
 test: .venv/installed-test
 	@echo "Running the tests and the examples in the documentation."
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: .venv/installed-test
+	@echo "Running the exhaustive rest of the tests."
+	@$(BIN)/python -m pytest -m exhaustive $(PYTEST_ARGS)
 
 check: .venv/installed-dev
 	@echo "Checking the format."

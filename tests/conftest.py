@@ -1,14 +1,16 @@
-"""Fixtures that every test may ask for.
+"""Fixtures that every test may ask for; what `make test` takes of the tests; what may not happen in CI.
 
-With CI=true nothing is skipped: what is missing there is a failure.
+With CI=true a skipped test is a failure, and so is a package without compiled kernels, where only the reference runs.
 """
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +21,64 @@ from anyattention import _native
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def skip_or_fail(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+def in_ci() -> bool:
+    return os.environ.get("CI") == "true"
 
 
 def pytest_report_header() -> str:
     about = _native.info()
     return f"anyattention kernels: {about.level or about.reason}"
+
+
+def pytest_sessionstart() -> None:
+    reason = _native.info().reason
+    if reason is not None and in_ci():
+        raise pytest.UsageError(f"CI=true, and only the reference can run: no compiled kernels, {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return failed_if_skipped_in_ci((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return failed_if_skipped_in_ci((yield))
+
+
+def failed_if_skipped_in_ci(report: Any) -> Any:
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"CI=true, and this was skipped: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the settings of a test that is marked pairwise, marks as exhaustive what the sample can do without."""
+    settings_of = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("pairwise"):
+            settings_of[item.parent, item.originalname].append(item)
+    for settings in settings_of.values():
+        # A value is one object in all of its settings.
+        kept = pairwise_sample(
+            [[(name, id(value)) for name, value in item.callspec.params.items()] for item in settings]
+        )
+        for position, item in enumerate(settings):
+            if position not in kept:
+                item.add_marker("exhaustive")
+
+
+def pairwise_sample(settings: Sequence[Sequence[Any]]) -> set[int]:
+    """Positions of few settings in which each two values meet that meet at all; greedy, the first of the best."""
+    left = [{*combinations(setting, 2), *combinations(setting, 1)} for setting in settings]
+    kept = set()
+    while any(left):
+        best = max(range(len(left)), key=lambda position: len(left[position]))
+        kept.add(best)
+        met = left[best]
+        left = [pairs - met for pairs in left]
+    return kept
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +142,7 @@ def data_folder() -> Path:
     """The folder with the data sets, from ANYATTENTION_DATA."""
     folder = Path(os.environ.get("ANYATTENTION_DATA") or _ROOT / "../shared/data")
     if not folder.is_dir():
-        skip_or_fail(f"no data sets in {folder}; set ANYATTENTION_DATA to their folder")
+        pytest.skip(f"no data sets in {folder}; set ANYATTENTION_DATA to their folder")
     return folder
 
 
@@ -103,7 +154,7 @@ def require() -> Callable[[str], ModuleType]:
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            skip_or_fail(f"cannot import {module}: {error}")
+            pytest.skip(f"cannot import {module}: {error}")
 
     return import_or_skip
 
@@ -113,5 +164,5 @@ def native() -> ModuleType:
     """The module `anyattention._native`, for a test that needs the compiled kernels."""
     reason = _native.info().reason
     if reason is not None:
-        skip_or_fail(f"no compiled kernels: {reason}")
+        pytest.skip(f"no compiled kernels: {reason}")
     return _native

@@ -19,7 +19,7 @@ from benchmarks.same_results.compare import PACKAGE, Difference, compare, kind_o
 def run_recording(checkout: Path, path: Path) -> dict[str, np.ndarray]:
     """What the checkout's own interpreter records with the calls of this folder, which serve both."""
     python = checkout / ".venv/bin/python"
-    environment = dict(os.environ)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     if not python.exists():
         python, environment["PYTHONPATH"] = Path(sys.executable), str(checkout / "src")
     command = [python, "-m", "benchmarks.same_results.record", path]

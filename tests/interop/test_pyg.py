@@ -187,7 +187,9 @@ def test_widths_that_the_first_call_decides(name: str) -> None:
     close(layer(x, edge_index), first)
 
 
-@pytest.mark.parametrize("order", [("pyg", "parent"), ("parent", "pyg")])
+@pytest.mark.parametrize(
+    "order", [("pyg", "parent"), pytest.param(("parent", "pyg"), marks=pytest.mark.exhaustive)], ids=" ".join
+)
 def test_explainers_give_what_they_give_with_the_parents_layer(order: tuple[str, str]) -> None:
     """In a fresh process: PyTorch Geometric writes methods into a class when its first object is made."""
     run(f"""

@@ -119,7 +119,7 @@ def refused(case: Case) -> bool:
     return proper.numel() > 0 and int(proper[1].max()) >= min(sources, targets)
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.exhaustive) for block in range(1, 8))])
 @pytest.mark.parametrize("name", list(_LAYERS))
 def test_outputs_weights_and_all_gradients_equal_the_parents(name: str, block: int, native: Any) -> None:
     for seed in _SEEDS[block::8]:

@@ -363,7 +363,7 @@ def test_device_and_dtype_of_the_parameters(positions):
     assert low(torch.randn(2, 3, WIDTH, dtype=torch.bfloat16)).output.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("return_weights", [True, False])
+@pytest.mark.parametrize("return_weights", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_compiles_whole(return_weights):
     torch._dynamo.reset()
     module = MultiHeadAttention(WIDTH, HEADS, dropout=0.0, causal=True, positions="learned", qk_norm=True)

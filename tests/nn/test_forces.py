@@ -28,6 +28,7 @@ def _graph(points, radius=2.5):
     return Graph.from_adjacency((apart < radius).to(_F64))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("settings", _SETTINGS)
 @pytest.mark.parametrize("over_graph", [False, True])
@@ -112,6 +113,7 @@ def test_training_on_forces_lowers_their_error(kind):
     assert errors[-1] < 0.2 * errors[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("order", ["first", "second"])

@@ -340,6 +340,7 @@ def test_far_from_the_origin_float32_keeps_its_accuracy(kind):
                 torch.testing.assert_close(here[2], there[2], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_thirty_two_layers_train_for_a_hundred_steps():
     torch.manual_seed(1)
     layers = torch.nn.ModuleList(EquivariantAttention(12, 3, dropout=0.0, radius=2.0) for _ in range(32))
@@ -363,6 +364,7 @@ def test_thirty_two_layers_train_for_a_hundred_steps():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", _KINDS)
 def test_dropout_keeps_the_mean(kind):
     module = _module(kind, dropout=0.3, radius=3.0).train()

@@ -28,6 +28,7 @@ def _inputs(module, points=11):
     return x, positions
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("dim", [1, 2, 3, 5])
 @pytest.mark.parametrize("settings", _SETTINGS)
@@ -43,6 +44,7 @@ def test_distance_attention_is_invariant(settings, dim, dtype):
     assert_equivariant(lambda x, p: module.geometric_forward(p, p, x).output, inputs, draws=10, **kinds)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("dim", [1, 2, 3, 5])
 @pytest.mark.parametrize("settings", _SETTINGS)

@@ -62,6 +62,7 @@ def test_gradients_that_can_be_differentiated_are_those_that_cannot(implementati
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("with_weights", [False, True])
@@ -120,7 +121,11 @@ def test_the_operators_keep_pytorchs_contract(causal, bias_shape):
 
 
 @both
-@pytest.mark.parametrize(("pattern", "masked"), [(None, False), (Causal("bottom_right"), True)], ids=str)
+@pytest.mark.parametrize(
+    ("pattern", "masked"),
+    [pytest.param(None, False, marks=pytest.mark.exhaustive), (Causal("bottom_right"), True)],
+    ids=str,
+)
 def test_compiles_whole_with_dynamic_lengths(implementation, pattern, masked):
     torch._dynamo.reset()
     counter, compilations = CompileCounterWithBackend("aot_eager"), []
@@ -145,6 +150,7 @@ def test_compiles_whole_with_dynamic_lengths(implementation, pattern, masked):
     assert compilations[0] == compilations[-1] > 0
 
 
+@pytest.mark.exhaustive
 def test_compiles_to_machine_code():
     torch._dynamo.reset()
     inputs = tensors(2, 5, 7, dtype=torch.float32)
@@ -338,6 +344,7 @@ def from_one_block(x):
     return torch.cat([x, torch.full_like(x, torch.nan)], dim=2)[:, :, : x.shape[2]]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("rearrange", [heads_first, every_second, one_row_for_all, from_one_block])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

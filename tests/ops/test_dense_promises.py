@@ -106,6 +106,7 @@ def test_everything_hidden(implementation):
 # NaN and Inf
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("position", [0, 1, 2], ids=["query", "key", "value"])
@@ -124,6 +125,7 @@ def test_a_broken_used_input_shows(implementation, number, position, masked):
     assert output[1, :, :2].isfinite().all()
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("pattern", [None, Causal("bottom_right"), Causal("top_left")], ids=str)

@@ -39,6 +39,7 @@ def _call(settings, displacement, decay, weight=None):
     return distance_terms(displacement, decay, weight, settings)
 
 
+@pytest.mark.pairwise
 @pytest.mark.usefixtures("kernel_alone")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 4999])

@@ -81,6 +81,7 @@ def derivatives(scores: Tensor, inputs: list[Tensor], order: int) -> list[Tensor
     return found
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("num_features", [0, 1, 3])
 @pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (3, 3), (6, 2), (6, 1)])
 @pytest.mark.parametrize("width", [1, 3, 7, 8, 16, 40])
@@ -209,6 +210,7 @@ class TestAttend:
         assert explain(**given).implementation == implementation
         return [part for part in attend(**given) if part is not None]
 
+    @pytest.mark.pairwise
     @pytest.mark.parametrize(
         "settings",
         [

@@ -73,6 +73,7 @@ def assert_agrees(actual: Tensor, expected: Tensor, leaves: list[Tensor], tolera
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (3, 3), (6, 2), (6, 1), (8, 8)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])

@@ -206,6 +206,7 @@ def check(case: Case) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
@@ -225,6 +226,7 @@ def test_every_score_and_aggregation(score: str, aggregation: str, normalize: bo
     check(everything)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("batch", [None, 2])
 @pytest.mark.parametrize("mask_shape", [None, "e", "eh", "beh"])
 @pytest.mark.parametrize("bias_shape", [None, "e", "eh", "beh"])
@@ -234,6 +236,7 @@ def test_masks_and_biases_per_edge_head_and_batch(
     check(make_case("dynamic", batch=batch, mask_shape=mask_shape, bias_shape=bias_shape))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mask_shape", [None, "e", "eh", "beh"])
 @pytest.mark.parametrize("features", ["k", "v", "kv"])
 @pytest.mark.parametrize("score", _SCORES)
@@ -258,6 +261,7 @@ def test_scale_softcap_and_slope(score: str, settings: dict[str, float]) -> None
     check(make_case(score, bias_shape="eh", **settings))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("batch", [None, 2])
@@ -332,6 +336,7 @@ def test_weights_keep_the_callers_edge_order_and_are_averaged_on_request(score: 
     assert run(case, return_logsumexp=False).logsumexp is None
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("score", _SCORES)

@@ -70,5 +70,6 @@ def test_another_size_and_dropout_take_the_same_numbers() -> None:
     assert_compiles("dot", (5, 7, 20), (11, 3, 13), dropout=0.4, return_logsumexp=True)
 
 
+@pytest.mark.exhaustive
 def test_the_default_compiler_runs_it() -> None:
     assert_compiles("dynamic", (5, 7, 20), backend="inductor", softcap=3.0)

@@ -63,6 +63,7 @@ def call(score: str, *, batch: tuple[int, ...] = (), **settings: Any) -> tuple[A
     return run, inputs
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
@@ -79,6 +80,7 @@ def test_every_entry_of_the_second_derivative(score: str) -> None:
     assert gradgradcheck(run, inputs)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
 def test_derivatives_with_a_mask_and_a_batch(score: str, aggregation: str) -> None:

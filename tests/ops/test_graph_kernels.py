@@ -117,6 +117,7 @@ def test_value_dim_of_its_own(score: str, width: int, value_dim: int) -> None:
 
 
 class TestKeyHeads:
+    @pytest.mark.pairwise
     @pytest.mark.parametrize("batch", [(), (2,)])
     @pytest.mark.parametrize(("heads", "key_heads"), [(6, 1), (6, 2), (6, 3), (8, 4)])
     @pytest.mark.parametrize("score", _SCORES)
@@ -198,6 +199,7 @@ class TestDropout:
         assert found[0].unique().numel() == 2
         assert 0.25 < float((found[0] == 0).float().mean()) < 0.35
 
+    @pytest.mark.exhaustive
     def test_the_mean_over_seeds_is_no_dropout(self) -> None:
         graph = random_graph(5, 7, 40)
         arguments, leaves = make_call(graph, "dot", 2, 3)
@@ -253,8 +255,9 @@ def bits(arguments: dict[str, Any], leaves: list[Tensor], cotangents: list[Tenso
     return [part.detach() for part in results] + list(torch.autograd.grad(results, leaves, cotangents))
 
 
+@pytest.mark.parametrize("repeats", [1, pytest.param(47, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("score", _SCORES)
-def test_the_same_bits_in_every_run_on_any_number_of_threads(score: str, threads: Any) -> None:
+def test_the_same_bits_in_every_run_on_any_number_of_threads(score: str, repeats: int, threads: Any) -> None:
     # Many turns of 1024 slots, and rows in pieces: work for every thread.
     graph = random_graph(900, 1_100, 30_011, hub=0.1)
     bias = torch.randn(30_011, 4)
@@ -262,7 +265,7 @@ def test_the_same_bits_in_every_run_on_any_number_of_threads(score: str, threads
     cotangents = [torch.randn_like(part) for part in run(arguments, "cpu", weights=False)]
     threads(2)
     expected = bits(arguments, leaves, cotangents)
-    for count in [1, 3, *[2] * 47]:
+    for count in [1, 3, *[2] * repeats]:
         threads(count)
         actual = bits(arguments, leaves, cotangents)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(actual, expected, strict=True)), count

@@ -62,6 +62,7 @@ def make_graph(num_queries: int, num_keys: int, num_edges: int) -> Graph:
     return Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
@@ -171,6 +172,7 @@ def test_sequence_patterns_agree_with_their_graph(score: str, pattern: Full | Ca
     torch.testing.assert_close(sparse.weights, weights)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)
 def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(score: str, aggregation: str) -> None:
@@ -201,6 +203,7 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(score: str,
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(run, runs[0], strict=True))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("score", _SCORES)

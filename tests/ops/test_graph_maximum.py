@@ -62,6 +62,7 @@ def largest_edges(
     return found
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("edge_dim", [None, 0, 2])
@@ -185,6 +186,7 @@ def assert_equals_reference(run: Any, leaves: list[Tensor]) -> None:
 
 
 class TestAgainstTheReference:
+    @pytest.mark.pairwise
     @pytest.mark.parametrize("normalize", [True, False])
     @pytest.mark.parametrize("batch", [(), (2,)])
     @pytest.mark.parametrize(("score", "features"), _FEATURES)
@@ -247,13 +249,14 @@ def test_no_poison_reaches_a_query_without_edges_nor_what_hides_it(name: str, po
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("repeats", [1, pytest.param(7, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("features", ["", "kv"])
 @pytest.mark.parametrize("score", ["dot", "additive"])
-def test_the_same_bits_on_any_number_of_threads(score: str, features: str) -> None:
+def test_the_same_bits_on_any_number_of_threads(score: str, features: str, repeats: int) -> None:
     run, leaves = make_call(random_graph(900, 700, 30_011, hub=0.1), score, features, dtype=torch.float32, dropout=0.1)
     before, expected = torch.get_num_threads(), []
     try:
-        for count in (2, 1, 3, *[2] * 7):
+        for count in (2, 1, 3, *[2] * repeats):
             torch.set_num_threads(count)
             results = run(*leaves)
             gradients = torch.autograd.grad(results, leaves, random_like(results, 5))
@@ -264,7 +267,7 @@ def test_the_same_bits_on_any_number_of_threads(score: str, features: str) -> No
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("features", ["", "kv"])
+@pytest.mark.parametrize("features", [pytest.param("", marks=pytest.mark.exhaustive), "kv"])
 def test_compiles_whole(features: str) -> None:
     torch.compiler.reset()
     for num_edges in (20, 33):
@@ -276,6 +279,7 @@ def test_compiles_whole(features: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("features", ["none", "value"])
 @pytest.mark.parametrize(("score", "order"), [("dot", "first"), ("additive", "first"), ("dot", "second")])
 def test_no_edge_keeps_a_channel(peak_of_a_step: Callable[..., float], score: str, order: str, features: str) -> None:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("native")
 _SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize(
     ("score", "features"), [("dot", "none"), ("additive", "none"), ("dynamic", "none"), ("dynamic", "key")]
@@ -95,6 +96,7 @@ class TestBrokenArrays:
             for calls in self.calls(self.graph, dtype):
                 assert all(call() is not None for call in calls)
 
+    @pytest.mark.pairwise
     @pytest.mark.parametrize("number", [-1, 6, 2**31, 2**40, -(2**63), 2**63 - 1])
     @pytest.mark.parametrize("position", [0, 3, 5])
     @pytest.mark.parametrize("name", ["keys_by_query", "edges_by_query", "queries_by_key", "edges_by_key"])

@@ -84,6 +84,7 @@ def hidden(*slots: tuple[int, int | slice]) -> Tensor:
     return mask
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("poison", _POISONS)
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
@@ -129,6 +130,7 @@ class TestHiddenSlotsNeverLeak:
             assert not gradients[name][0].isnan().any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("score", _SCORES)
@@ -185,6 +187,7 @@ class TestUsedSlotsShow:
         assert torch.equal(output[untouched], expected[0][untouched])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("way", ["no edges", "mask", "bias"])
 @pytest.mark.parametrize("aggregation", _AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])

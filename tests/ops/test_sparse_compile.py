@@ -68,7 +68,7 @@ def test_a_pattern_from_outside(pattern: Pattern) -> None:
     assert_same(compile_whole(call), call, leaves())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.exhaustive)], ids=str)
 def test_another_pattern_and_another_length_are_another_trace(dtype: torch.dtype) -> None:
     def call(*inputs: Any) -> Any:
         return attend(*inputs)
@@ -112,6 +112,7 @@ def test_layers_share_a_pattern_or_have_their_own() -> None:
     assert_same(compile_whole(stack), stack, [x])
 
 
+@pytest.mark.exhaustive
 def test_the_default_compiler_runs_it() -> None:
     def call(*inputs: Tensor) -> Any:
         return attend(*inputs, Window(3, 0), return_logsumexp=True)

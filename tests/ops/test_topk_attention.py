@@ -69,6 +69,7 @@ def masked(inputs: list[Tensor], k: int, allowed: Tensor, **settings: Any) -> An
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("among", PATTERNS, ids=str)
 @pytest.mark.parametrize(("k", "key_heads"), [(1, 3), (4, 3), (4, 1), (11, 3), (20, 3)])
 def test_equals_dense_attention_masked_to_them(

@@ -58,6 +58,7 @@ def test_there_are_few_spans_for_many_pairs(pattern: Pattern, most: int, num_pai
     assert pattern.density(_LENGTH) == num_pairs / _LENGTH**2
 
 
+@pytest.mark.exhaustive
 def test_neighbours_global_tokens_and_random_blocks_together() -> None:
     pattern = Window(96, 96) | Global(128) | RandomBlocks(3)
     spans = pattern.spans(_LENGTH, _LENGTH)
@@ -72,6 +73,7 @@ def test_neighbours_global_tokens_and_random_blocks_together() -> None:
     assert int(rows[10:-10].min()) >= 7
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", ["window", "strided", "fixed", "mixed", "documents"])
 def test_memory_grows_with_the_spans(kind: str) -> None:

@@ -83,7 +83,7 @@ def test_flex_attention_finds_the_same_blocks(pattern: Pattern, rule: MaskMod, s
 
 # Uncompiled it forms all scores, and says so; on the CPU it has no gradients.
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize(("pattern", "rule"), _RULES, ids=[str(pattern) for pattern, _ in _RULES])
 def test_flex_attention_gives_the_same_output(pattern: Pattern, rule: MaskMod, dtype: torch.dtype) -> None:
     query, key, value = (torch.randn(2, 300, 3, 8, dtype=dtype) for _ in range(3))

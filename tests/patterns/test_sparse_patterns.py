@@ -121,7 +121,16 @@ def name_of(part: object) -> str | None:
     return str(part) if isinstance(part, Pattern | tuple) else "pairs"
 
 
-each_case = pytest.mark.parametrize(("pattern", "sizes", "expected"), cases(), ids=name_of)
+def in_every_run(pattern: Pattern, sizes: tuple[int, int]) -> bool:
+    """The other sizes are left to `make test-all`."""
+    return isinstance(pattern, Documents) or sizes in ((0, 3), (7, 1), (7, 7), (5, 17))
+
+
+each_case = pytest.mark.parametrize(
+    ("pattern", "sizes", "expected"),
+    [pytest.param(*case, marks=[] if in_every_run(*case[:2]) else pytest.mark.exhaustive) for case in cases()],
+    ids=name_of,
+)
 
 
 def true_pairs(expected: list[list[bool]]) -> list[tuple[int, int]]:

@@ -48,6 +48,7 @@ def test_each_setting_is_the_best_on_the_validation_labels(require) -> None:
     assert scores[regression.setting] == max(scores.values())
 
 
+@pytest.mark.exhaustive
 def test_test_labels_are_used_for_the_score_only() -> None:
     data = load_digits(0)
     labels = data.labels.clone()
