@@ -44,14 +44,14 @@ class Axes:
     def bind(self, argument: str, tensor: Tensor, names: str) -> None:
         """Check the rank and every size that is already bound; bind the others."""
         require_tensor(argument, tensor)
-        axes = names.split()
-        if tensor.ndim != len(axes):
+        axes, shape, sizes = names.split(), tensor.shape, self.sizes
+        if len(shape) != len(axes):
             raise self._mismatch(argument, tensor, axes)
-        for axis, size in zip(axes, tensor.shape, strict=True):
-            if axis not in self.sizes:
-                self.sizes[axis] = size
+        for axis, size in zip(axes, shape, strict=True):
+            if axis not in sizes:
+                sizes[axis] = size
                 self._named_by[axis] = argument
-            elif self.sizes[axis] != size:
+            elif sizes[axis] != size:
                 raise self._mismatch(argument, tensor, axes, axis)
 
     def bind_keys(self, argument: str, tensor: Tensor, names: str) -> None:
@@ -125,6 +125,10 @@ def require_floating_dtype(argument: str, dtype: torch.dtype) -> None:
 
 def require_same_kind(argument: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless both tensors are dense and have one dtype and one device."""
+    if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested:
+        dtype = tensor.dtype
+        if dtype in _FLOATING and dtype is other.dtype and tensor.device == other.device:
+            return
     require_dense(argument, tensor)
     require_floating(argument, tensor)
     if tensor.dtype != other.dtype:

@@ -22,7 +22,7 @@ __all__ = [
     "shielded",
 ]
 
-_TYPES = (Tensor, torch.nn.Parameter)
+_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
 class Moment(Enum):
@@ -39,7 +39,7 @@ def is_compiling() -> bool:
 
 
 def moment_of(tensors: Iterable[Any]) -> Moment:
-    """What a call of these tensors is made under; what is no tensor does not count."""
+    """What a call of these tensors is made under; None among them does not count."""
     if torch.compiler.is_compiling():
         return Moment.DISPATCHED
     if torch._C._are_functorch_transforms_active():
@@ -54,10 +54,10 @@ def has_memory(tensors: Iterable[Any]) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return False
     for x in tensors:
-        if type(x) not in _TYPES:
-            if isinstance(x, Tensor):
-                return False
-        elif x.is_neg() or x._is_zerotensor():
+        if x is None:
+            continue
+        # Indices are no views of complex numbers, and no zeros of autograd's.
+        if type(x) not in _TYPES or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
             return False
     return True
 

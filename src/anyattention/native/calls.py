@@ -1,14 +1,13 @@
 """Records as calls of the kernels: checked, bound to C structures, and run.
 
-Sizes, dtypes and devices are checked here once more, so that no call, however it came about, hands out a pointer to less
-than a kernel reads.
+Sizes, dtypes and devices are checked here once more, so that no call, however it came about, hands out a pointer to
+less than a kernel reads.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,28 +15,34 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 from anyattention.native import load
-from anyattention.native.structures import Kind, Layout, Order, Pairs, layout_of
+from anyattention.native.structures import Kind, Layout, Order, layout_of
 
-__all__ = ["Bound", "bind", "pointer", "run"]
+__all__ = ["Bound", "bind", "run"]
 
 _NUMBERS = (torch.float32, torch.float64)
 
 
-@dataclass(eq=False)
 class Bound:
     """A record that was checked and is ready for a kernel.
 
     Attributes:
         sizes: of the axes, by name.
-        tensors: as the kernel reads them, by name; the structure's pointers lead into these.
+        copies: tensors that the kernel reads in place of the record's own, which do not lie as it needs them.
+        first: the first tensor of numbers.
         dtype: of the numbers; None before the first.
+        has_batch: whether numbers have the axis "batch"; else it is 1.
         structure: for C.
     """
 
-    sizes: dict[str, int] = field(default_factory=dict)
-    tensors: dict[str, Tensor | None] = field(default_factory=dict)
-    dtype: torch.dtype | None = None
-    structure: Any = None
+    __slots__ = ("copies", "dtype", "first", "has_batch", "sizes", "structure")
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.copies: list[Tensor] = []
+        self.first: Tensor | None = None
+        self.dtype: torch.dtype | None = None
+        self.has_batch = True
+        self.structure: Any = None
 
 
 def run(function: str, bound: Bound, *arguments: Any) -> None:
@@ -45,13 +50,8 @@ def run(function: str, bound: Bound, *arguments: Any) -> None:
 
     Raises: as `load.run`.
     """
-    given = [pointer(x) if x is None or isinstance(x, Tensor) else x for x in arguments]
+    given = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     load.run(function, ctypes.byref(bound.structure), *given)
-
-
-def pointer(x: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin; None without a tensor."""
-    return None if x is None else x.data_ptr()
 
 
 def bind(record: Any) -> Bound:
@@ -61,55 +61,90 @@ def bind(record: Any) -> Bound:
         InvalidInputError: a size, a dtype or a device that does not fit the others.
     """
     bound = Bound()
-    bound.structure = _structure(layout_of(type(record)), record, bound, "")
+    layout = layout_of(type(record))
+    bound.structure = _structure(layout, record, bound, "")
+    if not bound.copies:
+        # For the backward, whose record has this one inside.
+        object.__setattr__(record, "_bound", (_pointers_of(layout, record), bound))
     return bound
 
 
+def _call(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
+    """`_structure` of a call inside another: what the forward bound, where its tensors still lie there."""
+    pointers, known = record.__dict__.get("_bound", (None, None))
+    if known is None or bound.sizes or pointers != _pointers_of(layout, record):
+        return _structure(layout, record, bound, place)
+    bound.sizes.update(known.sizes)
+    bound.dtype, bound.has_batch = known.dtype, known.has_batch
+    bound.first = getattr(record, layout.first_numbers)
+    return known.structure
+
+
+def _pointers_of(layout: Layout, record: Any) -> list[int]:
+    given = record.__dict__
+    return [0 if given[name] is None else given[name].data_ptr() for name in layout.own_tensors]
+
+
 def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
-    # One loop and no calls for what most fields are: this stands before every kernel.
+    # One loop, and no calls for what most fields are: this stands before every kernel.
     values: list[Any] = []
-    sizes, tensors, given = bound.sizes, bound.tensors, record.__dict__
-    for each in layout.fields:
-        value, kind = given[each.name], each.kind
+    given = record.__dict__
+    for name, kind, inside, is_many, is_name in layout.plan:
+        value = given[name]
         if kind is not None:
             if value is None and kind.default is not None:
                 value = given[kind.default]
             if value is None:
                 values += kind.absent
-                tensors[place + each.name] = None
                 continue
-            dtype = kind.dtype or bound.dtype
+            dtype = kind.dtype
             if dtype is None:
-                dtype = bound.dtype = value.dtype if value.dtype in _NUMBERS else torch.float32
-            shape, names = value.shape, kind.names
-            fits = value.dtype is dtype and value.is_cpu and (len(shape) == len(names) or isinstance(kind, Pairs))
-            if fits and not isinstance(kind, Pairs | Order):
-                for size, (axis, more) in zip(shape, names, strict=True):
-                    if sizes.setdefault(axis, size - more) != size - more:
-                        fits = False
-            elif fits:
-                fits = _fits(kind, shape, sizes)
-            if not fits:
-                raise _misfit(place + each.name, kind, value, bound)
-            if kind.is_contiguous:
-                if not value.is_contiguous():
-                    value = value.contiguous()
+                dtype = bound.dtype
+                if dtype is None:
+                    dtype = bound.dtype = value.dtype if value.dtype in _NUMBERS else torch.float32
+                    bound.first = value
+            if value.dtype is not dtype or not value.is_cpu or not _fits(kind, value.shape, bound):
+                raise _misfit(place + name, kind, value, bound)
+            if not kind.is_contiguous:
+                lying, found = kind.read(value, bound.sizes)
+                values += found
+                if lying is not value:
+                    bound.copies.append(lying)
+            elif value.is_contiguous():
                 values.append(value.data_ptr())
             else:
-                value, read = kind.read(value, sizes)
-                values += read
-            tensors[place + each.name] = value
-        elif each.layout is not None:
-            inside = value[0] if each.is_many else value
-            values.append(_structure(each.layout, inside, bound, f"{place}{each.name}."))
-        elif each.type is str:
-            values.append(load.score_number(value))
-        elif not each.is_tuple:
-            values.append(value)
+                bound.copies.append(value.contiguous())
+                values.append(bound.copies[-1].data_ptr())
+        elif inside is not None:
+            part = value[0] if is_many else value
+            read = _part if inside.is_of_indices else _call if inside.is_call else _structure
+            values.append(read(inside, part, bound, f"{place}{name}."))
+        else:
+            values.append(load.score_number(value) if is_name else value)
+    sizes = bound.sizes
     found = [sizes.get(axis, 0) for axis in layout.axes]
     if layout.is_call:
         return layout.structure(*found, *values, load.num_threads(), bound.dtype is torch.float64)
     return layout.structure(*found, *values)
+
+
+def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
+    """`_structure` of a part of indices, such as a graph's arrays; kept with the part, for where its tensors still are."""
+    pointers = [x.data_ptr() for x in layout.tensors_of(part)]
+    kept = part.__dict__.get("_structure")
+    if kept is not None and kept[0] == pointers:
+        _, structure, own = kept
+        for axis, size in own.items():
+            if bound.sizes.setdefault(axis, size) != size:
+                break
+        else:
+            return structure
+    num_copies = len(bound.copies)
+    structure = _structure(layout, part, bound, place)
+    if len(bound.copies) == num_copies:
+        own = {axis: bound.sizes.get(axis, 0) for axis in layout.axes}
+        object.__setattr__(part, "_structure", (pointers, structure, own))
+    return structure
 
 
 def _misfit(argument: str, kind: Kind, x: Tensor, bound: Bound) -> InvalidInputError:
@@ -121,11 +156,26 @@ def _misfit(argument: str, kind: Kind, x: Tensor, bound: Bound) -> InvalidInputE
     )
 
 
-def _fits(kind: Kind, shape: Sequence[int], known: dict[str, int]) -> bool:
-    """Whether numbers of pairs have axes that are whole or 1, and an order its length or none."""
-    sizes = [known[axis] for axis, _ in kind.names]
+def _fits(kind: Kind, shape: Sequence[int], bound: Bound) -> bool:
+    """Whether a shape fits the sizes that are known; those that are not, it gives."""
+    names, sizes = kind.names, bound.sizes
+    if not kind.is_exact:
+        return _fits_loosely(kind, shape, [sizes[axis] for axis, _ in names])
+    if len(shape) != len(names):
+        if len(shape) != len(names) - 1 or names[0][0] != "batch":
+            return False
+        bound.has_batch = False
+        shape = (1, *shape)
+    for size, (axis, more) in zip(shape, names, strict=True):
+        if sizes.setdefault(axis, size - more) != size - more:
+            return False
+    return True
+
+
+def _fits_loosely(kind: Kind, shape: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether an order has its length or none, and numbers of pairs have axes that are whole or 1."""
     if isinstance(kind, Order):
-        return shape[0] in (0, *sizes)
+        return len(shape) == 1 and shape[0] in (0, *sizes)
     if len(shape) == 2:
-        sizes = [sizes[1], max(sizes[2] + sizes[3] - 1, 0)]
+        sizes = (sizes[1], max(sizes[2] + sizes[3] - 1, 0))
     return len(shape) == len(sizes) and all(size in (1, whole) for size, whole in zip(shape, sizes, strict=True))

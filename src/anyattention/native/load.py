@@ -101,6 +101,7 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.loaded: tuple[ctypes.CDLL | None, NativeInfo] | None = None
+        self.functions: dict[str, Any] = {}
         self.scores: dict[str, int] = {}
         self.warned = False
 
@@ -187,13 +188,16 @@ def run(function: str, *arguments: Any) -> None:
 
 def status_of(function: str, *arguments: Any) -> int:
     """What a kernel answers; `run` raises where that is not 0."""
-    found, about = _load()
-    if found is None:
-        raise RuntimeError(f"the compiled kernels are not available: {about.reason}")
-    kernel = getattr(found, f"anyattention_{function}")
-    if kernel.argtypes is None:
-        # A record, and tensors.
-        kernel.restype, kernel.argtypes = ctypes.c_int32, [_POINTER] * len(arguments)
+    kernel = _state.functions.get(function)
+    if kernel is None:
+        found, about = _load()
+        if found is None:
+            raise RuntimeError(f"the compiled kernels are not available: {about.reason}")
+        kernel = getattr(found, f"anyattention_{function}")
+        if kernel.argtypes is None:
+            # A record, and tensors.
+            kernel.restype, kernel.argtypes = ctypes.c_int32, [_POINTER] * len(arguments)
+        _state.functions[function] = kernel
     return kernel(*arguments)
 
 

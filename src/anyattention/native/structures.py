@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -67,7 +68,8 @@ class Kind:
     """What a tensor among a record's fields is.
 
     Attributes:
-        axes: names by a space, such as "batch num_edges heads"; "num_edges+1" is one more.
+        axes: names by a space, such as "batch num_edges heads"; "num_edges+1" is one more. A leading "batch" may be
+            absent, from all tensors of a record.
         default: the field that stands in for an absent one.
     """
 
@@ -82,6 +84,9 @@ class Kind:
 
     is_contiguous: ClassVar[bool] = False
     """Whether C gets a pointer to contiguous numbers, and nothing else."""
+
+    is_exact: ClassVar[bool] = True
+    """Whether the axes have their sizes: none is 1 or absent in place of it."""
 
     @cached_property
     def names(self) -> tuple[tuple[str, int], ...]:
@@ -115,6 +120,7 @@ class Order(Indices):
     """Indices, or none at all where each thing stands at its own place."""
 
     is_contiguous = False
+    is_exact = False
 
 
 class Rows(Kind):
@@ -128,6 +134,8 @@ class Rows(Kind):
 
     def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
         """Copied where its rows cannot be read with one stride."""
+        if x.is_contiguous():
+            return x, (x.data_ptr(), x.shape[-2] * x.shape[-1])
         stride = row_stride(x)
         if stride is None:
             x = x.contiguous()
@@ -146,7 +154,8 @@ class PerEdge(Kind):
 
     def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
         """As it lies."""
-        return x, (EdgeNumbers(x.data_ptr(), *x.stride()),)
+        strides = x.stride()
+        return x, (EdgeNumbers(x.data_ptr(), *(strides if len(strides) == 3 else (0, *strides))),)
 
 
 class Pairs(Kind):
@@ -156,6 +165,7 @@ class Pairs(Kind):
     """
 
     absent = (PairNumbers(),)
+    is_exact = False
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """A `PairNumbers`."""
@@ -228,14 +238,33 @@ class Layout:
         record: the type.
         fields: in order.
         axes: those that are this record's own in C.
+        names: of the fields.
+        plan: for each field that C gets, the name, the kind of a tensor, the layout of a record inside, whether it is a
+            tuple of records, and whether it is a name.
         is_call: not a `Part`: C is told the number of threads and whether numbers are double.
+        own_tensors: the names of the fields that are tensors.
+        first_numbers: the name of the first of numbers.
+        tensors_of: the tensors of a record that has nothing else, in order.
+        is_of_tensors: whether it has nothing else.
+        is_of_indices: nothing but int64 tensors, all there, which have no gradient.
     """
 
     def __init__(self, record: type) -> None:
         hints = typing.get_type_hints(record, include_extras=True)
         self.record = record
-        self.is_call = not issubclass(record, Part)
         self.fields = [_field(item.name, hints[item.name]) for item in fields(record)]
+        self.is_call = not issubclass(record, Part)
+        self.names = tuple([each.name for each in self.fields])
+        self.plan = [
+            (each.name, each.kind, each.layout, each.is_many, each.type is str)
+            for each in self.fields
+            if not each.is_tuple
+        ]
+        self.own_tensors = [each.name for each in self.fields if each.kind is not None]
+        self.first_numbers = next((each.name for each in self.fields if each.kind and each.kind.dtype is None), "")
+        self.is_of_tensors = all(each.kind is not None for each in self.fields)
+        self.is_of_indices = all(isinstance(each.kind, Indices) and not each.optional for each in self.fields)
+        self.tensors_of = attrgetter(*self.names)
         self.axes: list[str] = []
         named: set[str] = set()
         for each in self.fields:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from anyattention import ambient
 from anyattention.ambient import Moment
 from anyattention.native import calls
-from anyattention.native.structures import Kind, Layout, Order, Pairs, layout_of, snake_case
+from anyattention.native.structures import Kind, Layout, layout_of, snake_case
 
 __all__ = ["Operator", "Result", "operator"]
 
@@ -46,6 +47,16 @@ class Result:
     like: str | None = None
     dtype: torch.dtype | None = None
     is_sum: bool = False
+
+    @cached_property
+    def sized(self) -> tuple[str, ...]:
+        """The axes by name."""
+        return tuple(self.axes.split())
+
+    @cached_property
+    def sized_without_batch(self) -> tuple[str, ...]:
+        """The same for a record without a batch axis."""
+        return tuple([axis for axis in self.sized if axis != "batch"])
 
 
 # A rule of gradients: the call with the kept tensors, the kept results, the gradients by the results (None where
@@ -96,11 +107,12 @@ class Operator(Generic[Record]):
         self.results = tuple(results)
         self._layout = layout_of(record)
         self._gradient, self._linear_in, self._tangent = gradient, linear_in, tangent
-        self._keeps = None if keeps is None else _kept_flags(self._layout, keeps)
+        self._keeps = keeps
         self._keeps_results = keeps_results
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
         self._places, self._arguments = _places_of(self._layout)
+        self._is_partial = any(result.like is not None for result in results) or "needed" in self._layout.names
         # Whether each result has a batch axis, first.
         self._batched = [_begins_with_batch(self._layout, result) for result in results]
         returned = ", ".join(["Tensor"] * len(results))
@@ -180,20 +192,26 @@ class Operator(Generic[Record]):
 
     def allocate(self, record: Record, bound: calls.Bound) -> list[Tensor | None]:
         """Uninitialised results on the CPU; None for those that the record does not ask for."""
+        first = bound.first
+        assert first is not None
         results: list[Tensor | None] = []
         for n, result in enumerate(self.results):
-            if not self._is_there(n, record):
+            if self._is_partial and not self._is_there(n, record):
                 results.append(None)
                 continue
-            like = None if result.like is None else bound.tensors[result.like]
-            shape = like.shape if like is not None else _shape(result, record, bound.sizes)
-            results.append(torch.empty(shape, dtype=result.dtype or bound.dtype, device="cpu"))
+            if result.like is not None:
+                shape = _at(record, result.like).shape
+            else:
+                shape = _shape(result, record, bound.sizes, bound.has_batch)
+            dtype = result.dtype
+            results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
 
     def _run(self, record: Record, tensors: Sequence[Tensor | None]) -> Any:
         """The kernel of the record's device, or the dispatcher's answer where there is none."""
-        device = next(x.device.type for x in tensors if x is not None)
-        kernel = self._kernels.get(device)
+        first = tensors[0]
+        assert first is not None
+        kernel = self._kernels.get("cpu" if first.is_cpu else first.device.type)
         return self._dispatched(*_flattened(self._layout, record)) if kernel is None else kernel(record)
 
     def _is_there(self, n: int, record: Any) -> bool:
@@ -207,7 +225,7 @@ class Operator(Generic[Record]):
         record = _record_of(self._layout, iter(arguments))
         first = _numbers_of(self._layout, record)
         sizes: dict[str, Any] = {}
-        _take_sizes(self._layout, record, sizes)
+        has_batch = _take_sizes(self._layout, record, sizes)
         made = []
         for n, result in enumerate(self.results):
             dtype = torch.promote_types(first.dtype, torch.float32) if result.is_sum else result.dtype
@@ -216,37 +234,48 @@ class Operator(Generic[Record]):
             elif result.like is not None:
                 shape = _at(record, result.like).shape
             else:
-                shape = _shape(result, record, sizes)
+                shape = _shape(result, record, sizes, has_batch)
             made.append(first.new_empty(shape, dtype=dtype))
         return made[0] if len(made) == 1 else tuple(made)
 
     # The one rule of the gradient, and its two bindings.
 
-    def _save(self, ctx: Any, record: Any, tensors: Sequence[Tensor | None], output: Any, forward: bool) -> None:
+    def _save(
+        self, ctx: Any, record: Any, tensors: Sequence[Tensor | None], output: Any, is_plain: bool | None
+    ) -> None:
+        """Keeps what the gradient reads; `is_plain` is None for compilers, which have no forward derivatives."""
         results = output if isinstance(output, tuple) else (output,)
         if self._gradient is None:
             ctx.mark_non_differentiable(*[x for x in results if isinstance(x, Tensor)])
             return
         # Zeros for a result that nobody used would cost as much as a gradient.
         ctx.set_materialize_grads(False)
-        ctx.template = _filled(self._layout, record, repeat(None))
-        if forward:
+        # In a plain call autograd has nothing to do with a graph's arrays but to hold them, which the template does.
+        ctx.template = _filled(self._layout, record, repeat(None), bool(is_plain))
+        ctx.versions = _versions_of(self._layout, record) if is_plain else None
+        if is_plain:
+            tensors = _tensors_of(self._layout, record, False)
+        elif is_plain is False:
             ctx.save_for_forward(*tensors, *results)
         if self._keeps is not None:
-            tensors = [x if kept else None for x, kept in zip(tensors, self._keeps, strict=True)]
+            flags = _kept_flags(self._layout, self._keeps, not is_plain)
+            tensors = [x if is_kept else None for x, is_kept in zip(tensors, flags, strict=True)]
         ctx.save_for_backward(*tensors, *(results if self._keeps_results else ()))
 
     def _gradients(self, ctx: Any, needs: Sequence[str], by: Sequence[Tensor | None]) -> Mapping[str, Tensor | None]:
         """What the rule answers, for the fields that need it."""
         assert self._gradient is not None
-        saved = ctx.saved_tensors
+        saved, is_plain = ctx.saved_tensors, ctx.versions is not None
         results = saved[len(saved) - len(self.results) :] if self._keeps_results else ()
-        found = self._gradient(_filled(self._layout, ctx.template, iter(saved)), results, by, frozenset(needs))
+        if is_plain and ctx.versions != _versions_of(self._layout, ctx.template):
+            raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
+        call = _filled(self._layout, ctx.template, iter(saved), is_plain)
+        found = self._gradient(call, results, by, frozenset(needs))
         return {name: found.get(name) for name in needs}
 
     def _setup(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         record = _record_of(self._layout, iter(inputs))
-        self._save(ctx, record, _tensors_of(self._layout, record), output, False)
+        self._save(ctx, record, _tensors_of(self._layout, record), output, None)
 
     def _dispatched_backward(self, ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
@@ -276,7 +305,7 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         is_own, record, *tensors = inputs
-        op._save(ctx, record, tensors, output, not is_own)
+        op._save(ctx, record, tensors, output, is_own)
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
@@ -293,26 +322,27 @@ def _function_of(op: Operator[Any]) -> Any:
         return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
 
     def vmap(info: Any, in_dims: Sequence[Any], is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
-        mapped = [
+        count, kinds = info.batch_size, _kinds_of(op._layout, record)
+        mapped = [dim is not None for dim in in_dims[2:]]
+        given = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        is_mapped = [dim is not None for dim in in_dims[2:]]
-        kinds = _kinds_of(op._layout, record)
-        axes = [kind.names[0][0] if kind.names and not isinstance(kind, Pairs) else "" for kind in kinds]
-        if all(op._batched) and all(axis == "batch" for axis, one in zip(axes, is_mapped, strict=True) if one):
+        if all(op._batched) and all(
+            _is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped
+        ):
             folded = [
-                x
-                if x is None or axis != "batch"
-                else (x if is_one else x.expand(info.batch_size, *x.shape)).flatten(0, 1)
-                for x, axis, is_one in zip(mapped, axes, is_mapped, strict=True)
+                x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
+                for x, kind, is_mapped in zip(given, kinds, mapped, strict=True)
             ]
+            had_batch = _take_sizes(op._layout, record, {})
             found = op(_filled(op._layout, record, iter(folded)))
             results = found if isinstance(found, tuple) else (found,)
-            results = tuple([None if x is None else x.unflatten(0, (info.batch_size, -1)) for x in results])
+            if had_batch:
+                results = tuple([None if x is None else x.unflatten(0, (count, -1)) for x in results])
         else:
             each = []
-            for n in range(info.batch_size):
-                some = [x[n] if is_one and x is not None else x for x, is_one in zip(mapped, is_mapped, strict=True)]
+            for n in range(count):
+                some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(given, mapped, strict=True)]
                 found = op(_filled(op._layout, record, iter(some)))
                 each.append(found if isinstance(found, tuple) else (found,))
             results = tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
@@ -321,6 +351,16 @@ def _function_of(op: Operator[Any]) -> Any:
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
     return type(op.name, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in members.items()})
+
+
+def _is_batched(kind: Kind) -> bool:
+    return kind.is_exact and kind.axes.startswith("batch ")
+
+
+def _folded(x: Tensor, kind: Kind, is_mapped: bool, count: int) -> Tensor:
+    """A tensor with `count` calls one after the other in its batch axis, which it may not have had."""
+    x = x if is_mapped else x.expand(count, *x.shape)
+    return x.flatten(0, 1) if x.ndim > len(kind.names) else x
 
 
 # Records and their parts. A tuple of records inside is one list of tensors for the schema.
@@ -370,23 +410,41 @@ def _num_tensors(layout: Layout) -> int:
     )
 
 
-def _tensors_of(layout: Layout, record: Any) -> list[Tensor | None]:
-    """The tensors of a record, in order, absent ones too."""
+def _tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[Tensor | None]:
+    """The tensors of a record, in order, absent ones too; on demand without those of parts of indices."""
     found: list[Tensor | None] = []
-    for each in layout.fields:
-        if each.kind is not None:
-            found.append(getattr(record, each.name))
-        elif each.layout is not None:
-            value = getattr(record, each.name)
-            for part in value if each.is_many else (value,):
-                found += _tensors_of(each.layout, part)
+    given = record.__dict__
+    for name, kind, inside, is_many, _ in layout.plan:
+        if kind is not None:
+            found.append(given[name])
+        elif inside is not None and (with_indices or not inside.is_of_indices):
+            for part in given[name] if is_many else (given[name],):
+                found += inside.tensors_of(part) if inside.is_of_tensors else _tensors_of(inside, part, with_indices)
     return found
 
 
-def _kept_flags(layout: Layout, keeps: Sequence[str]) -> list[bool]:
+def _versions_of(layout: Layout, record: Any) -> list[int]:
+    """How often each tensor of a record's parts of indices was changed in place."""
+    found: list[int] = []
+    for name, _, inside, is_many, _ in layout.plan:
+        if inside is not None:
+            for part in record.__dict__[name] if is_many else (record.__dict__[name],):
+                if inside.is_of_indices:
+                    found += [0 if x.is_inference() else x._version for x in inside.tensors_of(part)]
+                else:
+                    found += _versions_of(inside, part)
+    return found
+
+
+def _kept_flags(layout: Layout, keeps: Sequence[str], with_indices: bool) -> list[bool]:
     """Which of a record's tensors are kept; a record without tuples of records."""
-    counts = [1 if each.kind is not None else _num_tensors(each.layout) if each.layout else 0 for each in layout.fields]
-    return [each.name in keeps for each, count in zip(layout.fields, counts, strict=True) for _ in range(count)]
+    flags: list[bool] = []
+    for each in layout.fields:
+        if each.kind is not None:
+            flags.append(each.name in keeps)
+        elif each.layout is not None and (with_indices or not each.layout.is_of_indices):
+            flags += [each.name in keeps] * _num_tensors(each.layout)
+    return flags
 
 
 def _flattened(layout: Layout, record: Any) -> list[Any]:
@@ -421,19 +479,27 @@ def _record_of(layout: Layout, arguments: Iterator[Any]) -> Any:
     return layout.record(**values)
 
 
-def _filled(layout: Layout, template: Any, tensors: Iterator[Tensor | None]) -> Any:
-    """A record with the template's settings, and tensors in order."""
+def _filled(layout: Layout, template: Any, tensors: Iterator[Tensor | None], keeps_indices: bool = False) -> Any:
+    """A record with the template's settings, and tensors in order; `keeps_indices` keeps the template's parts of them."""
+    if keeps_indices and layout.is_of_indices:
+        return template
     made = object.__new__(layout.record)
     values = made.__dict__
+    if layout.is_of_tensors:
+        values.update(zip(layout.names, tensors, strict=False))
+        return made
+    given = template.__dict__
+    if keeps_indices and "_bound" in given:
+        values["_bound"] = given["_bound"]
     for each in layout.fields:
         if each.kind is not None:
             values[each.name] = next(tensors)
         elif each.layout is None:
-            values[each.name] = getattr(template, each.name)
+            values[each.name] = given[each.name]
         elif each.is_many:
-            values[each.name] = tuple([_filled(each.layout, part, tensors) for part in getattr(template, each.name)])
+            values[each.name] = tuple([_filled(each.layout, part, tensors, keeps_indices) for part in given[each.name]])
         else:
-            values[each.name] = _filled(each.layout, getattr(template, each.name), tensors)
+            values[each.name] = _filled(each.layout, given[each.name], tensors, keeps_indices)
     return made
 
 
@@ -450,9 +516,10 @@ def _kinds_of(layout: Layout, record: Any) -> list[Kind]:
     return found
 
 
-def _shape(result: Result, record: Any, sizes: Mapping[str, Any]) -> list[Any]:
+def _shape(result: Result, record: Any, sizes: Mapping[str, Any], has_batch: bool) -> list[Any]:
     """The sizes of a result's axes; an axis may be a setting of the record."""
-    return [sizes[axis] if axis in sizes else getattr(record, axis) for axis in result.axes.split()]
+    axes = result.sized if has_batch else result.sized_without_batch
+    return [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
 
 
 def _at(record: Any, path: str) -> Any:
@@ -469,18 +536,23 @@ def _numbers_of(layout: Layout, record: Any) -> Tensor:
     return next(x for kind, x in tensors if x is not None and kind.dtype is None)
 
 
-def _take_sizes(layout: Layout, record: Any, sizes: dict[str, Any]) -> None:
-    """The sizes of a record's axes, from its tensors."""
+def _take_sizes(layout: Layout, record: Any, sizes: dict[str, Any]) -> bool:
+    """The sizes of a record's axes, from its tensors; whether it has a batch axis."""
+    has_batch = True
     for each in layout.fields:
         value = getattr(record, each.name)
         if each.layout is not None:
             for part in value if each.is_many else (value,):
-                _take_sizes(each.layout, part, sizes)
-        elif each.kind is not None and not isinstance(each.kind, Pairs | Order):
+                has_batch &= _take_sizes(each.layout, part, sizes)
+        elif each.kind is not None and each.kind.is_exact:
             value = getattr(record, each.kind.default) if value is None and each.kind.default else value
             if value is not None:
-                for size, (axis, more) in zip(value.shape, each.kind.names, strict=True):
+                names = each.kind.names
+                if value.ndim == len(names) - 1:
+                    names, has_batch = names[1:], False
+                for size, (axis, more) in zip(value.shape, names, strict=True):
                     sizes.setdefault(axis, size - more if more else size)
+    return has_batch
 
 
 def _begins_with_batch(layout: Layout, result: Result) -> bool:

@@ -62,7 +62,7 @@ class Additive(Score):
 
     def raw_of_edges(self, products: EdgeProducts, query: Tensor, key: Tensor, term: Tensor | None) -> Tensor:
         """The ends' terms, and that of the features, inside the LeakyReLU."""
-        key = key.repeat_interleave(query.shape[2] // key.shape[2], dim=2)
+        key = key.repeat_interleave(query.shape[-2] // key.shape[-2], dim=-2)
         raw = products.of_queries(query.squeeze(-1)) + products.of_keys(key.squeeze(-1))
         return F.leaky_relu(raw if term is None else raw + term, self.negative_slope)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
+from anyattention.ambient import Moment, moment_of, shielded
 from anyattention.native.structures import Indices, Part
 from anyattention.patterns import Graph
 
@@ -47,8 +48,20 @@ class GraphArrays(Part):
 
 
 def arrays_of(graph: Graph) -> GraphArrays:
-    """A Graph as operators take it."""
-    index = graph.edge_index
+    """A Graph as operators take it; kept with the Graph, whose fields never change."""
+    kept = graph.__dict__.get("_arrays")
+    if kept is not None:
+        return kept
+    if moment_of((graph.edge_index,)) is not Moment.PLAIN:
+        return _made(graph)
+    with shielded():
+        arrays = _made(graph)
+    object.__setattr__(graph, "_arrays", arrays)
+    return arrays
+
+
+def _made(graph: Graph) -> GraphArrays:
+    key_index, query_index = graph.edge_index
     return GraphArrays(
         graph.query_offsets,
         graph.keys_by_query,
@@ -56,6 +69,6 @@ def arrays_of(graph: Graph) -> GraphArrays:
         graph.key_offsets,
         graph.queries_by_key,
         graph.edges_by_key,
-        index[1],
-        index[0],
+        query_index,
+        key_index,
     )

@@ -3,7 +3,7 @@
 `edge_dot`, `edge_sum`, `edge_softmax`, `edge_total` and `edge_spread`: the derivatives of each are made of the others.
 `edge_argmax` returns edges, which have no gradient. For sums over the edges of keys give the transposed graph.
 
-Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D width, F features.
+Axes: B batch or nothing, N queries, M keys, E edges, H heads, G key heads, D width, F features.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def _softmax_product(graph: GraphArrays, weights: Tensor, by: Tensor) -> Tensor:
 
 def _in_groups(heads: Tensor, like: Tensor) -> Tensor:
     """The gradients of H heads added up to the G heads that they share."""
-    if heads.shape[2] == like.shape[2]:
+    if heads.shape[-2] == like.shape[-2]:
         return heads
-    return heads.unflatten(2, (like.shape[2], -1)).sum(3)
+    return heads.unflatten(-2, (like.shape[-2], -1)).sum(-2)
 
 
 def _without_absent(gradient: Tensor, weights: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ _edge_argmax.c_kernel(empty=-1)
 
 @_edge_spread.kernel("cpu")
 def _spread(call: EdgeSpread) -> Tensor:
-    return call.numbers.index_select(1, call.graph.query_index)
+    return call.numbers.index_select(-2, call.graph.query_index)
 
 
 def edge_dot(query: Tensor, key: Tensor, graph: GraphArrays) -> Tensor:

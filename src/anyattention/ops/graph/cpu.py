@@ -5,6 +5,8 @@ Axes: ... batch or nothing, N queries, M keys, E edges, H heads, D head_dim, C v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,22 +42,24 @@ def run(call: Arguments) -> AttentionResult:
     Cost: O(E x H x (D + C)) time; memory O(E x H) above the results, for "max" O(N x H x C) too. float16 and bfloat16
     are computed in float32.
     """
-    dtype, has_batch, graph = call.sums_dtype, call.query.ndim == 4, call.graph
-    query, key = _rows(call.query, dtype), _rows(call.key, dtype)
+    dtype, graph, is_maximum = call.sums_dtype, call.graph, call.aggregation == "max"
+    # Features and maxima want a batch axis, the operators do not.
+    adds_batch = call.query.ndim == 3 and (call.edges is not None or is_maximum)
+    query, key, value = call.query, call.key, call.value
     # A value that is the key gets one gradient with it.
-    value = None if call.value is call.key else _rows(call.value, dtype)
-    shape = (query.shape[0], graph.num_edges, query.shape[2])
+    value = None if value is key else _rows(value, dtype, adds_batch)
+    query, key = _rows(query, dtype, adds_batch), _rows(key, dtype, adds_batch)
+    shape = (*query.shape[:-3], graph.num_edges, query.shape[-2])
     bias = _bias(call, shape, dtype)
     seed = draw_seed(query.device) if call.dropout > 0 else None
     score = call.score.cast(lambda x: x.to(dtype))
     features = term = value_weight = None
     if call.edges is not None:
-        features = EdgeFeatureProducts(graph, call.edges.features.to(dtype), call.mask, shape)
+        features = EdgeFeatureProducts(graph, call.edges.features.to(dtype), call.mask, tuple(shape))
         if call.edges.key_weight is not None:
             term = score.with_features(features, query, key, call.edges.key_weight.to(dtype))
         if call.edges.value_weight is not None:
             value_weight = call.edges.value_weight.to(dtype)
-    is_maximum = call.aggregation == "max"
     summed = value
     if is_maximum:
         # The kernel sums; of a call that takes the maximum it finds the logsumexp, beside one channel of nothing.
@@ -91,30 +95,31 @@ def run(call: Arguments) -> AttentionResult:
         if is_maximum:
             hidden = None if bias is None else bias == -torch.inf
             part = None if features is None or value_weight is None else features.features
-            rows = _rows(call.key, dtype) if value is None else value
+            rows = _rows(call.key, dtype, adds_batch) if value is None else value
             output = edge_maximum(kept, hidden, rows, part, value_weight, record.graph)
         elif features is not None and value_weight is not None:
             output = output + features.summed(kept, value_weight)
     if call.aggregation == "mean":
-        output = output / pair_counts(graph, call.mask, dtype).clamp(min=1.0)[..., None]
-    if not has_batch:
+        counts = pair_counts(graph, call.mask, dtype)
+        output = output / (counts if output.ndim == 4 else counts[0]).clamp(min=1.0)[..., None]
+    if adds_batch:
         # Not output[0], whose gradient is a tensor of zeros, written over.
         output, logsumexp = output.squeeze(0), logsumexp.squeeze(0)
         weights = None if weights is None else weights.squeeze(0)
     return AttentionResult(
-        output.to(call.value.dtype),
+        output if output.dtype is call.value.dtype else output.to(call.value.dtype),
         weights.to(call.query.dtype) if weights is not None and call.weights is not None else None,
         logsumexp if call.return_logsumexp else None,
     )
 
 
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    x = x.to(dtype)
-    return x if x.ndim == 4 else x.unsqueeze(0)
+def _rows(x: Tensor, dtype: torch.dtype, adds_batch: bool) -> Tensor:
+    x = x if x.dtype is dtype else x.to(dtype)
+    return x.unsqueeze(0) if adds_batch else x
 
 
-def _bias(call: Arguments, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor | None:
-    """Bias and mask as one `(B, E, H)`, -inf where hidden; broadcast axes keep stride 0."""
+def _bias(call: Arguments, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """Bias and mask as one `(..., E, H)`, -inf where hidden; broadcast axes keep stride 0."""
     assert not isinstance(call.bias, RelativeBias)
     if call.mask is None:
         return None if call.bias is None else call.bias.to(dtype).expand(shape)

@@ -33,7 +33,7 @@ class EdgeFeatureProducts:
     graph: Graph
     features: Tensor
     mask: Tensor | None
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     @cached_property
     def _shown(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives.
 
-Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
+Axes: B batch or nothing, N queries, M keys, E edges, H heads, G key heads, D head_dim, C value_dim.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def composed(call: GraphAttention) -> EdgeAttention:
     """The same attention in the primitives."""
     kept = None
     if call.seed is not None:
-        shape = (call.query.shape[0], call.graph.num_edges, call.query.shape[2])
+        shape = (*call.query.shape[:-3], call.graph.num_edges, call.query.shape[-2])
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
     return EdgeAttention(
         **{name: getattr(call, name) for name in ("graph", *_INPUTS)},
@@ -145,8 +145,7 @@ def _columns_like(columns: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialised tensors that lie in a matrix of their own as these do in theirs."""
     # By address: columns may be tensors of storages of their own, as numpy's are.
     begin = min(x.data_ptr() for x in columns)
-    batch, nodes = columns[0].shape[:2]
-    width = sum(x.shape[2] * x.shape[3] for x in columns)
-    matrix = large_empty(columns[0], (batch * nodes, width))
+    width = sum(x.shape[-2] * x.shape[-1] for x in columns)
+    matrix = large_empty(columns[0], (columns[0].shape[:-2].numel(), width))
     places = [(x.data_ptr() - begin) // x.element_size() for x in columns]
     return [matrix.as_strided(x.shape, x.stride(), place) for x, place in zip(columns, places, strict=True)]

@@ -153,7 +153,7 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
         inputs = (record.call.query, record.call.key, record.call.value, record.call.bias)
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
     for number, part in enumerate(_single_parts(record.call)):
-        bound = calls.bind(replace(record, call=part))
+        bound = calls.bind(record if part is record.call else replace(record, call=part))
         if not results:
             results = _backward.allocate(record, bound)
             if results[3] is not None:
