@@ -37,13 +37,14 @@ class Axes:
         anyattention.errors.DimensionMismatchError: key: expected (keys=3, width=5), got (3, 4). width is 5 in query
     """
 
-    def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-        self._named_by: dict[str, str] = {}
+    def __init__(self, named_by: str = "", **sizes: int) -> None:
+        self.sizes: dict[str, int] = sizes
+        self._named_by: dict[str, str] = dict.fromkeys(sizes, named_by)
 
     def bind(self, argument: str, tensor: Tensor, names: str) -> None:
         """Check the rank and every size that is already bound; bind the others."""
-        require_tensor(argument, tensor)
+        if not isinstance(tensor, Tensor) or tensor.is_nested:
+            require_tensor(argument, tensor)
         axes, shape, sizes = names.split(), tensor.shape, self.sizes
         if len(shape) != len(axes):
             raise self._mismatch(argument, tensor, axes)

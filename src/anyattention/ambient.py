@@ -33,9 +33,8 @@ class Moment(Enum):
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
 
 
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export reads this call."""
-    return torch.compiler.is_compiling()
+# Whether torch.compile or torch.export reads this call.
+is_compiling = torch.compiler.is_compiling
 
 
 def moment_of(tensors: Iterable[Any]) -> Moment:

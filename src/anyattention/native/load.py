@@ -135,7 +135,8 @@ def available() -> bool:
     Raises:
         InvalidConfigError: ANYATTENTION_LEVEL names a level that cannot run here.
     """
-    return library() is not None
+    loaded = _state.loaded
+    return (loaded is not None and loaded[0] is not None) or library() is not None
 
 
 def info() -> NativeInfo:

@@ -94,7 +94,8 @@ class Arguments:
             raise InvalidInputError(
                 argument="edges", expected="EdgeFeatures(features, ...) or None", actual=type(self.edges).__name__
             )
-        weights_asked_for(self.return_weights)
+        if self.return_weights is not False and self.return_weights != "heads":
+            object.__setattr__(self, "return_weights", weights_asked_for(self.return_weights))
         for name in ("normalize", "return_logsumexp"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
@@ -107,7 +108,7 @@ class Arguments:
     @property
     def weights(self) -> Weights | None:
         """Which weights are asked for; True is "mean"."""
-        return weights_asked_for(self.return_weights)
+        return self.return_weights or None  # pyright: ignore[reportReturnType]  # as __post_init__ left it
 
     @property
     def graph(self) -> Graph:

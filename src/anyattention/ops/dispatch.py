@@ -52,7 +52,7 @@ def choose(table: Sequence[Implementation], call: Any, forced: str | None) -> Im
         InvalidInputError: the forced name is not in the table.
         UnsupportedError: the forced implementation cannot run the call.
     """
-    for candidate in _candidates(table, forced):
+    for candidate in table if forced is None else _candidates(table, forced):
         reason = candidate.refusal(call)
         if reason is None:
             return candidate

@@ -192,7 +192,7 @@ class Operator(Generic[Record]):
 
     def allocate(self, record: Record, bound: calls.Bound) -> list[Tensor | None]:
         """Uninitialised results on the CPU; None for those that the record does not ask for."""
-        first = bound.first
+        first, sizes = bound.first, bound.sizes
         assert first is not None
         results: list[Tensor | None] = []
         for n, result in enumerate(self.results):
@@ -200,9 +200,10 @@ class Operator(Generic[Record]):
                 results.append(None)
                 continue
             if result.like is not None:
-                shape = _at(record, result.like).shape
+                shape: Any = _at(record, result.like).shape
             else:
-                shape = _shape(result, record, bound.sizes, bound.has_batch)
+                axes = result.sized if bound.has_batch else result.sized_without_batch
+                shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
             dtype = result.dtype
             results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
@@ -234,7 +235,8 @@ class Operator(Generic[Record]):
             elif result.like is not None:
                 shape = _at(record, result.like).shape
             else:
-                shape = _shape(result, record, sizes, has_batch)
+                axes = result.sized if has_batch else result.sized_without_batch
+                shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
             made.append(first.new_empty(shape, dtype=dtype))
         return made[0] if len(made) == 1 else tuple(made)
 
@@ -514,12 +516,6 @@ def _kinds_of(layout: Layout, record: Any) -> list[Kind]:
             for part in value if each.is_many else (value,):
                 found += _kinds_of(each.layout, part)
     return found
-
-
-def _shape(result: Result, record: Any, sizes: Mapping[str, Any], has_batch: bool) -> list[Any]:
-    """The sizes of a result's axes; an axis may be a setting of the record."""
-    axes = result.sized if has_batch else result.sized_without_batch
-    return [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
 
 
 def _at(record: Any, path: str) -> Any:

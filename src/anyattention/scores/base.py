@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -53,7 +53,7 @@ class FeatureProducts(Protocol):
         ...
 
 
-class Score(ABC):
+class Score:
     """How strongly a query attends to a key; abstract. Axes: as in the operations."""
 
     is_product: ClassVar[bool] = False
@@ -62,7 +62,7 @@ class Score(ABC):
     features_are_inside: ClassVar[bool] = False
     """Whether edge features cannot be added to the raw score of the nodes: `with_features` then gives all of it."""
 
-    def check(self, axes: Axes, query: Tensor) -> None:  # noqa: B027  # most have nothing to check
+    def check(self, axes: Axes, query: Tensor) -> None:
         """Raise unless the score's own arguments fit the heads and the head_dim."""
 
     def default_scale(self, head_dim: int) -> float:

@@ -1,7 +1,7 @@
 """PyTorch's fused CPU attention as an operator that returns logsumexp and can be differentiated twice.
 
-Its gradient is PyTorch's backward kernel, which is given the gradient of logsumexp too; where it is differentiated again, it
-is written in differentiable operations.
+Its gradient is PyTorch's backward kernel, which is given the gradient of logsumexp too; where it is differentiated
+again, it is written in differentiable operations.
 
 Axes: B batch, L query_length, S key_length, H heads, D head_dim (of value too: the caller pads).
 """

@@ -164,11 +164,8 @@ def edge_softmax(scores: Tensor, graph: Graph, *, implementation: str | None = N
 def _axes(graph: Graph) -> Axes:
     if not isinstance(graph, Graph):
         raise InvalidInputError(argument="graph", expected="a Graph", actual=type(graph).__name__)
-    axes = Axes()
-    axes.set("queries", graph.num_queries, "the graph")
-    axes.set("keys", graph.num_keys, "the graph")
-    axes.set("edges", graph.num_edges, "the graph")
-    return axes
+    sizes = {"queries": graph.num_queries, "keys": graph.num_keys, "edges": graph.num_edges}
+    return Axes("the graph", **sizes)
 
 
 def _run(

@@ -1,7 +1,7 @@
 """The score `Dynamic` of edges, with or without edge features, and its derivatives: no channel per edge in any of them.
 
-`dynamic_dot` and `dynamic_sums` are closed under differentiation. LeakyReLU's slopes are constants almost everywhere: they
-are taken at one set of arguments, the base, through which nothing is differentiated.
+`dynamic_dot` and `dynamic_sums` are closed under differentiation. LeakyReLU's slopes are constants almost everywhere:
+they are taken at one set of arguments, the base, through which nothing is differentiated.
 
 Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, P features.
 """
@@ -27,8 +27,8 @@ __all__ = ["dynamic_scores"]
 class DynamicDot:
     """`result[e, h] = vector[h] . (LeakyReLU'(x[e, h]) y[e, h])`, the score where y is x.
 
-    `y[e, h] = query[i, h] + key[j, g] + weight[:, h] features[e]`, and x is that of the base, where the slopes are taken.
-    What is absent counts as 0.
+    `y[e, h] = query[i, h] + key[j, g] + weight[:, h] features[e]`, and x is that of the base, where the slopes are
+    taken. What is absent counts as 0.
     """
 
     graph: GraphArrays

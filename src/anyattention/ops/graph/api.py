@@ -24,13 +24,14 @@ from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_bias
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import cpu, reference
+from anyattention.ops.refusals import refusal_of_rows
 from anyattention.output import AttentionResult
 from anyattention.scores import EdgeFeatures
 
 __all__ = ["explain_graph", "graph_attention"]
 
 _TABLE = (
-    Implementation("cpu", cpu.run, cpu.refusal),
+    Implementation("cpu", cpu.run, refusal_of_rows),
     Implementation("reference", reference.run, reference.refusal),
 )
 
@@ -54,10 +55,8 @@ def _check(arguments: Arguments) -> Arguments:
     graph = arguments.graph
     query, key, value = arguments.query, arguments.key, arguments.value
     batch = "batch " if query.ndim == 4 else ""
-    axes = Axes()
-    axes.set("queries", graph.num_queries, "the graph")
-    axes.set("keys", graph.num_keys, "the graph")
-    axes.set("edges", graph.num_edges, "the graph")
+    sizes = {"queries": graph.num_queries, "keys": graph.num_keys, "edges": graph.num_edges}
+    axes = Axes("the graph", **sizes)
     axes.bind("query", query, f"{batch}queries heads head_dim")
     axes.bind_keys("key", key, f"{batch}keys key_heads head_dim")
     axes.bind("value", value, f"{batch}keys key_heads value_dim")

@@ -24,16 +24,10 @@ from anyattention.ops.graph.operators import (
     graph_attention,
     graph_attention_weights,
 )
-from anyattention.ops.refusals import refusal_of_rows
 from anyattention.output import AttentionResult
 from anyattention.scores import Dot
 
-__all__ = ["refusal", "run"]
-
-
-def refusal(call: Arguments) -> str | None:
-    """Why the kernels cannot run a call."""
-    return refusal_of_rows(call)
+__all__ = ["run"]
 
 
 def run(call: Arguments) -> AttentionResult:
@@ -47,8 +41,10 @@ def run(call: Arguments) -> AttentionResult:
     adds_batch = call.query.ndim == 3 and (call.edges is not None or is_maximum)
     query, key, value = call.query, call.key, call.value
     # A value that is the key gets one gradient with it.
-    value = None if value is key else _rows(value, dtype, adds_batch)
-    query, key = _rows(query, dtype, adds_batch), _rows(key, dtype, adds_batch)
+    value = None if value is key else value
+    if adds_batch or query.dtype is not dtype:
+        query, key = _rows(query, dtype, adds_batch), _rows(key, dtype, adds_batch)
+        value = None if value is None else _rows(value, dtype, adds_batch)
     shape = (*query.shape[:-3], graph.num_edges, query.shape[-2])
     bias = _bias(call, shape, dtype)
     seed = draw_seed(query.device) if call.dropout > 0 else None
@@ -114,8 +110,7 @@ def run(call: Arguments) -> AttentionResult:
 
 
 def _rows(x: Tensor, dtype: torch.dtype, adds_batch: bool) -> Tensor:
-    x = x if x.dtype is dtype else x.to(dtype)
-    return x.unsqueeze(0) if adds_batch else x
+    return x.to(dtype).unsqueeze(0) if adds_batch else x.to(dtype)
 
 
 def _bias(call: Arguments, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
@@ -130,7 +125,7 @@ def _bias(call: Arguments, shape: Sequence[int], dtype: torch.dtype) -> Tensor |
 def _weights(record: GraphAttention, logsumexp: Tensor) -> Tensor:
     """The weights `(B, E, H)`, computed once more: the kernel's have no gradient."""
     differentiable = (record.query, record.key, record.vector, record.term, record.bias)
-    if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in differentiable]):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
         scores = composed(record).scores()
         shares = edge_softmax(scores, record.graph) if record.normalize else scores.sigmoid()
         return torch.where(scores == -torch.inf, 0.0, shares)

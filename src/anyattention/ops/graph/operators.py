@@ -130,7 +130,7 @@ def _run_backward(record: GraphAttentionBackward) -> tuple[Tensor | None, ...]:
     # Gradients have their tensors' strides: they are columns of one matrix where query, key and value are, else whole.
     rows = {name: x for name in ("query", "key", "value") if (x := getattr(record.call, name)) is not None}
     columns = are_columns(list(rows.values()))
-    if not columns and not all([x.is_contiguous() for x in rows.values()]):
+    if not columns and not all(x.is_contiguous() for x in rows.values()):
         whole = {name: x.contiguous() for name, x in rows.items()}
         record = replace(record, call=replace(record.call, **whole))
     bound = calls.bind(record)
