@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import torch
@@ -114,6 +114,7 @@ def test_signature_shows_each_argument_with_type_and_default(module):
     assert list(shown.parameters) == _ARGUMENTS[module]
     for name, parameter in shown.parameters.items():
         assert (parameter.annotation, parameter.default) == {**_SETTINGS, **_BESIDE}[name]
+        assert get_type_hints(module.__init__)[name] == parameter.annotation
         is_size = name in ("d_model", "num_heads")
         assert parameter.kind == (parameter.POSITIONAL_OR_KEYWORD if is_size else parameter.KEYWORD_ONLY)
 
@@ -278,7 +279,12 @@ def test_a_new_setting_is_one_field():
     text = _arguments_in_help(_Warm)["warmth"]
     assert text.split() == ("divides the scores; " + "a text of many words " * 5 + "ends.").split()
     assert len(text.splitlines()) == 2
-    assert max(map(len, inspect.getdoc(_Warm).splitlines())) <= 116
+    assert max(map(len, inspect.getdoc(_Warm).splitlines())) <= 120
+
+
+def test_a_config_with_more_settings_is_refused_by_a_module_that_does_not_take_them():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'warmth'"):
+        MultiHeadAttention.from_config(_WarmConfig(8, 2))
 
 
 def test_a_field_of_plain_type_is_left_to_its_config():

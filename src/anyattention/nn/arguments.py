@@ -16,20 +16,14 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_type_hin
 import torch
 
 from anyattention.patterns import Pattern, TopK
-from anyattention.settings import (
-    Config,
-    config_of,
-    require_config,
-    require_usable,
-    settings_of,
-)
+from anyattention.settings import Config, config_of, require_config, require_usable, settings_of
 
 __all__ = ["ParameterArguments", "PatternArgument", "arguments_of", "shown_settings", "takes"]
 
 _Fields = ParamSpec("_Fields")
 _Module = TypeVar("_Module")
 
-_POSITIONAL = ("d_model", "num_heads")
+_SIZES = ("d_model", "num_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +56,8 @@ def takes(
     """
 
     def decorate(build: Callable[..., None]) -> Callable[..., None]:
-        kind = _kind_of(arguments)
-        settings = set(settings_of(kind()))
-        expected = _signature_of(arguments)
+        kind, expected = _kind_of(arguments), _signature_of(arguments)
+        settings = settings_of(kind())
 
         @wraps(build)
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,6 +70,7 @@ def takes(
             config = config_of(kind, {name: value for name, value in given if name in settings})
             build(self, config, **{name: value for name, value in given if name not in settings})
 
+        init.__annotations__ = {name: each.annotation for name, each in expected.parameters.items() if name != "self"}
         vars(init).update(__signature__=expected, arguments=arguments)
         return init
 
@@ -91,14 +85,14 @@ def arguments_of(config: Config, arguments: Any) -> dict[str, Any]:
     """
     require_config("config", config, _kind_of(arguments))
     require_usable(config, arguments)
-    settings, taken = settings_of(config), [item.name for item in fields(arguments) if item.init]
-    return {name: value for name, value in settings.items() if name in taken}
+    taken_out = [item.name for item in fields(arguments) if not item.init]
+    return {name: value for name, value in settings_of(config).items() if name not in taken_out}
 
 
 def shown_settings(config: Config, *names: str) -> str:
     """The sizes, and the settings of the names, for `print(module)`."""
     settings = settings_of(config)
-    sizes = [repr(settings[name]) for name in _POSITIONAL]
+    sizes = [repr(settings[name]) for name in _SIZES]
     return ", ".join([*sizes, *(f"{name}={settings[name]!r}" for name in names)])
 
 
@@ -111,6 +105,6 @@ def _signature_of(arguments: Any) -> Signature:
     types = get_type_hints(arguments)
     parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
     for name, parameter in signature(arguments).parameters.items():
-        kind = Parameter.POSITIONAL_OR_KEYWORD if name in _POSITIONAL else Parameter.KEYWORD_ONLY
+        kind = Parameter.POSITIONAL_OR_KEYWORD if name in _SIZES else Parameter.KEYWORD_ONLY
         parameters.append(parameter.replace(kind=kind, annotation=types[name]))
     return Signature(parameters, return_annotation=None)
