@@ -61,13 +61,18 @@ class Within(NamedTuple):
     below: float = math.inf
 
 
+class _Type(NamedTuple):
+    kind: Any
+    may_be_none: bool
+    bounds: Within
+
+
 class Config:
     """Base of the configs: fields checked by their types, to and from dictionaries and JSON; abstract."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for item in _fields(type(self)):
-            _require_type(item.name, getattr(self, item.name), hints[item.name])
+        for name, expected in _types(type(self)).items():
+            _require_type(name, getattr(self, name), expected)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, nested configs as dictionaries; only JSON's types."""
@@ -211,26 +216,34 @@ def _to_plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _require_type(name: str, value: object, hint: Any) -> None:
-    """Raise unless a value is what a setting is typed as; one that may be of several types is left to its config."""
-    if get_origin(hint) is not Annotated:
+@cache
+def _types(kind: type[Config]) -> dict[str, _Type]:
+    """What the settings are typed as; one that may be of several types is left to its config."""
+    found = {}
+    for item in _fields(kind):
+        hint = _hints(kind)[item.name]
+        if get_origin(hint) is Annotated:
+            plain, *metadata = get_args(hint)
+            kinds = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+            first, *others = (each for each in kinds if each is not NoneType)
+            bounds = next((each for each in metadata if isinstance(each, Within)), Within())
+            if not others:
+                found[item.name] = _Type(first, NoneType in kinds, bounds)
+    return found
+
+
+def _require_type(name: str, value: object, expected: _Type) -> None:
+    kind = expected.kind
+    if value is None and expected.may_be_none:
         return
-    kind, *metadata = get_args(hint)
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if value is None and NoneType in kinds:
-        return
-    kind, *others = (each for each in kinds if each is not NoneType)
-    if others:
-        return
-    if get_origin(kind) is Literal:
-        _require_choice(name, value, get_args(kind))
-    elif kind is bool:
+    if kind is bool:
         _require_bool(name, value)
     elif kind is int:
         require_count(name, value)
     elif kind is float:
-        bounds = next((each for each in metadata if isinstance(each, Within)), Within())
-        require_number(name, value, **bounds._asdict(), error=InvalidConfigError)
+        require_number(name, value, **expected.bounds._asdict(), error=InvalidConfigError)
+    elif get_origin(kind) is Literal:
+        _require_choice(name, value, get_args(kind))
     else:
         require_config(name, value, kind)
 
