@@ -20,6 +20,7 @@ _LAYERS = (
     ("errors",),
     ("output", "scores", "_native"),
     ("_checks", "_sorting"),
+    ("settings",),
     ("config", "masks", "interfaces"),
     ("geometry",),
     ("patterns",),

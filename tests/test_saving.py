@@ -11,7 +11,14 @@ import safetensors.torch
 import torch
 
 import anyattention
-from anyattention import Graph, load, save
+from anyattention import (
+    AttentionConfig,
+    GeometricAttentionConfig,
+    Graph,
+    GraphAttentionConfig,
+    load,
+    save,
+)
 from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.nn import (
     DistanceAttention,
@@ -25,6 +32,8 @@ from anyattention.saving import make_folder, write_atomically
 from anyattention.training import NodeClassifier
 
 _SOURCE = Path(anyattention.__file__).parent
+# Folders that version 0.1 saved, each with a call: the arguments and the output.
+_SAVED = Path(__file__).parent / "data" / "saved"
 _EDGE_INDEX = torch.tensor([[0, 1, 0], [2, 2, 3]])
 
 _MODULES = {
@@ -88,6 +97,52 @@ def test_the_loaded_graph_module_computes_the_same(tmp_path):
     graph = Graph.from_edge_index(_EDGE_INDEX, num_queries=4, num_keys=3)
     arguments = (torch.randn(3, 2), torch.randn(4, 5)), graph, torch.randn(3, 7)
     assert torch.equal(load(tmp_path)(*arguments).output, module(*arguments).output)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (
+            "multi_head",
+            AttentionConfig(
+                6, 2, 0.3, scale=0.7, max_seq_len=7, causal=True, eps=1e-3, positions="learned", qk_norm=True
+            ),
+        ),
+        (
+            "graph",
+            GraphAttentionConfig(
+                AttentionConfig(6, 3),
+                edge_dim=2,
+                aggregation="mean",
+                negative_slope=0.3,
+                score="additive",
+                in_features=5,
+                concat=False,
+                residual=True,
+            ),
+        ),
+        (
+            "equivariant",
+            GeometricAttentionConfig(
+                AttentionConfig(6, 2, use_bias=False, eps=1e-4, check_finite=True),
+                radius=2.5,
+                radial_basis="bessel",
+                num_radial=5,
+                vector_channels=4,
+            ),
+        ),
+    ],
+)
+def test_a_folder_of_before_loads_and_computes_the_same(name, config, tmp_path):
+    module = load(_SAVED / name)
+    assert module.config == config
+    call = safetensors.torch.load_file(_SAVED / name / "call.safetensors")
+    expected = call.pop("output")
+    # Other processors and PyTorch's other versions round in other places.
+    torch.testing.assert_close(module(**call).output, expected, rtol=1e-12, atol=1e-12)
+    save(module, tmp_path)
+    assert (tmp_path / "config.json").read_text() == (_SAVED / name / "config.json").read_text()
+    _same_bits(module, load(tmp_path))
 
 
 def test_a_trained_view_of_larger_memory_is_saved(tmp_path):

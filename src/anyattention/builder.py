@@ -2,74 +2,98 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from anyattention.config import AttentionConfig, GraphAttentionConfig, SparseAttentionConfig
+from anyattention.config import (
+    Aggregation,
+    AttentionConfig,
+    GraphAttentionConfig,
+    GraphScore,
+    Positions,
+    SparseAttentionConfig,
+    SparsityPattern,
+)
 from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.settings import config_of, meanings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"]
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+_MEANINGS = {
+    name: meaning
+    for kind in (AttentionConfig, GraphAttentionConfig, SparseAttentionConfig)
+    for name, meaning in meanings(kind).items()
+}
+
+
+def _setting(method: _Method) -> _Method:
+    """Have a method keep its argument as the setting of its name; the config's field says what it means."""
+    name, types = method.__name__, get_type_hints(method, localns={"Self": Any})
+    expected = inspect.signature(method)
+    shown = [item.replace(annotation=types.get(item.name, item.annotation)) for item in expected.parameters.values()]
+
+    @wraps(method)
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        bound = expected.bind(*args, **kwargs)
+        bound.apply_defaults()
+        builder, value = bound.args
+        builder._settings[name] = value
+        return builder
+
+    vars(keep).update(__signature__=expected.replace(parameters=shown))
+    keep.__doc__ = f"{_MEANINGS[name][0].upper()}{_MEANINGS[name][1:]}."
+    return keep  # pyright: ignore[reportReturnType]  # called as the method is
+
 
 class _Builder:
     """The settings that every builder has; each call returns the builder."""
 
     def __init__(self) -> None:
-        self._base: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {}
 
-    def d_model(self, width: int) -> Self:
-        """Width of all heads together."""
-        return self._set(d_model=width)
+    @_setting
+    def d_model(self, width: int) -> Self: ...
 
-    def num_heads(self, count: int) -> Self:
-        """Number of heads."""
-        return self._set(num_heads=count)
+    @_setting
+    def num_heads(self, count: int) -> Self: ...
 
-    def dropout(self, probability: float) -> Self:
-        """Probability with which a weight is dropped during training."""
-        return self._set(dropout=probability)
+    @_setting
+    def dropout(self, probability: float) -> Self: ...
 
-    def use_bias(self, use: bool = True) -> Self:
-        """Whether projections have a bias."""
-        return self._set(use_bias=use)
+    @_setting
+    def use_bias(self, use: bool = True) -> Self: ...
 
-    def scale(self, factor: float | None) -> Self:
-        """Factor of the score; None is the mechanism's own."""
-        return self._set(scale=factor)
+    @_setting
+    def scale(self, factor: float | None) -> Self: ...
 
-    def check_finite(self, check: bool = True) -> Self:
-        """Raise when an output holds NaN or Inf."""
-        return self._set(check_finite=check)
-
-    def _set(self, **settings: Any) -> Self:
-        self._base.update(settings)
-        return self
+    @_setting
+    def check_finite(self, check: bool = True) -> Self: ...
 
 
 class _SequenceBuilder(_Builder):
     """The settings of attention over sequences."""
 
-    def causal(self, causal: bool = True) -> Self:
-        """A query attends to the past only."""
-        return self._set(causal=causal)
+    @_setting
+    def causal(self, causal: bool = True) -> Self: ...
 
-    def max_seq_len(self, length: int) -> Self:
-        """The longest sequence that positions encode."""
-        return self._set(max_seq_len=length)
+    @_setting
+    def max_seq_len(self, length: int) -> Self: ...
 
-    def positions(self, kind: str) -> Self:
-        """The positional encoding: "none", "sinusoidal" or "learned"."""
-        return self._set(positions=kind)
+    @_setting
+    def positions(self, kind: Positions) -> Self: ...
 
-    def qk_norm(self, normalize: bool = True) -> Self:
-        """Normalise queries and keys by their root mean square."""
-        return self._set(qk_norm=normalize)
+    @_setting
+    def qk_norm(self, normalize: bool = True) -> Self: ...
 
-    def eps(self, eps: float) -> Self:
-        """Added inside the root mean square of query/key normalisation."""
-        return self._set(eps=eps)
+    @_setting
+    def eps(self, eps: float) -> Self: ...
 
 
 class AttentionBuilder(_SequenceBuilder):
@@ -91,7 +115,7 @@ class AttentionBuilder(_SequenceBuilder):
 
     def build_config(self) -> AttentionConfig:
         """The settings, checked."""
-        return AttentionConfig(**self._base)
+        return AttentionConfig(**self._settings)
 
     def build_multi_head(self) -> MultiHeadAttention:
         """A MultiHeadAttention of these settings."""
@@ -114,53 +138,37 @@ class GraphAttentionBuilder(_Builder):
         Linear(in_features=7, out_features=64, bias=False)
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._graph: dict[str, Any] = {}
+    @_setting
+    def in_features(self, width: int | tuple[int, int]) -> Self: ...
 
-    def in_features(self, width: int | tuple[int, int]) -> Self:
-        """Width of the node features, a pair (source, target) for bipartite graphs."""
-        return self._set_graph(in_features=width)
+    @_setting
+    def score(self, score: GraphScore) -> Self: ...
 
-    def score(self, score: str) -> Self:
-        """The score: "additive", "dynamic" or "dot"."""
-        return self._set_graph(score=score)
+    @_setting
+    def edge_dim(self, width: int) -> Self: ...
 
-    def edge_dim(self, width: int) -> Self:
-        """Width of the edge features; the module then needs them in every call."""
-        return self._set_graph(edge_dim=width)
+    @_setting
+    def aggregation(self, aggregation: Aggregation) -> Self: ...
 
-    def aggregation(self, aggregation: str) -> Self:
-        """The aggregation: "sum", "mean" or "max" of the weighted values."""
-        return self._set_graph(aggregation=aggregation)
+    @_setting
+    def normalize(self, normalize: bool = True) -> Self: ...
 
-    def normalize(self, normalize: bool = True) -> Self:
-        """Softmax over a node's edges, or (False) a sigmoid of each."""
-        return self._set_graph(normalize=normalize)
+    @_setting
+    def negative_slope(self, slope: float) -> Self: ...
 
-    def negative_slope(self, slope: float) -> Self:
-        """Slope of the LeakyReLU."""
-        return self._set_graph(negative_slope=slope)
+    @_setting
+    def concat(self, concat: bool = True) -> Self: ...
 
-    def concat(self, concat: bool = True) -> Self:
-        """Output the heads side by side, or (False) their mean."""
-        return self._set_graph(concat=concat)
-
-    def residual(self, residual: bool = True) -> Self:
-        """Add a linear map of the target's features."""
-        return self._set_graph(residual=residual)
+    @_setting
+    def residual(self, residual: bool = True) -> Self: ...
 
     def build_config(self) -> GraphAttentionConfig:
         """The settings, checked."""
-        return GraphAttentionConfig(base=AttentionConfig(**self._base), **self._graph)
+        return config_of(GraphAttentionConfig, self._settings)
 
     def build(self) -> GraphAttention:
         """A GraphAttention of these settings."""
         return GraphAttention.from_config(self.build_config())
-
-    def _set_graph(self, **settings: Any) -> Self:
-        self._graph.update(settings)
-        return self
 
 
 class SparseAttentionBuilder(_SequenceBuilder):
@@ -175,38 +183,25 @@ class SparseAttentionBuilder(_SequenceBuilder):
         (Intersection(first=Window(left=2, right=2, align=None), second=Causal(align=None)), 3)
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sparse: dict[str, Any] = {}
+    @_setting
+    def sparsity_pattern(self, pattern: SparsityPattern) -> Self: ...
 
-    def sparsity_pattern(self, pattern: str) -> Self:
-        """Which pairs exist: "local", "strided", "fixed", "global", "block" or "top_k"."""
-        return self._set_sparse(sparsity_pattern=pattern)
+    @_setting
+    def block_size(self, size: int) -> Self: ...
 
-    def block_size(self, size: int) -> Self:
-        """The stride of "strided", the block of "fixed" and "block"."""
-        return self._set_sparse(block_size=size)
+    @_setting
+    def local_window(self, width: int) -> Self: ...
 
-    def local_window(self, width: int) -> Self:
-        """Keys on either side of "local" and "global", recent keys of "strided"."""
-        return self._set_sparse(local_window=width)
+    @_setting
+    def num_global_tokens(self, count: int) -> Self: ...
 
-    def num_global_tokens(self, count: int) -> Self:
-        """Tokens of "global", or summary tokens per block of "fixed"."""
-        return self._set_sparse(num_global_tokens=count)
-
-    def top_k(self, count: int) -> Self:
-        """Keys that each query of "top_k" keeps."""
-        return self._set_sparse(top_k=count)
+    @_setting
+    def top_k(self, count: int) -> Self: ...
 
     def build_config(self) -> SparseAttentionConfig:
         """The settings, checked."""
-        return SparseAttentionConfig(base=AttentionConfig(**self._base), **self._sparse)
+        return config_of(SparseAttentionConfig, self._settings)
 
     def build_sparse(self) -> SparseAttention:
         """A SparseAttention of these settings."""
         return SparseAttention.from_config(self.build_config())
-
-    def _set_sparse(self, **settings: Any) -> Self:
-        self._sparse.update(settings)
-        return self

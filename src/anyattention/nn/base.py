@@ -26,6 +26,7 @@ from anyattention.errors import (
     TrainingError,
 )
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
+from anyattention.settings import with_meanings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +46,12 @@ class AttentionModule(nn.Module):
     """
 
     supports_masking: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        arguments = getattr(vars(cls).get("__init__"), "arguments", None)
+        if arguments is not None:
+            cls.__doc__ = with_meanings(cls.__doc__, arguments)
 
     @property
     def name(self) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from anyattention.bias import RelativeBias
-from anyattention.config import AttentionConfig, Positions, require_config, require_defaults
+from anyattention.config import AttentionConfig
+from anyattention.nn.arguments import ParameterArguments, PatternArgument, arguments_of, shown_settings, takes
 from anyattention.nn.base import AttentionModule, require_finite
 from anyattention.nn.projected import (
     ProjectedAttention,
@@ -27,18 +29,24 @@ if TYPE_CHECKING:
 __all__ = ["MultiHeadAttention", "ScaledDotProductAttention"]
 
 
+_NO_PARAMETERS = {"unused": "ScaledDotProductAttention has no parameters"}
+
+
+@dataclass(frozen=True)
+class ScaledDotProductArguments(PatternArgument, AttentionConfig):
+    """The arguments of `ScaledDotProductAttention`."""
+
+    use_bias: Any = field(init=False, metadata=_NO_PARAMETERS)
+    max_seq_len: Any = field(init=False, metadata=_NO_PARAMETERS)
+    eps: Any = field(init=False, metadata=_NO_PARAMETERS)
+    positions: Any = field(init=False, metadata=_NO_PARAMETERS)
+    qk_norm: Any = field(init=False, metadata=_NO_PARAMETERS)
+
+
 class ScaledDotProductAttention(AttentionModule):
     """Attention by scaled dot products, without parameters: `softmax(Q K' scale) V` in each head.
 
-    Args:
-        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
-        num_heads: number of heads.
-        dropout: probability with which a weight is dropped during training.
-        scale: factor of the dot product; None is 1 / sqrt(d_k).
-        causal: a query attends to the past only; raises when a call's lengths differ.
-        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        pattern: which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. No setting of the
-            config.
+    Args: the fields of `ScaledDotProductArguments`.
 
     Raises:
         InvalidConfigError: a setting is out of range.
@@ -54,44 +62,17 @@ class ScaledDotProductAttention(AttentionModule):
         (torch.Size([1, 3, 8]), torch.Size([1, 3, 3]))
     """
 
-    def __init__(
-        self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        dropout: float = 0.1,
-        scale: float | None = None,
-        causal: bool = False,
-        check_finite: bool = False,
-        pattern: Pattern | TopK | None = None,
-    ) -> None:
+    @takes(ScaledDotProductArguments)
+    def __init__(self, config: AttentionConfig, pattern: Pattern | TopK | None) -> None:
         super().__init__()
-        self.config = AttentionConfig(
-            d_model=d_model,
-            num_heads=num_heads,
-            dropout=dropout,
-            scale=scale,
-            causal=causal,
-            check_finite=check_finite,
-        )
-        check_pattern(pattern, causal)
+        self.config = config
+        check_pattern(pattern, config.causal)
         self.pattern = pattern
 
     @classmethod
     def from_config(cls, config: AttentionConfig, *, pattern: Pattern | TopK | None = None) -> Self:
         """The module of a config; settings of projections and positions must keep their defaults."""
-        require_config("config", config, AttentionConfig)
-        unused = ("use_bias", "max_seq_len", "eps", "positions", "qk_norm")
-        require_defaults(config, unused, "ScaledDotProductAttention has no parameters")
-        return cls(
-            config.d_model,
-            config.num_heads,
-            dropout=config.dropout,
-            scale=config.scale,
-            causal=config.causal,
-            check_finite=config.check_finite,
-            pattern=pattern,
-        )
+        return cls(**arguments_of(config, ScaledDotProductArguments), pattern=pattern)
 
     @property
     def d_model(self) -> int:
@@ -145,26 +126,17 @@ class ScaledDotProductAttention(AttentionModule):
         return _describe(self.config, self.pattern)
 
 
+@dataclass(frozen=True)
+class MultiHeadArguments(ParameterArguments, PatternArgument, AttentionConfig):
+    """The arguments of `MultiHeadAttention`."""
+
+
 class MultiHeadAttention(ProjectedAttention):
     """Multi-head attention: projections of query, key and value, attention in each head, and a projection back.
 
     `output = concat_h(softmax(Q_h K_h' scale + bias) V_h) W_O` with `Q = query W_Q` and so on.
 
-    Args:
-        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
-        num_heads: number of heads.
-        dropout: probability with which a weight is dropped during training.
-        use_bias: whether the four projections have a bias.
-        scale: factor of the dot product; None is 1 / sqrt(d_k).
-        max_seq_len: the longest sequence that positions encode; inert with positions="none".
-        causal: a query attends to the past only; raises when a call's lengths differ.
-        eps: added inside the root mean square of query/key normalisation; inert with qk_norm=False.
-        positions: "none", "sinusoidal" or "learned", added to query and key (not value) before their projection.
-        qk_norm: normalise each head's query and key by their root mean square, with a learned gain.
-        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        pattern: which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. It is no setting of the
-            config: `clone` keeps it, `from_config` takes it beside the config, and `save` refuses it.
-        device, dtype: of the parameters.
+    Args: the fields of `MultiHeadArguments`.
 
     Parameters, in the order of `get_parameters()`: position_embedding `(max_seq_len, d_model)` (positions="learned"),
     query_projection, key_projection, value_projection, output_projection (weight `(d_model, d_model)`, then bias),
@@ -185,40 +157,17 @@ class MultiHeadAttention(ProjectedAttention):
         (torch.Size([1, 3, 8]), torch.Size([1, 3, 5]))
     """
 
+    @takes(MultiHeadArguments)
     def __init__(
         self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        dropout: float = 0.1,
-        use_bias: bool = True,
-        scale: float | None = None,
-        max_seq_len: int = 512,
-        causal: bool = False,
-        eps: float = 1e-6,
-        positions: Positions = "none",
-        qk_norm: bool = False,
-        check_finite: bool = False,
-        pattern: Pattern | TopK | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        config: AttentionConfig,
+        pattern: Pattern | TopK | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
-        settings = AttentionConfig(
-            d_model=d_model,
-            num_heads=num_heads,
-            dropout=dropout,
-            use_bias=use_bias,
-            scale=scale,
-            max_seq_len=max_seq_len,
-            causal=causal,
-            eps=eps,
-            positions=positions,
-            qk_norm=qk_norm,
-            check_finite=check_finite,
-        )
-        check_pattern(pattern, causal)
-        super().__init__(settings, device, dtype)
-        self.config = settings
+        check_pattern(pattern, config.causal)
+        super().__init__(config, device, dtype)
+        self.config = config
         self.pattern = pattern
 
     @classmethod
@@ -231,8 +180,7 @@ class MultiHeadAttention(ProjectedAttention):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        require_config("config", config, AttentionConfig)
-        return cls(**config.to_dict(), pattern=pattern, device=device, dtype=dtype)
+        return cls(**arguments_of(config, MultiHeadArguments), pattern=pattern, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -278,5 +226,4 @@ class MultiHeadAttention(ProjectedAttention):
 
 
 def _describe(config: AttentionConfig, pattern: Pattern | TopK | None) -> str:
-    sizes = f"{config.d_model}, {config.num_heads}"
-    return sizes if pattern is None else f"{sizes}, pattern={pattern}"
+    return shown_settings(config) if pattern is None else f"{shown_settings(config)}, pattern={pattern}"

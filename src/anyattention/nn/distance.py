@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes
-from anyattention.config import AttentionConfig, GeometricAttentionConfig, RadialBasis, require_config, require_defaults
+from anyattention.config import GeometricAttentionConfig, PointBase
+from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import (
     PointAttention,
@@ -21,7 +23,6 @@ from anyattention.nn.points import (
     pairs_within,
     read_pairs_mask,
     require_finite_positions,
-    settings_of,
     shown,
     squared_distance_rows,
 )
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["DistanceAttention"]
+
+
+@dataclass(frozen=True)
+class DistanceArguments(ParameterArguments, GeometricAttentionConfig, PointBase):
+    """The arguments of `DistanceAttention`."""
+
+    vector_channels: Any = field(init=False, metadata={"unused": "DistanceAttention has no vectors"})
 
 
 class DistanceAttention(PointAttention):
@@ -52,22 +60,10 @@ class DistanceAttention(PointAttention):
 
     Rotating, reflecting or moving all points changes nothing.
 
-    Args:
-        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
-        num_heads: number of heads.
-        geometric_dim: number of coordinates.
-        radius: points from this distance on are not attended to, in the positions' unit; None attends to all.
-        radial_range: the distances that the radial basis covers, in the positions' unit; None is the radius. Without
-            either there is no basis.
-        radial_basis: "gaussian" or "bessel", see `geometry.gaussian_basis` and `geometry.bessel_basis`.
-        num_radial: functions in the basis.
-        dropout: probability with which a weight is dropped during training.
-        use_bias: whether the projections of values and output have a bias.
-        scale: factor of the features' part of the score; None is 1.
-        eps: points nearer than this, in the positions' unit, count as this far apart in the basis and the envelope,
-            with derivative 0: the distance itself has none at 0.
-        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        device, dtype: of the parameters.
+    Args: the fields of `DistanceArguments`.
+
+    scale multiplies the features' part of the score alone. Points nearer than eps count as this far apart in the basis
+    and the envelope, with derivative 0: the distance itself has none at 0.
 
     Parameters, in the order of `get_parameters()`: distance_decay `(heads,)`; radial_weight `(heads, num_radial)` with
     a radial range; key_projection (weight `(heads, d_model)`: w); value_projection, output_projection.
@@ -88,40 +84,11 @@ class DistanceAttention(PointAttention):
         torch.Size([4, 8])
     """
 
+    @takes(DistanceArguments)
     def __init__(
-        self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        geometric_dim: int = 3,
-        radius: float | None = None,
-        radial_range: float | None = None,
-        radial_basis: RadialBasis = "gaussian",
-        num_radial: int = 16,
-        dropout: float = 0.1,
-        use_bias: bool = True,
-        scale: float | None = None,
-        eps: float = 1e-6,
-        check_finite: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: GeometricAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
-        config = GeometricAttentionConfig(
-            base=AttentionConfig(
-                d_model=d_model,
-                num_heads=num_heads,
-                dropout=dropout,
-                use_bias=use_bias,
-                scale=scale,
-                eps=eps,
-                check_finite=check_finite,
-            ),
-            geometric_dim=geometric_dim,
-            radius=radius,
-            radial_range=radial_range,
-            radial_basis=radial_basis,
-            num_radial=num_radial,
-        )
+        d_model, num_heads, use_bias = config.base.d_model, config.base.num_heads, config.base.use_bias
         super().__init__(config, num_heads, device, dtype)
         self.key_projection = nn.Linear(d_model, num_heads, bias=False, device=device, dtype=dtype)
         self.value_projection = nn.Linear(d_model, d_model, bias=use_bias, device=device, dtype=dtype)
@@ -137,11 +104,7 @@ class DistanceAttention(PointAttention):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        require_config("config", config, GeometricAttentionConfig)
-        require_defaults(config, ("vector_channels",), "DistanceAttention has no vectors")
-        settings = settings_of(config)
-        del settings["vector_channels"]
-        return cls(**settings, device=device, dtype=dtype)
+        return cls(**arguments_of(config, DistanceArguments), device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform projections, biases 0, decays from 1 to 1/16, a small radial part."""

@@ -6,13 +6,15 @@ Axes: B batch, N queries, M keys, E edges, H heads, C vector channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes
-from anyattention.config import AttentionConfig, GeometricAttentionConfig, RadialBasis
+from anyattention.config import GeometricAttentionConfig, PointBase
+from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.base import require_finite
 from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.nn.points import (
@@ -25,7 +27,6 @@ from anyattention.nn.points import (
     pairs_within,
     read_pairs_mask,
     require_finite_positions,
-    settings_of,
     shown,
 )
 from anyattention.nn.vectors import mix, shortened, squares
@@ -41,6 +42,11 @@ __all__ = ["EquivariantAttention"]
 
 # Of the features' norm, whose unit is not that of the config's eps.
 _NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class EquivariantArguments(ParameterArguments, GeometricAttentionConfig, PointBase):
+    """The arguments of `EquivariantAttention`."""
 
 
 class EquivariantAttention(PointAttention):
@@ -64,22 +70,10 @@ class EquivariantAttention(PointAttention):
 
     Rotating, reflecting or moving the points leaves h', turns v', and moves x' with them; mirror images look alike.
 
-    Args:
-        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
-        num_heads: number of heads.
-        geometric_dim: number of coordinates.
-        radius: points from this distance on are not attended to, in the positions' unit; None attends to all.
-        radial_range: the distances that the radial basis covers, in the positions' unit; None is the radius. Without
-            either there is no basis.
-        radial_basis: "gaussian" or "bessel".
-        num_radial: functions in the basis.
-        vector_channels: vectors per point, a multiple of num_heads; None is num_heads.
-        dropout: probability with which a weight is dropped during training.
-        use_bias: whether the projections of features have a bias.
-        scale: factor of the product of query and key; None is 1 / sqrt(d_k).
-        eps: points nearer than this, in the positions' unit, count as this far apart in the basis and the envelope.
-        check_finite: raise NumericalInstabilityError when the features that come out hold NaN or Inf.
-        device, dtype: of the parameters.
+    Args: the fields of `EquivariantArguments`.
+
+    Points nearer than eps count as this far apart in the basis and the envelope. use_bias and check_finite are about
+    the features.
 
     Parameters, in the order of `get_parameters()`: distance_decay `(heads,)`; radial_weight `(2 heads, num_radial)`
     with a radial range (scores, then gates); norm; query_projection, key_projection, value_projection; vector_value
@@ -104,42 +98,11 @@ class EquivariantAttention(PointAttention):
         (torch.Size([4, 8]), torch.Size([4, 3]), torch.Size([4, 2, 3]))
     """
 
+    @takes(EquivariantArguments)
     def __init__(
-        self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        geometric_dim: int = 3,
-        radius: float | None = None,
-        radial_range: float | None = None,
-        radial_basis: RadialBasis = "gaussian",
-        num_radial: int = 16,
-        vector_channels: int | None = None,
-        dropout: float = 0.1,
-        use_bias: bool = True,
-        scale: float | None = None,
-        eps: float = 1e-6,
-        check_finite: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: GeometricAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
-        config = GeometricAttentionConfig(
-            base=AttentionConfig(
-                d_model=d_model,
-                num_heads=num_heads,
-                dropout=dropout,
-                use_bias=use_bias,
-                scale=scale,
-                eps=eps,
-                check_finite=check_finite,
-            ),
-            geometric_dim=geometric_dim,
-            radius=radius,
-            radial_range=radial_range,
-            radial_basis=radial_basis,
-            num_radial=num_radial,
-            vector_channels=vector_channels,
-        )
+        d_model, num_heads, use_bias = config.base.d_model, config.base.num_heads, config.base.use_bias
         super().__init__(config, 2 * num_heads, device, dtype)
         channels = config.get_vector_channels()
 
@@ -168,7 +131,7 @@ class EquivariantAttention(PointAttention):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        return cls(**settings_of(config), device=device, dtype=dtype)
+        return cls(**arguments_of(config, EquivariantArguments), device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform, the gates of vectors and positions a tenth of that, biases 0."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
-from anyattention.config import AttentionConfig, GraphAttentionConfig, require_config
+from anyattention.config import GraphAttentionConfig, GraphBase
 from anyattention.errors import DimensionMismatchError, InvalidInputError
+from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
 from anyattention.ops.linear_maps import add_bias, linear_maps
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["GraphAttention"]
+
+
+@dataclass(frozen=True)
+class GraphArguments(ParameterArguments, GraphAttentionConfig, GraphBase):
+    """The arguments of `GraphAttention`."""
 
 
 class GraphAttention(AttentionModule):
@@ -38,22 +45,9 @@ class GraphAttention(AttentionModule):
     No self-loops are added: `graph.with_self_loops()` does that. A node without edges gets 0
     (and its residual and bias).
 
-    Args:
-        d_model: width of all heads together.
-        num_heads: number of heads.
-        in_features: width of the node features, a pair (source, target) for bipartite graphs; None is d_model.
-        score: "additive", "dynamic" or "dot".
-        concat: output the heads side by side (width d_model) or their mean (width d_model / num_heads).
-        residual: add a linear map of the target's features.
-        use_edge_features, edge_dim: whether calls bring edge features, and their width; edge_dim alone is enough.
-        aggregation: "sum", "mean" or "max" of the weighted values.
-        normalize: softmax over a node's edges; False gates each edge by itself with a sigmoid.
-        negative_slope: of the LeakyReLU; not for "dot".
-        dropout: probability with which a weight is dropped during training.
-        use_bias: bias of the output ("additive", "dynamic") and of the projections ("dynamic", "dot").
-        scale: factor of the score; None is 1, for "dot" 1 / sqrt(d_k).
-        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        device, dtype: of the parameters.
+    Args: the fields of `GraphArguments`.
+
+    With use_bias the output has a bias ("additive", "dynamic"), and so have the projections ("dynamic", "dot").
 
     Parameters, in the order of `get_parameters()`: query_vector, key_vector ("additive") or score_vector ("dynamic"),
     each `(heads, d_k)`; edge_weight `(heads, 1 or d_k, edge_dim)`; bias; then the projections.
@@ -75,77 +69,41 @@ class GraphAttention(AttentionModule):
 
     supports_heterogeneous: bool = False
 
+    @takes(GraphArguments)
     def __init__(
-        self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        in_features: int | tuple[int, int] | None = None,
-        score: Literal["additive", "dynamic", "dot"] = "dynamic",
-        concat: bool = True,
-        residual: bool = False,
-        use_edge_features: bool | None = None,
-        edge_dim: int | None = None,
-        aggregation: Literal["sum", "mean", "max"] = "sum",
-        normalize: bool = True,
-        negative_slope: float = 0.2,
-        dropout: float = 0.1,
-        use_bias: bool = True,
-        scale: float | None = None,
-        check_finite: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: GraphAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        base = AttentionConfig(
-            d_model=d_model,
-            num_heads=num_heads,
-            dropout=dropout,
-            use_bias=use_bias,
-            scale=scale,
-            check_finite=check_finite,
-        )
-        self.config = GraphAttentionConfig(
-            base=base,
-            use_edge_features=use_edge_features,
-            edge_dim=edge_dim,
-            aggregation=aggregation,
-            normalize=normalize,
-            negative_slope=negative_slope,
-            score=score,
-            in_features=in_features,
-            concat=concat,
-            residual=residual,
-        )
+        self.config = config
         require_factory(device, dtype)
-        d_k = base.d_k
-        source, target = self.config.source_features, self.config.target_features
-        output_features = d_model if concat else d_k
+        base, score = config.base, config.score
+        source, target = config.source_features, config.target_features
+        output_features = base.d_model if config.concat else base.d_k
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        def projection(width: int, *, bias: bool, out: int = d_model) -> nn.Linear:
+        def projection(width: int, *, bias: bool, out: int = base.d_model) -> nn.Linear:
             return nn.Linear(width, out, bias=bias, device=device, dtype=dtype)
 
         if score == "additive":
-            self.query_vector = parameter(num_heads, d_k)
-            self.key_vector = parameter(num_heads, d_k)
+            self.query_vector = parameter(base.num_heads, base.d_k)
+            self.key_vector = parameter(base.num_heads, base.d_k)
             self.value_projection = projection(source, bias=False)
-            if isinstance(in_features, list | tuple):
+            if isinstance(config.in_features, tuple):
                 self.query_projection = projection(target, bias=False)
         elif score == "dynamic":
-            self.score_vector = parameter(num_heads, d_k)
-            self.query_projection = projection(target, bias=use_bias)
-            self.key_projection = projection(source, bias=use_bias)
+            self.score_vector = parameter(base.num_heads, base.d_k)
+            self.query_projection = projection(target, bias=base.use_bias)
+            self.key_projection = projection(source, bias=base.use_bias)
         else:
-            self.query_projection = projection(target, bias=use_bias)
-            self.key_projection = projection(source, bias=use_bias)
-            self.value_projection = projection(source, bias=use_bias)
-        if edge_dim is not None:
-            self.edge_weight = parameter(num_heads, 1 if score == "additive" else d_k, edge_dim)
-        self.bias = parameter(output_features) if use_bias and score != "dot" else None
-        if residual:
+            self.query_projection = projection(target, bias=base.use_bias)
+            self.key_projection = projection(source, bias=base.use_bias)
+            self.value_projection = projection(source, bias=base.use_bias)
+        if config.edge_dim is not None:
+            self.edge_weight = parameter(base.num_heads, 1 if score == "additive" else base.d_k, config.edge_dim)
+        self.bias = parameter(output_features) if base.use_bias and score != "dot" else None
+        if config.residual:
             self.residual_projection = projection(target, bias=False, out=output_features)
         self.reset_parameters()
 
@@ -158,20 +116,7 @@ class GraphAttention(AttentionModule):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        require_config("config", config, GraphAttentionConfig)
-        settings = {name: value for name, value in vars(config).items() if name != "base"}
-        base = config.base
-        return cls(
-            **settings,
-            d_model=base.d_model,
-            num_heads=base.num_heads,
-            dropout=base.dropout,
-            use_bias=base.use_bias,
-            scale=base.scale,
-            check_finite=base.check_finite,
-            device=device,
-            dtype=dtype,
-        )
+        return cls(**arguments_of(config, GraphArguments), device=device, dtype=dtype)
 
     @property
     def d_model(self) -> int:
@@ -278,8 +223,7 @@ class GraphAttention(AttentionModule):
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""
-        base = self.config.base
-        return f"{base.d_model}, {base.num_heads}, score={self.config.score!r}"
+        return shown_settings(self.config, "score")
 
     def _check_nodes(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         is_pair = isinstance(x, tuple | list)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,10 @@ from anyattention._checks import (
     to_four_axes,
 )
 from anyattention.ambient import is_compiling
-from anyattention.config import GeometricAttentionConfig, require_config
+from anyattention.config import GeometricAttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
+from anyattention.nn.arguments import shown_settings
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.ops import edge_dot
 from anyattention.ops.points import DistanceSettings, distance_terms
@@ -45,7 +46,6 @@ __all__ = [
     "pairs_within",
     "read_pairs_mask",
     "require_finite_positions",
-    "settings_of",
     "shown",
     "squared_distance_rows",
 ]
@@ -113,8 +113,7 @@ class PointAttention(AttentionModule):
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""
-        config = self.config
-        return f"{self.d_model}, {config.base.num_heads}, geometric_dim={config.geometric_dim}, radius={config.radius}"
+        return shown_settings(self.config, "geometric_dim", "radius")
 
     def _reset_distance_score(self) -> None:
         """Heads from short-sighted to far-sighted, and a small radial part."""
@@ -227,15 +226,6 @@ class PointAttention(AttentionModule):
         places = torch.stack([query // max(points, 1), query % max(points, 1), key % max(points, 1)])
         matrix = torch.sparse_coo_tensor(places, weights, (shape[0], points, points), check_invariants=False)
         return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix.coalesce())
-
-
-def settings_of(config: GeometricAttentionConfig) -> dict[str, Any]:
-    """A config as the arguments of a module."""
-    require_config("config", config, GeometricAttentionConfig)
-    settings = {name: value for name, value in vars(config).items() if name != "base"}
-    for name in ("d_model", "num_heads", "dropout", "use_bias", "scale", "eps", "check_finite"):
-        settings[name] = getattr(config.base, name)
-    return settings
 
 
 def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph, offsets: Tensor | None) -> Tensor:

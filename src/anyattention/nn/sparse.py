@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from anyattention.bias import RelativeBias
-from anyattention.config import AttentionConfig, Positions, SparseAttentionConfig, SparsityPattern, require_config
+from anyattention.config import AttentionConfig, SparseAttentionConfig
 from anyattention.errors import DimensionMismatchError
+from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.projected import ProjectedAttention
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Causal, Fixed, Global, Graph, Pattern, Strided, TopK, Window
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SparseAttention"]
+
+
+@dataclass(frozen=True)
+class SparseArguments(ParameterArguments, SparseAttentionConfig, AttentionConfig):
+    """The arguments of `SparseAttention`."""
 
 
 class SparseAttention(ProjectedAttention):
@@ -34,24 +41,7 @@ class SparseAttention(ProjectedAttention):
         block    Fixed(block_size, 0): the sequence cut into blocks, each attending to itself
         top_k    TopK(top_k): in each head, the keys of the query's largest scores
 
-    Args:
-        d_model: width of the features; each of the `num_heads` heads takes d_model / num_heads of them.
-        num_heads: number of heads.
-        sparsity_pattern: "local", "strided", "fixed", "global", "block" or "top_k".
-        block_size: the stride of "strided", the block of "fixed" and "block".
-        local_window: keys on either side of "local" and "global", recent keys of "strided".
-        num_global_tokens: summary tokens per block of "fixed" (None is 1); required by "global".
-        top_k: keys that each query keeps, fewer where not as many are allowed; required by "top_k", None else.
-        dropout: probability with which a weight is dropped during training.
-        use_bias: whether the four projections have a bias.
-        scale: factor of the dot product; None is 1 / sqrt(d_k).
-        max_seq_len: the longest sequence that positions encode, and the length of `sparsity_ratio`.
-        causal: a query attends to the past only.
-        eps: added inside the root mean square of query/key normalisation; inert with qk_norm=False.
-        positions: "none", "sinusoidal" or "learned", added to query and key (not value) before their projection.
-        qk_norm: normalise each head's query and key by their root mean square, with a learned gain.
-        check_finite: raise NumericalInstabilityError when an output holds NaN or Inf.
-        device, dtype: of the parameters.
+    Args: the fields of `SparseArguments`.
 
     Parameters, in the order of `get_parameters()`: position_embedding `(max_seq_len, d_model)` (positions="learned"),
     query_projection, key_projection, value_projection, output_projection (weight `(d_model, d_model)`, then bias),
@@ -76,51 +66,12 @@ class SparseAttention(ProjectedAttention):
         3
     """
 
+    @takes(SparseArguments)
     def __init__(
-        self,
-        d_model: int = 512,
-        num_heads: int = 8,
-        *,
-        sparsity_pattern: SparsityPattern = "local",
-        block_size: int = 64,
-        local_window: int = 128,
-        num_global_tokens: int | None = None,
-        top_k: int | None = None,
-        dropout: float = 0.1,
-        use_bias: bool = True,
-        scale: float | None = None,
-        max_seq_len: int = 512,
-        causal: bool = False,
-        eps: float = 1e-6,
-        positions: Positions = "none",
-        qk_norm: bool = False,
-        check_finite: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: SparseAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
-        base = AttentionConfig(
-            d_model=d_model,
-            num_heads=num_heads,
-            dropout=dropout,
-            use_bias=use_bias,
-            scale=scale,
-            max_seq_len=max_seq_len,
-            causal=causal,
-            eps=eps,
-            positions=positions,
-            qk_norm=qk_norm,
-            check_finite=check_finite,
-        )
-        config = SparseAttentionConfig(
-            base=base,
-            sparsity_pattern=sparsity_pattern,
-            block_size=block_size,
-            local_window=local_window,
-            num_global_tokens=num_global_tokens,
-            top_k=top_k,
-        )
         pattern = _pattern_of(config)
-        super().__init__(base, device, dtype)
+        super().__init__(config.base, device, dtype)
         self.config = config
         self._pattern = pattern
 
@@ -133,9 +84,7 @@ class SparseAttention(ProjectedAttention):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        require_config("config", config, SparseAttentionConfig)
-        settings = {name: value for name, value in vars(config).items() if name != "base"}
-        return cls(**settings, **config.base.to_dict(), device=device, dtype=dtype)
+        return cls(**arguments_of(config, SparseArguments), device=device, dtype=dtype)
 
     @property
     def pattern(self) -> Pattern | TopK:
@@ -252,8 +201,7 @@ class SparseAttention(ProjectedAttention):
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""
-        base = self.config.base
-        return f"{base.d_model}, {base.num_heads}, pattern={self._pattern}"
+        return f"{shown_settings(self.config)}, pattern={self._pattern}"
 
 
 def _pattern_of(config: SparseAttentionConfig) -> Pattern | TopK:
