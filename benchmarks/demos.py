@@ -1,6 +1,7 @@
-"""The figures of a demo as a result file: `python -m benchmarks.demos sequence|points [the demo's own options]`.
+"""The figures of an example as a result file: `python -m benchmarks.demos sequence|points [the example's own options]`.
 
-sequence: bits per byte, tokens per second, a training step's time and memory. points: errors of energies and forces.
+sequence, of examples.language_model: bits per byte, tokens per second, a training step's time and memory. points, of
+examples.particles: errors of energies and forces.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from anyattention.cli import main as run_command
 from benchmarks.harness import write_result
+from examples.language_model import __main__ as language_model
+from examples.particles import __main__ as particles
+
+_EXAMPLES = {"sequence": language_model, "points": particles}
 
 
 def main(arguments: list[str]) -> None:
     subject, *options = arguments or [""]
-    if subject not in ("sequence", "points"):
+    if subject not in _EXAMPLES:
         raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        if run_command(["demo", subject, "--out", folder, *options]):
-            raise SystemExit("The demo failed, so no result is written.")
+        if _EXAMPLES[subject].main(["--out", folder, *options]):
+            raise SystemExit("The example failed, so no result is written.")
         metrics = json.loads((Path(folder) / "metrics.json").read_text())
     if metrics["interrupted"]:
         raise SystemExit("Interrupted, so no result is written.")

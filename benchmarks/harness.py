@@ -23,7 +23,7 @@ import torch
 import anyattention
 from anyattention import _native
 from anyattention.saving import write_atomically
-from anyattention.training.memory import peak_memory
+from benchmarks.memory import peak_memory
 
 __all__ = [
     "RESULTS",

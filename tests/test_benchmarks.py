@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from anyattention.cli import sequence as cli_sequence
-
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -28,11 +26,9 @@ def test_a_result_names_the_version_of_every_peer(harness, tmp_path, capsys):
     assert {"anyattention", "torch", "torch_geometric", "local-attention", "dgl"} <= set(environment["versions"])
 
 
-def test_the_sequence_demo_has_a_result(harness, tmp_path, monkeypatch, capsys):
-    load = cli_sequence.load_source
-    monkeypatch.setattr(cli_sequence, "load_source", lambda: load(20_000))
+def test_the_language_model_has_a_result(harness, tmp_path, capsys):
     benchmark = importlib.import_module("benchmarks.demos")
-    benchmark.main(["sequence", "--steps", "2", "--length", "64", "--window", "8"])
+    benchmark.main(["sequence", "--steps", "2", "--length", "64", "--window", "8", "--bytes", "20000"])
     written = json.loads((tmp_path / "sequence.json").read_text())
     assert written["environment"]["versions"]["torch"]
     figures = written["cases"]
@@ -42,7 +38,7 @@ def test_the_sequence_demo_has_a_result(harness, tmp_path, monkeypatch, capsys):
     assert (figures["steps"], figures["settings"]["window"]) == (2, 8)
 
 
-def test_the_points_demo_has_a_result(harness, tmp_path, capsys):
+def test_the_particles_have_a_result(harness, tmp_path, capsys):
     benchmark = importlib.import_module("benchmarks.demos")
     benchmark.main(["points", "--steps", "2", "--particles", "4"])
     figures = json.loads((tmp_path / "points.json").read_text())["cases"]
@@ -51,7 +47,7 @@ def test_the_points_demo_has_a_result(harness, tmp_path, capsys):
     assert (figures["steps"], figures["settings"]["particles"]) == (2, 4)
 
 
-def test_what_is_no_demo_has_no_result(harness, tmp_path):
+def test_what_is_no_example_has_no_result(harness, tmp_path):
     benchmark = importlib.import_module("benchmarks.demos")
     with pytest.raises(SystemExit, match=r"benchmarks\.demos"):
         benchmark.main(["digits"])

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from anyattention import Graph, nn
-from anyattention.training.memory import peak_memory
+from benchmarks.memory import peak_memory
 
 EDGES, POINTS, HEADS = 400_000, 1_000, 4
 WIDTH = 128 * HEADS

@@ -1,5 +1,6 @@
 """Energies to forces to training on forces: derivatives against finite differences, and memory linear in the edges."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,8 +122,10 @@ def test_no_edge_keeps_a_channel(kind, order):
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
     script = Path(__file__).with_name("peak_of_forces.py")
+    # The script imports benchmarks, which are not installed.
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     finished = subprocess.run(
-        [sys.executable, script, kind.__name__, order], capture_output=True, text=True, check=False
+        [sys.executable, script, kind.__name__, order], env=environment, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
     # In tensors of one number per edge and head: one of edges x heads x channels would be 128 of them.

@@ -1,5 +1,6 @@
 """Every test of graph attention runs twice: on the compiled kernels, and on the reference."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +37,11 @@ def peak_of_a_step() -> Callable[..., float]:
 
     def run(*arguments: str) -> float:
         script = Path(__file__).with_name("peak_of_a_step.py")
-        finished = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+        # The script imports benchmarks, which are not installed.
+        environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+        finished = subprocess.run(
+            [sys.executable, script, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
         assert finished.returncode == 0, finished.stderr
         return float(finished.stdout)
 

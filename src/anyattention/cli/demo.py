@@ -1,4 +1,4 @@
-"""`anyattention demo`: train on the digits, on text or on particles, and say in plain words how it went."""
+"""`anyattention demo`: train on the digits, and say in plain words how it went."""
 
 from __future__ import annotations
 
@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyattention.cli.arguments import count, load_data, seed, use_threads
-from anyattention.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from anyattention.training import NodeClassifier, NodeData, Split
 
 __all__ = ["add_parser"]
 
-# The options of each subject, beside those of all.
-_OPTIONS = {
-    "digits": ("epochs",),
-    "sequence": ("steps", "length", "window", "threads"),
-    "points": ("steps", "particles", "threads"),
-}
+# What was a subject of this command, and the example that it is now.
+_EXAMPLES = {"sequence": "language_model", "points": "particles"}
 _DESCRIPTION = """\
-digits     train on handwritten digits with the default settings, compare the result with three plain methods that see
-           the same labels, and draw what the network attends to (the default)
-sequence   train a small byte-level language model with a window of attention on the source of Python's standard
-           library; about a minute; ends with loss, speed, memory beside dense attention, and a picture
-points     simulate clusters of charged particles and learn their energies and forces with equivariant attention; one or
-           two minutes; ends with errors beside a plain transformer's, checks of the forces, and a picture
-
-Ctrl-C ends the training early and reports on what there is.
+Train on handwritten digits with the default settings, compare the result with three plain methods that see the same
+labels, and draw what the network attends to. Ctrl-C ends the training early and reports on what there is.
 """
 
 
@@ -37,61 +26,35 @@ def add_parser(commands: Any) -> None:
     """Describe the command."""
     parser = commands.add_parser(
         "demo",
-        help="train on handwritten digits, on text or on particles, and say in plain words how it went",
+        help="train on handwritten digits, and say in plain words how it went",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("subject", nargs="?", choices=tuple(_OPTIONS), default="digits", help="what to train on")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where to write (default: runs/demo, runs/demo-sequence, runs/demo-points)",
+        "subject",
+        nargs="?",
+        type=_subject,
+        choices=("digits",),
+        default="digits",
+        help="what to train on (default: digits)",
     )
-    digits = parser.add_argument_group("digits")
-    digits.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
-    sequence = parser.add_argument_group("sequence")
-    sequence.add_argument("--length", type=count, metavar="N", help="bytes of a passage (default: 2048)")
-    sequence.add_argument("--window", type=count, metavar="N", help="bytes back that one may attend to (default: 128)")
-    points = parser.add_argument_group("points")
-    points.add_argument("--particles", type=count, metavar="N", help="in a cluster, from 2 to 32 (default: 16)")
-    both = parser.add_argument_group("sequence and points")
-    both.add_argument("--steps", type=count, metavar="N", help="of the training (default: 700, 500)")
-    both.add_argument(
-        "--threads",
-        type=count,
-        metavar="N",
-        help="to compute with (default: PyTorch's choice for sequence, 1 for points); 1 is faster on a busy machine",
-    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/demo)")
+    parser.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
     parser.set_defaults(run=_run)
 
 
+def _subject(text: str) -> str:
+    if text in _EXAMPLES:
+        command = f"python -m examples.{_EXAMPLES[text]}"
+        raise argparse.ArgumentTypeError(f"{text!r} is an example now: run `{command}` in a checkout of the repository")
+    return text
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    subject, own = arguments.subject, _OPTIONS[arguments.subject]
-    for name in sorted(set().union(*_OPTIONS.values()) - set(own)):
-        if getattr(arguments, name) is not None:
-            raise InvalidInputError(f"argument --{name}: not an option of `demo {subject}`")
-    if subject == "digits":
-        return _run_digits(arguments)
-    given = {name: getattr(arguments, name) for name in (*own, "seed") if name != "threads"}
-    given = {name: value for name, value in given.items() if value is not None}
-    out = arguments.out or Path(f"runs/demo-{subject}")
-    if subject == "sequence":
-        from anyattention.cli.sequence import run_sequence
-        from anyattention.training.sequence import SequenceSettings
-
-        return run_sequence(SequenceSettings(**given), arguments.threads, out)
-    from anyattention.cli.points import run_points
-    from anyattention.training.points_model import PointsSettings
-
-    return run_points(PointsSettings(**given), arguments.threads, out)
-
-
-def _run_digits(arguments: argparse.Namespace) -> int:
-    from anyattention.cli.training import require_extras, run_training, settings_for, write_run
+    from anyattention.cli.training import run_training, settings_for, write_run
     from anyattention.saving import make_folder
     from anyattention.training.baselines import run_baselines
+    from anyattention.training.extras import require_extras
 
     require_extras()
     data = load_data("digits", arguments.seed)

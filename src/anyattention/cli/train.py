@@ -79,12 +79,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.cli.training import (
         METRIC_NAMES,
         chosen_splits,
-        require_extras,
         run_training,
         settings_for,
         write_run,
     )
     from anyattention.saving import make_folder
+    from anyattention.training.extras import require_extras
 
     require_extras()
     data = load_data(arguments.data, arguments.seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyattention.cli.progress import progress_bar
 from anyattention.errors import InvalidInputError
 from anyattention.saving import make_folder, save, write_atomically
 from anyattention.training import (
@@ -23,12 +24,11 @@ from anyattention.training import (
     predict_logits,
     preset_for,
 )
-from anyattention.training.extras import import_demo
 
 if TYPE_CHECKING:
     from anyattention.training import Epoch
 
-__all__ = ["METRIC_NAMES", "Run", "chosen_splits", "require_extras", "run_training", "settings_for", "write_run"]
+__all__ = ["METRIC_NAMES", "Run", "chosen_splits", "run_training", "settings_for", "write_run"]
 
 # As people call them.
 METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
@@ -60,16 +60,6 @@ class Run:
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended it."""
         return any(fit.interrupted for fit in self.fits.values())
-
-
-def require_extras() -> None:
-    """Raise before the work when a package is missing that would be needed after it.
-
-    Raises:
-        MissingExtraError: matplotlib or tqdm is not installed.
-    """
-    import_demo("tqdm", "the progress bar")
-    import_demo("matplotlib", "the picture of the attention")
 
 
 def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierConfig, FitSettings]:
@@ -139,12 +129,9 @@ def write_run(run: Run, folder: Path) -> None:
 
 
 def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:
-    tqdm = import_demo("tqdm", "the progress bar").tqdm
     label = "training" if len(data.splits) == 1 else f"split {number + 1} of {len(data.splits)}"
     name = f"validation {METRIC_NAMES[data.metric]}"
-    # A log file is not redrawn in place, so it gets a line now and then.
-    pause = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(total=settings.epochs, desc=label, unit="epoch", mininterval=pause, file=sys.stderr) as bar:
+    with progress_bar(label, settings.epochs, "epoch") as bar:
 
         def show(epoch: Epoch) -> None:
             bar.set_postfix({"loss": f"{epoch.loss:.3f}", name: f"{epoch.validation_score:.3f}"}, refresh=False)

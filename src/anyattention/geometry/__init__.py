@@ -10,6 +10,7 @@ from anyattention.geometry.encodings import (
 )
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import Neighbours, radius_neighbours
+from anyattention.geometry.orthogonal import random_orthogonal
 from anyattention.geometry.pca import PrincipalComponents, principal_components
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "nearest_neighbours",
     "principal_components",
     "radius_neighbours",
+    "random_orthogonal",
     "safe_distance",
 ]

@@ -1,4 +1,4 @@
-"""Training for the commands: node classification, a small language model, and energies of particles."""
+"""Training for the commands: node classification."""
 
 from anyattention.training.data import Metric, NodeData, Split
 from anyattention.training.digits import load_digits

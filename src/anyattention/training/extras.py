@@ -5,7 +5,7 @@ from typing import Any
 
 from anyattention.errors import MissingExtraError
 
-__all__ = ["import_demo"]
+__all__ = ["import_demo", "require_extras"]
 
 _PACKAGES = {"sklearn": "scikit-learn"}
 
@@ -32,3 +32,13 @@ def import_demo(module: str, purpose: str) -> Any:
             argument=top,
             hint="Install it with: pip install 'anyattention[demo]'",
         ) from missing
+
+
+def require_extras() -> None:
+    """Raise before the work when a package is missing that would be needed after it.
+
+    Raises:
+        MissingExtraError: matplotlib or tqdm is not installed.
+    """
+    import_demo("tqdm", "the progress bar")
+    import_demo("matplotlib", "the picture of the attention")

@@ -1,4 +1,4 @@
-"""What trainings share: the learning rate of a step, and the check of its loss."""
+"""What trainings share: the check of a step's loss."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import math
 
 from anyattention.errors import NumericalInstabilityError
 
-__all__ = ["rate_factor", "require_finite_loss"]
-
-
-def rate_factor(number: int, steps: int, least: float) -> float:
-    """What the highest learning rate is multiplied with in step `number`, from 1.
-
-    It rises over the first tenth of the steps and falls along a cosine to `least`.
-    """
-    rising = max(1, steps // 10)
-    if number < rising:
-        return number / rising
-    return least + (1.0 - least) * (1 + math.cos(math.pi * (number - rising) / max(1, steps - rising))) / 2
+__all__ = ["require_finite_loss"]
 
 
 def require_finite_loss(loss: float, step: str) -> None:

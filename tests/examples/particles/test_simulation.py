@@ -1,10 +1,10 @@
-"""The demo's molecular dynamics: forces, conservation laws, the integrator's order, and what is sampled."""
+"""Molecular dynamics of clusters: forces, conservation laws, the integrator's order, and what is sampled."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from anyattention.training.particles import State, alternating_charges, interactions, kinetic_energy, simulate, verlet
+from examples.particles.simulation import State, alternating_charges, interactions, kinetic_energy, simulate, verlet
 
 CHARGES = alternating_charges(7)
 

@@ -1,4 +1,4 @@
-"""`anyattention demo points`: what it prints and writes, and what it refuses."""
+"""`python -m examples.particles`: what it prints and writes, and what it refuses."""
 
 import json
 import sys
@@ -6,28 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from anyattention.cli import main
-from anyattention.cli import points as cli_points
-from anyattention.training import points
-from anyattention.training.points import Errors
-from anyattention.training.points_model import PointsSettings
+import examples.particles.__main__ as command
+from examples.particles import report, train
+from examples.particles.__main__ import main
+from examples.particles.train import Errors
 
 FILES = {"attention.png", "metrics.json"}
-COMMAND = ["demo", "points", "--particles", "5", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _little_simulation(monkeypatch) -> None:
-    simulate = cli_points.simulate_data
-
-    def little(settings: PointsSettings):
-        return simulate(PointsSettings(particles=settings.particles, trajectories=5, samples=2, seed=settings.seed))
-
-    monkeypatch.setattr(cli_points, "simulate_data", little)
+SMALL = ["--particles", "5", "--trajectories", "5", "--samples", "2"]
 
 
 def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
-    assert main([*COMMAND, "--steps", "3", "--out", str(tmp_path / "run")]) == 0
+    assert main([*SMALL, "--steps", "3", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -50,7 +39,7 @@ def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
 
 
 def test_an_interrupt_reports_what_there_is(tmp_path: Path, monkeypatch, capsys) -> None:
-    fit = cli_points.fit_points
+    fit = command.fit
 
     def interrupted(train, settings, on_step):
         def stop(step) -> None:
@@ -60,8 +49,8 @@ def test_an_interrupt_reports_what_there_is(tmp_path: Path, monkeypatch, capsys)
 
         return fit(train, settings, stop)
 
-    monkeypatch.setattr(cli_points, "fit_points", interrupted)
-    assert main([*COMMAND, "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(command, "fit", interrupted)
+    assert main([*SMALL, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "Interrupted after 2 steps" in printed.err
     assert "2 steps in" in printed.out
@@ -73,10 +62,10 @@ def test_an_interrupt_before_there_is_anything(tmp_path: Path, monkeypatch, caps
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(points, "_loss", interrupt)
-    assert main([*COMMAND, "--out", str(tmp_path)]) == 130
+    monkeypatch.setattr(train, "_loss", interrupt)
+    assert main([*SMALL, "--out", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == []
-    assert "anyattention: interrupted; nothing was written" in capsys.readouterr().err
+    assert "python -m examples.particles: interrupted; nothing was written" in capsys.readouterr().err
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
@@ -85,15 +74,15 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) ->
     def fail(*arguments):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(cli_points, "draw_points", fail)
+    monkeypatch.setattr(command, "draw", fail)
     with pytest.raises(RuntimeError, match="no picture"):
-        main([*COMMAND, "--steps", "1", "--out", str(tmp_path)])
+        main([*SMALL, "--steps", "1", "--out", str(tmp_path)])
     assert (tmp_path / "attention.png").read_bytes() == b"old"
-    monkeypatch.setattr(cli_points, "draw_points", lambda *arguments: b"new")
+    monkeypatch.setattr(command, "draw", lambda *arguments: b"new")
     written = []
-    write = cli_points.write_atomically
-    monkeypatch.setattr(cli_points, "write_atomically", lambda *a: written.append(a[0].name) or write(*a))
-    assert main([*COMMAND, "--steps", "1", "--out", str(tmp_path)]) == 0
+    write = command.write_atomically
+    monkeypatch.setattr(command, "write_atomically", lambda *a: written.append(a[0].name) or write(*a))
+    assert main([*SMALL, "--steps", "1", "--out", str(tmp_path)]) == 0
     assert written == ["metrics.json", "attention.png"]
     assert (tmp_path / "attention.png").read_bytes() == b"new"
 
@@ -101,21 +90,21 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) ->
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ("points --epochs 3", "argument --epochs: not an option of `demo points`"),
-        ("points --length 3", "argument --length: not an option of `demo points`"),
-        ("points --window 3", "argument --window: not an option of `demo points`"),
-        ("digits --particles 3", "argument --particles: not an option of `demo digits`"),
-        ("sequence --particles 3", "argument --particles: not an option of `demo sequence`"),
-        ("points --steps 0", "argument --steps: expected a whole number from 1"),
-        ("points --particles 1", "particles: expected an int of at least 2, got 1"),
-        ("points --particles 1000", "particles: expected at most 32"),
+        ("--epochs 3", "unrecognized arguments: --epochs 3"),
+        ("--length 3", "unrecognized arguments: --length 3"),
+        ("--window 3", "unrecognized arguments: --window 3"),
+        ("--steps 0", "argument --steps: expected a whole number from 1"),
+        ("--radius wide", "argument --radius: invalid float value: 'wide'"),
+        ("--radius 0", "radius: expected a finite number above 0 and below 1e+06, got 0.0"),
+        ("--particles 1", "particles: expected an int of at least 2, got 1"),
+        ("--particles 1000", "particles: expected at most 32"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(options: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", *options.split()]) == 2
+    assert main(options.split()) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("anyattention: error: ")
+    assert printed.err.startswith("python -m examples.particles: error: ")
     assert printed.err.count("\n") == 1
     assert text in printed.err
     assert printed.out == ""
@@ -130,7 +119,7 @@ def test_a_missing_extra_is_named_before_the_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"{package}.spatial", raising=False)
-    assert main([*COMMAND, "--out", str(tmp_path / "run")]) == 2
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr()
     assert f"pip install 'anyattention[{extra}]'" in printed.err
     assert printed.out == ""
@@ -142,4 +131,4 @@ def test_a_missing_extra_is_named_before_the_work(
 )
 def test_the_verdict_is_honest(force: float, words: str) -> None:
     errors = {name: Errors(0.1, 0.1, mae, mae) for name, mae in (("equivariant", force), ("plain", 2.0), ("mean", 2.5))}
-    assert words in cli_points._verdict(errors)
+    assert words in report._verdict(errors)

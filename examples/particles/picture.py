@@ -10,11 +10,11 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 from anyattention.training.extras import import_demo
-from anyattention.training.particles import Configurations
-from anyattention.training.points import PointsFit
-from anyattention.training.points_model import EquivariantBody, Prediction, predict
+from examples.particles.model import EquivariantBody, Prediction, predict
+from examples.particles.simulation import Configurations
+from examples.particles.train import Fit
 
-__all__ = ["draw_points"]
+__all__ = ["draw"]
 
 _PURPOSE = "the picture of the attention"
 # Okabe and Ito's colours, which the colour-blind tell apart.
@@ -44,7 +44,7 @@ class _Cluster(NamedTuple):
     weights: Tensor
 
 
-def draw_points(fit: PointsFit, test: Configurations, own: Prediction, plain: Prediction) -> bytes:
+def draw(fit: Fit, test: Configurations, own: Prediction, plain: Prediction) -> bytes:
     """A PNG picture: losses, predicted against true energies and forces, and attention in the first test cluster.
 
     Args:
@@ -86,7 +86,7 @@ def draw_points(fit: PointsFit, test: Configurations, own: Prediction, plain: Pr
     return content.getvalue()
 
 
-def _draw_losses(axes: Any, fit: PointsFit) -> None:
+def _draw_losses(axes: Any, fit: Fit) -> None:
     for trained, color, name in ((fit.plain, _PLAIN, "plain transformer"), (fit.equivariant, _OWN, "equivariant")):
         losses = torch.tensor(trained.losses)
         steps = torch.arange(1, len(losses) + 1)
@@ -116,7 +116,7 @@ def _draw_parity(axes: Any, true: Tensor, own: Tensor, plain: Tensor, markersize
         handle.set_alpha(1)
 
 
-def _read_cluster(fit: PointsFit, test: Configurations) -> _Cluster:
+def _read_cluster(fit: Fit, test: Configurations) -> _Cluster:
     model = fit.equivariant.model
     body = model.body
     if not isinstance(body, EquivariantBody):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anyattention.errors import InvalidInputError
-from anyattention.training.text import load_source, pair_entropy, split_text, unigram_entropy
+from examples.language_model.text import load_source, pair_entropy, split_text, unigram_entropy
 
 
 def test_the_files_come_in_the_order_of_their_names(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""`anyattention demo sequence`: what it prints and writes, and what it refuses."""
+"""`python -m examples.language_model`: what it prints and writes, and what it refuses."""
 
 import json
 import re
@@ -7,21 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from anyattention.cli import main
-from anyattention.cli import sequence as cli_sequence
-from anyattention.training import sequence
+import examples.language_model.__main__ as command
+from examples.language_model import report, train
+from examples.language_model.__main__ import main
 
-SMALL = ["demo", "sequence", "--length", "96", "--window", "16", "--threads", "1"]
+SMALL = ["--length", "96", "--window", "16", "--bytes", "20000", "--threads", "1"]
 FILES = {"attention.png", "metrics.json"}
 
 
-@pytest.fixture
-def _little_text(monkeypatch) -> None:
-    load = cli_sequence.load_source
-    monkeypatch.setattr(cli_sequence, "load_source", lambda: load(20_000))
-
-
-@pytest.mark.usefixtures("_little_text")
 def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
     assert main([*SMALL, "--steps", "4", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
@@ -40,9 +33,8 @@ def test_it_says_how_it_went(tmp_path: Path, capsys) -> None:
     assert "4/4" in printed.err
 
 
-@pytest.mark.usefixtures("_little_text")
 def test_an_interrupt_reports_what_there_is(tmp_path: Path, monkeypatch, capsys) -> None:
-    fit = cli_sequence.fit_sequence
+    fit = command.fit
 
     def interrupted(tokens, settings, on_step):
         def stop(step) -> None:
@@ -52,7 +44,7 @@ def test_an_interrupt_reports_what_there_is(tmp_path: Path, monkeypatch, capsys)
 
         return fit(tokens, settings, stop)
 
-    monkeypatch.setattr(cli_sequence, "fit_sequence", interrupted)
+    monkeypatch.setattr(command, "fit", interrupted)
     assert main([*SMALL, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "Interrupted after 2 steps" in printed.err
@@ -61,32 +53,30 @@ def test_an_interrupt_reports_what_there_is(tmp_path: Path, monkeypatch, capsys)
     assert json.loads((tmp_path / "metrics.json").read_text())["interrupted"] is True
 
 
-@pytest.mark.usefixtures("_little_text")
 def test_an_interrupt_before_there_is_anything(tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sequence, "train_step", interrupt)
+    monkeypatch.setattr(train, "train_step", interrupt)
     assert main([*SMALL, "--out", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == []
-    assert "anyattention: interrupted; nothing was written" in capsys.readouterr().err
+    assert "python -m examples.language_model: interrupted; nothing was written" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_little_text")
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "attention.png").write_bytes(b"old")
 
     def fail(*arguments):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(cli_sequence, "draw_sequence", fail)
+    monkeypatch.setattr(command, "draw", fail)
     with pytest.raises(RuntimeError, match="no picture"):
         main([*SMALL, "--steps", "1", "--out", str(tmp_path)])
     assert (tmp_path / "attention.png").read_bytes() == b"old"
-    monkeypatch.setattr(cli_sequence, "draw_sequence", lambda *arguments: b"new")
+    monkeypatch.setattr(command, "draw", lambda *arguments: b"new")
     written = []
-    write = cli_sequence.write_atomically
-    monkeypatch.setattr(cli_sequence, "write_atomically", lambda *a: written.append(a[0].name) or write(*a))
+    write = command.write_atomically
+    monkeypatch.setattr(command, "write_atomically", lambda *a: written.append(a[0].name) or write(*a))
     assert main([*SMALL, "--steps", "1", "--out", str(tmp_path)]) == 0
     assert written == ["metrics.json", "attention.png"]
     assert (tmp_path / "attention.png").read_bytes() == b"new"
@@ -95,21 +85,20 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch) ->
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ("poem", "argument subject: invalid choice: 'poem'"),
-        ("sequence --epochs 3", "argument --epochs: not an option of `demo sequence`"),
-        ("--steps 3", "argument --steps: not an option of `demo digits`"),
-        ("digits --window 3", "argument --window: not an option of `demo digits`"),
-        ("sequence --steps 0", "argument --steps: expected a whole number from 1"),
-        ("sequence --window 4096", "window: expected less than length=2048, got 4096"),
-        ("sequence --length 1", "length: expected an int of at least 2, got 1"),
-        ("sequence --length 300000", "--length: expected less than the held-out text's 200,000 bytes, got 300000"),
+        ("--epochs 3", "unrecognized arguments: --epochs 3"),
+        ("--particles 3", "unrecognized arguments: --particles 3"),
+        ("--steps 0", "argument --steps: expected a whole number from 1"),
+        ("--seed -1", "argument --seed: expected a whole number from 0"),
+        ("--window 4096", "window: expected less than length=2048, got 4096"),
+        ("--length 1", "length: expected an int of at least 2, got 1"),
+        ("--length 300000", "--length: expected less than the held-out text's 200,000 bytes, got 300000"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(options: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", *options.split()]) == 2
+    assert main(options.split()) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("anyattention: error: ")
+    assert printed.err.startswith("python -m examples.language_model: error: ")
     assert printed.err.count("\n") == 1
     assert text in printed.err
     assert printed.out == ""
@@ -129,8 +118,8 @@ def test_a_missing_extra_is_named_before_training(package: str, tmp_path: Path, 
     [(2.0, "needs 1.50 bits fewer than counting pairs"), (4.0, "less than counting pairs"), (5.0, "not learnt more")],
 )
 def test_the_verdict_is_honest(held_out: float, words: str) -> None:
-    assert words in cli_sequence._verdict(cli_sequence._Scores(2.0, held_out, 4.5, 3.5))
+    assert words in report.describe_scores(report.Scores(2.0, held_out, 4.5, 3.5))
 
 
 def test_what_it_writes_cannot_steer_a_terminal() -> None:
-    assert cli_sequence._quoted(b"a = 1\n\x1b[2J\xff\r") == "  | a = 1\n  | \ufffd[2J\ufffd\ufffd"
+    assert report._quoted(b"a = 1\n\x1b[2J\xff\r") == "  | a = 1\n  | \ufffd[2J\ufffd\ufffd"

@@ -1,4 +1,4 @@
-"""The demo's models of energies and forces: they learn, keep to physics, end when told to."""
+"""The models of energies and forces: they learn, keep to physics, end when told to."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,28 +9,21 @@ import torch
 from anyattention import Graph
 from anyattention.errors import InvalidConfigError, NumericalInstabilityError
 from anyattention.testing import assert_equivariant
-from anyattention.training import points
-from anyattention.training.particles import interactions, simulate
-from anyattention.training.points import (
-    PointsData,
+from examples.particles import train
+from examples.particles.model import EnergyModel, EquivariantBody, PlainBody, Prediction, Settings, predict
+from examples.particles.simulation import interactions, simulate
+from examples.particles.train import (
+    Data,
     constant_errors,
     finite_difference_error,
-    fit_points,
+    fit,
     model_errors,
     predict_all,
     rotation_error,
     simulate_data,
 )
-from anyattention.training.points_model import (
-    EnergyModel,
-    EquivariantBody,
-    PlainBody,
-    PointsSettings,
-    Prediction,
-    predict,
-)
 
-SMALL = PointsSettings(
+SMALL = Settings(
     steps=60,
     batch=4,
     particles=6,
@@ -55,17 +48,17 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data() -> PointsData:
+def data() -> Data:
     return simulate_data(SMALL)
 
 
-def model_of(data: PointsData, *, plain: bool = False) -> EnergyModel:
+def model_of(data: Data, *, plain: bool = False) -> EnergyModel:
     torch.manual_seed(0)
     body = PlainBody(SMALL) if plain else EquivariantBody(SMALL)
     return EnergyModel(body, SMALL.plain_width if plain else SMALL.width, data.train).double().eval()
 
 
-def test_training_and_test_are_of_different_trajectories(data: PointsData) -> None:
+def test_training_and_test_are_of_different_trajectories(data: Data) -> None:
     assert (len(data.train.energies), len(data.test.energies)) == (24, 6)
     temperatures = torch.linspace(0.1, 0.4, SMALL.trajectories)
     positions = simulate(SMALL.particles, temperatures, SMALL.samples, seed=SMALL.seed).positions
@@ -77,23 +70,23 @@ def test_training_and_test_are_of_different_trajectories(data: PointsData) -> No
         torch.testing.assert_close((part.energies, part.forces), interactions(part.positions, part.charges))
 
 
-def test_the_equivariant_model_learns_forces(data: PointsData) -> None:
-    fit = fit_points(data.train, SMALL)
+def test_the_equivariant_model_learns_forces(data: Data) -> None:
+    done = fit(data.train, SMALL)
     own, plain, constant = (
-        model_errors(predict_all(fit.equivariant.model, data.test.positions, 4), data.test),
-        model_errors(predict_all(fit.plain.model, data.test.positions, 4), data.test),
+        model_errors(predict_all(done.equivariant.model, data.test.positions, 4), data.test),
+        model_errors(predict_all(done.plain.model, data.test.positions, 4), data.test),
         constant_errors(data.train, data.test),
     )
     assert own.force_mae < 0.75 * min(plain.force_mae, constant.force_mae)
     assert own.force_rmse < 0.75 * min(plain.force_rmse, constant.force_rmse)
-    for trained in (fit.equivariant, fit.plain):
+    for trained in (done.equivariant, done.plain):
         assert (len(trained.losses), trained.model.training) == (60, False)
         assert trained.seconds > 0
-    assert fit.interrupted is False
+    assert done.interrupted is False
 
 
-def test_both_models_have_about_as_many_parameters(data: PointsData) -> None:
-    settings = PointsSettings()
+def test_both_models_have_about_as_many_parameters(data: Data) -> None:
+    settings = Settings()
     own, plain = (
         sum(parameter.numel() for parameter in model.parameters())
         for model in (
@@ -104,10 +97,10 @@ def test_both_models_have_about_as_many_parameters(data: PointsData) -> None:
     assert abs(own - plain) < 0.05 * own
 
 
-def test_the_same_settings_give_the_same_weights_and_leave_the_random_state(data: PointsData) -> None:
+def test_the_same_settings_give_the_same_weights_and_leave_the_random_state(data: Data) -> None:
     settings = dataclasses.replace(SMALL, steps=2)
     state = torch.get_rng_state()
-    first, second = fit_points(data.train, settings), fit_points(data.train, settings)
+    first, second = fit(data.train, settings), fit(data.train, settings)
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in ((first.equivariant, second.equivariant), (first.plain, second.plain)):
         assert one.losses == other.losses
@@ -116,18 +109,18 @@ def test_the_same_settings_give_the_same_weights_and_leave_the_random_state(data
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_forces_are_finite_differences(plain: bool, data: PointsData) -> None:
+def test_forces_are_finite_differences(plain: bool, data: Data) -> None:
     model = model_of(data, plain=plain)
     assert finite_difference_error(model, data.test.positions[0]) < 1e-6
 
 
-def test_finite_differences_see_forces_that_are_wrong(data: PointsData, monkeypatch) -> None:
+def test_finite_differences_see_forces_that_are_wrong(data: Data, monkeypatch) -> None:
     model = model_of(data)
-    monkeypatch.setattr(points, "predict", lambda *a: predict(*a)._replace(forces=1.01 * predict(*a).forces))
+    monkeypatch.setattr(train, "predict", lambda *a: predict(*a)._replace(forces=1.01 * predict(*a).forces))
     assert finite_difference_error(model, data.test.positions[0]) > 1e-4
 
 
-def test_only_the_equivariant_model_turns_forces_with_the_cluster(data: PointsData) -> None:
+def test_only_the_equivariant_model_turns_forces_with_the_cluster(data: Data) -> None:
     model, positions = model_of(data), data.test.positions[0]
     assert rotation_error(model, positions) < 1e-9
     assert rotation_error(model_of(data, plain=True), positions) > 1e-3
@@ -147,7 +140,7 @@ def test_only_the_equivariant_model_turns_forces_with_the_cluster(data: PointsDa
     )
 
 
-def test_a_batch_is_its_clusters_one_by_one(data: PointsData) -> None:
+def test_a_batch_is_its_clusters_one_by_one(data: Data) -> None:
     model, positions = model_of(data), data.test.positions
     together = predict_all(model, positions, 4)
     alone = [predict(model, cluster[None]) for cluster in positions]
@@ -155,7 +148,7 @@ def test_a_batch_is_its_clusters_one_by_one(data: PointsData) -> None:
     torch.testing.assert_close(together.forces, torch.cat([part.forces for part in alone]))
 
 
-def test_the_graph_is_that_of_the_clusters(data: PointsData) -> None:
+def test_the_graph_is_that_of_the_clusters(data: Data) -> None:
     graph = EquivariantBody(SMALL).graph(data.test.positions[:2])
     assert isinstance(graph, Graph)
     assert (graph.num_queries, graph.num_keys) == (12, 12)
@@ -165,7 +158,7 @@ def test_the_graph_is_that_of_the_clusters(data: PointsData) -> None:
     assert pairs == {tuple(pair) for pair in (same & (distances <= 2.5)).nonzero().tolist()}
 
 
-def test_weights_are_those_of_the_pairs(data: PointsData) -> None:
+def test_weights_are_those_of_the_pairs(data: Data) -> None:
     model, positions = model_of(data), data.test.positions[:2]
     body = model.body
     assert isinstance(body, EquivariantBody)
@@ -176,7 +169,7 @@ def test_weights_are_those_of_the_pairs(data: PointsData) -> None:
     torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-def test_forces_have_no_jump_where_a_neighbour_leaves(data: PointsData) -> None:
+def test_forces_have_no_jump_where_a_neighbour_leaves(data: Data) -> None:
     model, positions = model_of(data), data.test.positions[0].clone()
     positions[0] = positions[1:].mean(0)
     nearest = int((positions[1:, 0]).argmax()) + 1
@@ -188,7 +181,7 @@ def test_forces_have_no_jump_where_a_neighbour_leaves(data: PointsData) -> None:
     torch.testing.assert_close(*forces, atol=1e-5, rtol=0)
 
 
-def test_errors_are_what_their_names_say(data: PointsData) -> None:
+def test_errors_are_what_their_names_say(data: Data) -> None:
     test = data.test
     shifted = Prediction(test.energies + 3.0, test.forces.clone())
     shifted.forces[0, 0, 0] += 2.0
@@ -200,29 +193,29 @@ def test_errors_are_what_their_names_say(data: PointsData) -> None:
     assert constant_errors(data.train, test).force_mae == pytest.approx(float(test.forces.abs().mean()))
 
 
-def test_an_interrupt_keeps_what_there_is(data: PointsData) -> None:
+def test_an_interrupt_keeps_what_there_is(data: Data) -> None:
     def stop(step) -> None:
         if step.number == 3:
             raise KeyboardInterrupt
 
-    fit = fit_points(data.train, SMALL, stop)
-    assert (len(fit.equivariant.losses), len(fit.plain.losses), fit.interrupted) == (3, 3, True)
-    assert fit.equivariant.model.training is False
+    done = fit(data.train, SMALL, stop)
+    assert (len(done.equivariant.losses), len(done.plain.losses), done.interrupted) == (3, 3, True)
+    assert done.equivariant.model.training is False
 
 
-def test_an_interrupt_before_the_first_step_is_passed_on(data: PointsData, monkeypatch) -> None:
+def test_an_interrupt_before_the_first_step_is_passed_on(data: Data, monkeypatch) -> None:
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(points, "_loss", interrupt)
+    monkeypatch.setattr(train, "_loss", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit_points(data.train, SMALL)
+        fit(data.train, SMALL)
 
 
-def test_a_loss_that_is_not_finite_is_named(data: PointsData, monkeypatch) -> None:
-    monkeypatch.setattr(points, "_loss", lambda model, batch: torch.tensor(torch.nan))
+def test_a_loss_that_is_not_finite_is_named(data: Data, monkeypatch) -> None:
+    monkeypatch.setattr(train, "_loss", lambda model, batch: torch.tensor(torch.nan))
     with pytest.raises(NumericalInstabilityError, match="loss of step 1: expected a finite number, got nan"):
-        fit_points(data.train, SMALL)
+        fit(data.train, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -242,4 +235,4 @@ def test_a_loss_that_is_not_finite_is_named(data: PointsData, monkeypatch) -> No
 )
 def test_settings_are_checked(settings, text: str) -> None:
     with pytest.raises(InvalidConfigError, match=text):
-        PointsSettings(**settings)
+        Settings(**settings)

@@ -1,4 +1,4 @@
-"""Molecular dynamics of a small cluster of charged Lennard-Jones particles: the data of `anyattention demo points`.
+"""Molecular dynamics of small clusters of charged Lennard-Jones particles: the data to learn from.
 
 Reduced units: lengths in sigma and energies in epsilon of the Lennard-Jones potential, masses in that of a particle;
 so times are in sigma sqrt(mass / epsilon), temperatures in epsilon / k_B, and charges in sqrt(4 pi epsilon_0 sigma
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anyattention.geometry.orthogonal import random_orthogonal
+from anyattention.geometry import random_orthogonal
 
 __all__ = [
     "SEGMENT",

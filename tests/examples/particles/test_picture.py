@@ -5,34 +5,34 @@ import pytest
 import torch
 
 from anyattention.errors import InvalidInputError, MissingExtraError
-from anyattention.training import points_picture
-from anyattention.training.points import PointsData, PointsFit, Trained, predict_all, simulate_data
-from anyattention.training.points_model import EnergyModel, EquivariantBody, PlainBody, PointsSettings
-from anyattention.training.points_picture import draw_points
+from examples.particles import picture
+from examples.particles.model import EnergyModel, EquivariantBody, PlainBody, Settings
+from examples.particles.picture import draw
+from examples.particles.train import Data, Fit, Trained, predict_all, simulate_data
 
-SMALL = PointsSettings(particles=5, trajectories=5, samples=1, num_radial=4, width=4, plain_width=4, heads=2, blocks=2)
+SMALL = Settings(particles=5, trajectories=5, samples=1, num_radial=4, width=4, plain_width=4, heads=2, blocks=2)
 
 
 @pytest.fixture(scope="module")
-def data() -> PointsData:
+def data() -> Data:
     return simulate_data(SMALL)
 
 
-def fit_of(data: PointsData, steps: int = 30) -> PointsFit:
+def fit_of(data: Data, steps: int = 30) -> Fit:
     torch.manual_seed(0)
     own = EnergyModel(EquivariantBody(SMALL), SMALL.width, data.train).eval()
     plain = EnergyModel(PlainBody(SMALL), SMALL.plain_width, data.train).eval()
     losses = [2.0 / step for step in range(1, steps + 1)]
-    return PointsFit(Trained(own, losses, 1.0), Trained(plain, losses, 1.0), interrupted=False)
+    return Fit(Trained(own, losses, 1.0), Trained(plain, losses, 1.0), interrupted=False)
 
 
-def draw(fit: PointsFit, data: PointsData) -> bytes:
-    return draw_points(fit, data.test, *(predict_all(part.model, data.test.positions, 2) for part in fit[:2]))
+def picture_of(fit: Fit, data: Data) -> bytes:
+    return draw(fit, data.test, *(predict_all(part.model, data.test.positions, 2) for part in fit[:2]))
 
 
 @pytest.mark.parametrize("steps", [1, 30])
-def test_a_picture(steps: int, data: PointsData, require) -> None:
-    content = draw(fit_of(data, steps), data)
+def test_a_picture(steps: int, data: Data, require) -> None:
+    content = picture_of(fit_of(data, steps), data)
     image = require("matplotlib.image").imread(io.BytesIO(content))
     height, width, _ = image.shape
     assert (height, width) == (1050, 1500)
@@ -42,9 +42,9 @@ def test_a_picture(steps: int, data: PointsData, require) -> None:
             assert (part < 0.5).any()
 
 
-def test_the_cluster_that_is_drawn_is_the_first_one_turned(data: PointsData) -> None:
+def test_the_cluster_that_is_drawn_is_the_first_one_turned(data: Data) -> None:
     fit = fit_of(data)
-    cluster = points_picture._read_cluster(fit, data.test)
+    cluster = picture._read_cluster(fit, data.test)
     original = data.test.positions[0]
     torch.testing.assert_close(torch.cdist(cluster.places, cluster.places), torch.cdist(original, original))
     spread = cluster.places.square().sum(0)
@@ -59,14 +59,14 @@ def test_the_cluster_that_is_drawn_is_the_first_one_turned(data: PointsData) -> 
     torch.testing.assert_close(sums, torch.ones(5))
 
 
-def test_a_model_without_equivariant_attention_is_refused(data: PointsData) -> None:
+def test_a_model_without_equivariant_attention_is_refused(data: Data) -> None:
     fit = fit_of(data)
     with pytest.raises(InvalidInputError, match="fit: expected an equivariant model, got PlainBody"):
-        draw(fit._replace(equivariant=fit.plain), data)
+        picture_of(fit._replace(equivariant=fit.plain), data)
 
 
-def test_matplotlib_is_named_when_it_is_missing(data: PointsData, monkeypatch) -> None:
+def test_matplotlib_is_named_when_it_is_missing(data: Data, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match="the picture of the attention needs matplotlib"):
-        draw(fit_of(data), data)
+        picture_of(fit_of(data), data)

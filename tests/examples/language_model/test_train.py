@@ -1,4 +1,4 @@
-"""The demo's language model: it learns, is causal, ends when told to, and says what does not fit."""
+"""The language model: it learns, is causal, ends when told to, and says what does not fit."""
 
 import dataclasses
 import math
@@ -10,17 +10,12 @@ import torch
 from anyattention import Causal, Window, _native, attend, explain
 from anyattention.errors import InvalidConfigError, InvalidInputError, NumericalInstabilityError
 from anyattention.nn import projected
-from anyattention.training import sequence
-from anyattention.training.sequence import (
-    SequenceModel,
-    SequenceSettings,
-    bits_per_byte,
-    fit_sequence,
-    sample_bytes,
-)
-from anyattention.training.text import split_text, unigram_entropy
+from examples.language_model import train
+from examples.language_model.model import LanguageModel, Settings
+from examples.language_model.text import split_text, unigram_entropy
+from examples.language_model.train import bits_per_byte, fit, sample_bytes
 
-SMALL = SequenceSettings(steps=30, batch=1, length=48, window=11, width=16, heads=2, blocks=2, learning_rate=2e-2)
+SMALL = Settings(steps=30, batch=1, length=48, window=11, width=16, heads=2, blocks=2, learning_rate=2e-2)
 TEXT = split_text(b"for index in range(7):\n    total += index\n" * 60)
 
 
@@ -33,22 +28,22 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_it_learns_a_repetitive_text() -> None:
-    fit = fit_sequence(TEXT.train, SMALL)
+    done = fit(TEXT.train, SMALL)
     entropy = unigram_entropy(TEXT.held_out)
-    assert fit.bits[0] > entropy
-    assert fit.bits[-1] < entropy / 2
-    assert bits_per_byte(fit.model, TEXT.held_out, SMALL.length) < entropy / 2
-    assert (len(fit.bits), fit.interrupted, fit.model.training) == (30, False, False)
-    written = sample_bytes(fit.model, TEXT.held_out[:20], 15, temperature=0.1)
+    assert done.bits[0] > entropy
+    assert done.bits[-1] < entropy / 2
+    assert bits_per_byte(done.model, TEXT.held_out, SMALL.length) < entropy / 2
+    assert (len(done.bits), done.interrupted, done.model.training) == (30, False, False)
+    written = sample_bytes(done.model, TEXT.held_out[:20], 15, temperature=0.1)
     assert len(written) == 15
     assert set(written) <= set(TEXT.train.tolist())
-    assert len(sample_bytes(fit.model, TEXT.held_out[:1], 2)) == 2
+    assert len(sample_bytes(done.model, TEXT.held_out[:1], 2)) == 2
 
 
 def test_the_same_settings_give_the_same_weights_and_leave_the_random_state() -> None:
     settings = dataclasses.replace(SMALL, steps=2)
     state = torch.get_rng_state()
-    first, second = fit_sequence(TEXT.train, settings), fit_sequence(TEXT.train, settings)
+    first, second = fit(TEXT.train, settings), fit(TEXT.train, settings)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.bits == second.bits
     for name, weight in first.model.state_dict().items():
@@ -57,7 +52,7 @@ def test_the_same_settings_give_the_same_weights_and_leave_the_random_state() ->
 
 @pytest.mark.parametrize("pattern", [Window(5, 0), Causal(), None], ids=str)
 def test_a_byte_does_not_see_what_comes_later(pattern) -> None:
-    model = SequenceModel(SMALL, pattern)
+    model = LanguageModel(SMALL, pattern)
     tokens = torch.randint(256, (1, 23), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
     changed[:, 13] += 1
@@ -68,10 +63,10 @@ def test_a_byte_does_not_see_what_comes_later(pattern) -> None:
 
 def test_a_wide_window_is_dense_causal_attention() -> None:
     torch.manual_seed(0)
-    window = SequenceModel(SMALL, Window(47, 0))
+    window = LanguageModel(SMALL, Window(47, 0))
     tokens = torch.randint(256, (2, 48), generator=torch.Generator().manual_seed(0))
     for pattern in (Causal(), None):
-        dense = SequenceModel(SMALL, pattern)
+        dense = LanguageModel(SMALL, pattern)
         dense.load_state_dict(window.state_dict())
         torch.testing.assert_close(dense(tokens), window(tokens), atol=1e-5, rtol=1e-4)
 
@@ -84,12 +79,12 @@ def test_the_kernels_of_patterns_run_it(monkeypatch) -> None:
         return attend(*tensors, **options)
 
     monkeypatch.setattr(projected, "attend", explained)
-    SequenceModel(SMALL, SMALL.pattern).train()(TEXT.train[None, :48]).sum().backward()
+    LanguageModel(SMALL, SMALL.pattern).train()(TEXT.train[None, :48]).sum().backward()
     assert ran == ["cpu" if _native.info().level else "reference"] * 2
 
 
 def test_weights_are_those_of_the_pairs() -> None:
-    model = SequenceModel(SMALL, SMALL.pattern)
+    model = LanguageModel(SMALL, SMALL.pattern)
     weights = model.weights(TEXT.train[:48])
     graph = SMALL.pattern.to_graph(48, 48)
     assert [tuple(block.shape) for block in weights] == [(graph.num_edges, 2)] * 2
@@ -98,9 +93,9 @@ def test_weights_are_those_of_the_pairs() -> None:
 
 
 def test_bits_per_byte_are_a_mean_over_whole_passages() -> None:
-    model = SequenceModel(SMALL, SMALL.pattern)
+    model = LanguageModel(SMALL, SMALL.pattern)
     tokens = TEXT.held_out[:110]
-    losses = [sequence._loss(model, tokens[None, start : start + 49]).item() for start in (0, 48)]
+    losses = [train._loss(model, tokens[None, start : start + 49]).item() for start in (0, 48)]
     assert bits_per_byte(model, tokens, 48) == pytest.approx(sum(losses) / 2 / math.log(2))
 
 
@@ -109,30 +104,30 @@ def test_an_interrupt_keeps_what_there_is() -> None:
         if step.number == 3:
             raise KeyboardInterrupt
 
-    fit = fit_sequence(TEXT.train, SMALL, stop)
-    assert (len(fit.bits), fit.interrupted, fit.model.training) == (3, True, False)
+    done = fit(TEXT.train, SMALL, stop)
+    assert (len(done.bits), done.interrupted, done.model.training) == (3, True, False)
 
 
 def test_an_interrupt_before_the_first_step_is_passed_on(monkeypatch) -> None:
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sequence, "train_step", interrupt)
+    monkeypatch.setattr(train, "train_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit_sequence(TEXT.train, SMALL)
+        fit(TEXT.train, SMALL)
 
 
 def test_a_loss_that_is_not_finite_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(sequence, "_loss", lambda model, passages: torch.tensor(torch.nan))
+    monkeypatch.setattr(train, "_loss", lambda model, passages: torch.tensor(torch.nan))
     with pytest.raises(NumericalInstabilityError, match="loss of step 1: expected a finite number, got nan"):
-        fit_sequence(TEXT.train, SMALL)
+        fit(TEXT.train, SMALL)
 
 
 def test_a_text_that_is_too_short_is_named() -> None:
     with pytest.raises(InvalidInputError, match="tokens: expected more than the length of a passage, 48 bytes, got 48"):
-        fit_sequence(TEXT.train[:48], SMALL)
+        fit(TEXT.train[:48], SMALL)
     with pytest.raises(InvalidInputError, match="tokens: expected more than the length of a passage"):
-        bits_per_byte(SequenceModel(SMALL, None), TEXT.train[:48], 48)
+        bits_per_byte(LanguageModel(SMALL, None), TEXT.train[:48], 48)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +144,4 @@ def test_a_text_that_is_too_short_is_named() -> None:
 )
 def test_settings_are_checked(settings, text: str) -> None:
     with pytest.raises(InvalidConfigError, match=text):
-        SequenceSettings(**settings)
+        Settings(**settings)

@@ -1,4 +1,4 @@
-"""Draws a sequence model: its pattern, its loss, and what one head attends to near the end of a passage."""
+"""Draws a language model: its pattern, its loss, and what one head attends to near the end of a passage."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 from anyattention.training.extras import import_demo
-from anyattention.training.sequence import SequenceFit
+from examples.language_model.train import Fit
 
-__all__ = ["Reference", "draw_sequence"]
+__all__ = ["Reference", "draw"]
 
 _PURPOSE = "the picture of the attention"
 _QUERIES, _KEYS = 24, 56
@@ -33,7 +33,7 @@ class _Head(NamedTuple):
     weights: Tensor
 
 
-def draw_sequence(fit: SequenceFit, passage: Tensor, references: list[Reference]) -> bytes:
+def draw(fit: Fit, passage: Tensor, references: list[Reference]) -> bytes:
     """A PNG picture: the pattern, the loss of each step, and attention over the last bytes of a passage.
 
     Args:

@@ -1,6 +1,6 @@
-"""Energies and forces of clusters of particles, predicted: an equivariant model and a plain one.
+"""Energies and forces of clusters of particles, predicted: settings, an equivariant model and a plain one.
 
-Energies are in epsilon and lengths in sigma (`anyattention.training.particles`).
+Energies are in epsilon and lengths in sigma (`examples.particles.simulation`).
 
 Axes: B clusters, N particles, E edges, H heads.
 """
@@ -8,18 +8,18 @@ Axes: B clusters, N particles, E edges, H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import require_number
+from anyattention import Graph
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import EquivariantAttention, MultiHeadAttention
-from anyattention.patterns import Graph
-from anyattention.training.particles import Configurations
+from examples.particles.simulation import Configurations
+from examples.settings import About, check_settings, require_divisor
 
-__all__ = ["EnergyModel", "EquivariantBody", "PlainBody", "PointsSettings", "Prediction", "predict"]
+__all__ = ["TEST_EVERY", "EnergyModel", "EquivariantBody", "PlainBody", "Prediction", "Settings", "predict"]
 
 # One trajectory in so many is for the test.
 TEST_EVERY = 5
@@ -27,61 +27,37 @@ _MOST_PARTICLES = 32
 
 
 @dataclass(frozen=True)
-class PointsSettings:
+class Settings:
     """The simulation, the models' size and how to train them.
-
-    Args:
-        steps: of the training.
-        batch: clusters in a step.
-        particles: in a cluster, from 2 to 32.
-        trajectories: simulated; every fifth is for the test.
-        samples: of each trajectory.
-        radius: to which particles attend to each other in the equivariant model, in sigma.
-        num_radial: functions of the distance in its basis.
-        width: of the equivariant model's features.
-        plain_width: of the plain model's features; 36 gives it about as many parameters.
-        heads: of the attention; a divisor of the widths.
-        blocks: of attention and feed-forward.
-        learning_rate: Adam's highest for the equivariant model; it rises over the first tenth of the steps and falls
-            along a cosine. The weights of the radial basis learn ten times as fast.
-        plain_learning_rate: Adam's highest for the plain model.
-        seed: of the simulation, the initial weights and the batches.
 
     Raises:
         InvalidConfigError: a value is out of range.
     """
 
-    steps: int = 500
-    batch: int = 16
-    particles: int = 16
-    trajectories: int = 80
-    samples: int = 16
-    radius: float = 3.0
-    num_radial: int = 32
-    width: int = 32
-    plain_width: int = 36
-    heads: int = 4
-    blocks: int = 3
-    learning_rate: float = 1e-2
-    plain_learning_rate: float = 1e-3
-    seed: int = 0
+    steps: Annotated[int, About("steps of the training")] = 500
+    batch: Annotated[int, About("clusters in a step")] = 16
+    particles: Annotated[int, About("particles in a cluster, at most 32", least=2)] = 16
+    trajectories: Annotated[int, About("trajectories, every fifth for the test", least=TEST_EVERY)] = 80
+    samples: Annotated[int, About("samples of each trajectory")] = 16
+    radius: Annotated[float, About("how far the equivariant model's particles attend to each other, in sigma")] = 3.0
+    num_radial: Annotated[int, About("radial basis functions of the equivariant model", least=2)] = 32
+    width: Annotated[int, About("features of the equivariant model")] = 32
+    # Gives the plain model about as many parameters.
+    plain_width: Annotated[int, About("features of the plain model")] = 36
+    heads: Annotated[int, About("heads of the attention, a divisor of both widths")] = 4
+    blocks: Annotated[int, About("blocks of attention and feed-forward")] = 3
+    # The weights of the radial basis learn ten times as fast.
+    learning_rate: Annotated[float, About("Adam's highest learning rate for the equivariant model")] = 1e-2
+    plain_learning_rate: Annotated[float, About("Adam's highest learning rate for the plain model")] = 1e-3
+    seed: Annotated[int, About("seed of the simulation, the initial weights and the batches", least=0)] = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "particles": 2, "trajectories": TEST_EVERY, "samples": 1, "num_radial": 2}
-        least |= {"width": 1, "plain_width": 1, "heads": 1, "blocks": 1, "seed": 0}
-        for name, at_least in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
-                raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
+        check_settings(self)
         if self.particles > _MOST_PARTICLES:
             expected = f"at most {_MOST_PARTICLES}: the simulation goes over all pairs"
             raise InvalidConfigError(argument="particles", expected=expected, actual=self.particles)
-        for name in ("width", "plain_width"):
-            if getattr(self, name) % self.heads:
-                expected = f"a divisor of {name}={getattr(self, name)}"
-                raise InvalidConfigError(argument="heads", expected=expected, actual=self.heads)
-        for name in ("radius", "learning_rate", "plain_learning_rate"):
-            require_number(name, getattr(self, name), above=0.0, below=1e6, error=InvalidConfigError)
+        require_divisor(self, "heads", of="width")
+        require_divisor(self, "heads", of="plain_width")
 
 
 class Prediction(NamedTuple):
@@ -101,7 +77,7 @@ class EquivariantBody(nn.Module):
         settings: the size.
     """
 
-    def __init__(self, settings: PointsSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.radius = settings.radius
         self.blocks = nn.ModuleList(_EquivariantBlock(settings) for _ in range(settings.blocks))
@@ -130,7 +106,7 @@ class EquivariantBody(nn.Module):
 
 
 class _EquivariantBlock(nn.Module):
-    def __init__(self, settings: PointsSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.attention = EquivariantAttention(
             settings.width,
@@ -159,7 +135,7 @@ class PlainBody(nn.Module):
         settings: the size.
     """
 
-    def __init__(self, settings: PointsSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         width = settings.plain_width
         self.coordinates = nn.Linear(3, width)
@@ -174,7 +150,7 @@ class PlainBody(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    def __init__(self, settings: PointsSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(settings.plain_width)
         self.attention = MultiHeadAttention(settings.plain_width, settings.heads, dropout=0.0)

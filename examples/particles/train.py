@@ -1,6 +1,6 @@
 """Energies and forces of clusters of particles, learnt from a simulation: data, training, errors and checks.
 
-Energies are in epsilon and lengths in sigma (`anyattention.training.particles`).
+Energies are in epsilon and lengths in sigma (`examples.particles.simulation`).
 
 Axes: B clusters, N particles.
 """
@@ -15,28 +15,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyattention.geometry.orthogonal import random_orthogonal
-from anyattention.training.particles import Configurations, simulate
-from anyattention.training.points_model import (
+from anyattention.geometry import random_orthogonal
+from anyattention.training.steps import require_finite_loss
+from examples.particles.model import (
     TEST_EVERY,
     EnergyModel,
     EquivariantBody,
     PlainBody,
-    PointsSettings,
     Prediction,
+    Settings,
     predict,
 )
-from anyattention.training.steps import rate_factor, require_finite_loss
+from examples.particles.simulation import Configurations, simulate
+from examples.schedule import rate_factor
 
 __all__ = [
+    "Data",
     "Errors",
-    "PointsData",
-    "PointsFit",
+    "Fit",
     "Step",
     "Trained",
     "constant_errors",
     "finite_difference_error",
-    "fit_points",
+    "fit",
     "model_errors",
     "predict_all",
     "rotation_error",
@@ -46,7 +47,7 @@ __all__ = [
 _COLDEST, _HOTTEST = 0.1, 0.4
 
 
-class PointsData(NamedTuple):
+class Data(NamedTuple):
     """What a simulation is for.
 
     Attributes:
@@ -68,13 +69,13 @@ class Errors(NamedTuple):
     force_rmse: float
 
 
-def simulate_data(settings: PointsSettings) -> PointsData:
+def simulate_data(settings: Settings) -> Data:
     """Simulate trajectories at temperatures from low to high, and set every fifth, and with it its samples, apart."""
     temperatures = torch.linspace(_COLDEST, _HOTTEST, settings.trajectories)
     simulation = simulate(settings.particles, temperatures, settings.samples, seed=settings.seed)
     is_test = torch.arange(settings.trajectories) % TEST_EVERY == TEST_EVERY // 2
     drift = float(simulation.drift.square().mean().sqrt()) / settings.particles
-    return PointsData(simulation.configurations(~is_test), simulation.configurations(is_test), drift)
+    return Data(simulation.configurations(~is_test), simulation.configurations(is_test), drift)
 
 
 class Step(NamedTuple):
@@ -93,7 +94,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-class PointsFit(NamedTuple):
+class Fit(NamedTuple):
     """Both models, trained on the same batches, and whether Ctrl-C ended that."""
 
     equivariant: Trained
@@ -101,9 +102,7 @@ class PointsFit(NamedTuple):
     interrupted: bool
 
 
-def fit_points(
-    train: Configurations, settings: PointsSettings, on_step: Callable[[Step], None] | None = None
-) -> PointsFit:
+def fit(train: Configurations, settings: Settings, on_step: Callable[[Step], None] | None = None) -> Fit:
     """Train the equivariant and the plain model side by side, on energies and forces of the same batches.
 
         loss = mean over force components of (error / their root mean square)^2
@@ -142,7 +141,7 @@ def fit_points(
             if not steps:
                 raise
             interrupted = True
-    return PointsFit(
+    return Fit(
         Trained(equivariant.model.eval(), [step.equivariant for step in steps], equivariant.seconds),
         Trained(plain.model.eval(), [step.plain for step in steps], plain.seconds),
         interrupted,

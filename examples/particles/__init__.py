@@ -1,0 +1,1 @@
+"""Energies and forces of clusters of particles, learnt from a simulation by equivariant attention."""
