@@ -311,9 +311,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         if path.exists() and path.read_text() == text:
             continue
         changed.append(name)
+        print(f"{name} {'differs' if is_check else 'written'}")
         if not is_check:
             path.write_text(text)
-    print(*(f"{name} {'differs' if is_check else 'written'}" for name in changed), sep="\n")
     return int(is_check and bool(changed))
 
 

@@ -12,8 +12,8 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 _FILES = sorted(path.stem for path in (_ROOT / "benchmarks/results").glob("*.json"))
-# What the page leaves out: of a timing its quartiles, ours over ours, and what its ratios come from (but our time, which
-# it shows); of a run what its summary is made of.
+# What the page leaves out. Of a timing: its quartiles, ours over ours, and what its ratios come from, but not our time.
+# Of a run: what its summary is made of.
 _LEFT_OUT = (
     "*/low",
     "*/high",

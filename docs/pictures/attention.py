@@ -72,15 +72,15 @@ def draw_club(axes: plt.Axes) -> None:
     axes.axis("off")
 
 
-def main() -> None:
+def main(path: Path) -> None:
     """Draw and write."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), width_ratios=(1, 1, 1.5), layout="constrained")
     for place, (title, pattern) in zip(axes, PATTERNS.items(), strict=False):
         pattern.draw(LENGTH, axes=place)
         place.set_title(title, fontsize=9)
     draw_club(axes[2])
-    figure.savefig(Path(__file__).with_name("attention.png"), dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).with_name("attention.png"))
