@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Timing:
 
 
 def environment() -> dict[str, Any]:
-    """Where a result comes from: versions, processor, threads, kernels, commit."""
+    """Where a result comes from: versions, processor, threads, kernels, commit, day."""
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -77,6 +78,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": _native.info().level,
         "commit": _commit(),
+        "date": date.today().isoformat(),
     }
 
 

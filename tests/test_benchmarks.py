@@ -22,7 +22,7 @@ def test_a_result_names_the_version_of_every_peer(harness, tmp_path, capsys):
     written = json.loads((tmp_path / "some.json").read_text())
     assert written["cases"]["case"]["ours"]["median"] == 1.0
     environment = written["environment"]
-    assert set(environment) == {"python", "versions", "processor", "threads", "kernels", "commit"}
+    assert set(environment) == {"python", "versions", "processor", "threads", "kernels", "commit", "date"}
     assert {"anyattention", "torch", "torch_geometric", "local-attention", "dgl"} <= set(environment["versions"])
 
 

@@ -1,6 +1,7 @@
 """The documents: their Python runs, their links lead somewhere, and the changelog knows the version."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def _blocks(path):
     assert language is None, f"{path}: the block of line {start - 1} has no end"
 
 
-@pytest.mark.parametrize("path", _RUN, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", _RUN, ids=lambda path: str(path.relative_to(_ROOT)))
 def test_python_blocks_run_one_after_the_other(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -39,12 +40,39 @@ def test_python_blocks_run_one_after_the_other(path, tmp_path, monkeypatch):
 
 def test_readme_shows_each_kind_of_attention():
     shown = "\n".join(text for language, _, text in _blocks(_ROOT / "README.md") if language == "python")
-    layers = ("MultiHeadAttention", "GraphAttention", "SparseAttention")
-    for name in ("attend", "explain", "Causal", "Graph.from_adjacency", *layers):
+    layers = ("MultiHeadAttention", "GraphAttention", "SparseAttention", "EquivariantAttention")
+    for name in ("attend", "explain", "Causal", "TopK", "Graph.from_adjacency", "Graph.radius", *layers):
         assert f"aa.{name}" in shown or f"aa.nn.{name}" in shown
 
 
-@pytest.mark.parametrize("path", _ALL, ids=lambda path: path.name)
+def test_readme_has_at_most_a_thousand_words():
+    assert len((_ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_the_picture_of_readme_can_be_drawn_again(tmp_path, require):
+    require("matplotlib")
+    require("networkx")
+    draw = runpy.run_path(str(_ROOT / "docs/pictures/attention.py"))["main"]
+    draw(tmp_path / "attention.png")
+    for path in (tmp_path / "attention.png", _ROOT / "docs/pictures/attention.png"):
+        assert 10_000 < path.stat().st_size < 150_000
+
+
+def test_the_index_names_every_page():
+    index = (_ROOT / "docs/README.md").read_text()
+    for path in sorted((_ROOT / "docs").glob("*.md")):
+        assert path.name == "README.md" or f"({path.name})" in index, path.name
+
+
+def test_the_links_of_a_document_name_headings_that_exist():
+    for path in _ALL:
+        for target, heading in re.findall(r"\]\(([^)\s:]*)#([^)\s]+)\)", path.read_text()):
+            headings = re.findall(r"^#+ (.+)$", (path.parent / target if target else path).read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings]
+            assert heading in anchors, f"{path.name}: {target}#{heading}"
+
+
+@pytest.mark.parametrize("path", _ALL, ids=lambda path: str(path.relative_to(_ROOT)))
 def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if not re.match(r"[a-z]+:|#", target):
