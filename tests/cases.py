@@ -14,7 +14,6 @@ from torch import Tensor
 
 from anyattention import (
     Additive,
-    AttentionResult,
     Blocks,
     Causal,
     Documents,
@@ -97,12 +96,17 @@ class Call:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def run(self, implementation: str | None = None, **asked: Any) -> AttentionResult:
-        """The call with everything returned that it can return."""
+    def run(self, implementation: str | None = None, **asked: Any) -> Any:
+        """The AttentionResult, with everything that can be returned; by an implementation which `explain` names."""
         asked = {"return_weights": "heads", "return_logsumexp": self.settings.get("normalize", True)} | asked
-        given = self.arguments(implementation=implementation, **asked)
-        assert implementation in (None, explain(**given).implementation)
-        return attend(**given)
+        if implementation is not None and not torch.compiler.is_compiling():
+            given = self.arguments(implementation=implementation, **asked)
+            assert explain(**given).implementation == implementation
+        return self.attend(implementation=implementation, **asked)
+
+    def attend(self, **changes: Any) -> Any:
+        """The AttentionResult of the arguments, some of them changed."""
+        return attend(**self.arguments(**changes))
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> "Call":
         """The same call of other tensors, in the order of its own."""
@@ -130,8 +134,8 @@ def make_call(
     key_heads: int | None = None,
     width: int = 4,
     value_dim: int = 3,
-    mask: str | None = None,
-    bias: str | None = None,
+    mask: str | Tensor | None = None,
+    bias: str | Tensor | None = None,
     features: str = "",
     dtype: torch.dtype = torch.float64,
     slope: float = 0.2,
@@ -142,8 +146,8 @@ def make_call(
     Args:
         pattern: as in `attend`; a Graph has its own lengths.
         batch: None leaves the axis out, which only a Graph allows.
-        mask, bias: None, or a letter for each axis: b(atch), h(eads), q(ueries), k(eys), e(dges), 1. A bias may also be
-            "relative"; a "fixed ..." one has no gradient.
+        mask, bias: a tensor, which stays without gradient, or a letter for each axis of one: b(atch), h(eads),
+            q(ueries), k(eys), e(dges), 1. A bias may also be "relative"; a "fixed ..." one has no gradient.
         features: which of k(ey) and v(alue) the edges' features reach; "-" are features without weights.
         settings: others of `attend`.
     """
@@ -164,7 +168,9 @@ def make_call(
     }
     if score == "dynamic":
         shapes["vector"] = (heads, head_dim)
-    if bias == "relative":
+    if isinstance(bias, Tensor):
+        settings["bias"] = bias
+    elif bias == "relative":
         shapes["numbers"] = (heads, 5)
     elif bias == "fixed relative":
         settings["bias"] = RelativeBias(torch.randn(heads, 5, dtype=dtype), *_RELATIVE)
@@ -178,8 +184,8 @@ def make_call(
         shapes["key_weight"] = (heads, head_dim, edge_dim)
     if "v" in features:
         shapes["value_weight"] = (heads, value_dim, edge_dim)
-    if mask:
-        settings["mask"] = torch.rand(shape(mask)) < 0.6
+    if mask is not None:
+        settings["mask"] = mask if isinstance(mask, Tensor) else torch.rand(shape(mask)) < 0.6
     tensors = {name: leaf(*each, dtype=dtype) for name, each in shapes.items()}
     return Call(tensors, {"pattern": pattern, **settings}, score, slope)
 

@@ -125,6 +125,14 @@ def _fill(created: Tensor) -> None:
         created.fill_(torch.iinfo(created.dtype).max)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, which is as before after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder with the data sets, from ANYATTENTION_DATA."""

@@ -1,13 +1,14 @@
 """`attend` written out, one query after the other, for every pattern: what the tests compare with."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyattention import Graph, TopK
-from cases import Call
+from anyattention import Additive, Dot, Graph, TopK
 
 
 class Expected(NamedTuple):
@@ -18,96 +19,98 @@ class Expected(NamedTuple):
     logsumexp: Tensor
 
 
-def pairs_of(call: Call) -> tuple[Tensor, Tensor]:
-    """Query and key of each pair that the pattern has: a Graph's in the caller's order, others by query, then key."""
-    pattern = call.pattern.among if isinstance(call.pattern, TopK) else call.pattern
+def pairs_of(pattern: Any, num_queries: int, num_keys: int) -> tuple[Tensor, Tensor]:
+    """Query and key of each pair that there is: a Graph's in the caller's order, others by query, then key."""
     if isinstance(pattern, Graph):
-        return pattern.edge_index[1], pattern.edge_index[0]
-    lengths = call["query"].shape[-3], call["key"].shape[-3]
-    allowed = torch.ones(lengths) if pattern is None else pattern.to_dense(*lengths)
+        return pattern.query_index, pattern.key_index
+    pattern = pattern.among if isinstance(pattern, TopK) else pattern
+    allowed = torch.ones(num_queries, num_keys) if pattern is None else pattern.to_dense(num_queries, num_keys)
     query, key = allowed.nonzero().unbind(1)
     return query, key
 
 
-def expected(call: Call, kept: Tensor | float = 1.0) -> Expected:
-    """Output, weights of the pairs and logsumexp; `kept` are dropout's factors, `(batch, pairs, heads)`."""
-    has_batch = call["query"].ndim == 4
-    query, key, value = (call[name] if has_batch else call[name][None] for name in ("query", "key", "value"))
-    key, value = (each.repeat_interleave(query.shape[2] // key.shape[2], dim=2) for each in (key, value))
-    i, j = pairs_of(call)
-    scores = _scores(call, query[:, i], _with_features(call, "key", key[:, j]))
-    values = _with_features(call, "value", value[:, j])
-    outputs, logs, weights = [], [], torch.zeros_like(scores)
+def expected(arguments: Mapping[str, Any], kept: Tensor | float = 1.0) -> Expected:
+    """What `attend(**arguments)` should give; `kept` are dropout's factors, `(batch, pairs, heads)`."""
+    defaults = {"pattern": None, "score": Dot(), "mask": None, "bias": None, "edges": None, "scale": None}
+    call = SimpleNamespace(**{**defaults, "softcap": None, "aggregation": "sum", "normalize": True, **arguments})
+    has_batch = call.query.ndim == 4
+    query, key, value = (each if has_batch else each[None] for each in (call.query, call.key, call.value))
+    if 0 < key.shape[2] < query.shape[2]:
+        key, value = (each.repeat_interleave(query.shape[2] // key.shape[2], dim=2) for each in (key, value))
+    i, j = pairs_of(call.pattern, query.shape[1], key.shape[1])
+    keys, values = key[:, j], value[:, j]
+    if call.edges is not None and call.edges.key_weight is not None:
+        keys = keys + torch.einsum("hcf,ef->ehc", call.edges.key_weight, call.edges.features)
+    if call.edges is not None and call.edges.value_weight is not None:
+        values = values + torch.einsum("hcf,ef->ehc", call.edges.value_weight, call.edges.features)
+    scores = _scores(call, query[:, i], keys, i, j)
+    outputs, logs, weights = (
+        [value[:, :0].sum(1, keepdim=True)[:, :0]],
+        [query[:, :0, :, :0].sum(-1)],
+        torch.zeros_like(scores),
+    )
     for row in range(query.shape[1]):
         own = (i == row).nonzero().flatten()
         shares, log = _shares(call, scores[:, own])
         factors = kept[:, own] if isinstance(kept, Tensor) else kept
-        outputs.append(_aggregate(call, shares * factors, values[:, own], scores[:, own] == -math.inf))
-        logs.append(log)
+        hidden = scores[:, own] == -math.inf
+        outputs.append(_aggregate(call.aggregation, shares * factors, values[:, own], hidden)[:, None])
+        logs.append(log[:, None])
         weights = weights.index_copy(1, own, shares)
-    output = torch.stack(outputs, 1) if outputs else value[:, :0]
-    logsumexp = torch.stack(logs, 1) if logs else query[:, :0, :, 0]
-    return Expected(*(each if has_batch else each[0] for each in (output, weights, logsumexp)))
+    found = torch.cat(outputs, 1), weights, torch.cat(logs, 1)
+    return Expected(*(each if has_batch else each[0] for each in found))
 
 
-def _scores(call: Call, query: Tensor, key: Tensor) -> Tensor:
+def _scores(call: SimpleNamespace, query: Tensor, key: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The score of each pair, `(batch, pairs, heads)`; -inf where it is hidden."""
-    if call.score == "dot":
-        raw = (query * key).sum(-1)
+    scale = 1.0
+    if isinstance(call.score, Dot):
+        raw, scale = (query * key).sum(-1), max(query.shape[-1], 1) ** -0.5
     else:
         total = query + key
-        vector = call["vector"] if call.score == "dynamic" else 1.0
-        raw = (torch.where(total > 0, total, call.slope * total) * vector).sum(-1)
-    scale, softcap = call.settings.get("scale"), call.settings.get("softcap")
-    raw = raw * ((query.shape[-1] ** -0.5 if call.score == "dot" else 1.0) if scale is None else scale)
-    raw = raw if softcap is None else softcap * torch.tanh(raw / softcap)
-    bias, mask = call.arguments().get("bias"), call.settings.get("mask")
-    if isinstance(bias, Tensor):
-        raw = raw + _at_pairs(call, bias, raw)
-    elif bias is not None:
-        # The number of the distance from query to key; beyond the table's ends that at the end.
-        query_index, key_index = pairs_of(call)
-        offset = call["key"].shape[1] - call["query"].shape[1] if bias.align == "bottom_right" else 0
-        distance = key_index - query_index - offset - bias.first
-        raw = raw + bias.numbers[:, distance.clamp(0, bias.numbers.shape[1] - 1)].T
-    return raw if mask is None else raw.masked_fill(~_at_pairs(call, mask, raw), -math.inf)
+        rectified = torch.where(total > 0, total, call.score.negative_slope * total)
+        raw = (rectified if isinstance(call.score, Additive) else call.score.vector * rectified).sum(-1)
+    raw = raw * (scale if call.scale is None else call.scale)
+    raw = raw if call.softcap is None else call.softcap * torch.tanh(raw / call.softcap)
+    lengths = call.query.shape[-3], call.key.shape[-3]
+
+    def at_pairs(table: Tensor) -> Tensor:
+        """A mask or a bias as `(batch, pairs, heads)`."""
+        if isinstance(call.pattern, Graph):
+            return (table[:, None] if table.ndim == 1 else table).expand_as(raw)
+        return table.expand(raw.shape[0], raw.shape[2], *lengths)[:, :, i, j].transpose(1, 2)
+
+    if isinstance(call.bias, Tensor):
+        raw = raw + at_pairs(call.bias)
+    elif call.bias is not None:
+        # The number of the distance from query to key; beyond the table's ends the one at that end.
+        offset = lengths[1] - lengths[0] if call.bias.align == "bottom_right" else 0
+        distance = (j - i - offset - call.bias.first).clamp(0, call.bias.numbers.shape[1] - 1)
+        raw = raw + call.bias.numbers[:, distance].T
+    return raw if call.mask is None else raw.masked_fill(~at_pairs(call.mask), -math.inf)
 
 
-def _at_pairs(call: Call, table: Tensor, like: Tensor) -> Tensor:
-    """A mask or a bias as `(batch, pairs, heads)`."""
-    if isinstance(call.pattern, Graph):
-        return (table[:, None] if table.ndim == 1 else table).expand_as(like)
-    shape = (like.shape[0], like.shape[2], call["query"].shape[1], call["key"].shape[1])
-    query, key = pairs_of(call)
-    return table.expand(shape)[:, :, query, key].transpose(1, 2)
-
-
-def _with_features(call: Call, name: str, rows: Tensor) -> Tensor:
-    weight = call.tensors.get(f"{name}_weight")
-    return rows if weight is None else rows + torch.einsum("hcf,ef->ehc", weight, call["features"])
-
-
-def _shares(call: Call, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _shares(call: SimpleNamespace, scores: Tensor) -> tuple[Tensor, Tensor]:
     """The weights of one query's pairs, and their logsumexp."""
     if isinstance(call.pattern, TopK):
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         scores = scores.masked_fill(rank >= call.pattern.k, -math.inf)
     hidden = scores == -math.inf
     is_empty = hidden.all(1, keepdim=True)
-    log = scores.masked_fill(is_empty, 0.0).exp().sum(1).log().masked_fill(is_empty[:, 0], -math.inf)
-    if call.settings.get("normalize", True):
-        return scores.masked_fill(is_empty, 0.0).softmax(1).masked_fill(hidden, 0.0), log
-    return scores.sigmoid().masked_fill(hidden, 0.0), log
+    shown = scores.masked_fill(is_empty, 0.0)
+    log = shown.exp().sum(1).log().masked_fill(is_empty[:, 0], -math.inf)
+    shares = shown.softmax(1) if call.normalize else scores.sigmoid()
+    return shares.masked_fill(hidden, 0.0), log
 
 
-def _aggregate(call: Call, shares: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    messages, aggregation = shares[..., None] * values, call.settings.get("aggregation", "sum")
-    if aggregation != "max":
-        total = messages.sum(1)
-        return total if aggregation == "sum" else total / (~hidden).sum(1).clamp(min=1)[..., None]
-    best, found = torch.zeros_like(values[:, :1]).sum(1), torch.zeros_like(hidden[:, :1]).any(1)
+def _aggregate(aggregation: str, shares: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    messages = shares[..., None] * values
+    if aggregation == "sum":
+        return messages.sum(1)
+    if aggregation == "mean":
+        return messages.sum(1) / (~hidden).sum(1).clamp(min=1)[..., None]
+    best, is_found = messages.new_zeros(messages[:, :0].sum(1).shape), hidden[:, :0].any(1)
     for pair in range(messages.shape[1]):
-        shown = ~hidden[:, pair]
-        better = shown[..., None] & (~found[..., None] | (messages[:, pair] > best))
-        best, found = torch.where(better, messages[:, pair], best), found | shown
+        better = ~hidden[:, pair, :, None] & (~is_found[..., None] | (messages[:, pair] > best))
+        best, is_found = torch.where(better, messages[:, pair], best), is_found | ~hidden[:, pair]
     return best

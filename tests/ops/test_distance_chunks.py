@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from anyattention import Graph
 from anyattention.nn import DistanceAttention, EquivariantAttention
 from anyattention.ops.distance import chunks
+from cases import random_graph
 
 _F64 = torch.float64
 
@@ -69,7 +69,7 @@ def test_nothing_of_the_way_is_kept(monkeypatch):
 def test_layers_in_chunks(kind, settings, monkeypatch):
     module = kind(6, 2, dropout=0.0, dtype=_F64, **settings)
     x, p = torch.randn(2, 7, 6, dtype=_F64), torch.randn(2, 7, 3, dtype=_F64, requires_grad=True)
-    graph = Graph.from_edge_index(torch.randint(7, (2, 30)), num_nodes=7)
+    graph = random_graph(7, 7, 30)
 
     def outcome():
         output = module(x, p, graph=graph).output

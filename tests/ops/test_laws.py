@@ -1,5 +1,6 @@
 """What holds of every operation and implementation, over the shared cases."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def of_pairs(call: Call, weights: Tensor, indices: Tensor | None) -> Tensor:
     """Weights of all keys or of chosen ones as `(batch, pairs, heads)`."""
     if isinstance(call.pattern, Graph) or (weights.ndim == 3 and indices is None):
         return weights
-    query, key = pairs_of(call)
+    query, key = pairs_of(call.pattern, call["query"].shape[1], call["key"].shape[1])
     if indices is not None:
         keys = call["key"].shape[1]  # and one more column, for unused slots
         table = weights.new_zeros(*weights.shape[:3], keys + 1)
@@ -54,7 +55,7 @@ def derivatives(found: list[Tensor], leaves: list[Tensor], order: int) -> list[T
 
 def written_out(case: Case, call: Call) -> list[Tensor]:
     """What `results` should be."""
-    output, weights, logsumexp = expected(call)
+    output, weights, logsumexp = expected(call.arguments())
     return [output, *([weights] * forms_weights(case)), *([logsumexp] * call.settings.get("normalize", True))]
 
 
@@ -113,19 +114,16 @@ def test_kernels_are_chosen_and_drop_what_the_reference_drops(native: Any, case:
 
 
 @each_case
-def test_threads_change_no_bit_and_strides_nothing(native: Any, case: Case) -> None:
-    call, threads = case.call(), torch.get_num_threads()
+def test_threads_change_no_bit_and_strides_nothing(native: Any, threads: Callable[[int], None], case: Case) -> None:
+    call = case.call()
     apart = call.with_tensors(
         each.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for each in call.leaves
     )
     found = []
-    try:
-        for count, given in ((1, call), (3, call), (2, apart)):
-            torch.set_num_threads(count)
-            shown = results(case, given, case.implementation)
-            found.append([*shown, *derivatives(shown, given.leaves, 1)])
-    finally:
-        torch.set_num_threads(threads)
+    for count, given in ((1, call), (3, call), (2, apart)):
+        threads(count)
+        shown = results(case, given, case.implementation)
+        found.append([*shown, *derivatives(shown, given.leaves, 1)])
     assert all(map(torch.equal, found[0], found[1]))
     assert_close(found[0], found[2], tolerance_of(call))
 
