@@ -15,7 +15,9 @@ def _function(rows, weight, scale):
     return torch.sin(length @ weight) * scale, length.exp() + 0 * scale
 
 
-@pytest.fixture(params=[1, 3, 4, 13], ids="{} rows".format)
+@pytest.fixture(
+    params=[3, 13, *(pytest.param(rows, marks=pytest.mark.exhaustive) for rows in (1, 4))], ids="{} rows".format
+)
 def of_a_few_rows(request, monkeypatch):
     monkeypatch.setattr(chunks, "_ROWS", request.param)
 

@@ -53,6 +53,7 @@ def results(
     return [*found, *torch.autograd.grad(found, own, cotangents)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("hub", [0.0, 0.5])
 @pytest.mark.parametrize("kind", SCORES)
