@@ -6,8 +6,7 @@ With CI=true a skipped test is a failure, and so is a package without compiled k
 import importlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anyattention import _native
+from cases import pairwise_sample
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,18 +67,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for position, item in enumerate(settings):
             if position not in kept:
                 item.add_marker("exhaustive")
-
-
-def pairwise_sample(settings: Sequence[Sequence[Any]]) -> set[int]:
-    """Positions of few settings in which each two values meet that meet at all; greedy, the first of the best."""
-    left = [{*combinations(setting, 2), *combinations(setting, 1)} for setting in settings]
-    kept = set()
-    while any(left):
-        best = max(range(len(left)), key=lambda position: len(left[position]))
-        kept.add(best)
-        met = left[best]
-        left = [pairs - met for pairs in left]
-    return kept
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +123,14 @@ def _fill(created: Tensor) -> None:
         created.fill_(True)
     else:
         created.fill_(torch.iinfo(created.dtype).max)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, which is as before after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

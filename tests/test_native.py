@@ -210,6 +210,7 @@ def test_names_no_openmp_runtime_of_its_own(native):
         assert b"libgomp" not in path.read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_shares_the_runtime_of_torch_beside_another_one(native, require):
     require("sklearn")
     in_fresh_process(

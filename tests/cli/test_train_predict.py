@@ -170,6 +170,7 @@ def test_an_interrupt_before_there_is_anything(dense_file: Path, tmp_path: Path,
     assert "anyattention: interrupted; nothing was written" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # A shell's background jobs ignore interrupts, and so do their children, this test's among them.

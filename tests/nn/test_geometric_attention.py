@@ -391,7 +391,7 @@ def test_autocast_and_low_precision(kind):
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@pytest.mark.parametrize("settings", [{}, {"radius": 2.0}], ids=str)
+@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.exhaustive), {"radius": 2.0}], ids=str)
 def test_under_compile(kind, settings):
     torch._dynamo.reset()
     module, (x, p) = _module(kind, **settings), _points(7)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from anyattention import Graph
 from anyattention.nn import DistanceAttention, EquivariantAttention
 from anyattention.testing import assert_equivariant
+from cases import random_graph
 
 _SETTINGS = {
     "all pairs": {},
@@ -66,7 +66,7 @@ def test_equivariant_attention_is_equivariant(settings, dim, dtype):
 @pytest.mark.parametrize("settings", _SETTINGS)
 def test_over_a_graph(kind, settings):
     module = _randomized(kind(12, 3, dtype=torch.float64, **_SETTINGS[settings]))
-    graph = Graph.from_edge_index(torch.randint(11, (2, 40)), num_nodes=11)
+    graph = random_graph(11, 11, 40)
 
     def call(x, p):
         result = getattr(module, "equivariant_forward", module)(x, p, graph=graph)

@@ -14,8 +14,11 @@ _BOTH = ("test_graph_attention", "test_graph_compile", "test_graph_gradients", "
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rsplit(".", 1)[-1] in _BOTH:
-        metafunc.parametrize("graph_implementation", ["cpu", "reference"], indirect=True)
+    name = metafunc.module.__name__.rsplit(".", 1)[-1]
+    if name in _BOTH:
+        marks = [pytest.mark.exhaustive] if name == "test_graph_compile" else []
+        both = ["cpu", pytest.param("reference", marks=marks)]
+        metafunc.parametrize("graph_implementation", both, indirect=True)
 
 
 @pytest.fixture(autouse=True)

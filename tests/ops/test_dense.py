@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import anyattention
-from anyattention import Additive, Causal, Dot, Dynamic, Full, Graph, _native, attend, explain
+from anyattention import Causal, Dynamic, Graph, _native, attend, explain
 from anyattention.errors import UnsupportedError
 from anyattention.testing.cases import DENSE_CASES
+from oracle import expected, pairs_of
 
 IMPLEMENTATIONS = ("cpu", "torch", "reference") if _native.available() else ("torch", "reference")
 CASES = {case.name: case for case in DENSE_CASES}
@@ -19,53 +20,13 @@ def four_axes(tensor, shape):
     return tensor.reshape((1,) * (4 - tensor.ndim) + tuple(tensor.shape)).expand(shape)
 
 
-def may_attend(pattern, query, key, num_queries, num_keys):
-    if pattern is None or isinstance(pattern, Full):
-        return True
-    is_bottom_right = pattern.align == "bottom_right"
-    return key <= query + (num_keys - num_queries if is_bottom_right else 0)
-
-
-def raw_scores(score, query, keys):
-    """One query `(head_dim,)`, its keys `(n, head_dim)`; the score's vector is that of the head."""
-    if isinstance(score, Dot):
-        return keys @ query
-    sums = query + keys
-    rectified = torch.where(sums < 0, score.negative_slope * sums, sums)
-    vector = 1.0 if isinstance(score, Additive) else score.vector
-    return (rectified * vector).sum(-1)
-
-
-def oracle(query, key, value, pattern=None, *, score=None, mask=None, bias=None, scale=None, softcap=None):
-    """Output, weights and logsumexp, one (batch, head, query) after the other over the keys it may attend to."""
-    score = score or Dot()
-    batch, num_queries, heads, head_dim = query.shape
-    num_keys = key.shape[1]
-    shape = (batch, heads, num_queries, num_keys)
-    mask = four_axes(torch.ones(1, dtype=torch.bool) if mask is None else mask, shape)
-    bias = four_axes(query.new_zeros(1) if bias is None else bias, shape)
-    if scale is None:
-        scale = 1 / math.sqrt(head_dim or 1) if isinstance(score, Dot) else 1.0
-    output = value.new_zeros(batch, num_queries, heads, value.shape[-1])
-    weights = query.new_zeros(shape)
-    logsumexp = query.new_full((batch, num_queries, heads), -torch.inf)
-    for b, h, i in torch.cartesian_prod(*map(torch.arange, shape[:3])).reshape(-1, 3).tolist():
-        visible = [
-            j
-            for j in range(num_keys)
-            if may_attend(pattern, i, j, num_queries, num_keys) and mask[b, h, i, j] and bias[b, h, i, j] > -torch.inf
-        ]
-        if not visible:
-            continue
-        of_head = Dynamic(score.vector[h], score.negative_slope) if isinstance(score, Dynamic) else score
-        scores = scale * raw_scores(of_head, query[b, i, h], key[b, visible, h])
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        exponentials = torch.exp(scores + bias[b, h, i, visible])
-        row = exponentials / exponentials.sum()
-        output[b, i, h] = row @ value[b, visible, h]
-        weights[b, h, i, visible] = row
-        logsumexp[b, i, h] = exponentials.sum().log()
+def oracle(**arguments):
+    """Output, weights `(batch, heads, queries, keys)` and logsumexp."""
+    output, of_pairs, logsumexp = expected(arguments)
+    (batch, num_queries, heads, _), num_keys = arguments["query"].shape, arguments["key"].shape[1]
+    query, key = pairs_of(arguments.get("pattern"), num_queries, num_keys)
+    weights = of_pairs.new_zeros(batch, heads, num_queries, num_keys)
+    weights[:, :, query, key] = of_pairs.transpose(1, 2)
     return output, weights, logsumexp
 
 

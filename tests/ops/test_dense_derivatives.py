@@ -120,10 +120,18 @@ def test_the_operators_keep_pytorchs_contract(causal, bias_shape):
             torch.library.opcheck(torch.ops.anyattention.fused_dense_backward.default, call)
 
 
-@both
 @pytest.mark.parametrize(
-    ("pattern", "masked"),
-    [pytest.param(None, False, marks=pytest.mark.exhaustive), (Causal("bottom_right"), True)],
+    ("implementation", "pattern", "masked"),
+    [
+        pytest.param(
+            implementation,
+            pattern,
+            pattern is not None,
+            marks=[] if implementation == FUSED[0] and pattern else pytest.mark.exhaustive,
+        )
+        for implementation in (*FUSED, "reference")
+        for pattern in (None, Causal("bottom_right"))
+    ],
     ids=str,
 )
 def test_compiles_whole_with_dynamic_lengths(implementation, pattern, masked):

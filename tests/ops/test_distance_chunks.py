@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from anyattention import Graph
 from anyattention.nn import DistanceAttention, EquivariantAttention
 from anyattention.ops.distance import chunks
+from cases import random_graph
 
 _F64 = torch.float64
 
@@ -15,7 +15,9 @@ def _function(rows, weight, scale):
     return torch.sin(length @ weight) * scale, length.exp() + 0 * scale
 
 
-@pytest.fixture(params=[1, 3, 4, 13], ids="{} rows".format)
+@pytest.fixture(
+    params=[3, 13, *(pytest.param(rows, marks=pytest.mark.exhaustive) for rows in (1, 4))], ids="{} rows".format
+)
 def of_a_few_rows(request, monkeypatch):
     monkeypatch.setattr(chunks, "_ROWS", request.param)
 
@@ -69,7 +71,7 @@ def test_nothing_of_the_way_is_kept(monkeypatch):
 def test_layers_in_chunks(kind, settings, monkeypatch):
     module = kind(6, 2, dropout=0.0, dtype=_F64, **settings)
     x, p = torch.randn(2, 7, 6, dtype=_F64), torch.randn(2, 7, 3, dtype=_F64, requires_grad=True)
-    graph = Graph.from_edge_index(torch.randint(7, (2, 30)), num_nodes=7)
+    graph = random_graph(7, 7, 30)
 
     def outcome():
         output = module(x, p, graph=graph).output

@@ -1,7 +1,6 @@
 """The score Dynamic on the kernels, with and without edge features: against a sum over all channels of all edges."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,25 +15,11 @@ from anyattention.ops.graph.dynamic import dynamic_scores
 from anyattention.ops.graph.edge_operators import arrays_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dynamic
+from cases import random_graph
 
 pytestmark = pytest.mark.usefixtures("native")
 
 _SLOPE = 0.3
-
-
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def random_graph(num_edges: int = 23, hub: float = 0.0) -> Graph:
-    """Bipartite, with duplicates and isolated nodes; `hub` is the part of the edges of query 3, and again of key 4."""
-    query_index, key_index = torch.randint(2, 5, (num_edges,)), torch.randint(3, 7, (num_edges,))
-    query_index[torch.rand(num_edges) < hub] = 3
-    key_index[torch.rand(num_edges) < hub] = 4
-    return Graph.from_edge_index(torch.stack([key_index, query_index]), num_queries=5, num_keys=7)
 
 
 def make_inputs(
@@ -105,7 +90,7 @@ def test_float32(width: int) -> None:
 
 @pytest.mark.parametrize("num_features", [0, 2])
 def test_finite_differences(num_features: int) -> None:
-    graph = random_graph(9)
+    graph = random_graph(num_edges=9)
     inputs = make_inputs(graph, 3, num_features=num_features)
     assert gradcheck(lambda *given: fused(graph, *given), inputs)
     assert gradgradcheck(lambda *given: fused(graph, *given), inputs)
@@ -140,7 +125,7 @@ def test_not_contiguous() -> None:
 
 @pytest.mark.parametrize("num_edges", [0, 1])
 def test_few_edges(num_edges: int) -> None:
-    graph = random_graph(num_edges)
+    graph = random_graph(num_edges=num_edges)
     inputs = make_inputs(graph, 3)
     actual = derivatives(fused(graph, *inputs), inputs, 2)
     torch.testing.assert_close(actual, derivatives(naive(graph, *inputs), inputs, 2), rtol=1e-10, atol=1e-10)
@@ -148,7 +133,7 @@ def test_few_edges(num_edges: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits_on_any_number_of_threads(threads: Any, dtype: torch.dtype) -> None:
-    graph = random_graph(9_000, hub=0.6)
+    graph = random_graph(num_edges=9_000, hub=0.6)
     inputs = make_inputs(graph, 8, dtype=dtype)
     found = []
     for count in (1, 2, 3):

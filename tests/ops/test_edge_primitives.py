@@ -13,6 +13,7 @@ from anyattention import edge_dot, edge_softmax, edge_sum
 from anyattention.errors import AttentionError, DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.ops.graph import edge_operators
 from anyattention.patterns import Graph
+from cases import leaf, random_graph
 
 
 @pytest.fixture(params=["cpu", "reference"])
@@ -21,18 +22,6 @@ def implementation(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu":
         request.getfixturevalue("native")
     return request.param
-
-
-def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype).requires_grad_()
-
-
-def random_graph(num_queries: int = 5, num_keys: int = 7, num_edges: int = 23) -> Graph:
-    """Bipartite, with duplicates; query 1 and key 2 are in no edge."""
-    queries = [i for i in range(num_queries) if i != 1]
-    keys = [j for j in range(num_keys) if j != 2]
-    edge_index = torch.stack([torch.tensor(side)[torch.randint(len(side), (num_edges,))] for side in (keys, queries)])
-    return Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
 
 
 def dense_products(query: Tensor, key: Tensor, graph: Graph) -> Tensor:

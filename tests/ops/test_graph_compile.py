@@ -7,52 +7,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyattention import EdgeFeatures, attend
 from anyattention.patterns import Graph
-from anyattention.scores import Additive, Dot, Dynamic
+from cases import Call, make_call, random_graph
 
 
-def make_call(score: str, **settings: Any) -> Callable[..., tuple[Tensor, ...]]:
-    def call(graph: Graph, query: Tensor, key: Tensor, value: Tensor, vector: Tensor, *edges: Tensor) -> Any:
-        result = attend(
-            query,
-            key,
-            value,
-            graph,
-            score={"dot": Dot(), "additive": Additive()}.get(score) or Dynamic(vector),
-            bias=edges[0],
-            mask=edges[0] > -1.0,
-            edges=EdgeFeatures(*edges[1:]),
-            return_weights="heads",
-            **settings,
-        )
+def calls(score: str, **settings: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of a graph and of every differentiable argument."""
+
+    def call(graph: Graph, tensors: dict[str, Tensor]) -> Any:
+        given = Call(tensors, {"pattern": graph, "mask": tensors["bias"] > -1.0, **settings}, score)
+        result = given.attend(return_weights="heads")
         return result.output, result.weights, *([] if result.logsumexp is None else [result.logsumexp.exp()])
 
     return call
 
 
-def make_inputs(score: str, num_queries: int, num_keys: int, num_edges: int) -> tuple[Graph, list[Tensor]]:
-    edge_index = torch.stack([torch.randint(num_keys, (num_edges,)), torch.randint(num_queries, (num_edges,))])
-    graph = Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
-    head_dim = 1 if score == "additive" else 5
-    shapes = [(num_queries, 3, head_dim), (num_keys, 3, head_dim), (num_keys, 3, 2), (3, head_dim), (num_edges, 3)]
-    shapes += [(num_edges, 2), (3, head_dim, 2), (3, 2, 2)]
-    return graph, [torch.randn(*shape).requires_grad_() for shape in shapes]
-
-
 def assert_compiles(score: str, *sizes: tuple[int, int, int], backend: str = "aot_eager", **settings: Any) -> None:
     """Each size (queries, keys, edges) gives what it gives uncompiled, in values and gradients."""
     torch.compiler.reset()
-    call = make_call(score, **settings)
+    call = calls(score, **settings)
     compiled = torch.compile(call, fullgraph=True, backend=backend)
     for size in sizes:
-        graph, inputs = make_inputs(score, *size)
+        graph = random_graph(*size)
+        given = make_call(graph, score, width=5, value_dim=2, bias="eh", features="kv", dtype=torch.float32)
+        inputs = given.tensors
         torch.manual_seed(9)
-        expected = call(graph, *inputs)
+        expected = call(graph, inputs)
         torch.manual_seed(9)
-        actual = compiled(graph, *inputs)
+        actual = compiled(graph, inputs)
         cotangents = [torch.randn_like(each) for each in expected]
-        leaves = [leaf for position, leaf in enumerate(inputs) if position != 3 or score == "dynamic"]
+        leaves = list(inputs.values())
         theirs = torch.autograd.grad(expected, leaves, cotangents)
         ours = torch.autograd.grad(actual, leaves, cotangents)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,6 @@
 """What holds of the compiled kernels of graph attention in particular: sizes, key heads, dropout, long rows, bits."""
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -13,58 +12,21 @@ from anyattention import EdgeFeatures, attend, edge_dot, edge_softmax, edge_sum,
 from anyattention.errors import DimensionMismatchError
 from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
-from anyattention.scores import Additive, Dot, Dynamic
+from anyattention.scores import Dynamic
+from cases import SCORES, make_call, random_graph
 
 pytestmark = pytest.mark.usefixtures("native")
 
-_SCORES = ("dot", "additive", "dynamic")
 _SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
 
 
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def random_graph(num_queries: int, num_keys: int, num_edges: int, *, hub: float = 0.0) -> Graph:
-    """Random edges; `hub` is the part of them that query 2 has, and again key 3."""
-    key_index, query_index = torch.randint(num_keys, (num_edges,)), torch.randint(num_queries, (num_edges,))
-    query_index[torch.rand(num_edges) < hub] = 2
-    key_index[torch.rand(num_edges) < hub] = 3
-    return Graph.from_edge_index(torch.stack([key_index, query_index]), num_queries=num_queries, num_keys=num_keys)
-
-
-def make_call(
-    graph: Graph,
-    score: str,
-    heads: int,
-    width: int,
-    *,
-    key_heads: int | None = None,
-    value_dim: int | None = None,
-    batch: tuple[int, ...] = (),
-    dtype: torch.dtype = torch.float64,
-    **settings: Any,
+def arguments_of(
+    graph: Graph, score: str, heads: int, width: int, *, value_dim: int | None = None, **settings: Any
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """The arguments of `attend`, and the leaves among them."""
-    key_heads = heads if key_heads is None else key_heads
-    head_dim = 1 if score == "additive" else width
-
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype).requires_grad_()
-
-    query = leaf(*batch, graph.num_queries, heads, head_dim)
-    key = leaf(*batch, graph.num_keys, key_heads, head_dim)
-    value = leaf(*batch, graph.num_keys, key_heads, width if value_dim is None else value_dim)
-    leaves = [query, key, value]
-    scores: dict[str, Any] = {"dot": Dot(), "additive": Additive(0.3)}
-    if score == "dynamic":
-        leaves.append(leaf(heads, head_dim))
-        scores["dynamic"] = Dynamic(leaves[3], 0.1)
-    arguments = {"query": query, "key": key, "value": value, "pattern": graph, "score": scores[score], **settings}
-    return arguments, leaves
+    value_dim = width if value_dim is None else value_dim
+    call = make_call(graph, score, heads=heads, width=width, value_dim=value_dim, **settings)
+    return call.arguments(), call.leaves
 
 
 def run(arguments: dict[str, Any], implementation: str, *, weights: bool = True) -> list[Tensor]:
@@ -93,40 +55,40 @@ def assert_equals_reference(arguments: dict[str, Any], leaves: list[Tensor], tol
 
 
 @pytest.mark.parametrize("width", [1, 3, 7, 8, 16, 32, 40, 64])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_every_width_and_number_of_heads(score: str, width: int) -> None:
     graph = random_graph(11, 13, 97)
     for heads, dtype in product((1, 3, 4, 7, 8), (torch.float64, torch.float32)):
         bias = torch.randn(97, heads, dtype=dtype)
-        arguments, leaves = make_call(graph, score, heads, width, dtype=dtype, bias=bias)
+        arguments, leaves = arguments_of(graph, score, heads, width, dtype=dtype, bias=bias)
         assert_equals_reference(arguments, leaves, 1e-10 if dtype == torch.float64 else 3e-4)
 
 
 @pytest.mark.parametrize("heads", [16, 32, 40, 64])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_many_heads(score: str, heads: int) -> None:
-    arguments, leaves = make_call(random_graph(5, 7, 31), score, heads, 3, batch=(2,), softcap=1.5)
+    arguments, leaves = arguments_of(random_graph(5, 7, 31), score, heads, 3, batch=2, softcap=1.5)
     assert_equals_reference(arguments, leaves)
 
 
 @pytest.mark.parametrize(("width", "value_dim"), [(8, 3), (3, 16), (16, 8), (1, 64)])
 @pytest.mark.parametrize("score", ["dot", "dynamic"])
 def test_value_dim_of_its_own(score: str, width: int, value_dim: int) -> None:
-    arguments, leaves = make_call(random_graph(5, 7, 31), score, 3, width, value_dim=value_dim, normalize=False)
+    arguments, leaves = arguments_of(random_graph(5, 7, 31), score, 3, width, value_dim=value_dim, normalize=False)
     assert_equals_reference(arguments, leaves)
 
 
 class TestKeyHeads:
     @pytest.mark.pairwise
-    @pytest.mark.parametrize("batch", [(), (2,)])
+    @pytest.mark.parametrize("batch", [None, 2])
     @pytest.mark.parametrize(("heads", "key_heads"), [(6, 1), (6, 2), (6, 3), (8, 4)])
-    @pytest.mark.parametrize("score", _SCORES)
+    @pytest.mark.parametrize("score", SCORES)
     def test_equal_the_reference_and_repeated_heads(
-        self, score: str, heads: int, key_heads: int, batch: tuple[int, ...]
+        self, score: str, heads: int, key_heads: int, batch: int | None
     ) -> None:
         graph = random_graph(5, 7, 31)
         mask = torch.rand(31, heads) < 0.7
-        arguments, leaves = make_call(graph, score, heads, 8, key_heads=key_heads, batch=batch, mask=mask)
+        arguments, leaves = arguments_of(graph, score, heads, 8, key_heads=key_heads, batch=batch, mask=mask)
         assert_equals_reference(arguments, leaves)
         group = heads // key_heads
         repeated = {name: arguments[name].repeat_interleave(group, dim=-2) for name in ("key", "value")}
@@ -138,10 +100,10 @@ class TestKeyHeads:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("aggregation", ["sum", "mean", "max"])
-    @pytest.mark.parametrize("score", _SCORES)
+    @pytest.mark.parametrize("score", SCORES)
     def test_with_edge_features(self, score: str, aggregation: str) -> None:
         graph = random_graph(5, 7, 31)
-        arguments, _ = make_call(graph, score, 6, 4, key_heads=2, aggregation=aggregation)
+        arguments, _ = arguments_of(graph, score, 6, 4, key_heads=2, aggregation=aggregation)
         head_dim = arguments["query"].shape[-1]
         shapes = ((31, 2), (6, head_dim, 2), (6, 4, 2))
         arguments["edges"] = EdgeFeatures(*(torch.randn(*shape, dtype=torch.float64) for shape in shapes))
@@ -151,9 +113,9 @@ class TestKeyHeads:
             output = attend(**arguments, implementation=implementation).output
             torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
 
-    @pytest.mark.parametrize("score", _SCORES)
+    @pytest.mark.parametrize("score", SCORES)
     def test_second_derivatives(self, score: str) -> None:
-        arguments, leaves = make_call(random_graph(3, 4, 7), score, 4, 2, key_heads=2)
+        arguments, leaves = arguments_of(random_graph(3, 4, 7), score, 4, 2, key_heads=2)
 
         def output(*tensors: Tensor) -> Tensor:
             given = arguments | dict(zip(("query", "key", "value"), tensors, strict=False))
@@ -166,13 +128,13 @@ class TestKeyHeads:
 
     @pytest.mark.parametrize("key_heads", [4, 12, 5])
     def test_that_do_not_divide_are_refused(self, key_heads: int) -> None:
-        arguments, _ = make_call(random_graph(3, 4, 7), "dot", 6, 2, key_heads=key_heads)
+        arguments, _ = arguments_of(random_graph(3, 4, 7), "dot", 6, 2, key_heads=key_heads)
         for entry in (attend, explain):
             with pytest.raises(DimensionMismatchError, match=r"key: expected a number .* divides heads=6, got \(4, "):
                 entry(**arguments)
 
     def test_of_key_and_value_are_one_number(self) -> None:
-        arguments, _ = make_call(random_graph(3, 4, 7), "dot", 6, 2, key_heads=3)
+        arguments, _ = arguments_of(random_graph(3, 4, 7), "dot", 6, 2, key_heads=3)
         arguments["value"] = arguments["value"][:, :2]
         with pytest.raises(DimensionMismatchError, match=r"value: .*key_heads=3.*key_heads is 3 in key"):
             attend(**arguments)
@@ -180,10 +142,10 @@ class TestKeyHeads:
 
 class TestDropout:
     @pytest.mark.parametrize("normalize", [True, False])
-    @pytest.mark.parametrize("score", _SCORES)
+    @pytest.mark.parametrize("score", SCORES)
     def test_drops_what_the_reference_drops(self, score: str, normalize: bool) -> None:
         graph = random_graph(11, 13, 197)
-        arguments, leaves = make_call(graph, score, 3, 5, batch=(2,), dropout=0.4, normalize=normalize)
+        arguments, leaves = arguments_of(graph, score, 3, 5, batch=2, dropout=0.4, normalize=normalize)
         assert_equals_reference(arguments, leaves)
 
     def test_keeps_the_pattern_of_the_seed(self) -> None:
@@ -202,7 +164,7 @@ class TestDropout:
     @pytest.mark.exhaustive
     def test_the_mean_over_seeds_is_no_dropout(self) -> None:
         graph = random_graph(5, 7, 40)
-        arguments, leaves = make_call(graph, "dot", 2, 3)
+        arguments, leaves = arguments_of(graph, "dot", 2, 3)
         expected = run(arguments, "cpu", weights=False)[0]
         cotangent = torch.randn_like(expected)
         expected_gradient = torch.autograd.grad(expected, leaves[2], cotangent)[0]
@@ -220,14 +182,14 @@ class TestDropout:
 
 
 @pytest.mark.parametrize(("heads", "width"), [(8, 16), (3, 5)])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_rows_longer_than_a_piece(score: str, heads: int, width: int) -> None:
     # Query 2 and key 3 have about half of the edges each: more than two pieces of 2048.
     graph = random_graph(50, 70, 10_007, hub=0.5)
     assert int(graph.query_offsets.diff().max()) > 4096 < int(graph.key_offsets.diff().max())
     bias = torch.randn(10_007, heads, dtype=torch.float64)
     bias[torch.rand(10_007, heads) < 0.1] = -torch.inf
-    arguments, leaves = make_call(graph, score, heads, width, bias=bias, dropout=0.2)
+    arguments, leaves = arguments_of(graph, score, heads, width, bias=bias, dropout=0.2)
     assert_equals_reference(arguments, leaves)
 
 
@@ -239,13 +201,13 @@ def test_a_row_of_whole_pieces(length: int) -> None:
         (torch.stack([index * 0, index % 5]), (5, 3)),
     ):
         graph = Graph.from_edge_index(edge_index, num_queries=sizes[0], num_keys=sizes[1])
-        arguments, leaves = make_call(graph, "dot", 2, 3)
+        arguments, leaves = arguments_of(graph, "dot", 2, 3)
         assert_equals_reference(arguments, leaves)
 
 
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_tenth_of_the_edges_on_one_node(score: str) -> None:
-    arguments, leaves = make_call(random_graph(900, 700, 30_011, hub=0.1), score, 2, 8)
+    arguments, leaves = arguments_of(random_graph(900, 700, 30_011, hub=0.1), score, 2, 8)
     assert_equals_reference(arguments, leaves)
 
 
@@ -256,12 +218,12 @@ def bits(arguments: dict[str, Any], leaves: list[Tensor], cotangents: list[Tenso
 
 
 @pytest.mark.parametrize("repeats", [1, pytest.param(47, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_the_same_bits_in_every_run_on_any_number_of_threads(score: str, repeats: int, threads: Any) -> None:
     # Many turns of 1024 slots, and rows in pieces: work for every thread.
     graph = random_graph(900, 1_100, 30_011, hub=0.1)
     bias = torch.randn(30_011, 4)
-    arguments, leaves = make_call(graph, score, 4, 8, dtype=torch.float32, bias=bias, dropout=0.1)
+    arguments, leaves = arguments_of(graph, score, 4, 8, dtype=torch.float32, bias=bias, dropout=0.1)
     cotangents = [torch.randn_like(part) for part in run(arguments, "cpu", weights=False)]
     threads(2)
     expected = bits(arguments, leaves, cotangents)
@@ -288,7 +250,7 @@ def test_a_hidden_edge_does_not_leak_through_a_gradient_that_is_kept() -> None:
     found = []
     for poison in (0.0, math.nan):
         torch.manual_seed(5)
-        arguments, leaves = make_call(graph, "dot", 2, 3, mask=mask)
+        arguments, leaves = arguments_of(graph, "dot", 2, 3, mask=mask)
         with torch.no_grad():
             arguments["key"][3] = arguments["value"][3] = poison
         results = run(arguments, "cpu")[:1]
@@ -300,11 +262,11 @@ def test_a_hidden_edge_does_not_leak_through_a_gradient_that_is_kept() -> None:
 
 class TestExplain:
     def reasons(self, score: str = "dot", **settings: Any) -> tuple[str, dict[str, str]]:
-        arguments, _ = make_call(random_graph(5, 7, 11), score, 3, 4)
+        arguments, _ = arguments_of(random_graph(5, 7, 11), score, 3, 4)
         explanation = explain(**(arguments | settings))
         return explanation.implementation, dict(explanation.refusals)
 
-    @pytest.mark.parametrize("score", _SCORES)
+    @pytest.mark.parametrize("score", SCORES)
     def test_names_the_kernels(self, score: str) -> None:
         assert self.reasons(score) == ("cpu", {})
         assert self.reasons(score, normalize=False, dropout=0.3, softcap=2.0) == ("cpu", {})
@@ -332,11 +294,11 @@ class TestExplain:
         assert self.reasons() == ("reference", {"cpu": "no kernels are compiled (see `anyattention info`)"})
 
 
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_third_derivatives(score: str) -> None:
     bias = torch.randn(7, 2, dtype=torch.float64)
     bias[3, 1] = -torch.inf
-    arguments, leaves = make_call(random_graph(3, 4, 7), score, 2, 2, bias=bias)
+    arguments, leaves = arguments_of(random_graph(3, 4, 7), score, 2, 2, bias=bias)
     cotangent = torch.randn(3, 2, 2, dtype=torch.float64)
 
     def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:

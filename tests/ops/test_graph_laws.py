@@ -1,6 +1,5 @@
 """What holds of graph attention whatever its arguments: symmetry, agreement of patterns, determinism, precision."""
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -8,110 +7,69 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from anyattention import EdgeFeatures, attend
-from anyattention.output import AttentionResult
+from anyattention import EdgeFeatures
 from anyattention.patterns import Causal, Full, Graph
-from anyattention.scores import Additive, Dot, Dynamic, Score
+from cases import AGGREGATIONS, SCORES, Call, make_call, random_graph
 
-_AGGREGATIONS = ("sum", "mean", "max")
-_SCORES = ("dot", "additive", "dynamic")
 _HEADS = 3
 
 
-@dataclass
-class Nodes:
-    """Random queries, keys and values for a graph, with a score that fits them."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    score: Score
-
-    def attend(self, pattern: Any, **settings: Any) -> AttentionResult:
-        return attend(self.query, self.key, self.value, pattern, score=self.score, **settings)
-
-    def leaves(self) -> list[Tensor]:
-        vector = [self.score.vector] if isinstance(self.score, Dynamic) else []
-        return [self.query, self.key, self.value, *vector]
-
-    def to(self, dtype: torch.dtype) -> "Nodes":
-        cast = [leaf.detach().to(dtype).requires_grad_() for leaf in self.leaves()]
-        score = replace(self.score, vector=cast[3]) if isinstance(self.score, Dynamic) else self.score
-        return Nodes(*cast[:3], score)
-
-
-def make_nodes(
-    score: str, num_queries: int, num_keys: int, *, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
-) -> Nodes:
-    head_dim = 1 if score == "additive" else 5
-
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype).requires_grad_()
-
-    chosen = {"dot": Dot(), "additive": Additive(0.3)}.get(score) or Dynamic(leaf(_HEADS, head_dim), 0.3)
-    return Nodes(
-        leaf(*batch, num_queries, _HEADS, head_dim),
-        leaf(*batch, num_keys, _HEADS, head_dim),
-        leaf(*batch, num_keys, _HEADS, 2),
-        chosen,
-    )
-
-
-def make_graph(num_queries: int, num_keys: int, num_edges: int) -> Graph:
-    edge_index = torch.stack([torch.randint(max(n, 1), (num_edges,)) for n in (num_keys, num_queries)])
-    return Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
+def make_nodes(score: str, num_queries: int, num_keys: int, **settings: Any) -> Call:
+    """A call without a pattern."""
+    return make_call(None, score, lengths=(num_queries, num_keys), width=5, value_dim=2, slope=0.3, **settings)
 
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_renaming_nodes_and_shuffling_edges_only_renames_the_results(
     score: str, aggregation: str, normalize: bool
 ) -> None:
-    graph, nodes = make_graph(7, 11, 30), make_nodes(score, 7, 11)
+    graph, nodes = random_graph(7, 11, 30), make_nodes(score, 7, 11)
     bias = torch.randn(30, _HEADS, dtype=torch.float64)
     settings: dict[str, Any] = {"aggregation": aggregation, "normalize": normalize, "return_weights": "heads"}
-    plain = nodes.attend(graph, bias=bias, **settings)
+    plain = nodes.attend(pattern=graph, bias=bias, **settings)
 
     queries, keys, edges = torch.randperm(7), torch.randperm(11), torch.randperm(30)
     new_query, new_key = queries.argsort(), keys.argsort()
     renamed = torch.stack([new_key[graph.key_index], new_query[graph.query_index]])[:, edges]
-    moved = Nodes(nodes.query[queries], nodes.key[keys], nodes.value[keys], nodes.score)
+    places = {"query": queries, "key": keys, "value": keys}
+    moved = nodes.with_tensors(x[places[name]] if name in places else x for name, x in nodes.tensors.items())
     permuted_graph = Graph.from_edge_index(renamed, num_queries=7, num_keys=11)
-    permuted = moved.attend(permuted_graph, bias=bias[edges], **settings)
+    permuted = moved.attend(pattern=permuted_graph, bias=bias[edges], **settings)
     assert permuted.weights is not None
     assert plain.weights is not None
     torch.testing.assert_close(permuted.output, plain.output[queries])
     torch.testing.assert_close(permuted.weights, plain.weights[edges])
 
 
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_batch_of_features_equals_a_loop(score: str, aggregation: str) -> None:
-    graph, nodes = make_graph(5, 7, 23), make_nodes(score, 5, 7, batch=(3,))
+    graph, nodes = random_graph(5, 7, 23), make_nodes(score, 5, 7, batch=3)
     settings: dict[str, Any] = {"aggregation": aggregation, "return_weights": "heads", "return_logsumexp": True}
     mask = torch.rand(3, 23, _HEADS) < 0.7
-    whole = nodes.attend(graph, mask=mask, **settings)
+    whole = nodes.attend(pattern=graph, mask=mask, **settings)
     for each in range(3):
-        single = Nodes(nodes.query[each], nodes.key[each], nodes.value[each], nodes.score)
-        alone = single.attend(graph, mask=mask[each], **settings)
+        single = nodes.with_tensors(x[each] if x.ndim == 4 else x for x in nodes.leaves)
+        alone = single.attend(pattern=graph, mask=mask[each], **settings)
         for ours, theirs in zip(whole[:3], alone[:3], strict=True):
             torch.testing.assert_close(ours[each], theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_block_diagonal_graph_equals_separate_calls(score: str, aggregation: str) -> None:
     sizes = [(3, 5, 11), (1, 1, 0), (7, 2, 13), (0, 3, 0)]
-    graphs = [make_graph(*size) for size in sizes]
+    graphs = [random_graph(*size) for size in sizes]
     nodes = make_nodes(score, 11, 11)
     settings: dict[str, Any] = {"aggregation": aggregation, "return_weights": "heads", "return_logsumexp": True}
-    whole = nodes.attend(Graph.batch(graphs), **settings)
-    queries, keys = nodes.query.split([3, 1, 7, 0]), nodes.key.split([5, 1, 2, 3])
-    values = nodes.value.split([5, 1, 2, 3])
+    whole = nodes.attend(pattern=Graph.batch(graphs), **settings)
+    queries, keys = nodes["query"].split([3, 1, 7, 0]), nodes["key"].split([5, 1, 2, 3])
+    values = nodes["value"].split([5, 1, 2, 3])
     parts = [
-        Nodes(*tensors, nodes.score).attend(graph, **settings)
+        nodes.with_tensors([*tensors, *nodes.leaves[3:]]).attend(pattern=graph, **settings)
         for graph, *tensors in zip(graphs, queries, keys, values, strict=True)
     ]
     for field in ("output", "weights", "logsumexp"):
@@ -119,15 +77,17 @@ def test_a_block_diagonal_graph_equals_separate_calls(score: str, aggregation: s
         torch.testing.assert_close(getattr(whole, field), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_patterns_agree(score: str) -> None:
     pairs = torch.rand(7, 11) < 0.4
     pairs[3] = False
     pairs[:, 2] = False
     nodes = make_nodes(score, 7, 11)
-    dense = Nodes(nodes.query[None], nodes.key[None], nodes.value[None], nodes.score)
+    dense = nodes.with_tensors(x[None] if x.ndim == 3 else x for x in nodes.leaves)
     bias = torch.randn(7, 11, dtype=torch.float64).requires_grad_()
-    by_mask = dense.attend(None, mask=pairs, bias=bias, return_weights="heads", return_logsumexp=True, softcap=3.0)
+    by_mask = dense.attend(
+        pattern=None, mask=pairs, bias=bias, return_weights="heads", return_logsumexp=True, softcap=3.0
+    )
     assert by_mask.weights is not None
     assert by_mask.logsumexp is not None
 
@@ -140,12 +100,12 @@ def test_patterns_agree(score: str) -> None:
         "scipy COO": Graph.from_adjacency(scipy.sparse.coo_array(pairs.numpy())),
         "torch COO": Graph.from_adjacency(pairs.double().to_sparse_coo()),
     }
-    leaves = [*nodes.leaves(), bias]
-    cotangent = torch.randn_like(nodes.value[:7])
+    leaves = [*nodes.leaves, bias]
+    cotangent = torch.randn_like(nodes["value"][:7])
     expected = torch.autograd.grad(by_mask.output, leaves, cotangent[None])
     for name, graph in graphs.items():
         by_graph = nodes.attend(
-            graph,
+            pattern=graph,
             bias=bias[graph.query_index, graph.key_index],
             return_weights="heads",
             return_logsumexp=True,
@@ -159,12 +119,12 @@ def test_patterns_agree(score: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [Full(), Causal("top_left"), Causal("bottom_right")], ids=repr)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_sequence_patterns_agree_with_their_graph(score: str, pattern: Full | Causal) -> None:
-    nodes = make_nodes(score, 5, 7, batch=(2,))
+    nodes = make_nodes(score, 5, 7, batch=2)
     graph = pattern.to_graph(5, 7)
-    dense = nodes.attend(pattern, return_weights="heads", return_logsumexp=True)
-    sparse = nodes.attend(graph, return_weights="heads", return_logsumexp=True)
+    dense = nodes.attend(pattern=pattern, return_weights="heads", return_logsumexp=True)
+    sparse = nodes.attend(pattern=graph, return_weights="heads", return_logsumexp=True)
     assert dense.weights is not None
     torch.testing.assert_close(sparse.output, dense.output)
     torch.testing.assert_close(sparse.logsumexp, dense.logsumexp)
@@ -173,20 +133,25 @@ def test_sequence_patterns_agree_with_their_graph(score: str, pattern: Full | Ca
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(score: str, aggregation: str) -> None:
-    graph = make_graph(997, 1009, 20_011)
+    graph = random_graph(997, 1009, 20_011)
     nodes = make_nodes(score, 997, 1009, dtype=torch.float32)
-    cotangent = torch.randn_like(nodes.query[..., :1]).expand(-1, -1, 2)
+    cotangent = torch.randn_like(nodes["query"][..., :1]).expand(-1, -1, 2)
     features = EdgeFeatures(torch.randn(20_011, 2), value_weight=torch.randn(_HEADS, 2, 2))
 
     def results() -> list[Tensor]:
         torch.manual_seed(5)
         result = nodes.attend(
-            graph, aggregation=aggregation, edges=features, dropout=0.1, return_weights=True, return_logsumexp=True
+            pattern=graph,
+            aggregation=aggregation,
+            edges=features,
+            dropout=0.1,
+            return_weights=True,
+            return_logsumexp=True,
         )
-        gradients = torch.autograd.grad(result.output, nodes.leaves(), cotangent)
+        gradients = torch.autograd.grad(result.output, nodes.leaves, cotangent)
         assert result.weights is not None
         assert result.logsumexp is not None
         return [result.output, result.weights, result.logsumexp, *gradients]
@@ -205,14 +170,14 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(score: str,
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_low_precision_is_one_rounding_away_from_float64(score: str, aggregation: str, dtype: torch.dtype) -> None:
-    graph = make_graph(7, 11, 200)
+    graph = random_graph(7, 11, 200)
     nodes = make_nodes(score, 7, 11).to(dtype)
     exact = nodes.to(torch.float64)
     settings: dict[str, Any] = {"aggregation": aggregation, "return_weights": "heads", "return_logsumexp": True}
-    low, high = nodes.attend(graph, **settings), exact.attend(graph, **settings)
+    low, high = nodes.attend(pattern=graph, **settings), exact.attend(pattern=graph, **settings)
     assert low.output.dtype == dtype
     assert low.weights is not None
     assert low.weights.dtype == dtype
@@ -223,8 +188,8 @@ def test_low_precision_is_one_rounding_away_from_float64(score: str, aggregation
         torch.testing.assert_close(ours.double(), theirs, rtol=step, atol=1e-5)
     torch.testing.assert_close(low.logsumexp.double(), high.logsumexp, rtol=1e-5, atol=1e-5)
     cotangent = torch.randn_like(low.output)
-    ours = torch.autograd.grad(low.output, nodes.leaves(), cotangent)
-    theirs = torch.autograd.grad(high.output, exact.leaves(), cotangent.double())
+    ours = torch.autograd.grad(low.output, nodes.leaves, cotangent)
+    theirs = torch.autograd.grad(high.output, exact.leaves, cotangent.double())
     for mine, right in zip(ours, theirs, strict=True):
         assert mine.dtype == dtype
         # Gradients of a gathered row are rounded once an edge, and there are up to 30 edges in a row.
@@ -233,24 +198,24 @@ def test_low_precision_is_one_rounding_away_from_float64(score: str, aggregation
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_autocast_computes_as_on_cast_inputs(score: str, dtype: torch.dtype) -> None:
-    graph = make_graph(5, 7, 30)
+    graph = random_graph(5, 7, 30)
     nodes = make_nodes(score, 5, 7, dtype=torch.float32)
-    tensors = torch.randn(30, 2), torch.randn(_HEADS, nodes.key.shape[-1], 2), torch.randn(_HEADS, 2, 2)
-    cast = nodes.to(dtype).attend(graph, edges=EdgeFeatures(*(each.to(dtype) for each in tensors)))
+    tensors = torch.randn(30, 2), torch.randn(_HEADS, nodes["key"].shape[-1], 2), torch.randn(_HEADS, 2, 2)
+    cast = nodes.to(dtype).attend(pattern=graph, edges=EdgeFeatures(*(each.to(dtype) for each in tensors)))
     with torch.autocast("cpu", dtype=dtype):
-        result = nodes.attend(graph, edges=EdgeFeatures(*tensors))
-        assert make_nodes(score, 5, 7).attend(graph).output.dtype == torch.float64
+        result = nodes.attend(pattern=graph, edges=EdgeFeatures(*tensors))
+        assert make_nodes(score, 5, 7).attend(pattern=graph).output.dtype == torch.float64
     assert result.output.dtype == dtype
     assert torch.equal(result.output, cast.output)
     cotangent = torch.randn_like(result.output)
-    gradients = torch.autograd.grad(result.output, nodes.leaves(), cotangent)
+    gradients = torch.autograd.grad(result.output, nodes.leaves, cotangent)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
 
 
 def test_non_contiguous_inputs_change_nothing() -> None:
-    graph, nodes = make_graph(5, 7, 20), make_nodes("dynamic", 5, 7, batch=(2,))
+    graph, nodes = random_graph(5, 7, 20), make_nodes("dynamic", 5, 7, batch=2)
 
     def strided(tensor: Tensor) -> Tensor:
         spread = tensor.detach().transpose(0, -1).contiguous().transpose(0, -1)
@@ -258,7 +223,7 @@ def test_non_contiguous_inputs_change_nothing() -> None:
         return spread
 
     bias, mask = torch.randn(2, 20, _HEADS, dtype=torch.float64), torch.rand(2, 20, _HEADS) < 0.7
-    plain = nodes.attend(graph, bias=bias, mask=mask, aggregation="max")
-    views = Nodes(*(strided(leaf) for leaf in nodes.leaves()[:3]), nodes.score)
-    viewed = views.attend(graph, bias=strided(bias), mask=strided(mask), aggregation="max")
+    plain = nodes.attend(pattern=graph, bias=bias, mask=mask, aggregation="max")
+    views = nodes.with_tensors([*map(strided, nodes.leaves[:3]), *nodes.leaves[3:]])
+    viewed = views.attend(pattern=graph, bias=strided(bias), mask=strided(mask), aggregation="max")
     assert torch.equal(viewed.output, plain.output)

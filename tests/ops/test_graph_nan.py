@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyattention import EdgeFeatures, attend
+from anyattention import attend
 from anyattention.patterns import Graph
-from anyattention.scores import Additive, Dot, Dynamic
+from cases import AGGREGATIONS, SCORES, Call, make_call
 
-_AGGREGATIONS = ("sum", "mean", "max")
-_SCORES = ("dot", "additive", "dynamic")
 _POISONS = (math.nan, math.inf, -math.inf)
 _HEADS = 2
 
@@ -22,36 +20,14 @@ _GRAPH = Graph.from_edge_index(_EDGES, num_queries=5, num_keys=6)
 
 
 def make_inputs(score: str) -> dict[str, Tensor]:
-    head_dim, value_dim, edge_dim = (1 if score == "additive" else 3), 4, 2
-    shapes = {
-        "query": (5, _HEADS, head_dim),
-        "key": (6, _HEADS, head_dim),
-        "value": (6, _HEADS, value_dim),
-        "vector": (_HEADS, head_dim),
-        "bias": (7, _HEADS),
-        "features": (7, edge_dim),
-        "key_weight": (_HEADS, head_dim, edge_dim),
-        "value_weight": (_HEADS, value_dim, edge_dim),
-    }
-    return {name: torch.randn(*shape, dtype=torch.float64) for name, shape in shapes.items()}
+    call = make_call(_GRAPH, score, heads=_HEADS, width=3, value_dim=4, bias="eh", features="kv")
+    return {name: tensor.detach() for name, tensor in call.tensors.items()}
 
 
 def run(score: str, inputs: dict[str, Tensor], **settings: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Output, weights and logsumexp, and the gradients of a random loss on all of them."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-    normalize = settings.get("normalize", True)
-    result = attend(
-        leaves["query"],
-        leaves["key"],
-        leaves["value"],
-        _GRAPH,
-        score={"dot": Dot(), "additive": Additive()}.get(score) or Dynamic(leaves["vector"]),
-        bias=leaves["bias"],
-        edges=EdgeFeatures(leaves["features"], leaves["key_weight"], leaves["value_weight"]),
-        return_weights="heads",
-        return_logsumexp=normalize,
-        **settings,
-    )
+    result = Call(leaves, {"pattern": _GRAPH, **settings}, score).run()
     results = [each for each in result if each is not None]
     generator = torch.Generator().manual_seed(3)
     cotangents = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in results]
@@ -86,9 +62,9 @@ def hidden(*slots: tuple[int, int | slice]) -> Tensor:
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("poison", _POISONS)
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 class TestHiddenSlotsNeverLeak:
     def test_nodes_that_no_edge_names(self, score: str, normalize: bool, aggregation: str, poison: float) -> None:
         slots = {"query": 1, "key": 5, "value": 5}
@@ -131,9 +107,9 @@ class TestHiddenSlotsNeverLeak:
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 class TestUsedSlotsShow:
     @pytest.mark.parametrize("softcap", [None, 2.0])
     @pytest.mark.parametrize("poison", _POISONS)
@@ -189,9 +165,9 @@ class TestUsedSlotsShow:
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("way", ["no edges", "mask", "bias"])
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_query_without_pairs_gets_zero(score: str, normalize: bool, aggregation: str, way: str) -> None:
     query = 1 if way == "no edges" else 4
     inputs = make_inputs(score)
@@ -225,8 +201,8 @@ def test_weights_beside_a_large_bias_sum_to_one() -> None:
     torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / 3))
 
 
-@pytest.mark.parametrize("aggregation", _AGGREGATIONS)
-@pytest.mark.parametrize("score", _SCORES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_bias_of_minus_infinity_is_a_mask(score: str, aggregation: str) -> None:
     inputs = make_inputs(score)
     mask = hidden((2, 0), (3, 1), (5, slice(None)))

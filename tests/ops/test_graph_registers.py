@@ -12,22 +12,9 @@ from anyattention.ops.graph.edge_operators import arrays_of
 from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, Score
+from cases import SCORES, make_call, random_graph
 
 pytestmark = pytest.mark.usefixtures("native")
-
-_SCORES = ("dot", "additive", "dynamic")
-
-
-def random_graph(num_queries: int, num_keys: int, num_edges: int, *, hub: float = 0.0) -> Graph:
-    """Random edges; `hub` is the part of them that query 2 has, and again key 3."""
-    key_index, query_index = torch.randint(num_keys, (num_edges,)), torch.randint(num_queries, (num_edges,))
-    query_index[torch.rand(num_edges) < hub] = 2
-    key_index[torch.rand(num_edges) < hub] = 3
-    return Graph.from_edge_index(torch.stack([key_index, query_index]), num_queries=num_queries, num_keys=num_keys)
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(shape, requires_grad=True)
 
 
 def score_of(kind: str, vector: Tensor | None) -> Score:
@@ -39,10 +26,7 @@ def score_of(kind: str, vector: Tensor | None) -> Score:
 
 def rows_of(graph: Graph, kind: str, heads: int, width: int) -> list[Tensor]:
     """Query, key, value and, for "dynamic", the vector."""
-    head_dim = 1 if kind == "additive" else width
-    rows = [numbers(graph.num_queries, heads, head_dim), numbers(graph.num_keys, heads, head_dim)]
-    rows.append(numbers(graph.num_keys, heads, width))
-    return [*rows, numbers(heads, width)] if kind == "dynamic" else rows
+    return make_call(graph, kind, heads=heads, width=width, value_dim=width, dtype=torch.float32).leaves
 
 
 def results(
@@ -69,9 +53,10 @@ def results(
     return [*found, *torch.autograd.grad(found, own, cotangents)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("hub", [0.0, 0.5])
-@pytest.mark.parametrize("kind", _SCORES)
+@pytest.mark.parametrize("kind", SCORES)
 def test_equal_the_reference_in_float64(kind: str, hub: float, dropout: float) -> None:
     """Every shape that has such code, in float32 with nothing beside the scores; short rows, and rows that are cut."""
     graph = random_graph(300, 200, 9000, hub=hub)
@@ -104,7 +89,7 @@ class TestColumns:
 
     @pytest.mark.parametrize("order", ["query key value", "value key query"])
     @pytest.mark.parametrize(("heads", "width"), [(8, 16), (3, 5)])
-    @pytest.mark.parametrize("kind", _SCORES)
+    @pytest.mark.parametrize("kind", SCORES)
     def test_equal_rows_of_their_own(self, kind: str, heads: int, width: int, order: str) -> None:
         graph = random_graph(31, 31, 203)
         leaves = rows_of(graph, kind, heads, width)

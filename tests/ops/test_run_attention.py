@@ -1,6 +1,6 @@
 """The tile kernels of sparse patterns: equal to dense masked attention in float64, without leaks, bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,13 +42,6 @@ def patterns_of(length: int) -> list[Pattern]:
         Global((3, 50)),
         Global(0),
     ]
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def rows(length: int, heads: int = 3, width: int = 5, *, batch: int = 2) -> Tensor:

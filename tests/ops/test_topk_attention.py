@@ -171,7 +171,7 @@ def sorted_keys(query: Tensor, key: Tensor, k: int, allowed: Tensor | None = Non
     return torch.where(best == -torch.inf, -1, indices)[..., :k]
 
 
-@pytest.mark.parametrize("width", [1, 3, 7, 16, 40, 64])
+@pytest.mark.parametrize("width", [1, 7, 64, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 16, 40))])
 @pytest.mark.parametrize(
     ("queries", "keys", "heads", "key_heads", "k"),
     [

@@ -11,6 +11,7 @@ from anyattention.training.baselines import run_baselines
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.exhaustive
 def test_each_setting_is_the_best_on_the_validation_labels(require) -> None:
     data = load_digits(0)
     split = data.splits[0]
