@@ -7,25 +7,30 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "anyattention.h"
 #include "graph_call.h"
 #include "pages.h"
 #include "rows.h"
+#include "scores.h"
 #include "simd.h"
 
 namespace anyattention {
 namespace {
 
+// Which of the kernels a call runs.
+template <class T, class Score, int DW, int CW>
+struct Instance {
+  using Number = T;
+};
+
 // Accumulator: largest score (H), sum of exponentials (H), output (H, C).
-template <class T, int Score, int DW, int CW>
+template <class T, class Score, int DW, int CW>
 struct Forward : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::bias, Base::drops, Base::group,
-      Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::value,
-      Base::value_stride;
+  using Base::C, Base::H, Base::drops, Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query,
+      Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   T *output, *logsumexp;
 
@@ -81,8 +86,7 @@ struct Forward : Call<T, Score, DW, CW> {
       for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[start + n] * value_stride;
       for (int64_t h = 0; h < H; ++h) {
         const T *weight = score + (start - begin) * H + h;
-        this->template add_visible<CW>(h, rows.edges + start, out + h * c, weight, tile, (G == H ? h : h / group) * c,
-                                       count, c);
+        this->template add_visible<CW>(h, rows.edges + start, out + h * c, weight, tile, this->key_head(h) * c, count, c);
       }
     }
     return true;
@@ -149,7 +153,7 @@ struct Forward : Call<T, Score, DW, CW> {
 };
 
 // Weights from logsumexp; the accumulator is not used.
-template <class T, int Score, int DW>
+template <class T, class Score, int DW>
 struct Weights : Call<T, Score, DW, 0> {
   using Base = Call<T, Score, DW, 0>;
   using Base::H, Base::key, Base::query;
@@ -188,12 +192,11 @@ struct Weights : Call<T, Score, DW, 0> {
 };
 
 // Over the rows of keys. Accumulator: gradient of key (G, D), of value (G, C), of vector (H, D).
-template <class T, int Score, int DW, int CW>
+template <class T, class Score, int DW, int CW>
 struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key,
-      Base::key_stride, Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::slope, Base::value,
-      Base::value_stride, Base::vector;
+  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
+      Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   const T *of_query, *grad_output;  // of_query: shift and delta, see prepare_backward
   T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
@@ -202,7 +205,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
-  int64_t vector_size() const { return Score == ANYATTENTION_DYNAMIC ? H * D : 0; }
+  int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
   int64_t scratch_size() const { return 4 * kTile * H + 192; }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
@@ -225,10 +228,10 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   template <int Heads>
   void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
-    using Row = RegisterRow<Heads, CW>;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
-    Row by_value{}, by_key{}, by_vector{};
-    Numbers by_term{}, slopes;
+    RegisterRow<Heads, CW> by_value{};
+    typename Score::template KeySums<Heads, CW> by_key;
+    Numbers slopes;
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
       const int64_t i = rows.columns[s];
@@ -236,7 +239,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const T *grad = grad_output + i * output_stride;
       const Numbers score = this->template register_scores<Heads>(q, k, slopes);
       Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
-      Numbers by_weight = Row::dots(grad, v);
+      Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
         const Numbers factors = this->template kept<Heads>(rows.edges[s]);
@@ -246,38 +249,18 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
       store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
       by_value.add(kept, grad);
-      if constexpr (Score == ANYATTENTION_ADDITIVE) {
-        by_term += by_raw;
-      } else if constexpr (Score == ANYATTENTION_DOT) {
-        by_key.add(by_raw, q);
-      } else {
-        for (int n = 0; n < Heads * Row::kParts; ++n) {
-          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
-          const typename Row::Part above = typename Row::Part{} + by_raw[n / Row::kParts];
-          const typename Row::Part part = x > 0 ? above : above * slope;
-          by_key.part[n] += part;
-          by_vector.part[n] += part * x;
-        }
-      }
+      by_key.add(*this, by_raw, q, k);
     }
     T *gk = accumulator, *gv = gk + G * D;
     by_value.write(gv);
-    if constexpr (Score == ANYATTENTION_ADDITIVE) {
-      store<T, Heads>(gk, by_term);
-    } else if constexpr (Score == ANYATTENTION_DOT) {
-      by_key.write(gk);
-    } else {
-      for (int n = 0; n < Heads * Row::kParts; ++n) by_key.part[n] *= Row::part_of(vector, n);
-      by_key.write(gk);
-      by_vector.write(gv + Heads * CW);
-    }
+    by_key.write(*this, gk, gv + Heads * CW);
   }
 
   void add_tile(int64_t j, int64_t start, int64_t count, T *accumulator, T *scratch) const {
     T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
     T *p = scratch, *gp = p + kTile * H + 32, *derivative = gp + kTile * H, *factors = derivative + kTile * H;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
-    const int64_t d = channels<DW>(D), c = channels<CW>(C), *edges = rows.edges + start;
+    const int64_t c = channels<CW>(C), *edges = rows.edges + start;
     const T *queries[kTile], *grads[kTile];
     for (int64_t n = 0; n < count; ++n) {
       prefetch(start + n + kPrefetch);
@@ -314,20 +297,10 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     if (drops) {
       for (int64_t n = 0; n < count * H; ++n) p[n] *= factors[n];
     }
+    const Tile<T> tile{count, edges, queries, gp};
     for (int64_t h = 0; h < H; ++h) {
-      const int64_t g = G == H ? h : h / group;
-      this->template add_visible<CW>(h, edges, gv + g * c, p + h, grads, h * c, count, c);
-      if (Score == ANYATTENTION_ADDITIVE) {
-        for (int64_t n = 0; n < count; ++n) gk[g] += gp[n * H + h];
-      } else if (Score == ANYATTENTION_DOT) {
-        this->template add_visible<DW>(h, edges, gk + g * d, gp + h, queries, h * d, count, d);
-      } else {
-        for (int64_t n = 0; n < count; ++n) {
-          if (this->hides(edges[n], h)) continue;
-          add_rectified_gradients<DW>(gp[n * H + h], vector + h * d, queries[n] + h * d, k + g * d, slope, d,
-                                      gk + g * d, ga + h * d);
-        }
-      }
+      this->template add_visible<CW>(h, edges, gv + this->key_head(h) * c, p + h, grads, h * c, count, c);
+      Score::add_by_key(*this, h, tile, k, gk, ga);
     }
   }
 
@@ -354,11 +327,10 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 };
 
 // Over the rows of queries, from grad_raw. Accumulator: gradient of query (H, D).
-template <class T, int Score, int DW, int CW>
+template <class T, class Score, int DW, int CW>
 struct BackwardQueries : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::D, Base::G, Base::H, Base::group, Base::key, Base::key_stride, Base::query, Base::query_stride,
-      Base::slope, Base::vector;
+  using Base::D, Base::H, Base::key, Base::key_stride, Base::query, Base::query_stride;
   CompressedRows rows;
   const T *grad_raw;
   T *grad_query;
@@ -372,10 +344,9 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
-    const int64_t d = channels<DW>(D);
     const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
-    if constexpr (Score != ANYATTENTION_ADDITIVE && Base::kHasRegisters) {
+    if constexpr (Score::kQueryGradientReadsKeys && Base::kHasRegisters) {
       if (this->fits_registers()) {
         with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
         return true;
@@ -383,54 +354,27 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
     }
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
-        if (Score != ANYATTENTION_ADDITIVE) this->prefetch_key(rows.columns[s + kPrefetch]);
+        if (Score::kQueryGradientReadsKeys) this->prefetch_key(rows.columns[s + kPrefetch]);
         __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
       }
-      const T *raw = grad_raw + rows.edges[s] * H;
-      if (Score == ANYATTENTION_ADDITIVE) {
-        each_head(H, [=](int64_t h) { accumulator[h] += raw[h]; });
-        continue;
-      }
-      const T *k = key + rows.columns[s] * key_stride;
-      for (int64_t h = 0; h < H; ++h) {
-        if (this->hides(rows.edges[s], h)) continue;
-        const T *kh = k + (G == H ? h : h / group) * d;
-        if (Score == ANYATTENTION_DOT) {
-          add_scaled<DW>(accumulator + h * d, raw[h], kh, d);
-        } else {
-          add_rectified_gradients<DW>(raw[h], vector + h * d, q + h * d, kh, slope, d, accumulator + h * d,
-                                      static_cast<T *>(nullptr));
-        }
-      }
+      const int64_t e = rows.edges[s];
+      Score::add_by_query(*this, e, grad_raw + e * H, q, key + rows.columns[s] * key_stride, accumulator);
     }
     return true;
   }
 
   template <int Heads>
   void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
-    using Row = RegisterRow<Heads, DW>;
-    Row by_query{};
+    typename Score::template QuerySums<Heads, DW> by_query;
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {
         this->prefetch_key(rows.columns[s + kPrefetch]);
         __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
       }
       const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
-      const T *k = key + rows.columns[s] * key_stride;
-      if constexpr (Score == ANYATTENTION_DOT) {
-        by_query.add(raw, k);
-      } else {
-        for (int n = 0; n < Heads * Row::kParts; ++n) {
-          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
-          const typename Row::Part above = typename Row::Part{} + raw[n / Row::kParts];
-          by_query.part[n] += x > 0 ? above : above * slope;
-        }
-      }
+      by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
     }
-    if constexpr (Score == ANYATTENTION_DYNAMIC) {
-      for (int n = 0; n < Heads * Row::kParts; ++n) by_query.part[n] *= Row::part_of(vector, n);
-    }
-    by_query.write(accumulator);
+    by_query.write(*this, accumulator);
   }
 
   void finish(int64_t i, const T *accumulator) const {
@@ -461,8 +405,8 @@ void prepare_backward(const anyattention_graph_attention_call &c, const T *outpu
   }
 }
 
-template <class T, int Score, int DW, int CW>
-bool forward(const anyattention_graph_attention_call &c, T *output, T *logsumexp) {
+template <class T, class Score, int DW, int CW>
+bool forward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, T *output, T *logsumexp) {
   prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * static_cast<int64_t>(sizeof(T)));
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -472,10 +416,20 @@ bool forward(const anyattention_graph_attention_call &c, T *output, T *logsumexp
   return valid;
 }
 
-template <class T, int Score, int DW, int CW>
-bool backward(const anyattention_graph_attention_call &c, const T *output, const T *logsumexp, const T *grad_output,
-              const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector, T *grad_raw,
-              T *grad_score) {
+template <class T, class Score, int DW, int CW>
+bool weights(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *logsumexp, T *result) {
+  bool valid = true;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const Weights<T, Score, DW> reduction(c, b, logsumexp, result);
+    valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
+  }
+  return valid;
+}
+
+template <class T, class Score, int DW, int CW>
+bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *output, const T *logsumexp,
+              const T *grad_output, const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector,
+              T *grad_raw, T *grad_score) {
   const anyattention_graph_arrays &graph = c.graph;
   const int64_t size = static_cast<int64_t>(sizeof(T)), H = c.heads;
   const int64_t queries = c.batch * graph.num_queries, keys = c.batch * graph.num_keys;
@@ -487,7 +441,7 @@ bool backward(const anyattention_graph_attention_call &c, const T *output, const
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> of_query(2 * queries * H, false);
   prepare_backward<T, CW>(c, output, logsumexp, grad_output, grad_logsumexp, of_query.get());
-  const int64_t vector_size = Score == ANYATTENTION_DYNAMIC ? H * c.head_dim : 0;
+  const int64_t vector_size = Score::kHasVector ? H * c.head_dim : 0;
   if (vector_size) std::fill_n(grad_vector, vector_size, T{0});
   const Workspace<T> by_vector(vector_size);
   bool valid = true;
@@ -512,9 +466,11 @@ bool backward(const anyattention_graph_attention_call &c, const T *output, const
 bool is_valid(const anyattention_graph_attention_call *c) {
   if (!c || c->batch < 0 || c->heads < 1 || c->key_heads < 1 || c->heads % c->key_heads) return false;
   if (c->head_dim < 1 || c->value_dim < 1 || c->num_threads < 1) return false;
-  if (c->score < ANYATTENTION_DOT || c->score > ANYATTENTION_DYNAMIC) return false;
-  if (c->score == ANYATTENTION_ADDITIVE && c->head_dim != 1) return false;
-  if ((c->score == ANYATTENTION_DYNAMIC) != (c->vector != nullptr)) return false;
+  const auto fits = [c](auto score) {
+    using Score = decltype(score);
+    return Score::kHasVector == (c->vector != nullptr) && (Score::kHeadDim == 0 || Score::kHeadDim == c->head_dim);
+  };
+  if (!Scores::with(c->score, fits)) return false;
   if (c->query_stride < c->heads * c->head_dim || c->key_stride < c->key_heads * c->head_dim) return false;
   if (c->value_stride < c->key_heads * c->value_dim) return false;
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;
@@ -523,75 +479,45 @@ bool is_valid(const anyattention_graph_attention_call *c) {
   return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
 }
 
-// Widths that have code of their own: the same for head_dim and value_dim, but for the additive score's 1.
-#define ANYATTENTION_WIDTHS(RUN)                                            \
-  switch (sizeof(T) == sizeof(float) ? call->value_dim : 0) {               \
-    case 8: return RUN(8);                                                 \
-    case 16: return RUN(16);                                               \
-    case 32: return RUN(32);                                               \
-    case 64: return RUN(64);                                               \
-    default: return RUN(0);                                                \
+// Widths that have code of their own: of head_dim and value_dim where they are the same, or of value_dim where head_dim
+// is always the same.
+template <class Score, class Body>
+bool with_widths(const anyattention_graph_attention_call &c, const Body &body) {
+  const auto with_width = [&body](auto width) {
+    return body(Instance<float, Score, Score::kHeadDim ? Score::kHeadDim : width(), width()>{});
+  };
+  switch (Score::kHeadDim || c.head_dim == c.value_dim ? c.value_dim : 0) {
+    case 8: return with_width(std::integral_constant<int, 8>{});
+    case 16: return with_width(std::integral_constant<int, 16>{});
+    case 32: return with_width(std::integral_constant<int, 32>{});
+    case 64: return with_width(std::integral_constant<int, 64>{});
+    default: return with_width(std::integral_constant<int, 0>{});
   }
-
-template <template <class, int, int, int> class Runner, class T, class... Arguments>
-bool with_widths(const anyattention_graph_attention_call *call, Arguments... arguments) {
-  if (call->score == ANYATTENTION_ADDITIVE) {
-#define RUN(CW) (Runner<T, ANYATTENTION_ADDITIVE, 1, CW>::run(*call, arguments...))
-    ANYATTENTION_WIDTHS(RUN)
-#undef RUN
-  }
-  const bool same = call->head_dim == call->value_dim;
-  if (call->score == ANYATTENTION_DOT) {
-    if (!same) return Runner<T, ANYATTENTION_DOT, 0, 0>::run(*call, arguments...);
-#define RUN(W) (Runner<T, ANYATTENTION_DOT, W, W>::run(*call, arguments...))
-    ANYATTENTION_WIDTHS(RUN)
-#undef RUN
-  }
-  if (!same) return Runner<T, ANYATTENTION_DYNAMIC, 0, 0>::run(*call, arguments...);
-#define RUN(W) (Runner<T, ANYATTENTION_DYNAMIC, W, W>::run(*call, arguments...))
-  ANYATTENTION_WIDTHS(RUN)
-#undef RUN
 }
 
-template <class T, int Score, int DW, int CW>
-struct ForwardRunner {
-  static bool run(const anyattention_graph_attention_call &c, void *output, void *logsumexp) {
-    return forward<T, Score, DW, CW>(c, static_cast<T *>(output), static_cast<T *>(logsumexp));
-  }
-};
+template <class T>
+T *typed(void *array) {
+  return static_cast<T *>(array);
+}
+template <class T>
+const T *typed(const void *array) {
+  return static_cast<const T *>(array);
+}
 
-template <class T, int Score, int DW, int CW>
-struct WeightsRunner {
-  static bool run(const anyattention_graph_attention_call &c, const void *logsumexp, void *weights) {
-    bool valid = true;
-    for (int64_t b = 0; b < c.batch; ++b) {
-      const Weights<T, Score, DW> reduction(c, b, static_cast<const T *>(logsumexp), static_cast<T *>(weights));
-      valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
-    }
-    return valid;
-  }
-};
-
-template <class T, int Score, int DW, int CW>
-struct BackwardRunner {
-  static bool run(const anyattention_graph_attention_call &c, const void *output, const void *logsumexp,
-                  const void *grad_output, const void *grad_logsumexp, void *grad_query, void *grad_key,
-                  void *grad_value, void *grad_vector, void *grad_raw, void *grad_score) {
-    return backward<T, Score, DW, CW>(
-        c, static_cast<const T *>(output), static_cast<const T *>(logsumexp), static_cast<const T *>(grad_output),
-        static_cast<const T *>(grad_logsumexp), static_cast<T *>(grad_query), static_cast<T *>(grad_key),
-        static_cast<T *>(grad_value), static_cast<T *>(grad_vector), static_cast<T *>(grad_raw),
-        static_cast<T *>(grad_score));
-  }
-};
-
-template <template <class, int, int, int> class Runner, class... Arguments>
-int32_t run(const anyattention_graph_attention_call *call, Arguments... arguments) {
+// Runs body(instance, call, arrays...), the arrays typed; it says whether all indices were in range.
+template <class Body, class... Arrays>
+int32_t run(const anyattention_graph_attention_call *call, const Body &body, Arrays... arrays) {
   if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
+  const auto with_arrays = [&](auto instance) {
+    return body(instance, *call, typed<typename decltype(instance)::Number>(arrays)...);
+  };
+  const auto of_score = [&](auto score) {
+    using Score = decltype(score);
+    return call->is_double ? with_arrays(Instance<double, Score, Score::kHeadDim, 0>{})
+                           : with_widths<Score>(*call, with_arrays);
+  };
   try {
-    const bool valid = call->is_double ? with_widths<Runner, double>(call, arguments...)
-                                       : with_widths<Runner, float>(call, arguments...);
-    return valid ? ANYATTENTION_OK : ANYATTENTION_OUT_OF_RANGE;
+    return Scores::with(call->score, of_score) ? ANYATTENTION_OK : ANYATTENTION_OUT_OF_RANGE;
   } catch (const std::bad_alloc &) {
     return ANYATTENTION_OUT_OF_MEMORY;
   }
@@ -602,21 +528,17 @@ int32_t run(const anyattention_graph_attention_call *call, Arguments... argument
 
 extern "C" {
 
-int32_t anyattention_score(const char *name) {
-  const char *const names[] = {"Dot", "Additive", "Dynamic"};
-  for (int32_t n = 0; n < 3; ++n) {
-    if (name && std::strcmp(name, names[n]) == 0) return n;
-  }
-  return -1;
-}
+int32_t anyattention_score(const char *name) { return anyattention::Scores::number_of(name); }
 
 int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *logsumexp) {
-  return anyattention::run<anyattention::ForwardRunner>(call, output, logsumexp);
+  const auto body = [](const auto &...arguments) { return anyattention::forward(arguments...); };
+  return anyattention::run(call, body, output, logsumexp);
 }
 
 int32_t anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  return anyattention::run<anyattention::WeightsRunner>(&call->call, call->logsumexp, weights);
+  const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
+  return anyattention::run(&call->call, body, call->logsumexp, weights);
 }
 
 int32_t anyattention_graph_attention_backward(const anyattention_graph_attention_backward_call *record, void *grad_query,
@@ -629,8 +551,8 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
   if (has_keys && !grad_value && (call->value != call->key || call->value_dim != call->head_dim)) {
     return ANYATTENTION_INVALID_ARGUMENT;
   }
-  return anyattention::run<anyattention::BackwardRunner>(call, record->output, record->logsumexp, record->grad_output,
-                                                         record->grad_logsumexp, grad_query, grad_key, grad_value,
-                                                         grad_vector, grad_term, grad_bias);
+  const auto body = [](const auto &...arguments) { return anyattention::backward(arguments...); };
+  return anyattention::run(call, body, record->output, record->logsumexp, record->grad_output, record->grad_logsumexp,
+                           grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
 }
 }

@@ -1,4 +1,5 @@
-// One call of graph attention, typed, and the arithmetic of one edge; see graph_attention.cpp for the letters.
+// One call of graph attention, typed, and what its kernels compute of an edge with any of the scores of scores.h; see
+// graph_attention.cpp for the letters.
 #ifndef ANYATTENTION_GRAPH_CALL_H
 #define ANYATTENTION_GRAPH_CALL_H
 
@@ -14,8 +15,6 @@
 #include "simd.h"
 
 namespace anyattention {
-
-enum { ANYATTENTION_DOT = 0, ANYATTENTION_ADDITIVE = 1, ANYATTENTION_DYNAMIC = 2 };
 
 constexpr int64_t kTile = 16;  // slots whose rows stay in the first cache while each head reads its part
 
@@ -55,9 +54,8 @@ struct EdgeNumbers {
   T at(int64_t e, int64_t h) const { return data[e * edge_stride + h * head_stride]; }
 };
 
-// One batch entry of a call, typed, and the arithmetic of one edge. `DW` and `CW` are head_dim and value_dim where they
-// are known at compile time, else 0.
-template <class T, int Score, int DW, int CW>
+// One batch entry of a call. `DW` and `CW` are head_dim and value_dim where they are known at compile time, else 0.
+template <class T, class Score, int DW, int CW>
 struct Call {
   const anyattention_graph_attention_call &call;
   int64_t b, H, G, D, C, group;
@@ -98,6 +96,8 @@ struct Call {
   ANYATTENTION_INLINE void prefetch_key(int64_t j) const { prefetch_row(key + j * key_stride, G * D * kSize); }
   ANYATTENTION_INLINE void prefetch_value(int64_t j) const { prefetch_row(value + j * value_stride, G * C * kSize); }
   static constexpr int64_t kSize = sizeof(T);
+  static constexpr int kHeadDim = DW;
+  int64_t key_head(int64_t h) const { return G == H ? h : h / group; }
   bool hides(int64_t e, int64_t h) const { return bias.data && bias.at(e, h) == kMinusInfinity<T>; }
 
   // Infinity becomes NaN: -inf would pass for a hidden edge.
@@ -106,7 +106,7 @@ struct Call {
   // What the softmax sees, and its derivative by the raw score, for each head.
   template <bool NeedsSlope>
   void scores(const T *q, const T *k, int64_t e, T *score, T *derivative) const {
-    raw_scores(q, k, e, score, derivative);
+    Score::raw_scores(*this, q, k, e, score, derivative);
     if (cap != 0) {
       for (int64_t h = 0; h < H; ++h) {
         const T t = std::tanh(shown(scale * score[h]) / cap);
@@ -124,36 +124,6 @@ struct Call {
         // A hidden edge may have NaN in its key.
         score[h] = added == kMinusInfinity<T> ? added : score[h] + added;
       }
-    }
-  }
-
-  // The raw scores, and their derivative by what `term` is added to.
-  void raw_scores(const T *q, const T *k, int64_t e, T *raw, T *derivative) const {
-    if (Score == ANYATTENTION_ADDITIVE) {
-      if (G == H) {
-        each_head(H, [=](int64_t h) { raw[h] = q[h] + k[h]; });
-      } else {
-        for (int64_t h = 0; h < H; ++h) raw[h] = q[h] + k[h / group];
-      }
-      if (term.data) {
-        for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
-      }
-      const T below = slope;
-      each_head(H, [=](int64_t h) { derivative[h] = raw[h] > 0 ? T{1} : below; });
-      each_head(H, [=](int64_t h) { raw[h] *= derivative[h]; });
-      return;
-    }
-    const int64_t d = channels<DW>(D);
-    if (Score == ANYATTENTION_DOT) {
-      head_dots<DW>(q, k, H, group, d, raw);
-    } else {
-      for (int64_t h = 0; h < H; ++h) {
-        raw[h] = rectified_dot<DW>(vector + h * d, q + h * d, k + (G == H ? h : h / group) * d, slope, d);
-      }
-    }
-    each_head(H, [=](int64_t h) { derivative[h] = 1; });
-    if (Score == ANYATTENTION_DOT && term.data) {
-      for (int64_t h = 0; h < H; ++h) raw[h] += term.at(e, h);
     }
   }
 
@@ -176,7 +146,7 @@ struct Call {
   }
 
   // Whether a row's sums stay in registers: some heads of a common width, and nothing beside the scores.
-  static constexpr bool kHasRegisters = kRegisterHeads<T, CW> > 0 && (DW == CW || Score == ANYATTENTION_ADDITIVE);
+  static constexpr bool kHasRegisters = kRegisterHeads<T, CW> > 0 && (DW == CW || Score::kHeadDim > 0);
   bool fits_registers() const {
     return kHasRegisters && H <= kRegisterHeads<T, CW> && (H & (H - 1)) == 0 && G == H && normalize && cap == 0 &&
            !bias.data && !term.data;
@@ -185,28 +155,9 @@ struct Call {
   // The scores of one edge's heads; `slopes` are their derivatives by the raw scores.
   template <int Heads>
   Vector<T, Heads> register_scores(const T *q, const T *k, Vector<T, Heads> &slopes) const {
-    Vector<T, Heads> raw;
     slopes = Vector<T, Heads>{} + scale;
-    if constexpr (Score == ANYATTENTION_ADDITIVE) {
-      raw = load<Heads>(q) + load<Heads>(k);
-      slopes = raw > 0 ? slopes : slopes * slope;
-      raw *= slopes;
-      return raw + raw * 0;
-    } else {
-      using Row = RegisterRow<Heads, DW>;
-      if constexpr (Score == ANYATTENTION_DOT) {
-        raw = Row::dots(q, k);
-      } else {
-        Row parts;
-        for (int n = 0; n < Heads * Row::kParts; ++n) {
-          const auto x = Row::part_of(q, n) + Row::part_of(k, n);
-          parts.part[n] = Row::part_of(vector, n) * (x > 0 ? x : x * slope);
-        }
-        raw = parts.sums();
-      }
-      raw *= scale;
-      return raw + raw * 0;
-    }
+    const Vector<T, Heads> scaled = Score::template scaled_scores<Heads>(*this, q, k, slopes);
+    return scaled + scaled * 0;
   }
 
   static T sigmoid(T x) {

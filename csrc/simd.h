@@ -179,50 +179,6 @@ inline void add_weighted_rows(T *accumulator, const T *weights, int64_t stride, 
   }
 }
 
-// a . LeakyReLU(q + k)
-template <int Width, class T>
-inline T rectified_dot(const T *a, const T *q, const T *k, T slope, int64_t count) {
-  if constexpr (Width > 1) {
-    constexpr int lanes = kLanes<Width, T>;
-    Vector<T, lanes> sum{};
-    for (int c = 0; c < Width; c += lanes) {
-      const Vector<T, lanes> x = load<lanes>(q + c) + load<lanes>(k + c);
-      sum += load<lanes>(a + c) * (x > 0 ? x : x * slope);
-    }
-    return sum_of<T, lanes>(sum);
-  } else {
-    T sum = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      const T x = q[c] + k[c];
-      sum += a[c] * (x > 0 ? x : slope * x);
-    }
-    return sum;
-  }
-}
-
-// Adds the gradients of `factor * rectified_dot`: by q (or k, they are equal) and, where `by_a` is given, by a.
-template <int Width, class T>
-inline void add_rectified_gradients(T factor, const T *a, const T *q, const T *k, T slope, int64_t count,
-                                    T *by_row, T *by_a) {
-  if constexpr (Width > 1) {
-    constexpr int lanes = kLanes<Width, T>;
-    const Vector<T, lanes> above = Vector<T, lanes>{} + factor, below = above * slope;
-    for (int c = 0; c < Width; c += lanes) {
-      const Vector<T, lanes> x = load<lanes>(q + c) + load<lanes>(k + c);
-      const Vector<T, lanes> part = x > 0 ? above : below;
-      store<T, lanes>(by_row + c, load<lanes>(by_row + c) + part * load<lanes>(a + c));
-      if (by_a) store<T, lanes>(by_a + c, load<lanes>(by_a + c) + part * x);
-    }
-  } else {
-    for (int64_t c = 0; c < count; ++c) {
-      const T x = q[c] + k[c];
-      const T part = x > 0 ? factor : factor * slope;
-      by_row[c] += part * a[c];
-      if (by_a) by_a[c] += part * x;
-    }
-  }
-}
-
 template <class T>
 inline void add(T *__restrict accumulator, const T *__restrict row, int64_t count) {
 #pragma omp simd

@@ -79,16 +79,20 @@ struct Graph {
         queries_by_key(edges),
         edges_by_key(edges) {}
 
-  anyattention_graph fields() const {
-    return {num_queries,         num_keys,          num_edges,           query_offsets.get(), keys_by_query.get(),
-            edges_by_query.get(), key_offsets.get(), queries_by_key.get(), edges_by_key.get()};
+  // The ends of edges, which no kernel reads, are null.
+  anyattention_graph_arrays fields() const {
+    return {num_queries,         num_edges,            num_keys,          query_offsets.get(), keys_by_query.get(),
+            edges_by_query.get(), key_offsets.get(),   queries_by_key.get(), edges_by_key.get(), nullptr, nullptr};
   }
   // What the primitives read, of the graph or of its transpose; the rest is null.
-  anyattention_graph rows(bool transposed) const {
-    if (transposed) {
-      return {num_keys, num_queries, num_edges, key_offsets.get(), queries_by_key.get(), edges_by_key.get(), {}, {}, {}};
-    }
-    return {num_queries, num_keys, num_edges, query_offsets.get(), keys_by_query.get(), edges_by_query.get(), {}, {}, {}};
+  anyattention_graph_arrays rows(bool transposed) const {
+    anyattention_graph_arrays found{};
+    found.num_edges = num_edges;
+    found.num_queries = transposed ? num_keys : num_queries, found.num_keys = transposed ? num_queries : num_keys;
+    found.query_offsets = (transposed ? key_offsets : query_offsets).get();
+    found.keys_by_query = (transposed ? queries_by_key : keys_by_query).get();
+    found.edges_by_query = (transposed ? edges_by_key : edges_by_query).get();
+    return found;
   }
 };
 
@@ -175,8 +179,7 @@ void drive_primitives(const Graph &graph, bool transposed, bool faulty) {
   const bool is_double = chance(0.5);
   const int64_t key_heads = 1 + up_to(3), heads = key_heads * (1 + up_to(2));
   const int64_t width = one_of<int64_t>({1, 3, 7, 8, 16, 32, 40, 64}), batch = chance(0.1) ? 0 : 1 + up_to(1);
-  const anyattention_graph rows = graph.rows(transposed);
-  const anyattention_edge_call call{rows, batch, heads, key_heads, width, 1 + up_to(2), is_double};
+  const anyattention_graph_arrays rows = graph.rows(transposed);
   const Numbers query(is_double, batch * rows.num_queries * heads * width);
   const Numbers key(is_double, batch * rows.num_keys * key_heads * width);
   const Numbers edges(is_double, batch * rows.num_edges * heads);
@@ -184,14 +187,20 @@ void drive_primitives(const Graph &graph, bool transposed, bool faulty) {
   const Numbers by_query(is_double, batch * rows.num_queries * heads);
   const int64_t feature_dim = up_to(5);
   const Numbers features(is_double, rows.num_edges * feature_dim), weight(is_double, heads * width * feature_dim);
-  const anyattention_edge_features by_features{features.get(), weight.get(), feature_dim};
   const Array<int64_t> largest(batch * rows.num_queries * heads * width);
+  const bool has_features = chance(0.5);
+  const int64_t threads = 1 + up_to(2);
+  const anyattention_edge_argmax_call argmax{
+      batch, heads, key_heads, width, has_features ? feature_dim : 0, rows, edges.get(), key.get(),
+      has_features ? features.get() : nullptr, has_features ? weight.get() : nullptr, threads, is_double};
+  const anyattention_edge_dot_call dot{batch, heads, width, key_heads, rows, query.get(), key.get(), threads, is_double};
+  const anyattention_edge_sum_call sum{batch, heads, key_heads, width, rows, edges.get(), key.get(), threads, is_double};
+  const anyattention_edge_softmax_call softmax{batch, heads, rows, edges.get(), threads, is_double};
+  const anyattention_edge_total_call total{batch, heads, rows, edges.get(), threads, is_double};
   const int32_t statuses[] = {
-      anyattention_edge_argmax(&call, edges.get(), key.get(), chance(0.5) ? &by_features : nullptr, largest.get()),
-      anyattention_edge_dot(&call, query.get(), key.get(), by_edge.get()),
-      anyattention_edge_sum(&call, edges.get(), key.get(), query.get()),
-      anyattention_edge_softmax(&call, edges.get(), by_edge.get()),
-      anyattention_edge_total(&call, edges.get(), by_query.get()),
+      anyattention_edge_argmax(&argmax, largest.get()), anyattention_edge_dot(&dot, by_edge.get()),
+      anyattention_edge_sum(&sum, query.get()), anyattention_edge_softmax(&softmax, by_edge.get()),
+      anyattention_edge_total(&total, by_query.get()),
   };
   for (const int32_t status : statuses) {
     require((status == ANYATTENTION_OK) == (!faulty || (batch == 0 && status == ANYATTENTION_OK)), "a primitive", status);
@@ -240,13 +249,12 @@ void drive_attention(const Graph &graph, bool faulty) {
   const bool value_is_key = head_dim == value_dim && chance(0.3);
   const Strided term = Strided::random(is_double, batch, edges, heads);
   const Strided bias = Strided::random(is_double, batch, edges, heads);
-  const anyattention_graph_attention call{
-      graph.fields(), batch, heads, key_heads, head_dim, value_dim, 1 + up_to(2), up_to(INT64_MAX),
-      is_double, anyattention_score(score), normalize, 0.7, !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0,
-      query.get(), key.get(), value_is_key ? key.get() : value.get(),
-      is_dynamic ? vector.get() : nullptr,
-      query_stride, key_stride, value_is_key ? key_stride : value_stride,
-      plain ? anyattention_edge_numbers{} : term.fields, plain ? anyattention_edge_numbers{} : bias.fields};
+  const anyattention_graph_attention_call call{
+      batch, heads, head_dim, key_heads, value_dim, graph.fields(), query.get(), query_stride, key.get(), key_stride,
+      value_is_key ? key.get() : value.get(), value_is_key ? key_stride : value_stride,
+      is_dynamic ? vector.get() : nullptr, plain ? anyattention_edge_numbers{} : term.fields,
+      plain ? anyattention_edge_numbers{} : bias.fields, up_to(INT64_MAX), anyattention_score(score), normalize, 0.7,
+      !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0, 1 + up_to(2), is_double};
 
   const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
   const Numbers weights = numbers(batch * edges * heads);
@@ -255,12 +263,15 @@ void drive_attention(const Graph &graph, bool faulty) {
   const Numbers grad_query = numbers(batch * queries * query_stride), grad_key = numbers(batch * keys * key_stride);
   const Numbers grad_value = numbers(batch * keys * value_stride), grad_vector = numbers(heads * head_dim);
   const Numbers grad_raw = numbers(batch * edges * heads), grad_score = numbers(batch * edges * heads);
+  const anyattention_graph_attention_weights_call by_logsumexp{call, logsumexp.get(), call.num_threads, is_double};
+  const anyattention_graph_attention_backward_call by_results{
+      call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
+      call.num_threads, is_double};
   const int32_t statuses[] = {
-      anyattention_graph_attention_forward(&call, output.get(), logsumexp.get()),
-      anyattention_graph_attention_weights(&call, logsumexp.get(), weights.get()),
+      anyattention_graph_attention(&call, output.get(), logsumexp.get()),
+      anyattention_graph_attention_weights(&by_logsumexp, weights.get()),
       anyattention_graph_attention_backward(
-          &call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
-          grad_query.get(), grad_key.get(), value_is_key ? nullptr : grad_value.get(),
+          &by_results, grad_query.get(), grad_key.get(), value_is_key ? nullptr : grad_value.get(),
           is_dynamic ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
           chance(0.5) ? nullptr : grad_score.get()),
   };
@@ -349,15 +360,19 @@ void drive_runs(bool faulty) {
   if (faulty && plant_fault_in_pairs(mask, bias, batch * queries * keys == 0)) broken = true;
   const bool has_orders = wild_order || chance(0.5);
   const double dropout = has_orders || chance(0.5) ? 0 : 0.3;
-  const anyattention_run_attention call{batch, heads, key_heads, queries, keys, head_dim, value_dim, 1 + up_to(2), up_to(1 << 20), is_double,
-      0.4, chance(0.3) ? 2.0 : 0.0, dropout, chance(0.5), query.get(), key.get(), value.get(),
-      has_orders ? query_order.get() : nullptr, has_orders ? key_order.get() : nullptr,
-      offsets.get(), run_begins.get(), run_ends.get(), num_runs, mask, bias};
+  const anyattention_run_part part{queries, keys, num_runs, has_orders ? query_order.get() : nullptr,
+                                   has_orders ? key_order.get() : nullptr, offsets.get(), run_begins.get(),
+                                   run_ends.get()};
+  const anyattention_run_attention_call call{
+      batch, queries, heads, head_dim, keys, key_heads, value_dim, query.get(), key.get(), value.get(), mask, bias,
+      up_to(1 << 20), part, 0.4, chance(0.3) ? 2.0 : 0.0, dropout, chance(0.5), 1 + up_to(2), is_double};
+  const anyattention_run_attention_backward_call by_results{
+      call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
+      call.num_threads, is_double};
   const int32_t statuses[] = {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), logsumexp.get()),
-      anyattention_run_attention_backward(&call, chance(0.3), output.get(), logsumexp.get(), grad_output.get(),
-                                          chance(0.5) ? nullptr : grad_logsumexp.get(), grad_query.get(), grad_key.get(),
-                                          grad_value.get(), by_distance && bias.numbers ? grad_bias.get() : nullptr),
+      anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),
+                                          by_distance && bias.numbers ? grad_bias.get() : nullptr),
   };
   for (const int32_t status : statuses) {
     require(broken == (status != ANYATTENTION_OK), broken ? "runs took a fault" : "sound runs refused", status);
@@ -375,8 +390,8 @@ void drive_topk(bool faulty) {
   const Array<int64_t> begins(queries), ends(queries), indices(batch * queries * heads * k);
   for (int64_t i = 0; i < queries; ++i) begins[i] = up_to(keys), ends[i] = up_to(keys);
   for (int64_t i = 0; i < queries; i += 7) begins[i] = INT64_MAX, ends[i] = INT64_MIN;
-  anyattention_topk call{batch, heads, key_heads, queries, keys, head_dim, k, 1 + up_to(2), 0.3,
-                         query.floats.get(), key.floats.get(), nullptr, nullptr, {}, {}};
+  anyattention_topk_indices_call call{batch, queries, heads, head_dim, keys, key_heads, query.floats.get(),
+                                      key.floats.get(), nullptr, nullptr, {}, {}, 0.3, k, 1 + up_to(2), 0};
   if (chance(0.6)) call.key_begins = begins.get(), call.key_ends = ends.get();
   call.mask = pairs_of_axes({batch, heads, queries, keys}), call.bias = pairs_of_axes({batch, heads, queries, keys});
   const Array<uint8_t> mask(call.mask.size);
@@ -405,25 +420,19 @@ void drive_topk(bool faulty) {
   }
 }
 
-// The arrays that are summed up before the LeakyReLU; queries, keys or features may be missing.
+// The arrays that are summed up before the LeakyReLU.
 struct Summed {
   int64_t num_features;
   Numbers query, key, weight, features;
-  anyattention_dynamic_arguments fields;
 
-  static Summed random(bool is_double, const anyattention_dynamic &call, bool is_base) {
-    const anyattention_graph &graph = call.graph;
+  static Summed random(bool is_double, const anyattention_dynamic_dot_call &call) {
+    const anyattention_graph_arrays &graph = call.graph;
     const int64_t num_features = chance(0.4) ? 0 : 1 + up_to(3), width = call.width;
-    Summed summed{num_features,
-                  Numbers(is_double, call.batch * graph.num_queries * call.heads * width),
-                  Numbers(is_double, call.batch * graph.num_keys * call.key_heads * width),
-                  Numbers(is_double, num_features * call.heads * width),
-                  Numbers(is_double, graph.num_edges * num_features),
-                  {}};
-    const bool has_query = is_base || chance(0.7), has_key = is_base || chance(0.7);
-    summed.fields = {has_query ? summed.query.get() : nullptr, has_key ? summed.key.get() : nullptr,
-                     summed.weight.get(), summed.features.get(), num_features};
-    return summed;
+    return {num_features,
+            Numbers(is_double, call.batch * graph.num_queries * call.heads * width),
+            Numbers(is_double, call.batch * graph.num_keys * call.key_heads * width),
+            Numbers(is_double, num_features * call.heads * width),
+            Numbers(is_double, graph.num_edges * num_features)};
   }
 };
 
@@ -439,11 +448,13 @@ void drive_distances(bool faulty) {
   const int64_t missing = broken ? up_to(num_radial > 0 ? 3 : 2) : -1;
   const auto given = [&](int64_t place, const Numbers &numbers) { return missing == place ? nullptr : numbers.get(); };
   const auto wanted = [&](const Numbers &numbers) { return chance(0.2) ? nullptr : numbers.get(); };
-  const anyattention_distance call{rows, dim, heads, outputs, num_radial, 1 + up_to(2), chance(0.5) ? 1.5 : 0.0, 2.0,
-                                   1e-6, doubled, given(0, displacement), given(1, decay), given(3, weight)};
+  const anyattention_distance_terms_call call{
+      rows, dim, heads, num_radial > 0 ? outputs : 0, num_radial, given(0, displacement), given(1, decay),
+      given(3, weight), chance(0.5) ? 1.5 : 0.0, 2.0, 1e-6, 1 + up_to(2), doubled};
+  const anyattention_distance_terms_backward_call by_terms{call, given(2, terms), call.num_threads, doubled};
   const int32_t forward = anyattention_distance_terms(&call, given(2, terms));
-  const int32_t backward = anyattention_distance_gradients(&call, given(2, terms), wanted(by_displacement),
-                                                           wanted(by_decay), wanted(by_weight));
+  const int32_t backward = anyattention_distance_terms_backward(&by_terms, wanted(by_displacement), wanted(by_decay),
+                                                                wanted(by_weight));
   for (const int32_t status : {forward, backward}) {
     require(status == (broken ? ANYATTENTION_INVALID_ARGUMENT : ANYATTENTION_OK), "distances", status);
   }
@@ -455,22 +466,30 @@ void drive_dynamic(const Graph &graph, bool faulty) {
   const int64_t width = one_of<int64_t>({1, 3, 7, 8, 16, 32, 40, 64}), batch = chance(0.05) ? 0 : 1 + up_to(1);
   const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
   const Numbers vector = numbers(heads * width);
-  anyattention_dynamic call{graph.fields(), batch, heads, key_heads, width, 1 + up_to(2), is_double, 0.2, vector.get(), {}, {}};
-  const Summed base = Summed::random(is_double, call, true), other = Summed::random(is_double, call, false);
-  call.base = base.fields;
-  const Summed &at = chance(0.5) ? base : other;
-  call.at = at.fields;
+  anyattention_dynamic_dot_call call{};
+  call.heads = heads, call.width = width, call.batch = batch, call.key_heads = key_heads, call.graph = graph.fields();
+  call.negative_slope = 0.2, call.vector = vector.get(), call.num_threads = 1 + up_to(2), call.is_double = is_double;
+  const Summed base = Summed::random(is_double, call), other = Summed::random(is_double, call);
+  const bool is_base = chance(0.5);
+  const Summed &at = is_base ? base : other;
+  call.num_features = at.num_features, call.num_base_features = base.num_features;
+  // Queries or keys may be missing, but for the base.
+  call.query = is_base || chance(0.7) ? at.query.get() : nullptr, call.key = is_base || chance(0.7) ? at.key.get() : nullptr;
+  call.weight = at.weight.get(), call.features = at.features.get();
+  call.base_query = base.query.get(), call.base_key = base.key.get();
+  call.base_weight = base.weight.get(), call.base_features = base.features.get();
   const Numbers products = numbers(batch * graph.num_edges * heads), by_vector = numbers(heads * width);
   const Numbers by_query = numbers(batch * graph.num_queries * heads * width);
   const Numbers by_key = numbers(batch * graph.num_keys * key_heads * width);
   const Numbers by_weight = numbers(at.num_features * heads * width);
   const Numbers by_features = numbers(graph.num_edges * at.num_features);
   const auto wanted = [](const Numbers &result) { return chance(0.7) ? result.get() : nullptr; };
+  const anyattention_dynamic_sums_call by_products{call, products.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
       anyattention_dynamic_dot(&call, products.get()),
-      anyattention_dynamic_sums(&call, products.get(), wanted(by_vector), wanted(by_query), wanted(by_key),
-                                wanted(by_weight), wanted(by_features)),
-      anyattention_dynamic_sums(&call, products.get(), by_vector.get(), by_query.get(), by_key.get(), by_weight.get(),
+      anyattention_dynamic_sums(&by_products, wanted(by_vector), wanted(by_query), wanted(by_key), wanted(by_weight),
+                                wanted(by_features)),
+      anyattention_dynamic_sums(&by_products, by_vector.get(), by_query.get(), by_key.get(), by_weight.get(),
                                 by_features.get()),
   };
   for (const int32_t status : statuses) {
@@ -480,58 +499,59 @@ void drive_dynamic(const Graph &graph, bool faulty) {
 }
 
 void refuse_arguments() {
-  anyattention_edge_call call{};
   const Array<int64_t> offsets(1);
-  call.graph.query_offsets = offsets.get();
-  call.heads = call.key_heads = call.width = call.num_threads = call.batch = 1;
-  require(anyattention_edge_total(&call, nullptr, nullptr) == ANYATTENTION_OK, "no rows at all");
-  for (int64_t anyattention_edge_call::*field : {&anyattention_edge_call::heads, &anyattention_edge_call::key_heads,
-                                                &anyattention_edge_call::width, &anyattention_edge_call::num_threads}) {
-    anyattention_edge_call wrong = call;
+  anyattention_graph_arrays graph{};
+  graph.query_offsets = offsets.get();
+  const anyattention_edge_total_call no_rows{1, 1, graph, nullptr, 1, 0};
+  require(anyattention_edge_total(&no_rows, nullptr) == ANYATTENTION_OK, "no rows at all");
+  const anyattention_edge_dot_call dot{1, 1, 1, 1, graph, nullptr, nullptr, 1, 0};
+  using Dot = anyattention_edge_dot_call;
+  for (int64_t Dot::*field : {&Dot::heads, &Dot::key_heads, &Dot::width, &Dot::num_threads}) {
+    Dot wrong = dot;
     wrong.*field = 0;
-    require(anyattention_edge_dot(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
+    require(anyattention_edge_dot(&wrong, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
   }
-  anyattention_edge_call wrong = call;
-  wrong.graph.query_offsets = nullptr;
-  require(anyattention_edge_softmax(&wrong, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no offsets");
-  wrong = call;
-  wrong.graph.num_edges = -1;
-  require(anyattention_edge_sum(&wrong, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
-  const anyattention_edge_features features{nullptr, nullptr, -1};
-  require(anyattention_edge_argmax(&call, nullptr, nullptr, &features, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
+  anyattention_edge_softmax_call no_offsets{1, 1, {}, nullptr, 1, 0};
+  require(anyattention_edge_softmax(&no_offsets, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no offsets");
+  anyattention_edge_sum_call negative_size{1, 1, 1, 1, graph, nullptr, nullptr, 1, 0};
+  negative_size.graph.num_edges = -1;
+  require(anyattention_edge_sum(&negative_size, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
+  const anyattention_edge_argmax_call features{1, 1, 1, 1, -1, graph, nullptr, nullptr, nullptr, nullptr, 1, 0};
+  require(anyattention_edge_argmax(&features, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
           "a negative number of features");
-  require(anyattention_edge_total(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  require(anyattention_graph_attention_forward(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  anyattention_graph_attention empty{};
-  require(anyattention_graph_attention_forward(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_edge_total(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  require(anyattention_graph_attention(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_graph_attention_call empty{};
+  require(anyattention_graph_attention(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_dynamic_dot(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  anyattention_dynamic nothing{};
-  require(anyattention_dynamic_sums(&nothing, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
+  anyattention_dynamic_sums_call nothing{};
+  require(anyattention_dynamic_sums(&nothing, nullptr, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_run_attention_forward(nullptr, 0, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  anyattention_run_attention no_sizes{};
-  require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-                                              nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  anyattention_run_attention_backward_call no_sizes{};
+  require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr) ==
+              ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_distance_terms(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  anyattention_topk sizes{};
+  using TopK = anyattention_topk_indices_call;
+  TopK sizes{};
   require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   sizes.heads = sizes.key_heads = sizes.head_dim = sizes.k = sizes.num_threads = 1;
   require(anyattention_topk_indices(&sizes, nullptr) == ANYATTENTION_OK, "no queries");
-  for (int64_t anyattention_topk::*field : {&anyattention_topk::heads, &anyattention_topk::key_heads,
-                                           &anyattention_topk::head_dim, &anyattention_topk::k,
-                                           &anyattention_topk::num_threads}) {
-    anyattention_topk none = sizes;
+  for (int64_t TopK::*field : {&TopK::heads, &TopK::key_heads,
+                                           &TopK::head_dim, &TopK::k,
+                                           &TopK::num_threads}) {
+    TopK none = sizes;
     none.*field = 0;
     require(anyattention_topk_indices(&none, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a size of 0");
   }
-  for (int64_t anyattention_topk::*field :
-       {&anyattention_topk::batch, &anyattention_topk::num_queries, &anyattention_topk::num_keys}) {
-    anyattention_topk negative = sizes;
+  for (int64_t TopK::*field :
+       {&TopK::batch, &TopK::num_queries, &TopK::num_keys}) {
+    TopK negative = sizes;
     negative.*field = -1;
     require(anyattention_topk_indices(&negative, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
   }
-  anyattention_topk half = sizes;
+  TopK half = sizes;
   half.key_begins = offsets.get();
   require(anyattention_topk_indices(&half, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "begins without ends");
   sizes.batch = sizes.num_queries = 1;
@@ -539,10 +559,9 @@ void refuse_arguments() {
   require(anyattention_score("Dot") == 0 && anyattention_score("Dynamic") == 2, "scores by their names");
   require(anyattention_score("dot") == -1 && anyattention_score(nullptr) == -1, "no score of that name");
   empty.score = 3;
-  require(anyattention_graph_attention_forward(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no such score");
+  require(anyattention_graph_attention(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no such score");
   require(anyattention_size_of("pairs") == sizeof(anyattention_pairs), "the size of a structure");
   require(anyattention_size_of("pair") == -1 && anyattention_size_of(nullptr) == -1, "no structure of that name");
-  require(anyattention_interface() == ANYATTENTION_INTERFACE, "the interface");
 }
 
 }  // namespace
