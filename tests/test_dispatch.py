@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from anyattention._dispatch import Explanation, Implementation, choose, explain
 
 from anyattention import attend
 from anyattention import explain as explain_attend
-from anyattention._dispatch import Explanation, Implementation, choose, explain
 from anyattention.errors import InvalidInputError, UnsupportedError
 
 

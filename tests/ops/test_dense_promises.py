@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from anyattention.ops.random import draw_seed, keep_factors
 
 from anyattention import Additive, Causal, Dynamic, EdgeFeatures, Full, _native, attend
 from anyattention.errors import (
@@ -14,7 +15,6 @@ from anyattention.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from anyattention.ops.random import draw_seed, keep_factors
 
 IMPLEMENTATIONS = ("cpu", "torch", "reference") if _native.available() else ("torch", "reference")
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-
 from anyattention.ops.distance import DistanceSettings, distance_terms, terms
+from torch.autograd import gradcheck, gradgradcheck
 
 _SETTINGS = {
     "decay alone": (DistanceSettings(None, None, "gaussian", 1e-6), 3, 0),

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from anyattention.ops.rows import add_bias, linear_maps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anyattention.ops import rows
-from anyattention.ops.rows import add_bias, linear_maps
 
 
 @pytest.fixture(params=["as it is", "into large pages"])

@@ -129,7 +129,7 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
 
 
 def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
-    """`_structure` of a part of indices, such as a graph's arrays; kept with the part, for where its tensors still are."""
+    """`_structure` of a part of indices, such as a graph's arrays; kept with it, for where its tensors still are."""
     pointers = [x.data_ptr() for x in layout.tensors_of(part)]
     kept = part.__dict__.get("_structure")
     if kept is not None and kept[0] == pointers:

@@ -1,9 +1,10 @@
 """An operator is a record: a frozen dataclass whose typed fields are its inputs.
 
-From the fields come, by name, PyTorch's schema, packing and unpacking, the saved tensors, the results' shapes, the rules of
-torch.func and the C structure. A kernel is a function of the record, registered for a device. The rule of the gradient is
-written once and bound twice: as an `autograd.Function` for eager calls, which torch.func and forward-mode derivatives
-know, and by `torch.library.register_autograd` for compilers and modes, which see operators of PyTorch's dispatcher.
+From the fields come, by name, PyTorch's schema, packing and unpacking, the saved tensors, the results' shapes, the
+rules of torch.func and the C structure. A kernel is a function of the record, registered for a device. The rule of the
+gradient is written once and bound twice: as an `autograd.Function` for eager calls, which torch.func and forward-mode
+derivatives know, and by `torch.library.register_autograd` for compilers and modes, which see operators of PyTorch's
+dispatcher.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ class Operator(Generic[Record]):
 
 
 def _function_of(op: Operator[Any]) -> Any:
-    """The operator's `autograd.Function`: of whether the record holds the tensors that follow, the record, the tensors."""
+    """The operator's `autograd.Function`: of whether the record's tensors are those that follow, the record, these."""
 
     def forward(is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
         if is_own:
@@ -482,7 +483,7 @@ def _record_of(layout: Layout, arguments: Iterator[Any]) -> Any:
 
 
 def _filled(layout: Layout, template: Any, tensors: Iterator[Tensor | None], keeps_indices: bool = False) -> Any:
-    """A record with the template's settings, and tensors in order; `keeps_indices` keeps the template's parts of them."""
+    """A record with the template's settings, and tensors in order; `keeps_indices` keeps the template's own parts."""
     if keeps_indices and layout.is_of_indices:
         return template
     made = object.__new__(layout.record)

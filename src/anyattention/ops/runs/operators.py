@@ -1,7 +1,7 @@
 """Attention over runs of keys in tiles: an operator and its gradient.
 
-The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of graphs,
-over the pairs as edges.
+The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of
+graphs, over the pairs as edges.
 
 Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim, E pairs.
 """
@@ -38,7 +38,7 @@ class RunAttention:
     Attributes:
         query, key, value: contiguous rows of positions.
         mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
-        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, then with gradients.
+        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
         seed: with dropout.
         parts: the runs, in parts that share no pair.
         scale: the factor of the dot product.
