@@ -5,8 +5,8 @@ import torch
 
 from anyattention import attend
 from anyattention import explain as explain_attend
-from anyattention._dispatch import Explanation, Implementation, choose, explain
 from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.ops.dispatch import Explanation, Implementation, choose, explain
 
 
 def _implementation(name, limit):
