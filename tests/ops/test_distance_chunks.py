@@ -5,7 +5,7 @@ import torch
 
 from anyattention import Graph
 from anyattention.nn import DistanceAttention, EquivariantAttention
-from anyattention.ops.distance import chunks
+from anyattention.ops.points import chunks
 
 _F64 = torch.float64
 
