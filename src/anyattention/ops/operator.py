@@ -239,6 +239,8 @@ class Operator(Generic[Record]):
     def _gradients(self, ctx: Any, needs: Sequence[str], by: Sequence[Tensor | None]) -> Mapping[str, Tensor | None]:
         """What the rule answers, for the fields that need it."""
         assert self._gradient is not None
+        if all([x is None for x in by]):
+            return dict.fromkeys(needs)
         saved = ctx.saved_tensors
         results = saved[len(saved) - len(self.results) :] if self._keeps_results else ()
         found = self._gradient(_filled(self._layout, ctx.template, iter(saved)), results, by, frozenset(needs))
