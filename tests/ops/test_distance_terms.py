@@ -163,10 +163,10 @@ def test_second_derivatives_without_rows(case):
         assert not any(x.any() for x in seconds)
 
 
-def test_without_kernels_and_for_another_basis_the_definition_runs(monkeypatch):
+def test_without_kernels_and_for_another_basis_the_definition_runs(native, monkeypatch):
     settings, inputs = _inputs("scores", 9, torch.float64)
     expected = _call(settings, *inputs)
-    monkeypatch.setattr(terms.native, "available", lambda: False)
+    monkeypatch.setattr(native, "library", lambda: None)
     torch.testing.assert_close(_call(settings, *inputs), expected)
     monkeypatch.undo()
     bessel = settings._replace(radial_basis="bessel")

@@ -328,7 +328,7 @@ class TestExplain:
         assert "the query is on meta" in dict(found.refusals)["cpu"]
 
     def test_missing_kernels(self, native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native, "available", lambda: False)
+        monkeypatch.setattr(native, "library", lambda: None)
         assert self.reasons() == ("reference", {"cpu": "no kernels are compiled (see `anyattention info`)"})
 
 

@@ -91,7 +91,7 @@ def test_a_graph_survives_the_way_through_scipy_but_for_duplicates(
 def test_native_and_plain_construction_agree(drawn: tuple[int, int, list[tuple[int, int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         fast = build(drawn)
-        patch.setattr(load, "available", lambda: False)
+        patch.setattr(load, "library", lambda: None)
         patch.setattr(load, "status_of", None)
         plain = build(drawn)
     assert all_parts(fast) == all_parts(plain)
@@ -223,7 +223,7 @@ def test_a_large_skewed_graph_is_built_alike_on_both_routes(monkeypatch: pytest.
     query = np.minimum(random.zipf(1.3, 50_000) - 1, 999)
     edge_index = torch.tensor(np.stack([random.integers(0, 700, 50_000), query]))
     fast = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
-    monkeypatch.setattr(load, "available", lambda: False)
+    monkeypatch.setattr(load, "library", lambda: None)
     plain = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
     for field in dataclasses.fields(fast):
         if field.name not in ("values", "shifts"):
