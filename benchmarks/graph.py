@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from anyattention.ops.graph.edge_operators import arrays_of
-from anyattention.ops.graph.kernels import Settings
 from torch import Tensor, nn
 
 from anyattention import Additive, Graph, attend, explain
 from anyattention.nn import GraphAttention
 from anyattention.ops.graph import kernels
+from anyattention.ops.graph.edge_operators import arrays_of
+from anyattention.ops.graph.kernels import Settings
 from anyattention.output import AttentionOutput
 from anyattention.training import NodeClassifier, NodeData, load_npz, preset_for
 from anyattention.training.fitting import run_epoch

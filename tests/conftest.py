@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyattention import _native
+from anyattention.native import load
 from cases import pairwise_sample
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +26,12 @@ def in_ci() -> bool:
 
 
 def pytest_report_header() -> str:
-    about = _native.info()
+    about = load.info()
     return f"anyattention kernels: {about.level or about.reason}"
 
 
 def pytest_sessionstart() -> None:
-    reason = _native.info().reason
+    reason = load.info().reason
     if reason is not None and in_ci():
         raise pytest.UsageError(f"CI=true, and only the reference can run: no compiled kernels, {reason}")
 
@@ -157,8 +157,8 @@ def require() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def native() -> ModuleType:
-    """The module `anyattention._native`, for a test that needs the compiled kernels."""
-    reason = _native.info().reason
+    """The module `anyattention.native.load`, for a test that needs the compiled kernels."""
+    reason = load.info().reason
     if reason is not None:
         pytest.skip(f"no compiled kernels: {reason}")
-    return _native
+    return load

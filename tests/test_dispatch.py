@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from anyattention._dispatch import Explanation, Implementation, choose, explain
 
 from anyattention import attend
 from anyattention import explain as explain_attend
 from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.ops.dispatch import Explanation, Implementation, choose, explain
 
 
 def _implementation(name, limit):

@@ -54,10 +54,10 @@ sys.path.insert(0, {str(installed_without_compiler)!r})
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import anyattention
-    from anyattention import _native
+    from anyattention import native
     assert anyattention.__file__.startswith({str(installed_without_compiler)!r})
     assert not caught, caught[0]
-    assert not _native.available() and not _native.available()
+    assert not native.available() and not native.available()
 print([warning.category.__name__ for warning in caught])
 """,
     )

@@ -1,5 +1,7 @@
 """The loader, and the kernel that sorts edges, against a stable argsort."""
 
+import contextlib
+import ctypes
 import os
 import subprocess
 import sys
@@ -11,8 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyattention import _native
 from anyattention.errors import InvalidConfigError
+from anyattention.native import load
+from anyattention.native.compressed_rows import EdgeOutOfRange, compressed_rows
 
 
 def oracle(rows, columns, num_rows):
@@ -22,8 +25,20 @@ def oracle(rows, columns, num_rows):
     return offsets, columns[edges], edges
 
 
-def assert_sorted(native, rows, columns, num_rows, num_columns):
-    actual = native.compressed_rows(rows, columns, num_rows, num_columns)
+@contextlib.contextmanager
+def the_kernel_runs():
+    """Fails unless the edges are sorted by the kernel, and not by PyTorch."""
+    called = []
+    status_of = load.status_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "status_of", lambda name, *arguments: called.append(name) or status_of(name, *arguments))
+        yield
+    assert called == ["compressed_rows"]
+
+
+def assert_sorted(rows, columns, num_rows, num_columns):
+    with the_kernel_runs():
+        actual = compressed_rows(rows, columns, num_rows, num_columns)
     for name, found, expected in zip(actual._fields, actual, oracle(rows, columns, num_rows), strict=True):
         assert torch.equal(found, expected), name
 
@@ -66,8 +81,8 @@ def two_threads():
 def test_sorts_random_edges(native, num_edges, num_rows, num_columns):
     rows = torch.randint(max(num_rows, 1), (num_edges,))
     columns = torch.randint(max(num_columns, 1), (num_edges,))
-    assert_sorted(native, rows, columns, num_rows, num_columns)
-    assert_sorted(native, columns, rows, num_columns, num_rows)
+    assert_sorted(rows, columns, num_rows, num_columns)
+    assert_sorted(columns, rows, num_columns, num_rows)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,7 +93,7 @@ def test_sorts_random_edges(native, num_edges, num_rows, num_columns):
 def test_sorts_any_small_multiset(native, edges, isolated):
     rows = torch.tensor([row for row, _ in edges], dtype=torch.int64)
     columns = torch.tensor([column for _, column in edges], dtype=torch.int64)
-    assert_sorted(native, rows, columns, 5 + isolated, 3)
+    assert_sorted(rows, columns, 5 + isolated, 3)
 
 
 # Few rows give several chunks per histogram, many rows fewer chunks than threads.
@@ -90,12 +105,14 @@ def test_threads_do_not_change_the_result(native, two_threads, num_rows, skewed)
     if skewed:
         rows[torch.rand(num_edges) < 0.9] = num_rows // 2
     columns = torch.randint(1_009, (num_edges,))
-    parallel = native.compressed_rows(rows, columns, num_rows, 1_009)
+    with the_kernel_runs():
+        parallel = compressed_rows(rows, columns, num_rows, 1_009)
     torch.set_num_threads(1)
-    serial = native.compressed_rows(rows, columns, num_rows, 1_009)
+    with the_kernel_runs():
+        serial = compressed_rows(rows, columns, num_rows, 1_009)
     for one, other in zip(parallel, serial, strict=True):
         assert torch.equal(one, other)
-    assert_sorted(native, rows, columns, num_rows, 1_009)
+    assert_sorted(rows, columns, num_rows, 1_009)
 
 
 def test_more_threads_than_cores(native):
@@ -103,7 +120,7 @@ def test_more_threads_than_cores(native):
     rows = torch.randint(17, (500_000,))
     try:
         torch.set_num_threads(7)
-        assert_sorted(native, rows, rows, 17, 17)
+        assert_sorted(rows, rows, 17, 17)
     finally:
         torch.set_num_threads(before)
 
@@ -113,8 +130,8 @@ def test_more_threads_than_cores(native):
 def test_names_the_first_index_out_of_range(native, array, bad):
     rows, columns = torch.randint(5, (13,)), torch.randint(5, (13,))
     {"rows": rows, "columns": columns}[array][[4, 9]] = bad
-    with pytest.raises(_native.EdgeOutOfRange, match=rf"{array}\[4\] is {bad}, .* < 5") as caught:
-        native.compressed_rows(rows, columns, 5, 5)
+    with pytest.raises(EdgeOutOfRange, match=rf"{array}\[4\] is {bad}, .* < 5") as caught:
+        compressed_rows(rows, columns, 5, 5)
     error = caught.value
     assert (error.array, error.edge, error.index, error.size) == (array, 4, bad, 5)
 
@@ -122,23 +139,31 @@ def test_names_the_first_index_out_of_range(native, array, bad):
 def test_names_the_first_index_out_of_range_among_threads(native, two_threads):
     rows = torch.randint(5, (300_000,))
     rows[[120_000, 299_999]] = 5
-    with pytest.raises(_native.EdgeOutOfRange, match=r"rows\[120000\] is 5"):
-        native.compressed_rows(rows, rows, 5, 5)
+    with pytest.raises(EdgeOutOfRange, match=r"rows\[120000\] is 5"):
+        compressed_rows(rows, rows, 5, 5)
 
 
 def test_no_index_fits_into_no_rows(native):
     zero = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(_native.EdgeOutOfRange, match=r"rows\[0\] is 0"):
-        native.compressed_rows(zero, zero, 0, 1)
+    with pytest.raises(EdgeOutOfRange, match=r"rows\[0\] is 0"):
+        compressed_rows(zero, zero, 0, 1)
 
 
-def test_refuses_what_is_not_contiguous_int64(native):
+def test_refuses_what_is_not_int64_on_the_cpu(native):
     right = torch.zeros(4, dtype=torch.int64)
-    for wrong in (right.int(), torch.zeros(8, dtype=torch.int64)[::2], right.to("meta")):
-        with pytest.raises(TypeError, match="columns: expected contiguous int64 on the CPU"):
-            native.compressed_rows(right, wrong, 1, 1)
+    for wrong in (right.int(), right.to("meta")):
+        with pytest.raises(TypeError, match=f"columns: expected int64 on the CPU, got {wrong.dtype} on {wrong.device}"):
+            compressed_rows(right, wrong, 1, 1)
+    with pytest.raises(TypeError, match=r"rows: expected int64 on the CPU, got torch\.int32 on cpu"):
+        compressed_rows(right.int(), right, 1, 1)
     with pytest.raises(ValueError, match="equal sizes"):
-        native.compressed_rows(right, right[1:], 1, 1)
+        compressed_rows(right, right[1:], 1, 1)
+
+
+def test_sorts_what_is_not_contiguous(native):
+    rows, columns = torch.randint(5, (13, 2)).unbind(1)
+    assert not rows.is_contiguous()
+    assert_sorted(rows, columns, 5, 5)
 
 
 def test_refuses_negative_sizes_before_touching_memory(native):
@@ -161,7 +186,7 @@ def test_each_level_that_this_cpu_runs(native, monkeypatch):
     for level in levels:
         monkeypatch.setattr(native, "_state", native._State())
         monkeypatch.setenv("ANYATTENTION_LEVEL", level)
-        assert_sorted(native, rows, rows, 11, 11)
+        assert_sorted(rows, rows, 11, 11)
         assert native.info().level == native.library().anyattention_level().decode() == level
 
 
@@ -174,11 +199,11 @@ def test_picks_the_fastest_level(native):
 @pytest.mark.parametrize("level", ["v9", "V4"])
 def test_refuses_an_unknown_level(level):
     with pytest.raises(InvalidConfigError, match=f"ANYATTENTION_LEVEL: expected one of .*'{level}'"):
-        _native._open(level)
+        load._open(level)
 
 
 def test_refuses_a_level_beyond_the_cpu(native, monkeypatch):
-    monkeypatch.setattr(_native, "_cpu_flags", lambda: _native._FLAGS_V3 - {"fma"})
+    monkeypatch.setattr(load, "_cpu_flags", lambda: load._FLAGS_V3 - {"fma"})
     assert native._open(None)[1].level == "baseline"
     with pytest.raises(InvalidConfigError, match="ANYATTENTION_LEVEL"):
         native._open("v3")
@@ -190,16 +215,17 @@ def test_one_openmp_runtime_that_of_torch(native):
         import os
         import torch
         from pathlib import Path
-        from anyattention import _native
+        from anyattention.native import load
+        from anyattention.native.compressed_rows import compressed_rows
         torch.set_num_threads(2)
         rows = torch.randint(11, (200_000,))
         rows + rows
         threads = len(os.listdir("/proc/self/task"))
-        _native.compressed_rows(rows, rows, 11, 11)
+        compressed_rows(rows, rows, 11, 11)
         assert len(os.listdir("/proc/self/task")) == threads
         paths = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
         runtimes = {p for p in paths if Path(p).name.startswith(("libgomp", "libiomp", "libomp"))}
-        assert runtimes == {_native.info().openmp}, runtimes
+        assert runtimes == {load.info().openmp}, runtimes
         """
     )
 
@@ -217,10 +243,11 @@ def test_shares_the_runtime_of_torch_beside_another_one(native, require):
         """
         import sklearn.cluster
         import torch
-        from anyattention import _native
+        from anyattention.native import load
+        from anyattention.native.compressed_rows import compressed_rows
         rows = torch.randint(11, (200_000,))
-        _native.compressed_rows(rows, rows, 11, 11)
-        assert "torch" in _native.info().openmp, _native.info()
+        compressed_rows(rows, rows, 11, 11)
+        assert "torch" in load.info().openmp, load.info()
         """
     )
 
@@ -229,18 +256,19 @@ def test_a_forked_child_runs_kernels_on_one_thread(native):
     printed = in_fresh_process(
         """
         import os, signal, warnings, torch
-        from anyattention import _native
+        from anyattention.native import load
+        from anyattention.native.compressed_rows import compressed_rows
         torch.set_num_threads(2)
         rows = torch.randint(11, (200_000,))
-        expected = _native.compressed_rows(rows, rows, 11, 11).edges.tolist()
+        expected = compressed_rows(rows, rows, 11, 11).edges.tolist()
         warnings.simplefilter("ignore")
         child = os.fork()
         if child == 0:
             signal.alarm(30)
-            same = _native.compressed_rows(rows, rows, 11, 11).edges.tolist() == expected
-            os._exit(0 if same and _native.num_threads() == 1 else 1)
+            same = compressed_rows(rows, rows, 11, 11).edges.tolist() == expected
+            os._exit(0 if same and load.num_threads() == 1 else 1)
         _, status = os.waitpid(child, 0)
-        print(status, _native.num_threads())
+        print(status, load.num_threads())
         """
     )
     assert printed.split() == ["0", "2"]
@@ -248,43 +276,61 @@ def test_a_forked_child_runs_kernels_on_one_thread(native):
 
 @pytest.fixture
 def nothing_built(monkeypatch):
-    monkeypatch.setattr(_native, "_state", _native._State())
-    monkeypatch.setattr(_native, "_built", dict)
+    monkeypatch.setattr(load, "_state", load._State())
+    monkeypatch.setattr(load, "_built", dict)
 
 
 def test_warns_once_where_nothing_was_built(nothing_built):
-    assert "reinstall" in _native.info().reason
-    with pytest.warns(_native.MissingKernelsWarning, match="reference implementation") as caught:
-        assert not _native.available()
+    assert "reinstall" in load.info().reason
+    with pytest.warns(load.MissingKernelsWarning, match="reference implementation") as caught:
+        assert not load.available()
     assert len(caught) == 1
-    assert not _native.available()
-    assert _native.library() is None
+    assert not load.available()
+    assert load.library() is None
     zero = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="not available"):
-        _native.compressed_rows(zero, zero, 1, 1)
+    for call in (load.run, load.status_of):
+        with pytest.raises(RuntimeError, match="not available"):
+            call("compressed_rows", zero.data_ptr())
+    assert compressed_rows(zero, zero, 1, 1).offsets.tolist() == [0, 1]
 
 
 def test_warns_about_a_library_that_does_not_load(monkeypatch, tmp_path):
     broken = tmp_path / "libanyattention_baseline.so"
     broken.write_bytes(b"not a library")
-    monkeypatch.setattr(_native, "_state", _native._State())
-    monkeypatch.setattr(_native, "_built", lambda: {"baseline": broken})
-    with pytest.warns(_native.MissingKernelsWarning, match="cannot be used"):
-        assert not _native.available()
+    monkeypatch.setattr(load, "_state", load._State())
+    monkeypatch.setattr(load, "_built", lambda: {"baseline": broken})
+    with pytest.warns(load.MissingKernelsWarning, match="cannot be used"):
+        assert not load.available()
 
 
-def test_refuses_a_library_from_other_sources(native, monkeypatch):
-    monkeypatch.setattr(_native, "_INTERFACE", -1)
+class OtherEdgeSum(ctypes.Structure):
+    """As another version of csrc/anyattention.h might have it."""
+
+    _fields_ = [("batch", ctypes.c_int64)]
+
+
+@pytest.mark.parametrize("name", ["edge_sum", "no_such_structure"])
+def test_refuses_a_library_from_other_sources(native, monkeypatch, name):
+    assert native._open(None)[0] is not None
+    monkeypatch.setitem(load.structures, name, OtherEdgeSum)
     found, about = native._open(None)
     assert found is None
-    assert "compiled from other sources" in about.reason
+    assert f"it was compiled from other sources: its {name} has another size" in about.reason
+
+
+def test_refuses_a_library_that_lacks_a_function(native, monkeypatch):
+    monkeypatch.setitem(load._SIGNATURES, "anyattention_no_such_function", (ctypes.c_int32, []))
+    found, about = native._open(None)
+    assert found is None
+    assert "anyattention_no_such_function" in about.reason
+    assert "Reinstall anyattention" in about.reason
 
 
 def test_loads_once_from_many_threads(native, monkeypatch):
     opened = []
-    original = _native._open
-    monkeypatch.setattr(_native, "_state", _native._State())
-    monkeypatch.setattr(_native, "_open", lambda level: opened.append(level) or original(level))
+    original = load._open
+    monkeypatch.setattr(load, "_state", load._State())
+    monkeypatch.setattr(load, "_open", lambda level: opened.append(level) or original(level))
     threads = [threading.Thread(target=native.available) for _ in range(8)]
     for thread in threads:
         thread.start()

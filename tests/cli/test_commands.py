@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import anyattention
-from anyattention import _native
+from anyattention import native
 from anyattention.cli import demo, main, train
 from anyattention.nn import MultiHeadAttention
 from anyattention.training import NodeClassifier, NodeData, load_digits, load_npz
@@ -46,7 +46,7 @@ def test_info(capsys) -> None:
     assert re.search(rf"^anyattention +{re.escape(anyattention.__version__)}$", printed, re.MULTILINE)
     assert torch.__version__ in printed
     assert f"{torch.get_num_threads()} threads" in printed
-    about = _native.info()
+    about = native.info()
     assert re.search(rf"^kernels built +{', '.join(about.built) or 'none'}$", printed, re.MULTILINE)
     assert re.search(rf"^kernels used +{about.level or 'none'}", printed, re.MULTILINE)
     for extra in ("demo", "pyg", "viz"):
@@ -54,7 +54,7 @@ def test_info(capsys) -> None:
 
 
 def test_info_without_kernels(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(_native, "info", lambda: _native.NativeInfo((), ("baseline",), reason="no compiler was there"))
+    monkeypatch.setattr(native, "info", lambda: native.NativeInfo((), ("baseline",), reason="no compiler was there"))
     assert main(["info"]) == 0
     expected = "kernels used  none, the reference implementation runs: no compiler was there"
     assert expected in capsys.readouterr().out

@@ -5,10 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from anyattention.native.structures import layout_of
 from anyattention.ops.graph import api
+from anyattention.ops.operator import Operator, _flattened
 
 _BOTH = ("test_graph_attention", "test_graph_compile", "test_graph_gradients", "test_graph_laws", "test_graph_nan")
 
@@ -30,6 +34,17 @@ def graph_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if wanted == "reference":
         monkeypatch.setattr(api, "_TABLE", tuple(row for row in api._TABLE if row.name == "reference"))
     return wanted
+
+
+@pytest.fixture(scope="session")
+def opcheck() -> Callable[[Operator[Any], Any], None]:
+    """PyTorch's checks of a registered operator, of an operator and a record."""
+
+    def check(operator: Operator[Any], record: Any) -> None:
+        registered = getattr(torch.ops.anyattention, operator.name).default
+        torch.library.opcheck(registered, tuple(_flattened(layout_of(type(record)), record)))
+
+    return check
 
 
 @pytest.fixture

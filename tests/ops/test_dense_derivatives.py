@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from anyattention import Additive, Causal, Dynamic, _native, attend, explain
+from anyattention import Additive, Causal, Dynamic, attend, explain, native
+from anyattention.ops.dense.torch_kernel import FusedDense, FusedDenseBackward, _fused_dense_backward, fused_dense
 
-FUSED = ["cpu", "torch"] if _native.available() else ["torch"]
+FUSED = ["cpu", "torch"] if native.available() else ["torch"]
 both = pytest.mark.parametrize("implementation", [*FUSED, "reference"])
 PATTERNS = [None, Causal("bottom_right")]
 
@@ -107,17 +108,16 @@ def test_gradcheck_and_gradgradcheck_of_what_only_the_reference_has(name):
 @pytest.mark.parametrize(
     ("causal", "bias_shape"), [(False, None), (True, None), (False, (1, 1, 3, 5)), (False, (2, 2, 3, 1))]
 )
-def test_the_operators_keep_pytorchs_contract(causal, bias_shape):
+def test_the_operators_keep_pytorchs_contract(opcheck, causal, bias_shape):
     query, key, value = tensors(value_dim=3)
     bias = None if bias_shape is None else torch.randn(bias_shape, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.anyattention.fused_dense.default, (query, key, value, bias, causal, 0.4))
+    opcheck(fused_dense, FusedDense(query, key, value, bias, causal, 0.4))
     with torch.no_grad():
-        output, logsumexp = torch.ops.anyattention.fused_dense(query, key, value, bias, causal, 0.4)
+        call = FusedDense(*(x.detach() for x in (query, key, value)), bias, causal, 0.4)
+        output, logsumexp = fused_dense(call)
         grads = torch.randn_like(output), torch.randn_like(logsumexp)
-        inputs = [x.detach() for x in (query, key, value)]
         for grad_logsumexp in (None, grads[1]):
-            call = (grads[0], grad_logsumexp, *inputs, bias, output, logsumexp, causal, 0.4)
-            torch.library.opcheck(torch.ops.anyattention.fused_dense_backward.default, call)
+            opcheck(_fused_dense_backward, FusedDenseBackward(call, output, logsumexp, grads[0], grad_logsumexp))
 
 
 @pytest.mark.parametrize(

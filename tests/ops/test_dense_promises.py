@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from anyattention.ops.random import draw_seed, keep_factors
 
-from anyattention import Additive, Causal, Dynamic, EdgeFeatures, Full, _native, attend
+from anyattention import Additive, Causal, Dynamic, EdgeFeatures, Full, attend, native
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidConfigError,
@@ -15,8 +14,9 @@ from anyattention.errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
+from anyattention.ops.dropout import draw_seed, keep_factors
 
-IMPLEMENTATIONS = ("cpu", "torch", "reference") if _native.available() else ("torch", "reference")
+IMPLEMENTATIONS = ("cpu", "torch", "reference") if native.available() else ("torch", "reference")
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from anyattention.ops.distance import chunks
 
 from anyattention.nn import DistanceAttention, EquivariantAttention
+from anyattention.ops.points import chunks
 from cases import random_graph
 
 _F64 = torch.float64

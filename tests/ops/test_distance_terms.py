@@ -1,11 +1,16 @@
 """The kernel of distance scores against their definition in PyTorch, and its derivatives."""
 
+import importlib
 import math
 
 import pytest
 import torch
-from anyattention.ops.distance import DistanceSettings, distance_terms, terms
 from torch.autograd import gradcheck, gradgradcheck
+
+from anyattention.ops.points import DistanceSettings, distance_terms
+
+# The package has a function of the module's name.
+terms = importlib.import_module("anyattention.ops.points.distance_terms")
 
 _SETTINGS = {
     "decay alone": (DistanceSettings(None, None, "gaussian", 1e-6), 3, 0),
@@ -158,10 +163,10 @@ def test_second_derivatives_without_rows(case):
         assert not any(x.any() for x in seconds)
 
 
-def test_without_kernels_and_for_another_basis_the_definition_runs(monkeypatch):
+def test_without_kernels_and_for_another_basis_the_definition_runs(native, monkeypatch):
     settings, inputs = _inputs("scores", 9, torch.float64)
     expected = _call(settings, *inputs)
-    monkeypatch.setattr(terms._native, "available", lambda: False)
+    monkeypatch.setattr(native, "library", lambda: None)
     torch.testing.assert_close(_call(settings, *inputs), expected)
     monkeypatch.undo()
     bessel = settings._replace(radial_basis="bessel")

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from anyattention.ops.graph.dynamic import dynamic_scores
-from anyattention.ops.graph.edge_operators import arrays_of
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from anyattention import EdgeFeatures, attend, explain
 from anyattention.errors import InvalidInputError
+from anyattention.ops.graph.dynamic import dynamic_scores
+from anyattention.ops.graph.edge_operators import arrays_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dynamic
 from cases import random_graph

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from anyattention.ops.graph.kernels import Settings
 from torch import Tensor
 
 from anyattention import EdgeFeatures, attend, edge_dot, edge_softmax, edge_sum, explain
 from anyattention.errors import DimensionMismatchError
+from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 from anyattention.scores import Dynamic
 from cases import SCORES, make_call, random_graph
@@ -290,7 +290,7 @@ class TestExplain:
         assert "the query is on meta" in dict(found.refusals)["cpu"]
 
     def test_missing_kernels(self, native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native, "available", lambda: False)
+        monkeypatch.setattr(native, "library", lambda: None)
         assert self.reasons() == ("reference", {"cpu": "no kernels are compiled (see `anyattention info`)"})
 
 

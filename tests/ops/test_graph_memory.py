@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from anyattention.ops.graph.kernels import Settings
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 from anyattention.ops.graph import edge_operators, kernels
+from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 
 pytestmark = pytest.mark.usefixtures("native")

@@ -4,12 +4,12 @@ from itertools import product
 
 import pytest
 import torch
-from anyattention.ops.graph.edge_operators import arrays_of
-from anyattention.ops.graph.kernels import Settings
 from torch import Tensor
 
 from anyattention import attend, explain
 from anyattention.ops.graph import kernels
+from anyattention.ops.graph.edge_operators import arrays_of
+from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, Score
 from cases import SCORES, make_call, random_graph

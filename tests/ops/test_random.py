@@ -5,7 +5,8 @@ import math
 import numpy
 import pytest
 import torch
-from anyattention.ops.random import draw_seed, keep_factors, philox
+
+from anyattention.ops.dropout import draw_seed, keep_factors, philox
 
 # Counter, key and words of Random123's known answers ("kat_vectors"), each in 32-bit words, lowest first.
 KNOWN_ANSWERS = [

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from anyattention.ops.rows import add_bias, linear_maps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anyattention.ops import rows
+from anyattention.ops import linear_maps as module
+from anyattention.ops.linear_maps import add_bias, linear_maps
 
 
 @pytest.fixture(params=["as it is", "into large pages"])
 def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, native: Any) -> str:
     if request.param == "into large pages":
-        monkeypatch.setattr(rows, "_SMALLEST", 0)
+        monkeypatch.setattr(module, "_SMALLEST", 0)
     return request.param
 
 

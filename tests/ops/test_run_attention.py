@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from anyattention.ops.sparse.runs import pairs_of, runs_of
 from torch import Tensor
 
 from anyattention import (
@@ -23,6 +22,7 @@ from anyattention import (
 )
 from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.ops.sparse import kernels
+from anyattention.ops.sparse.runs import pairs_of, runs_of
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -24,9 +24,9 @@ from anyattention import (
     Strided,
     TopK,
     Window,
-    _native,
     attend,
     explain,
+    native,
 )
 from anyattention.errors import (
     DimensionMismatchError,
@@ -118,7 +118,7 @@ def loss(result: AttentionResult, weights: Tensor) -> Tensor:
 
 def require_equal(inputs: Inputs, pattern: Pattern, mask: Tensor | None = None, **settings: Any) -> None:
     """Output, logsumexp, weights and gradients of each implementation; settings' tensors are differentiated too."""
-    kernels = ("cpu", "graph") if _native.available() else ()
+    kernels = ("cpu", "graph") if native.available() else ()
     for implementation in (*kernels, "reference"):
         given = dict(settings)
         if implementation == "cpu":
@@ -142,7 +142,7 @@ def require_equal(inputs: Inputs, pattern: Pattern, mask: Tensor | None = None, 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_equals_dense_attention_under_a_mask(pattern: Pattern, num_queries: int, num_keys: int, batch: int) -> None:
     inputs = leaves(num_queries, num_keys, batch)
-    assert explain(*inputs, pattern).implementation == ("cpu" if _native.available() else "reference")
+    assert explain(*inputs, pattern).implementation == ("cpu" if native.available() else "reference")
     require_equal(inputs, pattern)
     mean = attend(*inputs, pattern, return_weights="mean").weights
     assert mean is not None
@@ -340,7 +340,7 @@ def test_same_bits_as_the_graph_of_the_pairs() -> None:
     for pattern, num_queries, num_keys in _PATTERNS:
         inputs = leaves(num_queries, num_keys)
         graph = pattern.to_graph(num_queries, num_keys)
-        over_edges = attend(*inputs, pattern, implementation="graph" if _native.available() else "reference").output
+        over_edges = attend(*inputs, pattern, implementation="graph" if native.available() else "reference").output
         assert torch.equal(over_edges, attend(*inputs, graph).output)
 
 

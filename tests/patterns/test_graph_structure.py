@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies
 from torch import Tensor
 from torch.utils import _pytree
 
-from anyattention import _native
+from anyattention.native import load
 from anyattention.patterns import Graph
 
 # Fixed examples on every run, and no stored ones.
@@ -89,11 +90,9 @@ def test_a_graph_survives_the_way_through_scipy_but_for_duplicates(
 @hypothesis.given(edge_lists())
 def test_native_and_plain_construction_agree(drawn: tuple[int, int, list[tuple[int, int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        if _native.info().reason is None:
-            patch.setattr(_native, "available", lambda: True)
         fast = build(drawn)
-        patch.setattr(_native, "available", lambda: False)
-        patch.setattr(_native, "compressed_rows", None)
+        patch.setattr(load, "library", lambda: None)
+        patch.setattr(load, "status_of", None)
         plain = build(drawn)
     assert all_parts(fast) == all_parts(plain)
     for field in dataclasses.fields(fast):
@@ -102,16 +101,16 @@ def test_native_and_plain_construction_agree(drawn: tuple[int, int, list[tuple[i
 
 
 def test_the_native_kernel_is_the_one_that_builds(native: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    compressed_rows = _native.compressed_rows
+    calls: list[tuple[str, int]] = []
+    status_of = load.status_of
 
-    def counted(rows: Tensor, columns: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
-        calls.append(num_rows)
-        return compressed_rows(rows, columns, num_rows, num_columns)
+    def counted(function: str, *arguments: Any) -> int:
+        calls.append((function, arguments[3]))
+        return status_of(function, *arguments)
 
-    monkeypatch.setattr(_native, "compressed_rows", counted)
+    monkeypatch.setattr(load, "status_of", counted)
     build((3, 5, [(2, 4), (0, 1)]))
-    assert calls == [3, 5]
+    assert calls == [("compressed_rows", 3), ("compressed_rows", 5)]
 
 
 @_settings
@@ -224,7 +223,7 @@ def test_a_large_skewed_graph_is_built_alike_on_both_routes(monkeypatch: pytest.
     query = np.minimum(random.zipf(1.3, 50_000) - 1, 999)
     edge_index = torch.tensor(np.stack([random.integers(0, 700, 50_000), query]))
     fast = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
-    monkeypatch.setattr(_native, "available", lambda: False)
+    monkeypatch.setattr(load, "library", lambda: None)
     plain = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
     for field in dataclasses.fields(fast):
         if field.name not in ("values", "shifts"):

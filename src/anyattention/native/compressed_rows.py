@@ -75,7 +75,7 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 
     Time O(num_edges + num_rows); beside the result at most num_edges integers are allocated.
     """
-    if not (rows.is_cpu and columns.is_cpu and _runs(rows, columns)):
+    if not (rows.is_cpu and _runs(rows, columns)):
         edges = torch.argsort(rows, stable=True)
         bounds = torch.arange(num_rows + 1, device=rows.device)
         return CompressedRows(torch.searchsorted(rows[edges], bounds), columns[edges], edges)
@@ -127,7 +127,7 @@ def _check_indices(**arrays: Tensor) -> None:
     """The last check before pointers are taken; callers have given kinder errors by then."""
     sizes = {array.numel() for array in arrays.values()}
     for name, array in arrays.items():
-        if array.dtype != torch.int64 or not array.is_contiguous():
-            raise TypeError(f"{name}: expected contiguous int64 on the CPU")
+        if array.dtype != torch.int64 or not array.is_cpu:
+            raise TypeError(f"{name}: expected int64 on the CPU, got {array.dtype} on {array.device}")
         if array.dim() != 1 or len(sizes) != 1:
             raise ValueError(f"{name}: expected one dimension and equal sizes, got {sizes}")

@@ -30,11 +30,14 @@ def _taking(
     """A function of a record as one of the record's fields, which is its signature too."""
 
     def taking(function: Callable[[Arguments], Returned]) -> Callable[Parameters, Returned]:
+        fields, returned = inspect.signature(record), inspect.signature(function).return_annotation
+        named = {name: each.default for name, each in fields.parameters.items() if each.kind is each.KEYWORD_ONLY}
+
         @functools.wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-            return function(record(*args, **kwargs))
+            # torch.compile reads no default of a record that is an object, as Dot() is.
+            return function(record(*args, **{**named, **kwargs} if is_compiling() else kwargs))
 
-        fields, returned = inspect.signature(record), inspect.signature(function).return_annotation
         call.__signature__ = fields.replace(return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue]
         call.__annotations__ = {
             **{name: each.annotation for name, each in fields.parameters.items()},

@@ -268,6 +268,8 @@ class Operator(Generic[Record]):
     def _gradients(self, ctx: Any, needs: Sequence[str], by: Sequence[Tensor | None]) -> Mapping[str, Tensor | None]:
         """What the rule answers, for the fields that need it."""
         assert self._gradient is not None
+        if all(x is None for x in by):
+            return dict.fromkeys(needs)
         saved, is_plain = ctx.saved_tensors, ctx.versions is not None
         results = saved[len(saved) - len(self.results) :] if self._keeps_results else ()
         if is_plain and ctx.versions != _versions_of(self._layout, ctx.template):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from anyattention import Causal, Window, _native, attend, explain
+from anyattention import Causal, Window, attend, explain, native
 from anyattention.errors import InvalidConfigError, InvalidInputError, NumericalInstabilityError
 from anyattention.nn import projected
 from examples.language_model import train
@@ -80,7 +80,7 @@ def test_the_kernels_of_patterns_run_it(monkeypatch) -> None:
 
     monkeypatch.setattr(projected, "attend", explained)
     LanguageModel(SMALL, SMALL.pattern).train()(TEXT.train[None, :48]).sum().backward()
-    assert ran == ["cpu" if _native.info().level else "reference"] * 2
+    assert ran == ["cpu" if native.info().level else "reference"] * 2
 
 
 def test_weights_are_those_of_the_pairs() -> None:

@@ -207,5 +207,7 @@ def edge_argmax(
     From `(B, E, H)`, `(B, M, G, D)`, `(E, F)` and `(H, D, F)`. NaN is larger than any number, and ties go to the first
     edge. A weight of -inf hides its edge; -1 stands where all are hidden.
     """
+    if features is not None and features.shape[1] == 0:
+        features = feature_weight = None
     given = [None if x is None else x.detach() for x in (weights, value, features, feature_weight)]
     return _edge_argmax(EdgeArgmax(graph, *given))  # pyright: ignore[reportArgumentType]  # the first two are there

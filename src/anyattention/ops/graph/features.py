@@ -6,7 +6,6 @@ Axes: B batch, N queries, M keys, E edges, H heads, D head_dim, C value_dim, F e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class EdgeFeatureProducts:
     mask: Tensor | None
     shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def _shown(self) -> Tensor:
         """The features `(B | 1, E, 1, F)`, 0 on hidden edges; `(B | 1, E, H, F)` where heads see different edges."""
         features = self.features[None, :, None]
@@ -44,7 +43,7 @@ class EdgeFeatureProducts:
         mask = self.mask if self.mask.ndim == 3 else self.mask[None]
         return torch.where(mask[..., None], features, 0.0)
 
-    @cached_property
+    @property
     def _edges_as_keys(self) -> GraphArrays:
         return arrays_of(self.graph.edges_as_keys())
 
