@@ -13,20 +13,18 @@ from anyattention._checks import Axes
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.base import require_finite
-from anyattention.nn.points import (
-    PointAttention,
+from anyattention.nn.points import PointAttention, read_pairs_mask, require_finite_positions
+from anyattention.ops import attend
+from anyattention.ops.points.pairs import (
     as_pairs,
     displacements,
     from_centre,
     in_use,
     mask_of_edges,
     pairs_within,
-    read_pairs_mask,
-    require_finite_positions,
     shown,
     squared_distance_rows,
 )
-from anyattention.ops import attend
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 

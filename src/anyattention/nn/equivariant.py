@@ -16,21 +16,11 @@ from anyattention._checks import Axes
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.base import require_finite
-from anyattention.nn.equivariant_sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
-from anyattention.nn.points import (
-    PointAttention,
-    Points,
-    as_pairs,
-    displacements,
-    in_use,
-    mask_of_edges,
-    pairs_within,
-    read_pairs_mask,
-    require_finite_positions,
-    shown,
-)
+from anyattention.nn.points import PointAttention, Points, read_pairs_mask, require_finite_positions
 from anyattention.nn.vectors import mix, shortened, squares
 from anyattention.ops.arguments import weights_asked_for
+from anyattention.ops.points.pairs import as_pairs, displacements, in_use, mask_of_edges, pairs_within, shown
+from anyattention.ops.points.sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.output import AttentionOutput, EquivariantOutput
 from anyattention.patterns import Graph
 

@@ -123,7 +123,8 @@ class Operator(Generic[Record]):
         self._dispatched = getattr(torch.ops.anyattention, self.name).default
         self._function: Any = _function_of(self)
         # Function.apply binds defaults of the signature first, which takes longer than a small kernel.
-        self._apply = super(torch.autograd.Function, self._function).apply
+        base: Any = super(torch.autograd.Function, self._function)
+        self._apply = base.apply
         if gradient is not None:
             torch.library.register_autograd(
                 f"anyattention::{self.name}", self._dispatched_backward, setup_context=self._setup, lib=_library

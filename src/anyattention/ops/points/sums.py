@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.nn.points import from_centre, squared_distance_rows
-from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum
+from anyattention.ops.attend import attend
+from anyattention.ops.edges import edge_dot, edge_softmax, edge_sum
+from anyattention.ops.points.pairs import from_centre, squared_distance_rows
 from anyattention.patterns import Graph
 
 __all__ = ["EquivariantSums", "Rows", "sums_of_all", "sums_of_edges"]
