@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "Moment",
-    "has_memory",
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
@@ -43,22 +42,15 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
         return Moment.DISPATCHED
     if torch._C._are_functorch_transforms_active():
         return Moment.TRANSFORMED
-    if not has_memory(tensors):
-        return Moment.DISPATCHED
-    return Moment.PLAIN if forward_ad._current_level < 0 else Moment.TRANSFORMED
-
-
-def has_memory(tensors: Iterable[Any]) -> bool:
-    """Whether the tensors' numbers are what lies in their memory, and nobody watches operators go by."""
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
-        return False
+        return Moment.DISPATCHED
     for x in tensors:
         if x is None:
             continue
         # Indices are no views of complex numbers, and no zeros of autograd's.
         if type(x) not in _TYPES or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
-            return False
-    return True
+            return Moment.DISPATCHED
+    return Moment.PLAIN if forward_ad._current_level < 0 else Moment.TRANSFORMED
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:

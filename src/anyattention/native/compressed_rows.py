@@ -88,7 +88,7 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
     bad_edge = ctypes.c_int64(-1)
     given = (rows.data_ptr(), columns.data_ptr(), num_edges, num_rows, num_columns, load.num_threads())
     results = (offsets.data_ptr(), slot_columns.data_ptr(), slot_edges.data_ptr(), ctypes.byref(bad_edge))
-    status = load.status_of("compressed_rows", *given, *results)
+    status = load.kernel("compressed_rows", 10)(*given, *results)
     if status == _OUT_OF_RANGE:
         edge = bad_edge.value
         row, column = int(rows[edge]), int(columns[edge])

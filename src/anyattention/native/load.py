@@ -30,12 +30,12 @@ __all__ = [
     "available",
     "check_status",
     "info",
+    "kernel",
     "large_empty",
     "library",
     "num_threads",
     "run",
     "score_number",
-    "status_of",
 ]
 
 _FLAGS_V3 = frozenset(
@@ -180,26 +180,28 @@ def run(function: str, *arguments: Any) -> None:
         OutOfMemoryError: there is no memory for the workspace.
         RuntimeError: no kernels are available; ask `available()` first.
     """
-    status = status_of(function, *arguments)
-    if status != _OK:
-        if status == _OUT_OF_RANGE:
-            raise IndexError(f"{function}: the arrays of a graph or pattern name a place that does not exist")
+    status = kernel(function, len(arguments))(*arguments)
+    if status:
         check_status(status, function)
 
 
-def status_of(function: str, *arguments: Any) -> int:
-    """What a kernel answers; `run` raises where that is not 0."""
-    kernel = _state.functions.get(function)
-    if kernel is None:
-        found, about = _load()
-        if found is None:
+def kernel(function: str, num_arguments: int) -> Any:
+    """The C function of a name, without the prefix; it answers with a status for `check_status`.
+
+    Raises:
+        RuntimeError: no kernels are available; ask `available()` first.
+    """
+    found = _state.functions.get(function)
+    if found is None:
+        loaded, about = _load()
+        if loaded is None:
             raise RuntimeError(f"the compiled kernels are not available: {about.reason}")
-        kernel = getattr(found, f"anyattention_{function}")
-        if kernel.argtypes is None:
+        found = getattr(loaded, f"anyattention_{function}")
+        if found.argtypes is None:
             # A record, and tensors.
-            kernel.restype, kernel.argtypes = ctypes.c_int32, [_POINTER] * len(arguments)
-        _state.functions[function] = kernel
-    return kernel(*arguments)
+            found.restype, found.argtypes = ctypes.c_int32, [_POINTER] * num_arguments
+        _state.functions[function] = found
+    return found
 
 
 def score_number(name: str) -> int:
@@ -210,14 +212,16 @@ def score_number(name: str) -> int:
     """
     number = _state.scores.get(name)
     if number is None:
-        number = _state.scores[name] = status_of("score", name.encode())
+        number = _state.scores[name] = kernel("score", 1)(name.encode())
     if number < 0:
         raise UnsupportedError(f"the kernels have no score {name!r}", argument="score", actual=name)
     return number
 
 
 def check_status(status: int, function: str) -> None:
-    """Raise where a kernel refused its arguments or found no memory."""
+    """Raise where a kernel found a place that is not there, refused its arguments or found no memory."""
+    if status == _OUT_OF_RANGE:
+        raise IndexError(f"{function}: the arrays of a graph or pattern name a place that does not exist")
     if status == _OUT_OF_MEMORY:
         raise OutOfMemoryError(f"{function}: no memory for the workspace")
     if status != _OK:

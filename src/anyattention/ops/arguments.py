@@ -99,7 +99,8 @@ class Arguments:
         for name in ("normalize", "return_logsumexp"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
-        require_number("dropout", self.dropout, at_least=0.0, below=1.0)
+        if type(self.dropout) is not float or self.dropout != 0.0:
+            require_number("dropout", self.dropout, at_least=0.0, below=1.0)
         if self.scale is not None:
             require_number("scale", self.scale)
         if self.softcap is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from anyattention._checks import as_out_of_memory, require_tensor
 from anyattention.ambient import is_autocast_enabled, is_compiling
@@ -35,8 +36,16 @@ def _taking(
 
         @functools.wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-            # torch.compile reads no default of a record that is an object, as Dot() is.
-            return function(record(*args, **{**named, **kwargs} if is_compiling() else kwargs))
+            if is_compiling():
+                # torch.compile reads no default of a record that is an object, as Dot() is.
+                return function(record(*args, **{**named, **kwargs}))
+            try:
+                return function(record(*args, **kwargs))
+            except (MemoryError, RuntimeError) as failure:
+                named_failure = as_out_of_memory(failure)
+                if named_failure is None:
+                    raise
+                raise named_failure from failure
 
         call.__signature__ = fields.replace(return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue]
         call.__annotations__ = {
@@ -47,19 +56,6 @@ def _taking(
         return call
 
     return taking
-
-
-def _attend(arguments: Arguments) -> AttentionResult:
-    run = _operation(arguments.pattern)[0]
-    if is_compiling():
-        return run(arguments)
-    try:
-        return run(arguments)
-    except (MemoryError, RuntimeError) as failure:
-        named = as_out_of_memory(failure)
-        if named is None:
-            raise
-        raise named from failure
 
 
 @_taking(Arguments)
@@ -128,12 +124,13 @@ def attend(arguments: Arguments) -> AttentionResult:
         >>> result.weights.shape
         torch.Size([1, 2, 3])
     """
-    require_tensor("query", arguments.query)
+    if not isinstance(arguments.query, Tensor):
+        require_tensor("query", arguments.query)
+    run = _operation(arguments.pattern)[0]
     if is_autocast_enabled(arguments.query.device):
-        arguments = arguments.under_autocast()
         with torch.autocast(arguments.query.device.type, enabled=False):
-            return _attend(arguments)
-    return _attend(arguments)
+            return run(arguments.under_autocast())
+    return run(arguments)
 
 
 @_taking(Arguments)

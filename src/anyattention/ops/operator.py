@@ -9,6 +9,7 @@ dispatcher.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from anyattention import ambient
 from anyattention.ambient import Moment
-from anyattention.native import calls
+from anyattention.native import calls, load
 from anyattention.native.structures import Kind, Layout, layout_of, snake_case
 
 __all__ = ["Operator", "Result", "operator"]
@@ -139,7 +140,9 @@ class Operator(Generic[Record]):
                 for x in tensors:
                     if x is not None and x.requires_grad:
                         return self._apply(True, record, *tensors)
-            return self._run(record, tensors)
+            kernel = self._kernel_of(tensors[0])
+            if kernel is not None:
+                return kernel(record)
         if moment is Moment.TRANSFORMED:
             return self._function.apply(False, record, *tensors)
         found = self._dispatched(*_flattened(self._layout, record))
@@ -189,7 +192,10 @@ class Operator(Generic[Record]):
                     if result is not None:
                         result.fill_(empty)
             else:
-                calls.run(name, bound, *results)
+                pointers = [None if x is None else x.data_ptr() for x in results]
+                status = load.kernel(name, 1 + len(results))(ctypes.byref(bound.structure), *pointers)
+                if status:
+                    load.check_status(status, name)
             return results[0] if len(results) == 1 else tuple(results)
 
     def allocate(self, record: Record, bound: calls.Bound) -> list[Tensor | None]:
@@ -210,12 +216,10 @@ class Operator(Generic[Record]):
             results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
 
-    def _run(self, record: Record, tensors: Sequence[Tensor | None]) -> Any:
-        """The kernel of the record's device, or the dispatcher's answer where there is none."""
-        first = tensors[0]
+    def _kernel_of(self, first: Tensor | None) -> Callable[[Any], Any] | None:
+        """What computes calls on the device of their first tensor; None where only the dispatcher may know."""
         assert first is not None
-        kernel = self._kernels.get("cpu" if first.is_cpu else first.device.type)
-        return self._dispatched(*_flattened(self._layout, record)) if kernel is None else kernel(record)
+        return self._kernels.get("cpu" if first.is_cpu else first.device.type)
 
     def _is_there(self, n: int, record: Any) -> bool:
         needed = getattr(record, "needed", None)
@@ -305,7 +309,8 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def forward(is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
         if is_own:
-            return op._run(record, tensors)
+            kernel = op._kernel_of(tensors[0])
+            return op(record) if kernel is None else kernel(record)
         # A transform has taken off one of its wrappers: whether others are left, the next call sees.
         return op(_filled(op._layout, record, iter(tensors)))
 

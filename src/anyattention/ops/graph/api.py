@@ -26,6 +26,7 @@ from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import cpu, reference
 from anyattention.ops.refusals import refusal_of_rows
 from anyattention.output import AttentionResult
+from anyattention.patterns import Graph
 from anyattention.scores import EdgeFeatures
 
 __all__ = ["explain_graph", "graph_attention"]
@@ -40,7 +41,7 @@ def graph_attention(arguments: Arguments) -> AttentionResult:
     """`attend` over a Graph; see there."""
     call = _check(arguments)
     result = dispatch.choose(_TABLE, call, arguments.implementation).run(call)
-    if result.weights is not None and arguments.weights == "mean":
+    if result.weights is not None and arguments.return_weights == "mean":
         return result._replace(weights=result.weights.mean(-1))
     return result
 
@@ -52,7 +53,8 @@ def explain_graph(arguments: Arguments) -> Explanation:
 
 def _check(arguments: Arguments) -> Arguments:
     """The arguments with mask and bias as `(edges, 1)`, `(edges, heads)` or `(batch, edges, heads)`."""
-    graph = arguments.graph
+    graph = arguments.pattern
+    assert isinstance(graph, Graph)
     query, key, value = arguments.query, arguments.key, arguments.value
     batch = "batch " if query.ndim == 4 else ""
     sizes = {"queries": graph.num_queries, "keys": graph.num_keys, "edges": graph.num_edges}
@@ -81,7 +83,7 @@ def _check(arguments: Arguments) -> Arguments:
             "return_logsumexp=True: with normalize=False there is no softmax to take it from",
             argument="return_logsumexp",
         )
-    return arguments.changed(mask=mask, bias=bias)
+    return arguments if mask is None and bias is None else arguments.changed(mask=mask, bias=bias)
 
 
 def _check_edges(edges: EdgeFeatures, axes: Axes, query: Tensor) -> None:

@@ -46,7 +46,7 @@ def run(call: Arguments) -> AttentionResult:
         query, key = _rows(query, dtype, adds_batch), _rows(key, dtype, adds_batch)
         value = None if value is None else _rows(value, dtype, adds_batch)
     shape = (*query.shape[:-3], graph.num_edges, query.shape[-2])
-    bias = _bias(call, shape, dtype)
+    bias = None if call.mask is None and call.bias is None else _bias(call, shape, dtype)
     seed = draw_seed(query.device) if call.dropout > 0 else None
     score = call.score.cast(lambda x: x.to(dtype))
     features = term = value_weight = None
