@@ -8,8 +8,12 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
+
+# Whether torch.compile or torch.export reads this call. Not in a function of our own: torch.compile would compile that
+# by itself where it gives up on the caller, and answer True.
+from torch.compiler import is_compiling
 
 __all__ = [
     "Moment",
@@ -32,13 +36,9 @@ class Moment(Enum):
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
 
 
-# Whether torch.compile or torch.export reads this call.
-is_compiling = torch.compiler.is_compiling
-
-
 def moment_of(tensors: Iterable[Any]) -> Moment:
     """What a call of these tensors is made under; None among them does not count."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return Moment.DISPATCHED
     if torch._C._are_functorch_transforms_active():
         return Moment.TRANSFORMED
@@ -55,7 +55,7 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():
         return True
@@ -66,7 +66,7 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 
 def is_differentiated_again() -> bool:
     """Inside a backward: whether derivatives are to be taken of the gradients. Never under torch.compile."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return is_grad_enabled() and not is_compiling()
 
 
 def is_autocast_enabled(device: torch.device) -> bool:

@@ -11,8 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from anyattention import EdgeFeatures, attend, explain
 from anyattention.errors import InvalidInputError
-from anyattention.ops.graph.dynamic import dynamic_scores
-from anyattention.ops.graph.edge_operators import arrays_of
+from anyattention.ops.edges.arrays import arrays_of
+from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums, _dynamic_dot, _dynamic_sums, dynamic_scores
 from anyattention.patterns import Graph
 from anyattention.scores import Dynamic
 from cases import random_graph
@@ -147,7 +147,7 @@ def test_the_same_bits_on_any_number_of_threads(threads: Any, dtype: torch.dtype
 
 @pytest.mark.parametrize("name", ["dynamic_dot", "dynamic_sums"])
 @pytest.mark.parametrize("num_features", [0, 2])
-def test_the_operators_keep_their_promises_to_pytorch(name: str, num_features: int) -> None:
+def test_the_operators_keep_their_promises_to_pytorch(opcheck: Any, name: str, num_features: int) -> None:
     graph = random_graph()
     query, key, vector, *edges = make_inputs(graph, 3, num_features=num_features)
     weight, features = (
@@ -155,11 +155,12 @@ def test_the_operators_keep_their_promises_to_pytorch(name: str, num_features: i
     )
     arguments = [query, key, weight, features]
     base = [None if each is None else each.detach() for each in arguments]
-    given: list[Any] = [vector, *arguments, *base, arrays_of(graph), _SLOPE]
-    if name == "dynamic_sums":
+    call = DynamicDot(arrays_of(graph), _SLOPE, vector, *arguments, *base)
+    if name == "dynamic_dot":
+        opcheck(_dynamic_dot, call)
+    else:
         numbers = torch.randn(2, 23, 4, dtype=torch.float64).requires_grad_()
-        given = [numbers, *given, [True, True, True, bool(edges), bool(edges)]]
-    torch.library.opcheck(getattr(torch.ops.anyattention, name).default, tuple(given))
+        opcheck(_dynamic_sums, DynamicSums(call, numbers, (True, True, True, bool(edges), bool(edges))))
 
 
 def test_numbers_of_another_size_or_dtype() -> None:

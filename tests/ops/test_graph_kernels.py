@@ -10,14 +10,11 @@ from torch import Tensor
 
 from anyattention import EdgeFeatures, attend, edge_dot, edge_softmax, edge_sum, explain
 from anyattention.errors import DimensionMismatchError
-from anyattention.ops.graph.kernels import Settings
 from anyattention.patterns import Graph
 from anyattention.scores import Dynamic
 from cases import SCORES, make_call, random_graph
 
 pytestmark = pytest.mark.usefixtures("native")
-
-_SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
 
 
 def arguments_of(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from anyattention import explain
 from anyattention.errors import InvalidInputError
-from anyattention.ops.graph import edge_operators
+from anyattention.ops.edges.arrays import arrays_of
+from anyattention.ops.edges.operators import edge_argmax
 from anyattention.patterns import Graph
 from cases import make_call, random_graph
 
@@ -75,7 +76,7 @@ def test_the_largest_edge(
         weights[torch.rand(weights.shape) < 0.05] = math.nan
     features = None if edge_dim is None else integers(37, edge_dim)
     feature_weight = None if edge_dim is None else integers(heads, width, edge_dim)
-    found = edge_operators.edge_argmax(weights, columns, features, feature_weight, edge_operators.arrays_of(graph))
+    found = edge_argmax(weights, columns, features, feature_weight, arrays_of(graph))
     assert torch.equal(found, largest_edges(weights, columns, features, feature_weight, graph))
 
 
@@ -86,13 +87,13 @@ def test_the_first_of_equal_edges_across_the_pieces_of_a_long_row(position: int,
     graph = Graph.from_edge_index(torch.stack([index, index * 0]), num_queries=1, num_keys=6_000)
     columns = torch.zeros(1, 6_000, 1, 3)
     columns[:, position] = columns[:, 5_500] = message
-    arrays = edge_operators.arrays_of(graph)
+    arrays = arrays_of(graph)
     weights = torch.ones(1, 6_000, 1)
-    assert (edge_operators.edge_argmax(weights, columns, None, None, arrays) == position).all()
+    assert (edge_argmax(weights, columns, None, None, arrays) == position).all()
     # The first piece may be hidden as a whole.
     weights[:, :2_048] = -math.inf
     first = position if position >= 2_048 else 5_500
-    assert (edge_operators.edge_argmax(weights, columns, None, None, arrays) == first).all()
+    assert (edge_argmax(weights, columns, None, None, arrays) == first).all()
 
 
 def make_run(
@@ -244,15 +245,15 @@ def test_no_edge_keeps_a_channel(peak_of_a_step: Callable[..., float], score: st
 
 def test_sizes_and_dtypes_are_checked() -> None:
     graph = random_graph(5, 7, 11)
-    arrays = edge_operators.arrays_of(graph)
+    arrays = arrays_of(graph)
     weights, columns, features, weight = (torch.ones(*s) for s in ((1, 11, 4), (1, 7, 2, 3), (11, 2), (4, 3, 2)))
     for given, name in (
         ((weights[:, :5], columns, None, None), "weights"),
         ((weights.half(), columns.half(), None, None), "weights"),
-        ((weights, columns.double(), None, None), "columns"),
+        ((weights, columns.double(), None, None), "value"),
         ((weights, columns, features[:5], weight), "features"),
         ((weights, columns, features, weight[..., :1]), "feature_weight"),
         ((weights, columns, features, weight[:3]), "feature_weight"),
     ):
         with pytest.raises(InvalidInputError, match=f"{name}: expected "):
-            edge_operators.edge_argmax(*given, arrays)
+            edge_argmax(*given, arrays)

@@ -11,13 +11,42 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
-from anyattention.ops.graph import edge_operators, kernels
-from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.edges.arrays import GraphArrays, arrays_of
+from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums, _dynamic_sums
+from anyattention.ops.edges.operators import edge_argmax, edge_dot, edge_softmax, edge_sum, edge_total
+from anyattention.ops.graph.operators import (
+    GraphAttention,
+    GraphAttentionBackward,
+    GraphAttentionWeights,
+    _backward,
+    graph_attention,
+    graph_attention_weights,
+)
 from anyattention.patterns import Graph
 
 pytestmark = pytest.mark.usefixtures("native")
 
-_SETTINGS = Settings("Dot", True, 0.5, 0.0, 0.2, 0.0)
+_SCALE = 0.5
+
+
+def attention(graph: GraphArrays, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Any:
+    """A record of attention by dot products."""
+    return GraphAttention(
+        graph,
+        query,
+        key,
+        value,
+        vector=None,
+        term=None,
+        bias=bias,
+        seed=None,
+        score="Dot",
+        normalize=True,
+        scale=_SCALE,
+        softcap=0.0,
+        negative_slope=0.2,
+        dropout=0.0,
+    )
 
 
 @pytest.mark.exhaustive
@@ -45,41 +74,27 @@ class TestBrokenArrays:
         """Each kernel that reads the whole graph; the forward reads the rows of queries alone."""
         query, key = torch.randn(1, 4, 2, 3, dtype=dtype), torch.randn(1, 5, 2, 3, dtype=dtype)
         output, logsumexp = torch.zeros_like(query), torch.zeros(1, 4, 2, dtype=dtype)
-        numbers, arrays = torch.randn(1, 6, 2, dtype=dtype), edge_operators.arrays_of(graph)
-        none = (None, None, None, None)
+        numbers, arrays = torch.randn(1, 6, 2, dtype=dtype), arrays_of(graph)
+        call = attention(arrays, query, key, key)
+        vector, none = query[0, 0], (None, None)
+        scores = DynamicDot(arrays, 0.2, vector, query, key, *none, query, key, *none)
         by_query = [
-            lambda: kernels.attention(query, key, key, *none, arrays, _SETTINGS),
-            lambda: kernels.attention_weights(query, key, key, None, None, None, logsumexp, arrays, _SETTINGS),
-            lambda: edge_operators.edge_dot(query, key, arrays),
-            lambda: edge_operators.edge_sum(numbers, key, arrays),
-            lambda: edge_operators.edge_softmax(numbers, arrays),
-            lambda: edge_operators.edge_total(numbers, arrays),
-            lambda: edge_operators.edge_argmax(numbers, key, None, None, arrays),
+            lambda: graph_attention(call),
+            lambda: graph_attention_weights(GraphAttentionWeights(call, logsumexp)),
+            lambda: edge_dot(query, key, arrays),
+            lambda: edge_sum(numbers, key, arrays),
+            lambda: edge_softmax(numbers, arrays),
+            lambda: edge_total(numbers, arrays),
+            lambda: edge_argmax(numbers, key, None, None, arrays),
         ]
         by_key = [
-            lambda: edge_operators.edge_dot(key, query, arrays, True),
-            lambda: edge_operators.edge_sum(numbers, query, arrays, True),
-            lambda: edge_operators.edge_total(numbers, arrays, True),
+            lambda: edge_dot(key, query, arrays.transposed),
+            lambda: edge_sum(numbers, query, arrays.transposed),
+            lambda: edge_total(numbers, arrays.transposed),
         ]
         both = [
-            lambda: kernels.attention_backward(
-                query, None, output, logsumexp, query, key, key, *none, arrays, _SETTINGS
-            ),
-            lambda: torch.ops.anyattention.dynamic_sums(
-                numbers,
-                query[0, 0],
-                query,
-                key,
-                None,
-                None,
-                query,
-                key,
-                None,
-                None,
-                arrays,
-                0.2,
-                [True] * 3 + [False] * 2,
-            ),
+            lambda: _backward(GraphAttentionBackward(call, output, logsumexp, query, None)),
+            lambda: _dynamic_sums(DynamicSums(scores, numbers, (True, True, True, False, False))),
         ]
         return [by_query, by_key, both]
 
@@ -120,23 +135,37 @@ class TestBrokenArrays:
     )
     def test_arrays_of_another_length_dtype_or_layout(self, name: str) -> None:
         array = getattr(self.graph, name)
-        for wrong in (array[:-1], torch.cat([array, array]), array.int(), array.repeat_interleave(2)[::2], array[None]):
+        for wrong in (array.int(), array[None]):
             graph = replace(self.graph, **{name: wrong})
             for call in self.calls(graph, torch.float32)[2]:
-                with pytest.raises(InvalidInputError, match="graph: expected arrays of contiguous int64"):
+                with pytest.raises(InvalidInputError, match=rf"graph\.{name}: expected torch\.int64 on cpu, \(num_"):
                     call()
+        # Of two that differ in length the second is named: an array, or what stands at the nodes.
+        second = {"query_offsets": r"call\.query", "keys_by_query": "edges_by_query", "key_offsets": r"call\.key"}
+        for wrong in (array[:-1], torch.cat([array, array])):
+            graph = replace(self.graph, **{name: wrong})
+            for call in self.calls(graph, torch.float32)[2]:
+                with pytest.raises(InvalidInputError, match=rf"{second.get(name, name)}: expected torch.* on cpu, \("):
+                    call()
+        strided = replace(self.graph, **{name: array.repeat_interleave(2)[::2]})
+        assert not getattr(strided, name).is_contiguous()
+        found = []
+        for graph in (self.graph, strided):
+            torch.manual_seed(1)
+            found.append([call() for calls in self.calls(graph, torch.float32) for call in calls])
+        torch.testing.assert_close(*found, rtol=0.0, atol=0.0, equal_nan=True)
 
     def test_numbers_of_another_size_or_dtype(self) -> None:
-        arrays = edge_operators.arrays_of(self.graph)
+        arrays = arrays_of(self.graph)
         rows, columns, numbers = torch.ones(1, 4, 2, 3), torch.ones(1, 5, 2, 3), torch.ones(1, 6, 2)
         for call, name in (
-            (lambda: edge_operators.edge_dot(rows[:, :3], columns, arrays), "rows"),
-            (lambda: edge_operators.edge_dot(rows, columns.double(), arrays), "columns"),
-            (lambda: edge_operators.edge_dot(rows, columns[..., :2], arrays), "columns"),
-            (lambda: edge_operators.edge_dot(rows.half(), columns.half(), arrays), "rows"),
-            (lambda: edge_operators.edge_sum(numbers[:, :5], columns, arrays), "weights"),
-            (lambda: edge_operators.edge_softmax(numbers[:, :5], arrays), "scores"),
-            (lambda: edge_operators.edge_total(numbers[:, :5], arrays), "numbers"),
+            (lambda: edge_dot(rows[:, :3], columns, arrays), "query"),
+            (lambda: edge_dot(rows, columns.double(), arrays), "key"),
+            (lambda: edge_dot(rows, columns[..., :2], arrays), "key"),
+            (lambda: edge_dot(rows.half(), columns.half(), arrays), "query"),
+            (lambda: edge_sum(numbers[:, :5], columns, arrays), "weights"),
+            (lambda: edge_softmax(numbers[:, :5], arrays), "scores"),
+            (lambda: edge_total(numbers[:, :5], arrays), "numbers"),
         ):
             with pytest.raises(InvalidInputError, match=f"{name}: expected "):
                 call()
@@ -159,17 +188,17 @@ class TestOffsetsBeyond31Bits:
         key_offsets[-1] = 2
         keys[0, 0], keys[0, -1] = torch.randn(width), torch.randn(width)
         index = torch.tensor([0, last])
-        by_query = [torch.tensor([0, 2]), index, torch.tensor([0, 1])]
-        arrays = [*by_query, key_offsets, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])]
+        zeros, both = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])
+        arrays = GraphArrays(torch.tensor([0, 2]), index, both, key_offsets, zeros, both, zeros, index)
         query = torch.randn(1, 1, 1, width)
-        output, logsumexp = kernels.attention(query, keys, keys, None, None, None, None, arrays, _SETTINGS)
+        output, logsumexp = graph_attention(attention(arrays, query, keys, keys))
         used = keys[0, index, 0]
-        scores = used @ query.flatten() * _SETTINGS.scale
+        scores = used @ query.flatten() * _SCALE
         torch.testing.assert_close(output.flatten(), scores.softmax(0) @ used)
         torch.testing.assert_close(logsumexp.flatten(), scores.logsumexp(0, keepdim=True))
-        products = kernels.edge_dot(query, keys, by_query)
+        products = edge_dot(query, keys, arrays)
         torch.testing.assert_close(products.flatten(), used @ query.flatten())
-        sums = kernels.edge_sum(products, keys, by_query)
+        sums = edge_sum(products, keys, arrays)
         torch.testing.assert_close(sums.flatten(), products.flatten() @ used)
 
     @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -182,6 +211,5 @@ class TestOffsetsBeyond31Bits:
         bias = numbers.as_strided((2, 2, 2), strides)
         graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 0]]), num_queries=1, num_keys=2)
         zeros, value = torch.zeros(2, 2, 2, 1), torch.randn(2, 2, 2, 3)
-        arrays = edge_operators.arrays_of(graph)
-        output, _ = kernels.attention(zeros[:, :1], zeros, value, None, None, bias, None, arrays, _SETTINGS)
+        output, _ = graph_attention(attention(arrays_of(graph), zeros[:, :1], zeros, value, bias))
         torch.testing.assert_close(output[:, 0], torch.einsum("beh,behc->bhc", bias.softmax(1), value))

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from anyattention import attend, explain
-from anyattention.ops.graph import kernels
-from anyattention.ops.graph.edge_operators import arrays_of
-from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.edges.arrays import arrays_of
+from anyattention.ops.graph.operators import GraphAttention, graph_attention
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, Score
 from cases import SCORES, make_call, random_graph
@@ -186,6 +185,21 @@ def test_a_vector_comes_with_dynamic_alone(score: str) -> None:
     graph = random_graph(7, 7, 41)
     x = torch.randn(1, 7, 2, 4)
     vector = None if score == "Dynamic" else torch.randn(2, 4)
-    settings = Settings(score, True, 1.0, 0.0, 0.2, 0.0)
-    with pytest.raises(ValueError, match="graph_attention_forward: invalid argument"):
-        kernels.attention(x, x, x, vector, None, None, None, arrays_of(graph), settings)
+    record = GraphAttention(
+        arrays_of(graph),
+        query=x,
+        key=x,
+        value=x,
+        vector=vector,
+        term=None,
+        bias=None,
+        seed=None,
+        score=score,
+        normalize=True,
+        scale=1.0,
+        softcap=0.0,
+        negative_slope=0.2,
+        dropout=0.0,
+    )
+    with pytest.raises(ValueError, match="graph_attention: invalid argument"):
+        graph_attention(record)

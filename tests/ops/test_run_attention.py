@@ -1,6 +1,7 @@
 """The tile kernels of sparse patterns: equal to dense masked attention in float64, without leaks, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ from anyattention import (
     explain,
 )
 from anyattention.errors import InvalidInputError, UnsupportedError
-from anyattention.ops.sparse import kernels
-from anyattention.ops.sparse.runs import pairs_of, runs_of
+from anyattention.ops.runs import RunAttention, pairs_in_tiles, run_attention, runs_of
+from anyattention.ops.runs.parts import pairs_of
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -179,13 +180,14 @@ def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(output, exact.to(dtype))
 
 
-def test_operator() -> None:
-    parts = [array for part in runs_of(Strided(4, 1) & Causal(), 9, 9) for array in part]
+def test_operator(opcheck: Any) -> None:
+    parts = runs_of(Strided(4, 1) & Causal(), 9, 9)
+    assert len(parts) > 1
     inputs = [rows(9, 2, 3).double().requires_grad_() for _ in range(3)]
     mask = torch.rand(2, 1, 9, 9) < 0.7
     bias = torch.randn(2, 17, dtype=torch.float64, requires_grad=True)
     for given in ((None, None, None, parts, 0.5, 0.0, 0.0, False), (mask, bias, None, parts, 0.5, 2.0, 0.0, True)):
-        torch.library.opcheck(torch.ops.anyattention.run_attention.default, (*inputs, *given))
+        opcheck(run_attention, RunAttention(*inputs, *given))
 
 
 class TestRuns:
@@ -201,19 +203,19 @@ class TestRuns:
         # In order of residue a class of 64 is a block of its own.
         (alone, part) = runs_of(Strided(64, 0), 4096, 4096)
         assert alone.num_pairs == 4096
-        assert kernels.pairs_in_tiles(part, 4096) == 4096 * 64
+        assert pairs_in_tiles(part, 4096) == 4096 * 64
 
     def test_are_counted_in_tiles(self) -> None:
         # Sixteen queries at a time, with all keys from the first to the last that one of them sees.
         (part,) = runs_of(Window(16, 0), 64, 64)
-        assert kernels.pairs_in_tiles(part, 64) == 16 * (16 + 32 + 32 + 32)
+        assert pairs_in_tiles(part, 64) == 16 * (16 + 32 + 32 + 32)
         for pattern in patterns_of(200):
             for part in runs_of(pattern, 200, 200):
-                assert part.num_pairs <= kernels.pairs_in_tiles(part, 200) <= 16 * 200 * part.offsets.numel()
+                assert part.num_pairs <= pairs_in_tiles(part, 200) <= 16 * 200 * part.offsets.numel()
 
     def test_of_documents_end_with_them(self) -> None:
         (part,) = runs_of(Documents((64,) * 5), 320, 320)
-        assert kernels.pairs_in_tiles(part, 320) == 5 * 64 * 64
+        assert pairs_in_tiles(part, 320) == 5 * 64 * 64
 
     def test_are_kept(self) -> None:
         assert runs_of(Window(3, 2), 10, 10) is runs_of(Window(3, 2), 10, 10)
@@ -255,8 +257,8 @@ class TestUncheckedArrays:
 
     def call(self, **changes: Any) -> Tensor:
         x = rows(9, 1, 4)
-        part = runs_of(Window(1, 1), 9, 9)[0]._replace(**changes)
-        return kernels.attention(x, x, x, None, None, None, list(part), kernels.Settings(1.0, 0.0, 0.0))[0]
+        part = replace(runs_of(Window(1, 1), 9, 9)[0], **changes)
+        return run_attention(RunAttention(x, x, x, None, None, None, (part,), 1.0, 0.0, 0.0, is_dense=False))[0]
 
     def test_runs(self) -> None:
         part = runs_of(Window(1, 1), 9, 9)[0]
@@ -272,10 +274,14 @@ class TestUncheckedArrays:
 
     def test_sizes(self) -> None:
         part = runs_of(Window(1, 1), 9, 9)[0]
-        with pytest.raises(InvalidInputError, match="pattern: expected run_ends of int64 on the CPU, 9 of them"):
+        with pytest.raises(InvalidInputError, match=r"parts\.ends: expected torch\.int64 on cpu, \(num_runs=9\), got"):
             self.call(ends=part.ends[:-1])
-        with pytest.raises(InvalidInputError, match="run_offsets of int64 on the CPU, 10 of them"):
+        with pytest.raises(
+            InvalidInputError, match=r"parts\.offsets: expected torch\.int64 .*\(num_queries=9 \+ 1\), got"
+        ):
             self.call(offsets=part.offsets[:-1])
+        with pytest.raises(InvalidInputError, match=r"parts\.key_order: expected torch\.int64 .*\(num_keys=9\), got"):
+            self.call(key_order=torch.zeros(8, dtype=torch.int64))
         with pytest.raises(ValueError, match="run_attention_forward: invalid argument"):
             self.call(offsets=part.offsets.flip(0))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Blocks, Causal, Documents, Fixed, Global, Pattern, RandomBlocks, Strided, Window, attend, nn
-from anyattention.ops.sparse import traced
+from anyattention.ops.runs import traced
 from anyattention.patterns import Full
 
 LENGTH = 40

@@ -1,6 +1,7 @@
 """Top-k attention's arguments: what is refused and why, and calls that are compiled, traced or transformed."""
 
 import warnings
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from anyattention import Additive, Causal, Pattern, Strided, TopK, Window, attend, explain
 from anyattention.errors import InvalidConfigError, InvalidInputError, InvalidMaskError, UnsupportedError
-from anyattention.ops.topk import kernels
-from anyattention.ops.topk.operators import graph_of_rows
+from anyattention.native.compressed_rows import compressed_rows
+from anyattention.ops.topk.operators import TopkIndices, topk_indices
+from anyattention.patterns import Graph
 
 
 @pytest.mark.parametrize("k", [0, -1, True, 2.0])
@@ -59,25 +62,32 @@ def test_what_the_kernels_refuse(
 
 def test_the_kernel_refuses_what_does_not_fit(native: ModuleType) -> None:
     x, numbers = torch.ones(1, 3, 1, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(InvalidInputError, match=r"key: expected torch\.float32 on cpu, \(1, 3, 1, 2\)"):
-        kernels.chosen_keys(x, x.double(), None, None, None, None, 1.0, 2)
-    with pytest.raises(InvalidInputError, match="ends of contiguous int64"):
-        kernels.chosen_keys(x, x, numbers, numbers[:2], None, None, 1.0, 2)
+    call = TopkIndices(x, x, None, None, None, None, 1.0, 2)
+    with pytest.raises(InvalidInputError, match=r"key: expected torch\.float32 on cpu, \(batch=1, .*head_dim=2\), got"):
+        topk_indices(replace(call, key=x.double()))
+    with pytest.raises(InvalidInputError, match=r"query: expected torch\.float32, got torch\.float64"):
+        topk_indices(replace(call, query=x.double(), key=x.double()))
+    with pytest.raises(InvalidInputError, match=r"key_ends: expected torch\.int64 on cpu, \(num_queries=3\), got .*2"):
+        topk_indices(replace(call, key_begins=numbers, key_ends=numbers[:2]))
+    with pytest.raises(
+        InvalidInputError, match=r"key_begins: expected torch\.int64 on cpu, .* got torch\.int32 on cpu"
+    ):
+        topk_indices(replace(call, key_begins=numbers.int(), key_ends=numbers))
     with pytest.raises(InvalidInputError, match=r"mask: expected torch\.bool on cpu"):
-        kernels.chosen_keys(x, x, None, None, torch.ones(1, 1, 1, 3), None, 1.0, 2)
+        topk_indices(replace(call, mask=torch.ones(1, 1, 1, 3)))
     with pytest.raises(ValueError, match="topk_indices: invalid argument"):
-        kernels.chosen_keys(x, x, numbers, None, None, None, 1.0, 2)
+        topk_indices(replace(call, key_begins=numbers))
     with pytest.raises(ValueError, match="topk_indices: invalid argument"):
-        kernels.chosen_keys(x, x, None, None, None, None, 1.0, 0)
+        topk_indices(replace(call, k=0))
     with pytest.raises(IndexError, match="name a place that does not exist"):
-        kernels.chosen_keys(x, x, numbers, numbers + 4, None, None, 1.0, 2)
+        topk_indices(replace(call, key_begins=numbers, key_ends=numbers + 4))
 
 
 def test_a_graph_of_rows_is_the_graph_of_its_edges(native: ModuleType) -> None:
     keys = torch.randint(7, (5, 3))
-    graph = graph_of_rows(keys, 7)
+    graph = Graph.from_rows(keys, 7)
     edges = torch.stack([keys.flatten(), torch.arange(5).repeat_interleave(3)])
-    expected = type(graph).from_edge_index(edges, num_queries=5, num_keys=7)
+    expected = Graph.from_edge_index(edges, num_queries=5, num_keys=7)
     for name in ("edge_index", "query_offsets", "keys_by_query", "edges_by_query", "key_offsets", "queries_by_key"):
         assert torch.equal(getattr(graph, name), getattr(expected, name))
 
@@ -125,14 +135,36 @@ class _Module(torch.nn.Module):
         return self.call(query, key, value)
 
 
-def test_the_operators_are_registered_well(native: ModuleType) -> None:
+def test_the_operator_is_registered_well(native: ModuleType, opcheck: Any) -> None:
     query, key = torch.randn(2, 5, 4, 3), torch.randn(2, 7, 2, 3)
     bounds = (torch.zeros(5, dtype=torch.int64), torch.full((5,), 6))
     mask, bias = torch.rand(1, 1, 5, 7) < 0.5, torch.randn(2, 4, 1, 7)
     for arguments in ((None,) * 4, (*bounds, mask, bias)):
-        torch.library.opcheck(torch.ops.anyattention.topk_indices.default, (query, key, *arguments, 0.5, 3))
+        opcheck(topk_indices, TopkIndices(query, key, *arguments, 0.5, 3))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of export
+def test_rows_are_sorted_in_calls_that_are_compiled_and_traced(native: ModuleType) -> None:
+    class Sort(torch.nn.Module):
+        def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+            return tuple(compressed_rows(rows, columns, 4, 5))
+
     rows, columns = torch.randint(4, (9,)), torch.randint(5, (9,))
-    torch.library.opcheck(torch.ops.anyattention.compressed_rows.default, (rows, columns, 4, 5))
+    expected = Sort()(rows, columns)
+    torch.compiler.reset()
+    compiled = torch.compile(Sort(), fullgraph=True, backend="aot_eager", dynamic=True)
+    exported = torch.export.export(Sort(), (rows, columns), dynamic_shapes=({0: torch.export.Dim("edges", min=2)},) * 2)
+    for count in (9, 4):
+        given = rows[:count], columns[:count]
+        for call in (compiled, exported.module(), make_fx(Sort(), tracing_mode="symbolic")(*given)):
+            assert all(map(torch.equal, call(*given), Sort()(*given)))
+    with FakeTensorMode() as mode:
+        fakes = Sort()(mode.from_tensor(rows), mode.from_tensor(columns))
+    assert [(x.shape, x.dtype) for x in fakes] == [(x.shape, x.dtype) for x in expected]
+    many = torch.randint(4, (3, 9))
+    mapped = torch.func.vmap(Sort())(many, columns.expand(3, 9))
+    for n, each in enumerate(many):
+        assert all(torch.equal(x[n], y) for x, y in zip(mapped, Sort()(each, columns), strict=True))
 
 
 def test_explain_names_the_kernels(native: ModuleType) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from anyattention.errors import InvalidInputError
 from anyattention.native.structures import Choice, Indices, Numbers, Pairs
 from anyattention.ops.operator import Result, operator
 
@@ -40,6 +41,10 @@ class TopkIndices:
     bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
     scale: float
     k: int
+
+    def __post_init__(self) -> None:
+        if self.query.dtype != torch.float32:
+            raise InvalidInputError(argument="query", expected="torch.float32", actual=str(self.query.dtype))
 
 
 topk_indices = operator(TopkIndices, [Result("indices", "batch num_queries heads k", dtype=torch.int64)])
