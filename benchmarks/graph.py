@@ -25,9 +25,15 @@ from torch import Tensor, nn
 
 from anyattention import Additive, Graph, attend, explain
 from anyattention.nn import GraphAttention
-from anyattention.ops.graph import kernels
-from anyattention.ops.graph.edge_operators import arrays_of
-from anyattention.ops.graph.kernels import Settings
+from anyattention.ops.edges.arrays import arrays_of
+from anyattention.ops.graph.operators import (
+    GraphAttention as GraphRecord,
+)
+from anyattention.ops.graph.operators import (
+    GraphAttentionBackward,
+    graph_attention,
+    graph_attention_backward,
+)
 from anyattention.output import AttentionOutput
 from anyattention.training import NodeClassifier, NodeData, load_npz, preset_for
 from anyattention.training.fitting import run_epoch
@@ -191,13 +197,27 @@ def kernel(kind: str, graph: Graph, backward: bool) -> Callable[[], object]:
     value = torch.randn(1, graph.num_keys, HEADS, WIDTH)
     key = value if kind == "GATv2" else torch.randn(1, graph.num_keys, HEADS, head_dim)
     vector = torch.randn(HEADS, WIDTH) if kind == "GATv2" else None
-    settings = Settings(score, True, 0.25 if kind == "dot" else 1.0, 0.0, 0.2, 0.0)
-    inputs = (query, key, value, vector, None, None, None, arrays_of(graph), settings)
+    record = GraphRecord(
+        graph=arrays_of(graph),
+        query=query,
+        key=key,
+        value=value,
+        vector=vector,
+        term=None,
+        bias=None,
+        seed=None,
+        score=score,
+        normalize=True,
+        scale=0.25 if kind == "dot" else 1.0,
+        softcap=0.0,
+        negative_slope=0.2,
+        dropout=0.0,
+    )
     if not backward:
-        return lambda: kernels.attention(*inputs)
-    output, logsumexp = kernels.attention(*inputs)
-    grad = torch.randn_like(output)
-    return lambda: kernels.attention_backward(grad, None, output, logsumexp, *inputs)
+        return lambda: graph_attention(record)
+    output, logsumexp = graph_attention(record)
+    by_results = GraphAttentionBackward(record, output, logsumexp, torch.randn_like(output), None)
+    return lambda: graph_attention_backward(by_results)
 
 
 def gather_limit(graph: Graph, rows: int, width: int = HEADS * WIDTH) -> Callable[[], object]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import anyattention
-from anyattention import _native
+from anyattention import native
 from anyattention.saving import write_atomically
 from benchmarks.memory import peak_memory
 
@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": _native.info().level,
+        "kernels": native.info().level,
         "commit": _commit(),
         "date": date.today().isoformat(),
     }

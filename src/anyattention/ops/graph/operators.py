@@ -24,7 +24,15 @@ from anyattention.ops.edges.composed import EdgeAttention
 from anyattention.ops.operator import Result, operator
 from anyattention.scores import SCORES
 
-__all__ = ["GraphAttention", "composed", "graph_attention", "graph_attention_weights"]
+__all__ = [
+    "GraphAttention",
+    "GraphAttentionBackward",
+    "GraphAttentionWeights",
+    "composed",
+    "graph_attention",
+    "graph_attention_backward",
+    "graph_attention_weights",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +117,7 @@ def _gradient(
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
         return composed(call).gradients((grad_output, grad_logsumexp), logsumexp, needs)
-    found = _backward(GraphAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp))
+    found = graph_attention_backward(GraphAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp))
     return dict(zip(_INPUTS, found, strict=True))
 
 
@@ -122,10 +130,12 @@ graph_attention = operator(
 graph_attention.c_kernel()
 graph_attention_weights = operator(GraphAttentionWeights, [Result("weights", "batch num_edges heads")])
 graph_attention_weights.c_kernel()
-_backward = operator(GraphAttentionBackward, [Result(f"grad_{name}", like=f"call.{name}") for name in _INPUTS])
+graph_attention_backward = operator(
+    GraphAttentionBackward, [Result(f"grad_{name}", like=f"call.{name}") for name in _INPUTS]
+)
 
 
-@_backward.kernel("cpu", binds=True)
+@graph_attention_backward.kernel("cpu", binds=True)
 def _run_backward(record: GraphAttentionBackward) -> tuple[Tensor | None, ...]:
     # Gradients have their tensors' strides: they are columns of one matrix where query, key and value are, else whole.
     rows = {name: x for name in ("query", "key", "value") if (x := getattr(record.call, name)) is not None}
@@ -134,7 +144,7 @@ def _run_backward(record: GraphAttentionBackward) -> tuple[Tensor | None, ...]:
         whole = {name: x.contiguous() for name, x in rows.items()}
         record = replace(record, call=replace(record.call, **whole))
     bound = calls.bind(record)
-    results = _backward.allocate(record, bound)
+    results = graph_attention_backward.allocate(record, bound)
     if columns:
         results[: len(rows)] = _columns_like(list(rows.values()))
     calls.run("graph_attention_backward", bound, *results)
