@@ -287,7 +287,7 @@ class TestExplain:
         assert "the query is on meta" in dict(found.refusals)["cpu"]
 
     def test_missing_kernels(self, native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr("anyattention.native.available", lambda: False)
         assert self.reasons() == ("reference", {"cpu": "no kernels are compiled (see `anyattention info`)"})
 
 

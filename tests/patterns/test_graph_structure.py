@@ -91,8 +91,8 @@ def test_a_graph_survives_the_way_through_scipy_but_for_duplicates(
 def test_native_and_plain_construction_agree(drawn: tuple[int, int, list[tuple[int, int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         fast = build(drawn)
-        patch.setattr(load, "library", lambda: None)
-        patch.setattr(load, "status_of", None)
+        patch.setattr(load, "available", lambda: False)
+        patch.setattr(load, "kernel", None)
         plain = build(drawn)
     assert all_parts(fast) == all_parts(plain)
     for field in dataclasses.fields(fast):
@@ -102,13 +102,16 @@ def test_native_and_plain_construction_agree(drawn: tuple[int, int, list[tuple[i
 
 def test_the_native_kernel_is_the_one_that_builds(native: object, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
-    status_of = load.status_of
+    kernel = load.kernel
 
-    def counted(function: str, *arguments: Any) -> int:
-        calls.append((function, arguments[3]))
-        return status_of(function, *arguments)
+    def counted(function: str, num_arguments: int) -> Any:
+        def call(*arguments: Any) -> int:
+            calls.append((function, arguments[3]))
+            return kernel(function, num_arguments)(*arguments)
 
-    monkeypatch.setattr(load, "status_of", counted)
+        return call
+
+    monkeypatch.setattr(load, "kernel", counted)
     build((3, 5, [(2, 4), (0, 1)]))
     assert calls == [("compressed_rows", 3), ("compressed_rows", 5)]
 

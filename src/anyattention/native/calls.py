@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from anyattention.native.structures import Kind, Layout, Order, layout_of
 __all__ = ["Bound", "bind", "run"]
 
 _NUMBERS = (torch.float32, torch.float64)
+
+# What `_part` made of each part: its pointers, the structure, and the sizes of its axes.
+_kept: WeakKeyDictionary[Any, tuple[list[int], Any, dict[str, int]]] = WeakKeyDictionary()
 
 
 class Bound:
@@ -131,7 +135,7 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
 def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     """`_structure` of a part of indices, such as a graph's arrays; kept with it, for where its tensors still are."""
     pointers = [x.data_ptr() for x in layout.tensors_of(part)]
-    kept = part.__dict__.get("_structure")
+    kept = _kept.get(part)
     if kept is not None and kept[0] == pointers:
         _, structure, own = kept
         for axis, size in own.items():
@@ -143,7 +147,7 @@ def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     structure = _structure(layout, part, bound, place)
     if len(bound.copies) == num_copies:
         own = {axis: bound.sizes.get(axis, 0) for axis in layout.axes}
-        object.__setattr__(part, "_structure", (pointers, structure, own))
+        _kept[part] = (pointers, structure, own)
     return structure
 
 

@@ -133,6 +133,8 @@ class Operator(Generic[Record]):
 
     def __call__(self, record: Record) -> Any:
         """The results: a tensor, or a tuple of them, None for those that the record does not ask for."""
+        if ambient.is_compiling():
+            return self._through_dispatcher(record)
         tensors = _tensors_of(self._layout, record)
         moment = ambient.moment_of(tensors)
         if moment is Moment.PLAIN:
@@ -145,6 +147,9 @@ class Operator(Generic[Record]):
                 return kernel(record)
         if moment is Moment.TRANSFORMED:
             return self._function.apply(False, record, *tensors)
+        return self._through_dispatcher(record)
+
+    def _through_dispatcher(self, record: Record) -> Any:
         found = self._dispatched(*_flattened(self._layout, record))
         if len(self.results) == 1:
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from anyattention.native.structures import Indices, Part
 from anyattention.patterns import Graph
 
 __all__ = ["GraphArrays", "arrays_of"]
+
+
+_kept: WeakKeyDictionary[Graph, GraphArrays] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +52,13 @@ class GraphArrays(Part):
 
 
 def arrays_of(graph: Graph) -> GraphArrays:
-    """A Graph as operators take it; kept with the Graph, whose fields never change."""
-    kept = graph.__dict__.get("_arrays")
-    if kept is not None:
-        return kept
+    """A Graph as operators take it; kept while the Graph lives, whose fields never change."""
     if moment_of((graph.edge_index,)) is not Moment.PLAIN:
         return _made(graph)
-    with shielded():
-        arrays = _made(graph)
-    object.__setattr__(graph, "_arrays", arrays)
+    arrays = _kept.get(graph)
+    if arrays is None:
+        with shielded():
+            arrays = _kept[graph] = _made(graph)
     return arrays
 
 
