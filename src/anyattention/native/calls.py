@@ -22,8 +22,8 @@ __all__ = ["Bound", "bind", "run"]
 
 _NUMBERS = (torch.float32, torch.float64)
 
-# What `_part` made of each part: its pointers, the structure, and the sizes of its axes.
-_kept: WeakKeyDictionary[Any, tuple[list[int], Any, dict[str, int]]] = WeakKeyDictionary()
+# What `_part` made of each part: where its tensors lay, the structure, and the sizes of its axes.
+_kept: WeakKeyDictionary[Any, tuple[list[Any], Any, dict[str, int]]] = WeakKeyDictionary()
 
 
 class Bound:
@@ -65,28 +65,8 @@ def bind(record: Any) -> Bound:
         InvalidInputError: a size, a dtype or a device that does not fit the others.
     """
     bound = Bound()
-    layout = layout_of(type(record))
-    bound.structure = _structure(layout, record, bound, "")
-    if not bound.copies:
-        # For the backward, whose record has this one inside.
-        object.__setattr__(record, "_bound", (_pointers_of(layout, record), bound))
+    bound.structure = _structure(layout_of(type(record)), record, bound, "")
     return bound
-
-
-def _call(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
-    """`_structure` of a call inside another: what the forward bound, where its tensors still lie there."""
-    pointers, known = record.__dict__.get("_bound", (None, None))
-    if known is None or bound.sizes or pointers != _pointers_of(layout, record):
-        return _structure(layout, record, bound, place)
-    bound.sizes.update(known.sizes)
-    bound.dtype, bound.has_batch = known.dtype, known.has_batch
-    bound.first = getattr(record, layout.first_numbers)
-    return known.structure
-
-
-def _pointers_of(layout: Layout, record: Any) -> list[int]:
-    given = record.__dict__
-    return [0 if given[name] is None else given[name].data_ptr() for name in layout.own_tensors]
 
 
 def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
@@ -121,7 +101,7 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
                 values.append(bound.copies[-1].data_ptr())
         elif inside is not None:
             part = value[0] if is_many else value
-            read = _part if inside.is_of_indices else _call if inside.is_call else _structure
+            read = _part if inside.is_of_indices else _structure
             values.append(read(inside, part, bound, f"{place}{name}."))
         else:
             values.append(load.score_number(value) if is_name else value)
@@ -134,9 +114,9 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
 
 def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     """`_structure` of a part of indices, such as a graph's arrays; kept with it, for where its tensors still are."""
-    pointers = [x.data_ptr() for x in layout.tensors_of(part)]
+    places = [(x.data_ptr(), x.shape) for x in layout.tensors_of(part)]
     kept = _kept.get(part)
-    if kept is not None and kept[0] == pointers:
+    if kept is not None and kept[0] == places:
         _, structure, own = kept
         for axis, size in own.items():
             if bound.sizes.setdefault(axis, size) != size:
@@ -147,7 +127,7 @@ def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     structure = _structure(layout, part, bound, place)
     if len(bound.copies) == num_copies:
         own = {axis: bound.sizes.get(axis, 0) for axis in layout.axes}
-        _kept[part] = (pointers, structure, own)
+        _kept[part] = (places, structure, own)
     return structure
 
 

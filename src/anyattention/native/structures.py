@@ -242,8 +242,6 @@ class Layout:
         plan: for each field that C gets, the name, the kind of a tensor, the layout of a record inside, whether it is a
             tuple of records, and whether it is a name.
         is_call: not a `Part`: C is told the number of threads and whether numbers are double.
-        own_tensors: the names of the fields that are tensors.
-        first_numbers: the name of the first of numbers.
         tensors_of: the tensors of a record that has nothing else, in order.
         is_of_tensors: whether it has nothing else.
         is_of_indices: nothing but int64 tensors, all there, which have no gradient.
@@ -260,8 +258,6 @@ class Layout:
             for each in self.fields
             if not each.is_tuple
         ]
-        self.own_tensors = [each.name for each in self.fields if each.kind is not None]
-        self.first_numbers = next((each.name for each in self.fields if each.kind and each.kind.dtype is None), "")
         self.is_of_tensors = all(each.kind is not None for each in self.fields)
         self.is_of_indices = all(isinstance(each.kind, Indices) and not each.optional for each in self.fields)
         self.tensors_of = attrgetter(*self.names)

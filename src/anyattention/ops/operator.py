@@ -505,8 +505,6 @@ def _filled(layout: Layout, template: Any, tensors: Iterator[Tensor | None], kee
         values.update(zip(layout.names, tensors, strict=False))
         return made
     given = template.__dict__
-    if keeps_indices and "_bound" in given:
-        values["_bound"] = given["_bound"]
     for each in layout.fields:
         if each.kind is not None:
             values[each.name] = next(tensors)
