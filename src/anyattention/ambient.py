@@ -24,6 +24,7 @@ __all__ = [
     "is_transformed",
     "moment_of",
     "shielded",
+    "without_tangents",
 ]
 
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -33,7 +34,8 @@ class Moment(Enum):
     """Who has to see a call before its kernel does."""
 
     PLAIN = "nobody: plain tensors, and no mode or transform is on"
-    TRANSFORMED = "a transform of torch.func, or forward-mode derivatives"
+    DUAL = "forward-mode derivatives, which plain tensors carry"
+    TRANSFORMED = "a transform of torch.func"
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
 
 
@@ -45,18 +47,20 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
         return Moment.TRANSFORMED
     if not has_memory(tensors):
         return Moment.DISPATCHED
-    return Moment.PLAIN if forward_ad._current_level < 0 else Moment.TRANSFORMED
+    return Moment.DUAL if _has_tangent(tensors) else Moment.PLAIN
 
 
 def has_memory(tensors: Iterable[Any]) -> bool:
     """Whether the tensors' numbers are what lies in their memory, and nobody watches operators go by."""
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return False
+    # Derivatives along many directions at once: autograd's own vmap, of which torch.func does not know.
+    is_mapped = torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")
     for x in tensors:
         if type(x) not in _TYPES:
             if isinstance(x, Tensor):
                 return False
-        elif x.is_neg() or x._is_zerotensor():
+        elif x.is_neg() or x._is_zerotensor() or (is_mapped and not torch._C._has_storage(x)):
             return False
     return True
 
@@ -65,11 +69,23 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
     if is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
-        return True
+    return torch._C._are_functorch_transforms_active() or _has_tangent(tensors)
+
+
+@contextmanager
+def without_tangents(tensors: Iterable[Tensor | None]) -> Iterator[list[Tensor | None]]:
+    """Inside a forward derivative: the tensors, of which only transforms further out take derivatives.
+
+    PyTorch switches those off here, and a derivative of the derivative would be 0.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [None if x is None else forward_ad.unpack_dual(x).primal for x in tensors]
+
+
+def _has_tangent(tensors: Iterable[Any]) -> bool:
     if forward_ad._current_level < 0:
         return False
-    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any([isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors])
 
 
 def is_differentiated_again() -> bool:

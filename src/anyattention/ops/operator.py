@@ -124,10 +124,10 @@ class Operator(Generic[Record]):
             if self._gradient is not None and torch.is_grad_enabled():
                 for x in tensors:
                     if x is not None and x.requires_grad:
-                        return self._apply(True, record, *tensors)
+                        return self._apply(moment, record, *tensors)
             return self._run(record, tensors)
-        if moment is Moment.TRANSFORMED:
-            return self._function.apply(False, record, *tensors)
+        if moment is not Moment.DISPATCHED:
+            return self._function.apply(moment, record, *tensors)
         found = self._dispatched(*_flattened(self._layout, record))
         if len(self.results) == 1:
             return found
@@ -268,17 +268,17 @@ class Operator(Generic[Record]):
 
 
 def _function_of(op: Operator[Any]) -> Any:
-    """The operator's `autograd.Function`: of whether the record holds the tensors that follow, the record, the tensors."""
+    """The operator's `autograd.Function`: of the moment of the call, the record, and its tensors."""
 
-    def forward(is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
-        if is_own:
+    def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
+        if moment is not Moment.TRANSFORMED:
             return op._run(record, tensors)
         # A transform has taken off one of its wrappers: whether others are left, the next call sees.
         return op(_filled(op._layout, record, iter(tensors)))
 
     def setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        is_own, record, *tensors = inputs
-        op._save(ctx, record, tensors, output, not is_own)
+        moment, record, *tensors = inputs
+        op._save(ctx, record, tensors, output, moment is not Moment.PLAIN)
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
@@ -289,12 +289,12 @@ def _function_of(op: Operator[Any]) -> Any:
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        saved = ctx.saved_tensors
-        record = _filled(op._layout, ctx.template, iter(saved))
         by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
-        return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
+        with ambient.without_tangents(ctx.saved_tensors) as saved:
+            record = _filled(op._layout, ctx.template, iter(saved))
+            return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
 
-    def vmap(info: Any, in_dims: Sequence[Any], is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
+    def vmap(info: Any, in_dims: Sequence[Any], _: Moment, record: Any, *tensors: Tensor | None) -> Any:
         mapped = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]

@@ -123,7 +123,8 @@ def _in_groups(heads: Tensor, like: Tensor) -> Tensor:
     """The gradients of H heads added up to the G heads that they share."""
     if heads.shape[2] == like.shape[2]:
         return heads
-    return heads.unflatten(2, (like.shape[2], -1)).sum(3)
+    batch, nodes, key_heads, width = *heads.shape[:2], like.shape[2], heads.shape[3]
+    return heads.reshape(batch, nodes, key_heads, heads.shape[2] // key_heads, width).sum(3)
 
 
 def _without_absent(gradient: Tensor, weights: Tensor) -> Tensor:
