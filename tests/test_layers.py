@@ -18,14 +18,12 @@ _FILES = sorted(_ROOT.rglob("*.py"))
 # From the ground up: a module may import what stands in a line above its own, and its own package.
 _LAYERS = (
     ("errors",),
-    ("output", "scores", "_native"),
-    ("_checks", "_sorting"),
-    ("settings",),
+    ("ambient", "output"),
+    ("native", "_checks"),
     ("config", "masks", "interfaces"),
-    ("geometry",),
+    ("scores", "geometry"),
     ("patterns",),
     ("bias",),
-    ("_dispatch",),
     ("ops",),
     ("nn",),
     ("builder", "saving"),
@@ -34,12 +32,23 @@ _LAYERS = (
     ("anyattention",),
     ("interop", "cli"),
 )
-_LAYER_OF = {name: layer for layer, names in enumerate(_LAYERS) for name in names}
 
-# `_native` reads the package's folder and version, which exist before any of its modules.
-_EXCEPTIONS = {("_native", "anyattention")}
+# The same inside `ops`.
+_FLOORS = (
+    ("arguments", "operator", "dropout", "dispatch", "linear_maps"),
+    ("refusals",),
+    ("edges",),
+    ("runs", "points"),
+    ("graph",),
+    ("dense", "sparse", "topk"),
+    ("attend", "merge"),
+    ("ops",),
+)
 
-_IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton")
+# `native` reads the package's folder and version, which exist before any of its modules.
+_EXCEPTIONS = {("native.load", "")}
+
+_IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton", "cuda")
 _HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
 
 
@@ -52,13 +61,13 @@ def _dotted(path):
 _NAMES = {_dotted(path) for path in _FILES}
 
 
-def _imports(path):
+def _imports(source):
     """The package's modules that a file imports, inside functions too; `` is the package itself."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             dotted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.level == 0, "imports are absolute"
             dotted = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -70,34 +79,105 @@ def _imports(path):
                 yield ".".join(below)
 
 
-def _top(dotted):
-    return dotted.split(".")[0] or "anyattention"
+def _place(dotted):
+    """Layer and name of a module, and inside `ops` floor and name."""
+    parts = [*dotted.split("."), ""]
+    top = parts[0] or "anyattention"
+    places = [(_height(_LAYERS, top), top)]
+    if top == "ops":
+        inside = parts[1] or "ops"
+        places.append((_height(_FLOORS, inside), inside))
+    return places
 
 
-def test_each_module_has_its_layer():
-    assert {_top(_dotted(path)) for path in _FILES} <= set(_LAYER_OF)
+def _height(layers, name):
+    (height,) = [number for number, names in enumerate(layers) if name in names]
+    return height
+
+
+def _is_implementation(dotted):
+    return dotted.startswith("ops.") and dotted.split(".")[-1] in _IMPLEMENTATIONS
+
+
+def _wrong_arrows(dotted, source):
+    """The imports of a module that do not point down."""
+    for imported in _imports(source):
+        if (dotted, imported) in _EXCEPTIONS:
+            continue
+        if _is_implementation(dotted) and _is_implementation(imported):
+            yield imported
+            continue
+        # The first of the places that differ decides.
+        for (height, name), (other_height, other) in zip(_place(dotted), _place(imported), strict=False):
+            if name != other:
+                if other_height >= height:
+                    yield imported
+                break
 
 
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: _dotted(path) or "anyattention")
 def test_arrows_point_one_way(path):
-    own = _top(_dotted(path))
-    for imported in _imports(path):
-        other = _top(imported)
-        if other != own and (own, other) not in _EXCEPTIONS:
-            assert _LAYER_OF[other] < _LAYER_OF[own], f"{own} imports {imported or other}"
+    assert not list(_wrong_arrows(_dotted(path), path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("ambient", "from anyattention import native"),
+        ("output", "from anyattention.ambient import is_compiling"),
+        ("native.calls", "from anyattention import _checks"),
+        ("native.calls", "import anyattention"),
+        ("scores.dot", "from anyattention.patterns import Graph"),
+        ("scores.dot", "def late():\n    from anyattention.ops.edges import edge_dot"),
+        ("geometry.clouds", "import anyattention.patterns.graph"),
+        ("patterns.base", "from anyattention.bias import RelativeBias"),
+        ("nn.base", "from anyattention.saving import load"),
+        ("ops.merge", "from anyattention import attend"),
+        ("ops.merge", "from anyattention.nn import GraphAttention"),
+        ("ops.operator", "from anyattention.ops.edges.arrays import GraphArrays"),
+        ("ops.operator", "from anyattention.ops.arguments import Arguments"),
+        ("ops.dispatch", "from anyattention.ops import refusals"),
+        ("ops.edges.operators", "from anyattention.ops.runs import run_attention"),
+        ("ops.edges.operators", "from anyattention.ops.graph import operators"),
+        ("ops.runs.parts", "from anyattention.ops.points import chunks"),
+        ("ops.graph.api", "from anyattention.ops.sparse import api"),
+        ("ops.dense.api", "from anyattention.ops.topk.chosen import at_keys"),
+        ("ops.dense.api", "from anyattention.ops import attend"),
+        ("ops.dense.api", "from anyattention.ops import merge"),
+        ("ops.attend", "import anyattention.ops"),
+        ("ops.dense.cpu", "from anyattention.ops.dense import reference"),
+        ("ops.topk.cpu", "from anyattention.ops.graph.cpu import run"),
+    ],
+)
+def test_a_wrong_arrow_is_found(module, statement):
+    source = (_ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    assert len(list(_wrong_arrows(module, f"{source}\n{statement}\n"))) == 1
+
+
+def test_each_module_has_its_layer():
+    for name in _NAMES:
+        assert _place(name)
+    for layers in (_LAYERS, _FLOORS):
+        names = [name for layer in layers for name in layer]
+        assert len(names) == len(set(names))
+    found = {place[depth][1] for place in map(_place, _NAMES) for depth in range(len(place))}
+    assert found == {name for layer in (*_LAYERS, *_FLOORS) for name in layer}
 
 
 def test_imports_are_found_at_all():
-    assert set(_imports(_ROOT / "ops" / "dense" / "torch_fused.py")) >= {"ops.dense.autograd", "scores"}
-    assert "patterns" in set(_imports(_ROOT / "ops" / "attend.py"))
+    def imports(*parts):
+        return set(_imports(_ROOT.joinpath(*parts).read_text()))
+
+    assert imports("ops", "dense", "torch_fused.py") >= {"ops.dense.torch_kernel", "patterns"}
+    assert "patterns" in imports("ops", "attend.py")
 
 
-def test_implementations_do_not_import_each_other():
-    found = [path for path in _FILES if path.stem in _IMPLEMENTATIONS and path.parent.parent.name == "ops"]
-    assert len(found) >= 3
-    for path in found:
-        for imported in _imports(path):
-            assert imported.split(".")[-1] not in _IMPLEMENTATIONS, f"{path} imports {imported}"
+def test_implementations_are_found_at_all():
+    found = {name for name in _NAMES if _is_implementation(name)}
+    assert found >= {
+        "ops.dense.torch_fused",
+        *(f"ops.{name}.{kind}" for name in ("dense", "graph", "topk") for kind in ("cpu", "reference")),
+    }
 
 
 def _run(code):

@@ -23,6 +23,7 @@ __all__ = [
     "is_transformed",
     "moment_of",
     "shielded",
+    "without_tangents",
 ]
 
 _TYPES = frozenset({Tensor, torch.nn.Parameter})
@@ -32,7 +33,8 @@ class Moment(Enum):
     """Who has to see a call before its kernel does."""
 
     PLAIN = "nobody: plain tensors, and no mode or transform is on"
-    TRANSFORMED = "a transform of torch.func, or forward-mode derivatives"
+    DUAL = "forward-mode derivatives, which plain tensors carry"
+    TRANSFORMED = "a transform of torch.func"
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
 
 
@@ -47,21 +49,36 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
     for x in tensors:
         if x is None:
             continue
-        # Indices are no views of complex numbers, and no zeros of autograd's.
-        if type(x) not in _TYPES or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
+        # Without memory: of autograd's own vmap, or left over from a transform that has ended.
+        if type(x) not in _TYPES or not torch._C._has_storage(x):
             return Moment.DISPATCHED
-    return Moment.PLAIN if forward_ad._current_level < 0 else Moment.TRANSFORMED
+        # Indices are no views of complex numbers, and no zeros of autograd's.
+        if x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor()):
+            return Moment.DISPATCHED
+    return Moment.DUAL if _has_tangent(tensors) else Moment.PLAIN
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
     if is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
-        return True
+    return torch._C._are_functorch_transforms_active() or _has_tangent(tensors)
+
+
+@contextmanager
+def without_tangents(tensors: Iterable[Tensor | None]) -> Iterator[list[Tensor | None]]:
+    """Inside a forward derivative: the tensors, of which only transforms further out take derivatives.
+
+    PyTorch switches those off here, and a derivative of the derivative would be 0.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [None if x is None else forward_ad.unpack_dual(x).primal for x in tensors]
+
+
+def _has_tangent(tensors: Iterable[Any]) -> bool:
     if forward_ad._current_level < 0:
         return False
-    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def is_differentiated_again() -> bool:

@@ -40,7 +40,15 @@ def _taking(
                 # torch.compile reads no default of a record that is an object, as Dot() is.
                 return function(record(*args, **{**named, **kwargs}))
             try:
-                return function(record(*args, **kwargs))
+                arguments = record(*args, **kwargs)
+            except TypeError as fault:
+                try:
+                    fields.bind(*args, **kwargs)
+                except TypeError as misfit:
+                    raise TypeError(f"{function.__name__}(): {misfit}") from None
+                raise fault
+            try:
+                return function(arguments)
             except (MemoryError, RuntimeError) as failure:
                 named_failure = as_out_of_memory(failure)
                 if named_failure is None:

@@ -10,7 +10,7 @@ dispatcher.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
@@ -22,14 +22,27 @@ from torch import Tensor
 from anyattention import ambient
 from anyattention.ambient import Moment
 from anyattention.native import calls, load
-from anyattention.native.structures import Kind, Layout, layout_of, snake_case
+from anyattention.native.structures import Kind, Layout, Pairs, Seed, layout_of, snake_case
+from anyattention.ops.records import (
+    field_at,
+    flattened,
+    kept_flags,
+    kinds_of,
+    numbers_of,
+    places_of,
+    record_of,
+    schema_of,
+    take_sizes,
+    tensors_of,
+    versions_of,
+    with_tensors,
+)
 
 __all__ = ["Operator", "Result", "operator"]
 
 Record = TypeVar("Record")
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
-_SCHEMA = {float: "float", bool: "bool", int: "SymInt", str: "str"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +126,12 @@ class Operator(Generic[Record]):
         self._keeps_results = keeps_results
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
-        self._places, self._arguments = _places_of(self._layout)
+        self._places, self._arguments = places_of(self._layout)
         self._is_partial = any(result.like is not None for result in results) or "needed" in self._layout.names
         # Whether each result has a batch axis, first.
         self._batched = [_begins_with_batch(self._layout, result) for result in results]
         returned = ", ".join(["Tensor"] * len(results))
-        schema = ", ".join(_schema(self._layout, ""))
+        schema = ", ".join(schema_of(self._layout, ""))
         _library.define(f"{self.name}({schema}) -> {returned if len(results) == 1 else f'({returned})'}")
         torch.library.register_fake(f"anyattention::{self.name}", self._fake, lib=_library)
         self._dispatched = getattr(torch.ops.anyattention, self.name).default
@@ -135,22 +148,22 @@ class Operator(Generic[Record]):
         """The results: a tensor, or a tuple of them, None for those that the record does not ask for."""
         if ambient.is_compiling():
             return self._through_dispatcher(record)
-        tensors = _tensors_of(self._layout, record)
+        tensors = tensors_of(self._layout, record)
         moment = ambient.moment_of(tensors)
         if moment is Moment.PLAIN:
             if self._gradient is not None and torch.is_grad_enabled():
                 for x in tensors:
                     if x is not None and x.requires_grad:
-                        return self._apply(True, record, *tensors)
+                        return self._apply(moment, record, *tensors)
             kernel = self._kernel_of(tensors[0])
             if kernel is not None:
                 return kernel(record)
-        if moment is Moment.TRANSFORMED:
-            return self._function.apply(False, record, *tensors)
+        elif moment is not Moment.DISPATCHED:
+            return self._function.apply(moment, record, *tensors)
         return self._through_dispatcher(record)
 
     def _through_dispatcher(self, record: Record) -> Any:
-        found = self._dispatched(*_flattened(self._layout, record))
+        found = self._dispatched(*flattened(self._layout, record))
         if len(self.results) == 1:
             return found
         return tuple([x if self._is_there(n, record) else None for n, x in enumerate(found)])
@@ -169,9 +182,9 @@ class Operator(Generic[Record]):
 
         def register(function: Callable[[Record], Any]) -> Callable[[Record], Any]:
             def flat(*arguments: Any) -> Any:
-                record = _record_of(self._layout, iter(arguments))
+                record = record_of(self._layout, iter(arguments))
                 found = function(record)
-                return _apart(found, _numbers_of(self._layout, record)) if isinstance(found, tuple) else found
+                return _apart(found, numbers_of(self._layout, record)) if isinstance(found, tuple) else found
 
             self._kernels[device] = function
             _library.impl(self.name, flat, device.upper())
@@ -213,7 +226,7 @@ class Operator(Generic[Record]):
                 results.append(None)
                 continue
             if result.like is not None:
-                shape: Any = _at(record, result.like).shape
+                shape: Any = field_at(record, result.like).shape
             else:
                 axes = result.sized if bound.has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
@@ -231,20 +244,20 @@ class Operator(Generic[Record]):
         if needed is not None and not needed[n]:
             return False
         like = self.results[n].like
-        return like is None or _at(record, like) is not None
+        return like is None or field_at(record, like) is not None
 
     def _fake(self, *arguments: Any) -> Any:
-        record = _record_of(self._layout, iter(arguments))
-        first = _numbers_of(self._layout, record)
+        record = record_of(self._layout, iter(arguments))
+        first = numbers_of(self._layout, record)
         sizes: dict[str, Any] = {}
-        has_batch = _take_sizes(self._layout, record, sizes)
+        has_batch = take_sizes(self._layout, record, sizes)
         made = []
         for n, result in enumerate(self.results):
             dtype = torch.promote_types(first.dtype, torch.float32) if result.is_sum else result.dtype
             if not self._is_there(n, record):
                 shape: Any = 0
             elif result.like is not None:
-                shape = _at(record, result.like).shape
+                shape = field_at(record, result.like).shape
             else:
                 axes = result.sized if has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
@@ -253,25 +266,24 @@ class Operator(Generic[Record]):
 
     # The one rule of the gradient, and its two bindings.
 
-    def _save(
-        self, ctx: Any, record: Any, tensors: Sequence[Tensor | None], output: Any, is_plain: bool | None
-    ) -> None:
-        """Keeps what the gradient reads; `is_plain` is None for compilers, which have no forward derivatives."""
+    def _save(self, ctx: Any, record: Any, tensors: Sequence[Tensor | None], output: Any, moment: Moment) -> None:
+        """Keeps what the gradient reads, and the forward derivative where the moment may ask for one."""
         results = output if isinstance(output, tuple) else (output,)
         if self._gradient is None:
             ctx.mark_non_differentiable(*[x for x in results if isinstance(x, Tensor)])
             return
         # Zeros for a result that nobody used would cost as much as a gradient.
         ctx.set_materialize_grads(False)
+        is_plain = moment is Moment.PLAIN
         # In a plain call autograd has nothing to do with a graph's arrays but to hold them, which the template does.
-        ctx.template = _filled(self._layout, record, repeat(None), bool(is_plain))
-        ctx.versions = _versions_of(self._layout, record) if is_plain else None
+        ctx.template = with_tensors(self._layout, record, repeat(None), is_plain)
+        ctx.versions = versions_of(self._layout, record) if is_plain else None
         if is_plain:
-            tensors = _tensors_of(self._layout, record, False)
-        elif is_plain is False:
+            tensors = tensors_of(self._layout, record, False)
+        elif moment is not Moment.DISPATCHED:
             ctx.save_for_forward(*tensors, *results)
         if self._keeps is not None:
-            flags = _kept_flags(self._layout, self._keeps, not is_plain)
+            flags = kept_flags(self._layout, self._keeps, not is_plain)
             tensors = [x if is_kept else None for x, is_kept in zip(tensors, flags, strict=True)]
         ctx.save_for_backward(*tensors, *(results if self._keeps_results else ()))
 
@@ -282,15 +294,15 @@ class Operator(Generic[Record]):
             return dict.fromkeys(needs)
         saved, is_plain = ctx.saved_tensors, ctx.versions is not None
         results = saved[len(saved) - len(self.results) :] if self._keeps_results else ()
-        if is_plain and ctx.versions != _versions_of(self._layout, ctx.template):
+        if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
-        call = _filled(self._layout, ctx.template, iter(saved), is_plain)
+        call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
         found = self._gradient(call, results, by, frozenset(needs))
         return {name: found.get(name) for name in needs}
 
     def _setup(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        record = _record_of(self._layout, iter(inputs))
-        self._save(ctx, record, _tensors_of(self._layout, record), output, None)
+        record = record_of(self._layout, iter(inputs))
+        self._save(ctx, record, tensors_of(self._layout, record), output, Moment.DISPATCHED)
 
     def _dispatched_backward(self, ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
@@ -310,18 +322,18 @@ class Operator(Generic[Record]):
 
 
 def _function_of(op: Operator[Any]) -> Any:
-    """The operator's `autograd.Function`: of whether the record's tensors are those that follow, the record, these."""
+    """The operator's `autograd.Function`: of the moment of the call, the record, and its tensors."""
 
-    def forward(is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
-        if is_own:
+    def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
+        if moment is not Moment.TRANSFORMED:
             kernel = op._kernel_of(tensors[0])
-            return op(record) if kernel is None else kernel(record)
+            return op._through_dispatcher(record) if kernel is None else kernel(record)
         # A transform has taken off one of its wrappers: whether others are left, the next call sees.
-        return op(_filled(op._layout, record, iter(tensors)))
+        return op(with_tensors(op._layout, record, iter(tensors)))
 
     def setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        is_own, record, *tensors = inputs
-        op._save(ctx, record, tensors, output, is_own)
+        moment, record, *tensors = inputs
+        op._save(ctx, record, tensors, output, moment)
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
@@ -332,26 +344,27 @@ def _function_of(op: Operator[Any]) -> Any:
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        saved = ctx.saved_tensors
-        record = _filled(op._layout, ctx.template, iter(saved))
         by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
-        return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
+        with ambient.without_tangents(ctx.saved_tensors) as saved:
+            record = with_tensors(op._layout, ctx.template, iter(saved))
+            return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
 
-    def vmap(info: Any, in_dims: Sequence[Any], is_own: bool, record: Any, *tensors: Tensor | None) -> Any:
-        count, kinds = info.batch_size, _kinds_of(op._layout, record)
+    def vmap(info: Any, in_dims: Sequence[Any], _: Moment, record: Any, *tensors: Tensor | None) -> Any:
+        count, kinds = info.batch_size, kinds_of(op._layout, record)
         mapped = [dim is not None for dim in in_dims[2:]]
         given = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        if all(op._batched) and all(
-            _is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped
-        ):
+        # Dropout's numbers, and numbers of pairs, belong to places in the batch.
+        is_placed = any(isinstance(kind, Seed | Pairs) and x is not None for kind, x in zip(kinds, given, strict=True))
+        can_fold = [_is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped]
+        if all(op._batched) and all(can_fold) and not is_placed:
             folded = [
                 x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
                 for x, kind, is_mapped in zip(given, kinds, mapped, strict=True)
             ]
-            had_batch = _take_sizes(op._layout, record, {})
-            found = op(_filled(op._layout, record, iter(folded)))
+            had_batch = take_sizes(op._layout, record, {})
+            found = op(with_tensors(op._layout, record, iter(folded)))
             results = found if isinstance(found, tuple) else (found,)
             if had_batch:
                 results = tuple([None if x is None else x.unflatten(0, (count, -1)) for x in results])
@@ -359,7 +372,7 @@ def _function_of(op: Operator[Any]) -> Any:
             each = []
             for n in range(count):
                 some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(given, mapped, strict=True)]
-                found = op(_filled(op._layout, record, iter(some)))
+                found = op(with_tensors(op._layout, record, iter(some)))
                 each.append(found if isinstance(found, tuple) else (found,))
             results = tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
         dims = tuple([None if x is None else 0 for x in results])
@@ -377,190 +390,6 @@ def _folded(x: Tensor, kind: Kind, is_mapped: bool, count: int) -> Tensor:
     """A tensor with `count` calls one after the other in its batch axis, which it may not have had."""
     x = x if is_mapped else x.expand(count, *x.shape)
     return x.flatten(0, 1) if x.ndim > len(kind.names) else x
-
-
-# Records and their parts. A tuple of records inside is one list of tensors for the schema.
-
-
-def _schema(layout: Layout, prefix: str) -> list[str]:
-    """The arguments of the schema."""
-    found: list[str] = []
-    for each in layout.fields:
-        name = prefix + each.name
-        if each.is_many:
-            found.append(f"Tensor[] {name}")
-        elif each.layout is not None:
-            found += _schema(each.layout, f"{name}_")
-        elif each.kind is not None:
-            found.append(f"Tensor{'?' if each.optional else ''} {name}")
-        else:
-            found.append(f"bool[] {name}" if each.is_tuple else f"{_SCHEMA[each.type]} {name}")
-    return found
-
-
-def _places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
-    """Where each field of numbers stands among the tensors of a record, and among the schema's arguments."""
-    places: dict[str, int] = {}
-    arguments: dict[str, int] = {}
-    tensors = given = 0
-    for each in layout.fields:
-        if each.is_many:
-            given += 1
-        elif each.layout is not None:
-            for own, found, first in zip((places, arguments), _places_of(each.layout), (tensors, given), strict=True):
-                own.update({f"{each.name}.{name}": first + place for name, place in found.items()})
-            tensors += _num_tensors(each.layout)
-            given += len(_schema(each.layout, ""))
-        else:
-            if each.kind is not None and each.kind.dtype is None:
-                places[each.name], arguments[each.name] = tensors, given
-            tensors += each.kind is not None
-            given += 1
-    return places, arguments
-
-
-def _num_tensors(layout: Layout) -> int:
-    """How many tensors a record has; one without tuples of records."""
-    return sum(
-        1 if each.kind is not None else _num_tensors(each.layout) if each.layout else 0 for each in layout.fields
-    )
-
-
-def _tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[Tensor | None]:
-    """The tensors of a record, in order, absent ones too; on demand without those of parts of indices."""
-    found: list[Tensor | None] = []
-    given = record.__dict__
-    for name, kind, inside, is_many, _ in layout.plan:
-        if kind is not None:
-            found.append(given[name])
-        elif inside is not None and (with_indices or not inside.is_of_indices):
-            for part in given[name] if is_many else (given[name],):
-                found += inside.tensors_of(part) if inside.is_of_tensors else _tensors_of(inside, part, with_indices)
-    return found
-
-
-def _versions_of(layout: Layout, record: Any) -> list[int]:
-    """How often each tensor of a record's parts of indices was changed in place."""
-    found: list[int] = []
-    for name, _, inside, is_many, _ in layout.plan:
-        if inside is not None:
-            for part in record.__dict__[name] if is_many else (record.__dict__[name],):
-                if inside.is_of_indices:
-                    found += [0 if x.is_inference() else x._version for x in inside.tensors_of(part)]
-                else:
-                    found += _versions_of(inside, part)
-    return found
-
-
-def _kept_flags(layout: Layout, keeps: Sequence[str], with_indices: bool) -> list[bool]:
-    """Which of a record's tensors are kept; a record without tuples of records."""
-    flags: list[bool] = []
-    for each in layout.fields:
-        if each.kind is not None:
-            flags.append(each.name in keeps)
-        elif each.layout is not None and (with_indices or not each.layout.is_of_indices):
-            flags += [each.name in keeps] * _num_tensors(each.layout)
-    return flags
-
-
-def _flattened(layout: Layout, record: Any) -> list[Any]:
-    """The schema's arguments."""
-    found: list[Any] = []
-    for each in layout.fields:
-        value = getattr(record, each.name)
-        if each.is_many:
-            assert each.layout is not None
-            found.append([x for part in value for x in _tensors_of(each.layout, part)])
-        elif each.layout is not None:
-            found += _flattened(each.layout, value)
-        else:
-            found.append(list(value) if each.is_tuple else value)
-    return found
-
-
-def _record_of(layout: Layout, arguments: Iterator[Any]) -> Any:
-    """The record of the schema's arguments."""
-    values = {}
-    for each in layout.fields:
-        if each.is_many:
-            assert each.layout is not None
-            tensors, size = next(arguments), len(each.layout.fields)
-            parts = [tensors[first : first + size] for first in range(0, len(tensors), size)]
-            values[each.name] = tuple([each.layout.record(*part) for part in parts])
-        elif each.layout is not None:
-            values[each.name] = _record_of(each.layout, arguments)
-        else:
-            value = next(arguments)
-            values[each.name] = tuple(value) if each.is_tuple else value
-    return layout.record(**values)
-
-
-def _filled(layout: Layout, template: Any, tensors: Iterator[Tensor | None], keeps_indices: bool = False) -> Any:
-    """A record with the template's settings, and tensors in order; `keeps_indices` keeps the template's own parts."""
-    if keeps_indices and layout.is_of_indices:
-        return template
-    made = object.__new__(layout.record)
-    values = made.__dict__
-    if layout.is_of_tensors:
-        values.update(zip(layout.names, tensors, strict=False))
-        return made
-    given = template.__dict__
-    for each in layout.fields:
-        if each.kind is not None:
-            values[each.name] = next(tensors)
-        elif each.layout is None:
-            values[each.name] = given[each.name]
-        elif each.is_many:
-            values[each.name] = tuple([_filled(each.layout, part, tensors, keeps_indices) for part in given[each.name]])
-        else:
-            values[each.name] = _filled(each.layout, given[each.name], tensors, keeps_indices)
-    return made
-
-
-def _kinds_of(layout: Layout, record: Any) -> list[Kind]:
-    """What each of a record's tensors is."""
-    found: list[Kind] = []
-    for each in layout.fields:
-        if each.kind is not None:
-            found.append(each.kind)
-        elif each.layout is not None:
-            value = getattr(record, each.name)
-            for part in value if each.is_many else (value,):
-                found += _kinds_of(each.layout, part)
-    return found
-
-
-def _at(record: Any, path: str) -> Any:
-    """The field of a dotted path."""
-    for name in path.split("."):
-        record = getattr(record, name)
-    return record
-
-
-def _numbers_of(layout: Layout, record: Any) -> Tensor:
-    """The first tensor of numbers."""
-    kinds = _kinds_of(layout, record)
-    tensors = zip(kinds, _tensors_of(layout, record), strict=True)
-    return next(x for kind, x in tensors if x is not None and kind.dtype is None)
-
-
-def _take_sizes(layout: Layout, record: Any, sizes: dict[str, Any]) -> bool:
-    """The sizes of a record's axes, from its tensors; whether it has a batch axis."""
-    has_batch = True
-    for each in layout.fields:
-        value = getattr(record, each.name)
-        if each.layout is not None:
-            for part in value if each.is_many else (value,):
-                has_batch &= _take_sizes(each.layout, part, sizes)
-        elif each.kind is not None and each.kind.is_exact:
-            value = getattr(record, each.kind.default) if value is None and each.kind.default else value
-            if value is not None:
-                names = each.kind.names
-                if value.ndim == len(names) - 1:
-                    names, has_batch = names[1:], False
-                for size, (axis, more) in zip(value.shape, names, strict=True):
-                    sizes.setdefault(axis, size - more if more else size)
-    return has_batch
 
 
 def _begins_with_batch(layout: Layout, result: Result) -> bool:

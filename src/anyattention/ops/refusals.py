@@ -34,7 +34,8 @@ def refusal_of_rows(call: Arguments) -> str | None:
     if 0 in call.query.shape[-2:] or call.value.shape[-1] == 0:
         return "a size is 0"
     numbers = call.bias.numbers if isinstance(call.bias, RelativeBias) else call.bias
-    if is_transformed(call.query, call.key, call.value, numbers):
+    edges = () if call.edges is None else (call.edges.features, call.edges.key_weight, call.edges.value_weight)
+    if is_transformed(call.query, call.key, call.value, numbers, call.score.operands[0], *edges):
         return "the kernels have no forward derivatives and no rules for the transforms of torch.func"
     return None
 

@@ -123,7 +123,8 @@ def _in_groups(heads: Tensor, like: Tensor) -> Tensor:
     """The gradients of H heads added up to the G heads that they share."""
     if heads.shape[-2] == like.shape[-2]:
         return heads
-    return heads.unflatten(-2, (like.shape[-2], -1)).sum(-2)
+    *batch, nodes, count, width = heads.shape
+    return heads.reshape(*batch, nodes, like.shape[-2], count // like.shape[-2], width).sum(-2)
 
 
 def _without_absent(gradient: Tensor, weights: Tensor) -> Tensor:
