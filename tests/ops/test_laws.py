@@ -113,7 +113,13 @@ def test_kernels_are_chosen_and_drop_what_the_reference_drops(native: Any, case:
     assert not torch.equal(chosen[0], results(case, call.changed(dropout=0.0), None)[0])
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.exhaustive if case.implementation == "reference" else [], id=case.name)
+        for case in CASES
+    ],
+)
 def test_threads_change_no_bit_and_strides_nothing(native: Any, threads: Callable[[int], None], case: Case) -> None:
     call = case.call()
     apart = call.with_tensors(
