@@ -35,13 +35,17 @@ demo: .venv/installed-demo
 	@echo "Running the demo."
 	@$(BIN)/anyattention demo
 
+# Test files are shared among processes of one thread each; what needs more threads sets their number.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: .venv/installed-test
 	@echo "Running the tests and the examples in the documentation."
-	@$(BIN)/python -m pytest -m "not exhaustive" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: .venv/installed-test
 	@echo "Running the exhaustive rest of the tests."
-	@$(BIN)/python -m pytest -m exhaustive $(PYTEST_ARGS)
+	@$(PYTEST) -m exhaustive $(PYTEST_ARGS)
 
 check: .venv/installed-dev
 	@echo "Checking the format."

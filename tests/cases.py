@@ -266,7 +266,7 @@ _DOT: dict[str, Sequence[Any]] = {"score": ("dot",)}
 _FIXED_BIASES = (None, "fixed k", "fixed 1hqk", "fixed relative")
 
 # The settings of each operation that each of its implementations runs.
-_AXES: dict[tuple[str, str], Mapping[str, Sequence[Any]]] = {
+AXES: dict[tuple[str, str], Mapping[str, Sequence[Any]]] = {
     ("dense", "reference"): _DENSE,
     ("dense", "cpu"): _DENSE | _DOT | {"bias": _FIXED_BIASES},
     ("dense", "torch"): _DENSE | _DOT | {"bias": _FIXED_BIASES, "softcap": (None,)},
@@ -300,6 +300,6 @@ class Case:
 # For every operation and implementation, settings in which each two values of two axes meet.
 CASES = [
     Case(f"{operation} by {implementation}: {name}", operation, implementation, settings)
-    for (operation, implementation), axes in _AXES.items()
+    for (operation, implementation), axes in AXES.items()
     for name, settings in sampled(axes).items()
 ]

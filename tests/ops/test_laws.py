@@ -1,6 +1,7 @@
 """What holds of every operation and implementation, over the shared cases."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Graph, explain
-from cases import CASES, Call, Case
+from cases import AXES, CASES, Call, Case
 from oracle import expected, pairs_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -70,6 +71,14 @@ def tolerance_of(call: Call) -> float:
     return 1e-10 if call["query"].dtype == torch.float64 else 1e-4
 
 
+@pytest.mark.parametrize(("operation", "implementation"), AXES)
+def test_each_two_settings_meet_in_a_case(operation: str, implementation: str) -> None:
+    cases = [case for case in CASES if (case.operation, case.implementation) == (operation, implementation)]
+    for (first, ones), (second, others) in combinations(AXES[operation, implementation].items(), 2):
+        met = {(id(case.settings[first]), id(case.settings[second])) for case in cases}
+        assert met == {(id(one), id(other)) for one in ones for other in others}, (first, second)
+
+
 @each_case
 def test_results_and_two_derivatives_are_those_written_out(native: Any, case: Case) -> None:
     call = case.call()
@@ -113,7 +122,13 @@ def test_kernels_are_chosen_and_drop_what_the_reference_drops(native: Any, case:
     assert not torch.equal(chosen[0], results(case, call.changed(dropout=0.0), None)[0])
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.exhaustive if case.implementation == "reference" else [], id=case.name)
+        for case in CASES
+    ],
+)
 def test_threads_change_no_bit_and_strides_nothing(native: Any, threads: Callable[[int], None], case: Case) -> None:
     call = case.call()
     apart = call.with_tensors(
