@@ -16,7 +16,7 @@ from anyattention._checks import (
     require_floating,
     require_same_kind,
 )
-from anyattention.ambient import is_autocast_enabled, is_compiling
+from anyattention.ambient import is_autocast_enabled, is_compiling, is_transformed
 from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
 from anyattention.ops.dispatch import Implementation
@@ -204,6 +204,8 @@ def _is_cast(tensor: Tensor) -> bool:
 
 
 def _refusal(call: _Call) -> str | None:
+    if is_compiling() and is_transformed(*call.tensors):
+        return "compiled, the kernels have no rules for the transforms of torch.func"
     return refusal_of_device(call.tensors[0], "tensors are")
 
 
