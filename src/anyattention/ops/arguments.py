@@ -122,6 +122,10 @@ class Arguments:
         """The factor of the raw score: the caller's scale, else the score's."""
         return self.score.default_scale(self.query.shape[-1]) if self.scale is None else float(self.scale)
 
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scaled scores between -softcap and softcap, where there is one."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
     @property
     def sums_dtype(self) -> torch.dtype:
         """The dtype that the call is computed in, at least float32."""

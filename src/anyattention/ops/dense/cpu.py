@@ -12,9 +12,8 @@ import torch
 from anyattention.ambient import is_compiling, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
-from anyattention.ops.dropout import draw_seed
 from anyattention.ops.refusals import refusal_of_tiles
-from anyattention.ops.runs import RunAttention, RunPart, run_attention
+from anyattention.ops.runs import RunPart, run_attention, run_call
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal
 
@@ -39,24 +38,9 @@ def run(call: Arguments) -> AttentionResult:
     Cost: memory O(B x H x (L + S) x (D + E)). float16 and bfloat16 are computed in float32.
     """
     assert not isinstance(call.bias, RelativeBias)
-    dtype = call.sums_dtype
     lengths = call.query.shape[1], call.key.shape[1]
     part = (_run_part if is_compiling() else _kept_run_part)(*lengths, isinstance(call.pattern, Causal))
-    output, logsumexp = run_attention(
-        RunAttention(
-            query=call.query.to(dtype),
-            key=call.key.to(dtype),
-            value=call.value.to(dtype),
-            mask=call.mask,
-            bias=None if call.bias is None else call.bias.to(dtype),
-            seed=draw_seed(call.query.device) if call.dropout > 0 else None,
-            parts=(part,),
-            scale=call.factor,
-            softcap=call.softcap or 0.0,
-            dropout=call.dropout,
-            is_dense=True,
-        )
-    )
+    output, logsumexp = run_attention(run_call(call, (part,), call.bias, is_dense=True))
     return AttentionResult(output.to(call.value.dtype), None, logsumexp if call.return_logsumexp else None)
 
 

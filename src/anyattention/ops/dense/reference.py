@@ -81,10 +81,7 @@ def run(call: Arguments) -> AttentionResult:
 
 
 def _scores(query: Tensor, key: Tensor, call: Arguments) -> Tensor:
-    scores = call.score.raw_of_pairs(query, key, call.factor)
-    if call.softcap is not None:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
-    return scores
+    return call.capped(call.score.raw_of_pairs(query, key, call.factor))
 
 
 def _add_bias(scores: Tensor, call: Arguments) -> Tensor:

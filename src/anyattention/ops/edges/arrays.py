@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from anyattention.ambient import Moment, moment_of, shielded
+from anyattention.ambient import Moment, is_compiling, moment_of, shielded
 from anyattention.native.structures import Indices, Part
 from anyattention.patterns import Graph
 
@@ -53,12 +53,13 @@ class GraphArrays(Part):
 
 def arrays_of(graph: Graph) -> GraphArrays:
     """A Graph as operators take it; kept while the Graph lives, whose fields never change."""
+    arrays = None if is_compiling() else _kept.get(graph)
+    if arrays is not None:
+        return arrays
     if moment_of((graph.edge_index,)) is not Moment.PLAIN:
         return _made(graph)
-    arrays = _kept.get(graph)
-    if arrays is None:
-        with shielded():
-            arrays = _kept[graph] = _made(graph)
+    with shielded():
+        arrays = _kept[graph] = _made(graph)
     return arrays
 
 

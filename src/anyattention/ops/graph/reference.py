@@ -70,8 +70,7 @@ def _scores(call: Arguments, dtype: torch.dtype) -> Tensor:
     # An infinite input shows as NaN: a score of -inf would pass for a hidden edge, and a soft cap would hide it.
     scores = raw * call.factor
     scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
-    if call.softcap is not None:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
+    scores = call.capped(scores)
     assert not isinstance(call.bias, RelativeBias)
     return scores if call.bias is None else scores + call.bias.to(dtype)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from anyattention.ambient import is_differentiated_again, shielded
 from anyattention.native import calls
 from anyattention.native.structures import Choice, Numbers, Pairs, Seed
-from anyattention.ops.dropout import keep_factors
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import EdgeAttention
 from anyattention.ops.operator import Result, operator
@@ -28,7 +29,7 @@ from anyattention.ops.runs.parts import RunPart, pairs_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dot
 
-__all__ = ["RunAttention", "pairs_in_tiles", "run_attention"]
+__all__ = ["RunAttention", "at_edges", "pairs_in_tiles", "run_attention", "run_call"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,43 @@ class RunAttentionBackward:
     needed: tuple[bool, ...]
 
 
+def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *, is_dense: bool) -> RunAttention:
+    """The record of a call over these parts, in the dtype that it is computed in."""
+    dtype = call.sums_dtype
+    return RunAttention(
+        query=call.query.to(dtype),
+        key=call.key.to(dtype),
+        value=call.value.to(dtype),
+        mask=call.mask,
+        bias=None if bias is None else bias.to(dtype),
+        seed=draw_seed(call.query.device) if call.dropout > 0 else None,
+        parts=parts,
+        scale=call.factor,
+        softcap=call.softcap or 0.0,
+        dropout=call.dropout,
+        is_dense=is_dense,
+    )
+
+
+def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAttention:
+    """The same attention in the primitives over the pairs as edges, with the factors of dropout."""
+    return EdgeAttention(
+        graph=arrays_of(graph),
+        score=Dot,
+        query=call.query,
+        key=call.key,
+        value=call.value,
+        vector=None,
+        term=None,
+        bias=masked_bias(call.mask, call.bias, graph, call.query),
+        kept=kept,
+        scale=call.scale,
+        softcap=call.softcap,
+        negative_slope=0.0,
+        normalize=True,
+    )
+
+
 def _gradient(
     call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
@@ -99,22 +137,7 @@ def _composed_gradients(
     elif call.seed is not None:
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
-    attention = EdgeAttention(
-        graph=arrays_of(graph),
-        score=Dot,
-        query=call.query,
-        key=call.key,
-        value=call.value,
-        vector=None,
-        term=None,
-        bias=masked_bias(call.mask, call.bias, graph, call.query),
-        kept=kept,
-        scale=call.scale,
-        softcap=call.softcap,
-        negative_slope=0.0,
-        normalize=True,
-    )
-    found = dict(attention.gradients(by, logsumexp, needs))
+    found = dict(at_edges(call, graph, kept).gradients(by, logsumexp, needs))
     by_edges = found.get("bias")
     if by_edges is not None and call.bias is not None:
         by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)

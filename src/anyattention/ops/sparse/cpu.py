@@ -10,18 +10,13 @@ from torch import Tensor
 
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
-from anyattention.ops.dropout import draw_seed
-from anyattention.ops.edges.arrays import arrays_of
-from anyattention.ops.edges.composed import EdgeAttention
 from anyattention.ops.edges.operators import edge_softmax
 from anyattention.ops.refusals import refusal_of_tiles
-from anyattention.ops.runs import RunAttention, RunPart, pairs_in_tiles, run_attention, runs_of
-from anyattention.ops.runs.pairs import masked_bias
+from anyattention.ops.runs import RunAttention, RunPart, at_edges, pairs_in_tiles, run_attention, run_call, runs_of
 from anyattention.ops.runs.traced import constant_when_traced
 from anyattention.ops.sparse.edges import graph_of
 from anyattention.output import AttentionResult
 from anyattention.patterns import Pattern
-from anyattention.scores import Dot
 
 __all__ = ["refusal", "run"]
 
@@ -62,23 +57,12 @@ def run(call: Arguments) -> AttentionResult:
     Cost: O(pairs in tiles x H x (D + C)) time; memory O((L + S) x H x (D + C)), for the weights O(E x H). float16 and
     bfloat16 are computed in float32.
     """
-    dtype = call.sums_dtype
-    query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
-    arrays = _run_arrays(call.pattern, query.shape[1], key.shape[1])
-    bias = _by_distance(call.bias, query, key) if isinstance(call.bias, RelativeBias) else call.bias
-    record = RunAttention(
-        query=query,
-        key=key,
-        value=value,
-        mask=call.mask,
-        bias=None if bias is None else bias.to(dtype),
-        seed=draw_seed(query.device) if call.dropout > 0 else None,
-        parts=tuple([RunPart(*arrays[first : first + 5]) for first in range(0, len(arrays), 5)]),
-        scale=call.factor,
-        softcap=call.softcap or 0.0,
-        dropout=call.dropout,
-        is_dense=False,
-    )
+    arrays = _run_arrays(call.pattern, call.query.shape[1], call.key.shape[1])
+    parts = tuple([RunPart(*arrays[first : first + 5]) for first in range(0, len(arrays), 5)])
+    bias = call.bias
+    if isinstance(bias, RelativeBias):
+        bias = _by_distance(bias, call.query, call.key)
+    record = run_call(call, parts, bias, is_dense=False)
     output, logsumexp = run_attention(record)
     return AttentionResult(
         output.to(call.value.dtype),
@@ -96,20 +80,5 @@ def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
 
 def _weights(call: Arguments, record: RunAttention) -> Tensor:
     """The weights, by the primitives of graphs: differentiable."""
-    graph = graph_of(call)
-    attention = EdgeAttention(
-        graph=arrays_of(graph),
-        score=Dot,
-        query=record.query,
-        key=record.key,
-        value=record.value,
-        vector=None,
-        term=None,
-        bias=masked_bias(record.mask, record.bias, graph, record.query),
-        kept=None,
-        scale=record.scale,
-        softcap=record.softcap,
-        negative_slope=0.0,
-        normalize=True,
-    )
+    attention = at_edges(record, graph_of(call), None)
     return edge_softmax(attention.scores(), attention.graph)

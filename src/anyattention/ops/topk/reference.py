@@ -101,7 +101,7 @@ def _capped(call: Arguments, products: Tensor) -> Tensor:
     """The scores without bias. Infinity becomes NaN: -inf would pass for a hidden pair."""
     scores = products * call.factor
     scores = scores + scores * 0
-    return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
+    return call.capped(scores)
 
 
 def _rows(rows: Tensor, places: Tensor) -> Tensor:
