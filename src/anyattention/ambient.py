@@ -67,9 +67,7 @@ def has_memory(tensors: Iterable[Any]) -> bool:
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return not is_compiling() and _has_tangent(tensors)
+    return torch._C._are_functorch_transforms_active() or _has_tangent(tensors)
 
 
 @contextmanager
