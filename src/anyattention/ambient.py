@@ -60,9 +60,7 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return not is_compiling() and _has_tangent(tensors)
+    return torch._C._are_functorch_transforms_active() or _has_tangent(tensors)
 
 
 @contextmanager
