@@ -197,6 +197,7 @@ ANYATTENTION_EXPORT int32_t anyattention_score(const char *name);
  * output (batch, num_queries, heads, value_dim), logsumexp (batch, num_queries, heads). */
 typedef struct anyattention_graph_attention_call {
   int64_t batch, heads, head_dim, key_heads, value_dim;
+  double scale, softcap;
   anyattention_graph_arrays graph;
   const void *query;
   int64_t query_stride;
@@ -208,7 +209,7 @@ typedef struct anyattention_graph_attention_call {
   anyattention_edge_numbers term, bias;
   int64_t seed, score;
   int32_t normalize;
-  double scale, softcap, negative_slope, dropout;
+  double negative_slope, dropout;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_graph_attention_call;
@@ -307,11 +308,12 @@ typedef struct anyattention_run_part {
  */
 typedef struct anyattention_run_attention_call {
   int64_t batch, num_queries, heads, head_dim, num_keys, key_heads, value_dim;
+  double scale, softcap;
   const void *query, *key, *value;
   anyattention_pairs mask, bias;
   int64_t seed;
   anyattention_run_part parts;
-  double scale, softcap, dropout;
+  double dropout;
   int32_t is_dense;
   int64_t num_threads;
   int32_t is_double;

@@ -250,11 +250,12 @@ void drive_attention(const Graph &graph, bool faulty) {
   const Strided term = Strided::random(is_double, batch, edges, heads);
   const Strided bias = Strided::random(is_double, batch, edges, heads);
   const anyattention_graph_attention_call call{
-      batch, heads, head_dim, key_heads, value_dim, graph.fields(), query.get(), query_stride, key.get(), key_stride,
+      batch, heads, head_dim, key_heads, value_dim, 0.7, !plain && chance(0.3) ? 2.5 : 0.0,
+      graph.fields(), query.get(), query_stride, key.get(), key_stride,
       value_is_key ? key.get() : value.get(), value_is_key ? key_stride : value_stride,
       is_dynamic ? vector.get() : nullptr, plain ? anyattention_edge_numbers{} : term.fields,
-      plain ? anyattention_edge_numbers{} : bias.fields, up_to(INT64_MAX), anyattention_score(score), normalize, 0.7,
-      !plain && chance(0.3) ? 2.5 : 0.0, 0.2, chance(0.3) ? 0.4 : 0.0, 1 + up_to(2), is_double};
+      plain ? anyattention_edge_numbers{} : bias.fields, up_to(INT64_MAX), anyattention_score(score), normalize,
+      0.2, chance(0.3) ? 0.4 : 0.0, 1 + up_to(2), is_double};
 
   const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
   const Numbers weights = numbers(batch * edges * heads);
@@ -364,8 +365,8 @@ void drive_runs(bool faulty) {
                                    has_orders ? key_order.get() : nullptr, offsets.get(), run_begins.get(),
                                    run_ends.get()};
   const anyattention_run_attention_call call{
-      batch, queries, heads, head_dim, keys, key_heads, value_dim, query.get(), key.get(), value.get(), mask, bias,
-      up_to(1 << 20), part, 0.4, chance(0.3) ? 2.0 : 0.0, dropout, chance(0.5), 1 + up_to(2), is_double};
+      batch, queries, heads, head_dim, keys, key_heads, value_dim, 0.4, chance(0.3) ? 2.0 : 0.0,
+      query.get(), key.get(), value.get(), mask, bias, up_to(1 << 20), part, dropout, chance(0.5), 1 + up_to(2), is_double};
   const anyattention_run_attention_backward_call by_results{
       call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
       call.num_threads, is_double};

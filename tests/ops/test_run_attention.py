@@ -186,8 +186,8 @@ def test_operator(opcheck: Any) -> None:
     inputs = [rows(9, 2, 3).double().requires_grad_() for _ in range(3)]
     mask = torch.rand(2, 1, 9, 9) < 0.7
     bias = torch.randn(2, 17, dtype=torch.float64, requires_grad=True)
-    for given in ((None, None, None, parts, 0.5, 0.0, 0.0, False), (mask, bias, None, parts, 0.5, 2.0, 0.0, True)):
-        opcheck(run_attention, RunAttention(*inputs, *given))
+    for softcap, *given in ((0.0, None, None, None, parts, 0.0, False), (2.0, mask, bias, None, parts, 0.0, True)):
+        opcheck(run_attention, RunAttention(*inputs, *given, scale=0.5, softcap=softcap))
 
 
 class TestRuns:
@@ -258,7 +258,8 @@ class TestUncheckedArrays:
     def call(self, **changes: Any) -> Tensor:
         x = rows(9, 1, 4)
         part = replace(runs_of(Window(1, 1), 9, 9)[0], **changes)
-        return run_attention(RunAttention(x, x, x, None, None, None, (part,), 1.0, 0.0, 0.0, is_dense=False))[0]
+        record = RunAttention(x, x, x, None, None, None, (part,), 0.0, is_dense=False, scale=1.0, softcap=0.0)
+        return run_attention(record)[0]
 
     def test_runs(self) -> None:
         part = runs_of(Window(1, 1), 9, 9)[0]

@@ -27,6 +27,7 @@ from anyattention.scores import Dot, EdgeFeatures, Score
 __all__ = [
     "Aggregation",
     "Arguments",
+    "Scaling",
     "Weights",
     "read_bias",
     "read_pairs",
@@ -37,6 +38,28 @@ __all__ = [
 
 Aggregation = Literal["sum", "mean", "max"]
 Weights = Literal["mean", "heads"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scaling:
+    """What is between the raw score and the bias: `softcap(scale raw)`. The records of the kernels inherit its fields.
+
+    Attributes:
+        scale: the factor of the raw score.
+        softcap: c in c tanh(score / c); 0 for none.
+    """
+
+    scale: float
+    softcap: float
+
+    def of(self, raw: Tensor) -> Tensor:
+        """The scores. Infinity becomes NaN: -inf would pass for a hidden pair, and a cap would hide it."""
+        scores = raw * self.scale
+        return self.of_scaled(scores * torch.where(scores.isfinite(), 1.0, torch.nan))
+
+    def of_scaled(self, scores: Tensor) -> Tensor:
+        """The same of raw scores times the scale, infinity as it is."""
+        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap > 0 else scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +141,10 @@ class Arguments:
         return self.pattern
 
     @property
-    def factor(self) -> float:
-        """The factor of the raw score: the caller's scale, else the score's."""
-        return self.score.default_scale(self.query.shape[-1]) if self.scale is None else float(self.scale)
-
-    def capped(self, scores: Tensor) -> Tensor:
-        """Scaled scores between -softcap and softcap, where there is one."""
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+    def scaling(self) -> Scaling:
+        """The caller's scale, else the score's, and the soft cap."""
+        scale = self.score.default_scale(self.query.shape[-1]) if self.scale is None else float(self.scale)
+        return Scaling(scale=scale, softcap=self.softcap or 0.0)
 
     @property
     def sums_dtype(self) -> torch.dtype:

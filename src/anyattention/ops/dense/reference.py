@@ -81,7 +81,8 @@ def run(call: Arguments) -> AttentionResult:
 
 
 def _scores(query: Tensor, key: Tensor, call: Arguments) -> Tensor:
-    return call.capped(call.score.raw_of_pairs(query, key, call.factor))
+    scaling = call.scaling
+    return scaling.of_scaled(call.score.raw_of_pairs(query, key, scaling.scale))
 
 
 def _add_bias(scores: Tensor, call: Arguments) -> Tensor:

@@ -75,7 +75,7 @@ def run(call: Arguments) -> AttentionResult:
     width = max(head_dim, value_dim)
     query, key = (F.pad(x, (0, width - head_dim)) if head_dim < width else x for x in (query, key))
     value = F.pad(value, (0, width - value_dim)) if value_dim < width else value
-    output, logsumexp = fused_dense(FusedDense(query, key, value, bias, causal, call.factor))
+    output, logsumexp = fused_dense(FusedDense(query, key, value, bias, causal, call.scaling.scale))
     output = output[..., :value_dim]
     if largest_bias is not None:
         logsumexp = logsumexp + largest_bias[..., 0].transpose(1, 2)

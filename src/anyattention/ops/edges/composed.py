@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from anyattention.ops.arguments import Scaling
 from anyattention.ops.edges.arrays import GraphArrays
 from anyattention.ops.edges.operators import edge_spread, edge_sum, edge_total
 from anyattention.ops.edges.products import GraphProducts
@@ -31,7 +32,7 @@ class EdgeAttention:
         query, key, value: `(B, N, H, D)`, `(B, M, G, D)`, `(B, M, G, C)`; a value of None is the key.
         term, bias: `(B, E, H)`, added to the raw score and to the score; -inf in the bias hides the edge.
         kept: `(B, E, H)`, the factors of dropout.
-        scale, softcap: the score is softcap(scale raw) + bias; a softcap of 0 is none.
+        scaling: what is between the raw score and the bias.
         normalize: softmax, or a sigmoid of each edge.
     """
 
@@ -44,8 +45,7 @@ class EdgeAttention:
     term: Tensor | None
     bias: Tensor | None
     kept: Tensor | None
-    scale: float
-    softcap: float
+    scaling: Scaling
     negative_slope: float
     normalize: bool
 
@@ -57,11 +57,7 @@ class EdgeAttention:
         if hidden is not None:
             # A gradient of 0 through NaN would be NaN.
             raw = torch.where(hidden, 0.0, raw)
-        # Infinity becomes NaN: -inf would pass for a hidden edge.
-        scores = raw * self.scale
-        scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
-        if self.softcap > 0:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = self.scaling.of(raw)
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
     def results(self, shift: Tensor) -> tuple[Tensor, Tensor]:

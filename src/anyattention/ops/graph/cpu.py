@@ -76,8 +76,7 @@ def run(call: Arguments) -> AttentionResult:
         seed=seed,
         score=type(score).__name__,
         normalize=call.normalize,
-        scale=call.factor,
-        softcap=call.softcap or 0.0,
+        **vars(call.scaling),
         negative_slope=negative_slope,
         dropout=call.dropout,
     )

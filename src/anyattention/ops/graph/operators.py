@@ -18,6 +18,7 @@ from anyattention.ambient import is_differentiated_again
 from anyattention.native import calls, large_empty
 from anyattention.native.columns import are_columns
 from anyattention.native.structures import Numbers, PerEdge, Rows, Seed
+from anyattention.ops.arguments import Scaling
 from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import GraphArrays
 from anyattention.ops.edges.composed import EdgeAttention
@@ -36,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class GraphAttention:
+class GraphAttention(Scaling):
     """Attention of each query to the keys of its edges.
 
     Attributes:
@@ -47,8 +48,6 @@ class GraphAttention:
         seed: with dropout, whose position of an edge and head is that in `(B, E, H)`.
         score: the name of the score.
         normalize: softmax, or a sigmoid of each edge.
-        scale: the factor of the raw score.
-        softcap: 0 for none.
         negative_slope: of the score, where it has one.
         dropout: 0 for none.
     """
@@ -63,8 +62,6 @@ class GraphAttention:
     seed: Annotated[Tensor | None, Seed()]
     score: str
     normalize: bool
-    scale: float
-    softcap: float
     negative_slope: float
     dropout: float
 
@@ -101,8 +98,7 @@ def composed(call: GraphAttention) -> EdgeAttention:
         **{name: getattr(call, name) for name in ("graph", *_INPUTS)},
         score=SCORES[call.score],
         kept=kept,
-        scale=call.scale,
-        softcap=call.softcap,
+        scaling=call,
         negative_slope=call.negative_slope,
         normalize=call.normalize,
     )

@@ -66,11 +66,7 @@ def _scores(call: Arguments, dtype: torch.dtype) -> Tensor:
     key = _gather(call.key, call.graph.key_index, call.mask, dtype)
     if call.edges is not None and call.edges.key_weight is not None:
         key = key + _project(call.edges.features, call.edges.key_weight, call.mask, dtype)
-    raw = call.score.raw(query, key)
-    # An infinite input shows as NaN: a score of -inf would pass for a hidden edge, and a soft cap would hide it.
-    scores = raw * call.factor
-    scores = scores * torch.where(scores.isfinite(), 1.0, torch.nan)
-    scores = call.capped(scores)
+    scores = call.scaling.of(call.score.raw(query, key))
     assert not isinstance(call.bias, RelativeBias)
     return scores if call.bias is None else scores + call.bias.to(dtype)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from anyattention.ambient import is_differentiated_again, shielded
 from anyattention.native import calls
 from anyattention.native.structures import Choice, Numbers, Pairs, Seed
-from anyattention.ops.arguments import Arguments
+from anyattention.ops.arguments import Arguments, Scaling
 from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import EdgeAttention
@@ -33,7 +33,7 @@ __all__ = ["RunAttention", "at_edges", "pairs_in_tiles", "run_attention", "run_c
 
 
 @dataclass(frozen=True, eq=False)
-class RunAttention:
+class RunAttention(Scaling):
     """Attention by dot products of each query to the keys of its runs.
 
     Attributes:
@@ -42,8 +42,6 @@ class RunAttention:
         bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
         seed: with dropout.
         parts: the runs, in parts that share no pair.
-        scale: the factor of the dot product.
-        softcap: c in c tanh(score / c), 0 for none.
         dropout: probability with which a weight is dropped.
         is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
     """
@@ -55,8 +53,6 @@ class RunAttention:
     bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
     seed: Annotated[Tensor | None, Seed()]
     parts: tuple[RunPart, ...]
-    scale: float
-    softcap: float
     dropout: float
     is_dense: bool
 
@@ -84,8 +80,7 @@ def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *
         bias=None if bias is None else bias.to(dtype),
         seed=draw_seed(call.query.device) if call.dropout > 0 else None,
         parts=parts,
-        scale=call.factor,
-        softcap=call.softcap or 0.0,
+        **vars(call.scaling),
         dropout=call.dropout,
         is_dense=is_dense,
     )
@@ -103,8 +98,7 @@ def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAtten
         term=None,
         bias=masked_bias(call.mask, call.bias, graph, call.query),
         kept=kept,
-        scale=call.scale,
-        softcap=call.softcap,
+        scaling=call,
         negative_slope=0.0,
         normalize=True,
     )
@@ -200,6 +194,6 @@ def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
     with shielded():
         query, key = torch.zeros(1, part.offsets.numel() - 1, 1, 1), torch.zeros(1, num_keys, 1, 1)
         counted = torch.zeros(1, dtype=torch.int64)
-    bound = calls.bind(RunAttention(query, key, key, None, None, None, (part,), 1.0, 0.0, 0.0, False))
+    bound = calls.bind(RunAttention(query, key, key, None, None, None, (part,), 0.0, False, scale=1.0, softcap=0.0))
     calls.run("run_attention_tiles", bound, counted)
     return int(counted)

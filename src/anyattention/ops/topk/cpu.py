@@ -62,7 +62,7 @@ def run(call: Arguments) -> AttentionResult:
             *intervals,
             mask=call.mask,
             bias=None if bias is None else bias.detach(),
-            scale=call.factor,
+            scale=call.scaling.scale,
             k=_selection(call).k,
         )
     )

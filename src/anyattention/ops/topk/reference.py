@@ -45,7 +45,7 @@ def run(call: Arguments) -> AttentionResult:
     # An unused slot holds a row that is not attended to, and 0 x NaN is NaN.
     keys, values = (torch.where(is_used.unsqueeze(-1), _rows(x, places), 0.0) for x in (key, value))
     # So does a gradient of 0 through the cap.
-    scores = _capped(call, torch.where(is_used, (query.unsqueeze(-2) * keys).sum(-1), 0.0))
+    scores = call.scaling.of(torch.where(is_used, (query.unsqueeze(-2) * keys).sum(-1), 0.0))
     if call.bias is not None:
         scores = scores + at_keys(call.bias, places).to(dtype)
     scores = torch.where(is_used, scores, -torch.inf)
@@ -79,7 +79,7 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     for first in range(0, num_keys, size):
         end = min(first + size, num_keys)
         places = torch.arange(first, end, device=query.device)
-        scores = _capped(call, query @ key[:, :, first:end].mT)
+        scores = call.scaling.of(query @ key[:, :, first:end].mT)
         if isinstance(call.bias, Tensor):
             scores = scores + _at_some(call.bias, first, end).to(scores.dtype)
         if call.mask is not None:
@@ -95,13 +95,6 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
 def _at_some(pairs: Tensor, first: int, end: int) -> Tensor:
     """The numbers of pairs at some keys."""
     return pairs if pairs.shape[3] == 1 else pairs[..., first:end]
-
-
-def _capped(call: Arguments, products: Tensor) -> Tensor:
-    """The scores without bias. Infinity becomes NaN: -inf would pass for a hidden pair."""
-    scores = products * call.factor
-    scores = scores + scores * 0
-    return call.capped(scores)
 
 
 def _rows(rows: Tensor, places: Tensor) -> Tensor:
