@@ -283,7 +283,9 @@ class TestUncheckedArrays:
         part = runs_of(Window(1, 1), 9, 9)[0]
         with pytest.raises(InvalidInputError, match=r"parts\.ends: expected torch\.int64 on cpu, \(num_runs=9\), got"):
             self.call(ends=part.ends[:-1])
-        with pytest.raises(InvalidInputError, match=r"parts\.offsets: expected torch\.int64 .*\(num_queries=9 \+ 1\), got"):
+        with pytest.raises(
+            InvalidInputError, match=r"parts\.offsets: expected torch\.int64 .*\(num_queries=9 \+ 1\), got"
+        ):
             self.call(offsets=part.offsets[:-1])
         with pytest.raises(InvalidInputError, match=r"parts\.key_order: expected torch\.int64 .*\(num_keys=9\), got"):
             self.call(key_order=torch.zeros(8, dtype=torch.int64))

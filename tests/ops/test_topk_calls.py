@@ -69,7 +69,9 @@ def test_the_kernel_refuses_what_does_not_fit(native: ModuleType) -> None:
         topk_indices(replace(call, query=x.double(), key=x.double()))
     with pytest.raises(InvalidInputError, match=r"key_ends: expected torch\.int64 on cpu, \(num_queries=3\), got .*2"):
         topk_indices(replace(call, key_begins=numbers, key_ends=numbers[:2]))
-    with pytest.raises(InvalidInputError, match=r"key_begins: expected torch\.int64 on cpu, .* got torch\.int32 on cpu"):
+    with pytest.raises(
+        InvalidInputError, match=r"key_begins: expected torch\.int64 on cpu, .* got torch\.int32 on cpu"
+    ):
         topk_indices(replace(call, key_begins=numbers.int(), key_ends=numbers))
     with pytest.raises(InvalidInputError, match=r"mask: expected torch\.bool on cpu"):
         topk_indices(replace(call, mask=torch.ones(1, 1, 1, 3)))

@@ -191,8 +191,9 @@ class Operator(Generic[Record]):
         return results
 
     def _run(self, record: Record, tensors: Sequence[Tensor | None]) -> Any:
-        """The kernel of the record's device, or the dispatcher's answer where there is none."""
-        device = next(x.device.type for x in tensors if x is not None)
+        """The kernel of the numbers' device, or the dispatcher's answer where there is none."""
+        numbers = map(tensors.__getitem__, self._places.values())
+        device = next(x.device.type for x in numbers if x is not None)
         kernel = self._kernels.get(device)
         return self._dispatched(*_flattened(self._layout, record)) if kernel is None else kernel(record)
 
