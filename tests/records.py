@@ -41,7 +41,7 @@ OPERATORS: dict[str, Operator[Any]] = {
         dynamic._dynamic_sums,
         graph_operators.graph_attention,
         graph_operators.graph_attention_weights,
-        graph_operators._backward,
+        graph_operators.graph_attention_backward,
         run_operators.run_attention,
         run_operators._backward,
         topk_indices,

@@ -115,7 +115,6 @@ def assert_structure_is(structure: Any, record: Any, bound: Any, place: str) -> 
         if isinstance(kind, Seed):
             assert found == (0 if value is None else int(value))
         elif kind is not None:
-            bound_tensor = bound.tensors[place + each.name]
             address = (
                 getattr(found, "data", getattr(found, "numbers", found))
                 if isinstance(found, ctypes.Structure)
@@ -124,11 +123,10 @@ def assert_structure_is(structure: Any, record: Any, bound: Any, place: str) -> 
             if value is None and kind.default is not None:
                 value = getattr(record, kind.default)
             if value is None:
-                assert bound_tensor is None
                 assert address is None
             else:
-                assert torch.equal(bound_tensor, value)
-                assert (address or 0) == bound_tensor.data_ptr()
+                lying = [value, *(x for x in bound.copies if torch.equal(x, value))]
+                assert (address or 0) in [x.data_ptr() for x in lying]
         elif isinstance(value, str):
             assert found == load.score_number(value)
         else:
@@ -153,12 +151,7 @@ class TestMisfits:
                 continue
             other = torch.int32 if x.dtype == torch.int64 else torch.float16
             self.assert_refused(op, record, path, x.detach().to(other))
-            if op.name == "graph_attention_backward" and path == "call.query":
-                # Its strides are read before it is bound.
-                with pytest.raises(ValueError, match="too many values to unpack"):
-                    op(with_tensor(record, path, x.detach()[None]))
-            else:
-                self.assert_refused(op, record, path, x.detach()[None])
+            self.assert_refused(op, record, path, x.detach()[None])
             if x is first:
                 # The first numbers' device is the call's, and nobody reads what the others hold.
                 results = as_list(op(with_tensor(record, path, x.detach().to("meta"))))
@@ -198,7 +191,7 @@ class TestMisfits:
         _, record = of("edge_dot")
         with pytest.raises(
             InvalidInputError,
-            match=r"^key: expected torch\.float64 on cpu, \(batch=2, num_keys=7, key_heads=2, width=3\), "
+            match=r"^key: expected torch\.float64 on cpu, \(batch=2, num_keys=7, key_heads=\?, width=3\), "
             r"got torch\.float64 on cpu, \(2, 6, 2, 3\)$",
         ):
             _edge_dot(replace(record, key=record.key[:, :6]))

@@ -12,7 +12,8 @@ import torch
 
 from anyattention.native.structures import layout_of
 from anyattention.ops.graph import api
-from anyattention.ops.operator import Operator, _flattened
+from anyattention.ops.operator import Operator
+from anyattention.ops.records import flattened
 
 _BOTH = ("test_graph_attention", "test_graph_compile", "test_graph_gradients", "test_graph_laws", "test_graph_nan")
 
@@ -42,7 +43,7 @@ def opcheck() -> Callable[[Operator[Any], Any], None]:
 
     def check(operator: Operator[Any], record: Any) -> None:
         registered = getattr(torch.ops.anyattention, operator.name).default
-        torch.library.opcheck(registered, tuple(_flattened(layout_of(type(record)), record)))
+        torch.library.opcheck(registered, tuple(flattened(layout_of(type(record)), record)))
 
     return check
 

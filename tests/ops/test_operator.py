@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyattention import Graph
 from anyattention.native.structures import Indices, Numbers, Part, layout_of
-from anyattention.ops import operator as module
+from anyattention.ops import records as module
 from anyattention.ops.edges.arrays import GraphArrays, arrays_of
 from anyattention.ops.edges.dynamic import DynamicSums
 from anyattention.ops.edges.operators import EdgeDot
@@ -23,7 +23,7 @@ from anyattention.ops.graph.operators import graph_attention
 from anyattention.ops.operator import Operator, Result, operator
 from anyattention.ops.runs import RunAttention, RunPart
 from anyattention.ops.runs.operators import RunAttentionBackward
-from records import NAMES, OPERATORS, as_list, leaf, numbers, of, records, tensors_of
+from records import NAMES, OPERATORS, as_list, kind_of, leaf, numbers, of, records, tensors_of
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -89,21 +89,21 @@ class TestFlattening:
     def test_goes_to_the_schema_and_back(self, name: str) -> None:
         _, record = of(name)
         layout = layout_of(type(record))
-        flat = module._flattened(layout, record)
-        assert len(flat) == len(module._schema(layout, ""))
-        assert_same_record(module._record_of(layout, iter(flat)), record)
+        flat = module.flattened(layout, record)
+        assert len(flat) == len(module.schema_of(layout, ""))
+        assert_same_record(module.record_of(layout, iter(flat)), record)
 
     @every_record
     def test_tensors_come_out_in_order_and_go_in_again(self, name: str) -> None:
         _, record = of(name)
         layout = layout_of(type(record))
-        tensors = module._tensors_of(layout, record)
-        filled = module._filled(layout, record, iter(tensors))
+        tensors = module.tensors_of(layout, record)
+        filled = module.with_tensors(layout, record, iter(tensors))
         assert_same_record(filled, record)
         # Without tensors the settings stay, and none is left over.
-        empty = module._filled(layout, record, iter([None] * len(tensors)))
+        empty = module.with_tensors(layout, record, iter([None] * len(tensors)))
         assert all(x is None for _, x in tensors_of(empty))
-        assert_same_record(module._filled(layout, empty, iter(tensors)), record)
+        assert_same_record(module.with_tensors(layout, empty, iter(tensors)), record)
 
     @pytest.mark.parametrize("count", [0, 1, 2, 3])
     def test_of_a_tuple_of_records(self, count: int) -> None:
@@ -111,24 +111,24 @@ class TestFlattening:
         parts = tuple([RunPart(*(torch.full((1,), 10 * n + k) for k in range(5))) for n in range(count)])
         record = replace(record, parts=parts)
         layout = layout_of(RunAttention)
-        flat = module._flattened(layout, record)
+        flat = module.flattened(layout, record)
         assert [int(x) for x in flat[8]] == [10 * n + k for n in range(count) for k in range(5)]
-        assert_same_record(module._record_of(layout, iter(flat)), record)
-        tensors = module._tensors_of(layout, record)
+        assert_same_record(module.record_of(layout, iter(flat)), record)
+        tensors = module.tensors_of(layout, record)
         assert len(tensors) == 6 + 5 * count
-        assert_same_record(module._filled(layout, record, iter(tensors)), record)
+        assert_same_record(module.with_tensors(layout, record, iter(tensors)), record)
 
     def test_the_differentiable_fields_are_found_inside_records_too(self) -> None:
         for record, first in ((DynamicSums, "call.vector"), (RunAttentionBackward, "call.query"), (EdgeDot, "query")):
             layout = layout_of(record)
-            places, arguments = module._places_of(layout)
+            places, arguments = module.places_of(layout)
             assert set(places) == set(arguments)
             assert first in places
             assert not any("graph" in name or "parts" in name or "seed" in name for name in places)
         record = of("dynamic_sums: all")[1]
         layout = layout_of(DynamicSums)
-        tensors, flat = module._tensors_of(layout, record), module._flattened(layout, record)
-        places, arguments = module._places_of(layout)
+        tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
+        places, arguments = module.places_of(layout)
         by_name = dict(tensors_of(record))
         for name in places:
             assert tensors[places[name]] is by_name[name]
@@ -153,9 +153,9 @@ class TestKept:
         [
             ("edge_dot", None, False),
             ("edge_sum", None, False),
-            ("edge_softmax", ("graph",), True),
-            ("edge_total: transposed", ("graph",), False),
-            ("edge_spread", ("graph",), False),
+            ("edge_softmax", (), True),
+            ("edge_total: transposed", (), False),
+            ("edge_spread", (), False),
             ("dynamic_dot: features", None, False),
             ("graph_attention: dynamic, dropout", None, True),
             ("graph_attention: value is the key", None, True),
@@ -170,9 +170,13 @@ class TestKept:
         with kept() as found:
             results = op(record)
         results = list(results) if isinstance(results, tuple) else [results]
-        expected = [x for path, x in tensors_of(record) if fields_kept is None or path.split(".")[0] in fields_kept]
-        for part in getattr(record, "parts", ()):
-            expected += part.arrays
+        # Arrays of indices stay with the record: nobody differentiates them.
+        expected = [
+            x
+            for path, x in tensors_of(record)
+            if (fields_kept is None or path.split(".")[0] in fields_kept)
+            and not isinstance(kind_of(record, path), Indices)
+        ]
         assert storages(found) == storages([*expected, *(results if results_kept else [])])
         # No gradient, no tensors kept.
         with kept() as found, torch.no_grad():
@@ -226,8 +230,8 @@ class TestResults:
         real = as_list(op(record))
         layout = layout_of(type(record))
         with FakeTensorMode() as mode:
-            tensors = [None if x is None else mode.from_tensor(x) for x in module._tensors_of(layout, record)]
-            fakes = as_list(op(module._filled(layout, record, iter(tensors))))
+            tensors = [None if x is None else mode.from_tensor(x) for x in module.tensors_of(layout, record)]
+            fakes = as_list(op(module.with_tensors(layout, record, iter(tensors))))
         assert [x if x is None else (x.shape, x.dtype) for x in fakes] == [
             x if x is None else (x.shape, x.dtype) for x in real
         ]
@@ -311,9 +315,9 @@ class TestRefusals:
         with forward_ad.dual_level():
             tensors = [
                 forward_ad.make_dual(x, torch.randn_like(x)) if x is not None and x.requires_grad else x
-                for x in module._tensors_of(layout, record)
+                for x in module.tensors_of(layout, record)
             ]
-            duals = module._filled(layout, record, iter(tensors))
+            duals = module.with_tensors(layout, record, iter(tensors))
             with pytest.raises(NotImplementedError, match=f"anyattention::{op.name} has no forward derivative"):
                 op(duals)
 
@@ -328,9 +332,9 @@ class TestRefusals:
     def test_of_a_device_without_a_kernel(self) -> None:
         op, record = of("graph_attention: value is the key")
         layout = layout_of(type(record))
-        tensors = [None if x is None else x.to("meta") for x in module._tensors_of(layout, record)]
+        tensors = [None if x is None else x.to("meta") for x in module.tensors_of(layout, record)]
         # The meta device has the shapes alone.
-        output, logsumexp = op(module._filled(layout, record, iter(tensors)))
+        output, logsumexp = op(module.with_tensors(layout, record, iter(tensors)))
         assert (output.shape, logsumexp.shape, output.device.type) == ((2, 5, 6, 3), (2, 5, 6), "meta")
 
 

@@ -127,6 +127,8 @@ class Operator(Generic[Record]):
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
         self._places, self._arguments = places_of(self._layout)
+        # The device of a call is that of its first numbers.
+        self._first = next(iter(self._places.values()))
         self._is_partial = any(result.like is not None for result in results) or "needed" in self._layout.names
         # Whether each result has a batch axis, first.
         self._batched = [_begins_with_batch(self._layout, result) for result in results]
@@ -155,7 +157,7 @@ class Operator(Generic[Record]):
                 for x in tensors:
                     if x is not None and x.requires_grad:
                         return self._apply(moment, record, *tensors)
-            kernel = self._kernel_of(tensors[0])
+            kernel = self._kernel_of(tensors[self._first])
             if kernel is not None:
                 return kernel(record)
         elif moment is not Moment.DISPATCHED:
@@ -326,7 +328,7 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
         if moment is not Moment.TRANSFORMED:
-            kernel = op._kernel_of(tensors[0])
+            kernel = op._kernel_of(tensors[op._first])
             return op._through_dispatcher(record) if kernel is None else kernel(record)
         # A transform has taken off one of its wrappers: whether others are left, the next call sees.
         return op(with_tensors(op._layout, record, iter(tensors)))
