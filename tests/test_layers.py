@@ -20,6 +20,7 @@ _LAYERS = (
     ("errors",),
     ("ambient", "output"),
     ("native", "_checks"),
+    ("settings",),
     ("config", "masks", "interfaces"),
     ("scores", "geometry"),
     ("patterns",),
@@ -35,13 +36,16 @@ _LAYERS = (
 
 # The same inside `ops`.
 _FLOORS = (
-    ("arguments", "operator", "dropout", "dispatch", "linear_maps"),
+    ("records",),
+    ("operator",),
+    ("arguments", "dropout", "dispatch", "linear_maps"),
     ("refusals",),
     ("edges",),
-    ("runs", "points"),
+    ("runs",),
     ("graph",),
     ("dense", "sparse", "topk"),
     ("attend", "merge"),
+    ("points",),
     ("ops",),
 )
 

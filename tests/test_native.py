@@ -29,9 +29,9 @@ def oracle(rows, columns, num_rows):
 def the_kernel_runs():
     """Fails unless the edges are sorted by the kernel, and not by PyTorch."""
     called = []
-    status_of = load.status_of
+    kernel = load.kernel
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "status_of", lambda name, *arguments: called.append(name) or status_of(name, *arguments))
+        patch.setattr(load, "kernel", lambda name, count: called.append(name) or kernel(name, count))
         yield
     assert called == ["compressed_rows"]
 
@@ -288,7 +288,7 @@ def test_warns_once_where_nothing_was_built(nothing_built):
     assert not load.available()
     assert load.library() is None
     zero = torch.zeros(1, dtype=torch.int64)
-    for call in (load.run, load.status_of):
+    for call in (load.run, load.kernel):
         with pytest.raises(RuntimeError, match="not available"):
             call("compressed_rows", zero.data_ptr())
     assert compressed_rows(zero, zero, 1, 1).offsets.tolist() == [0, 1]

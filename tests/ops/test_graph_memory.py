@@ -18,8 +18,8 @@ from anyattention.ops.graph.operators import (
     GraphAttention,
     GraphAttentionBackward,
     GraphAttentionWeights,
-    _backward,
     graph_attention,
+    graph_attention_backward,
     graph_attention_weights,
 )
 from anyattention.patterns import Graph
@@ -93,7 +93,7 @@ class TestBrokenArrays:
             lambda: edge_total(numbers, arrays.transposed),
         ]
         both = [
-            lambda: _backward(GraphAttentionBackward(call, output, logsumexp, query, None)),
+            lambda: graph_attention_backward(GraphAttentionBackward(call, output, logsumexp, query, None)),
             lambda: _dynamic_sums(DynamicSums(scores, numbers, (True, True, True, False, False))),
         ]
         return [by_query, by_key, both]

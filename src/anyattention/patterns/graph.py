@@ -11,20 +11,15 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import allocation_failures_named
-from anyattention.errors import (
-    DimensionMismatchError,
-    GraphStructureError,
-    InvalidInputError,
-    SparseMatrixError,
-)
+from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
 from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import radius_neighbours
-from anyattention.native.compressed_rows import compressed_rows
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
 from anyattention.patterns.base import Pattern
 from anyattention.patterns.graph_arrays import (
     all_pairs_arrays,
+    edges_as_keys_arrays,
     fields_of,
     joined_arrays,
     loops_added,
@@ -33,7 +28,9 @@ from anyattention.patterns.graph_arrays import (
     require_edge_index,
     require_edge_numbers,
     require_nodes,
+    require_sizes,
     row_arrays,
+    sorted_arrays,
 )
 from anyattention.patterns.spans import Spans
 
@@ -164,12 +161,7 @@ class Graph(Pattern):
         shifts: Tensor | None = None,
     ) -> Graph:
         """`from_edge_index` of edges that are known to be right: only the kernels compare an index with its bounds."""
-        # Kernels read both rows; a transposed list of pairs would have them interleaved.
-        edge_index = edge_index.contiguous()
-        keys, queries = edge_index[0], edge_index[1]
-        by_query = compressed_rows(queries, keys, num_queries, num_keys)
-        by_key = compressed_rows(keys, queries, num_keys, num_queries)
-        return cls(edge_index, *by_query, *by_key, values, shifts)
+        return cls(*sorted_arrays(edge_index, num_queries, num_keys), values, shifts)
 
     @classmethod
     def from_rows(cls, keys: Tensor, num_keys: int) -> Graph:
@@ -183,10 +175,7 @@ class Graph(Pattern):
 
     def edges_as_keys(self) -> Graph:
         """The same queries and edges, each edge from a key of its own."""
-        edges = torch.arange(self.num_edges, device=self.device)
-        offsets = torch.arange(self.num_edges + 1, device=self.device)
-        by_query = (self.query_offsets, self.edges_by_query, self.edges_by_query)
-        return Graph(torch.stack([edges, self.query_index]), *by_query, offsets, self.query_index, edges)
+        return Graph(*edges_as_keys_arrays(self))
 
     @classmethod
     def from_adjacency(cls, adjacency: Any) -> Graph:
@@ -213,12 +202,8 @@ class Graph(Pattern):
         """
         rows, columns, values, (num_rows, num_columns) = read_adjacency(adjacency)
         try:
-            return cls.from_edge_index(
-                torch.stack([columns, rows]),
-                num_queries=num_rows,
-                num_keys=num_columns,
-                values=values,
-            )
+            edge_index = torch.stack([columns, rows])
+            return cls.from_edge_index(edge_index, num_queries=num_rows, num_keys=num_columns, values=values)
         except GraphStructureError as outside:
             raise SparseMatrixError(f"adjacency: {outside}", argument="adjacency") from outside
 
@@ -368,12 +353,6 @@ class Graph(Pattern):
             tensor([[1, 0, 1],
                     [0, 0, 1]])
         """
-        if self.num_queries != self.num_keys:
-            raise GraphStructureError(
-                argument="graph",
-                expected="as many queries as keys for self-loops",
-                actual=f"{self.num_queries} queries and {self.num_keys} keys",
-            )
         edge_index, shifts = loops_added(self)
         return Graph.from_edge_index(edge_index, num_nodes=self.num_queries, shifts=shifts)
 
@@ -411,7 +390,7 @@ class Graph(Pattern):
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """True where there is an edge. Cost: a sort of the edges."""
-        self._require_sizes(num_queries, num_keys)
+        require_sizes(self, num_queries, num_keys)
         edges = torch.sort(self.query_index * num_keys + self.key_index).values
         pairs = query * num_keys + key
         if self.num_edges == 0:
@@ -421,7 +400,7 @@ class Graph(Pattern):
 
     def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
         """Each pair on its own; duplicates fall together. Cost: a sort of the edges."""
-        self._require_sizes(num_queries, num_keys)
+        require_sizes(self, num_queries, num_keys)
         pairs = torch.unique(self.query_index * num_keys + self.key_index).to(device)
         key = pairs % max(num_keys, 1)
         return Spans.of(pairs // max(num_keys, 1), key, key)
@@ -438,7 +417,7 @@ class Graph(Pattern):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """The pairs as a boolean matrix `(num_queries, num_keys)`; duplicates fall together."""
-        self._require_sizes(num_queries, num_keys)
+        require_sizes(self, num_queries, num_keys)
         pairs = torch.zeros(self.num_queries, self.num_keys, dtype=torch.bool, device=self.device)
         pairs[self.query_index, self.key_index] = True
         return pairs.to(device)
@@ -451,7 +430,7 @@ class Graph(Pattern):
         device: torch.device | str | None = None,
     ) -> Graph:
         """This graph, on the device."""
-        self._require_sizes(num_queries, num_keys)
+        require_sizes(self, num_queries, num_keys)
         return self if device is None else self.to(device)
 
     def to(self, device: torch.device | str) -> Graph:
@@ -460,16 +439,6 @@ class Graph(Pattern):
             return self
         moved: list[Any] = [None if part is None else part.to(device) for part in fields_of(self)]
         return Graph(*moved)
-
-    def _require_sizes(self, num_queries: int | None, num_keys: int | None) -> None:
-        asked = (self.num_queries if num_queries is None else num_queries,)
-        asked += (self.num_keys if num_keys is None else num_keys,)
-        if asked != (self.num_queries, self.num_keys):
-            raise DimensionMismatchError(
-                argument="(num_queries, num_keys)",
-                expected=f"({self.num_queries}, {self.num_keys}), the graph's own",
-                actual=asked,
-            )
 
 
 _pytree.register_pytree_node(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "all_pairs_arrays",
+    "edges_as_keys_arrays",
     "fields_of",
     "joined_arrays",
     "loops_added",
@@ -28,7 +29,9 @@ __all__ = [
     "require_edge_index",
     "require_edge_numbers",
     "require_nodes",
+    "require_sizes",
     "row_arrays",
+    "sorted_arrays",
 ]
 
 
@@ -95,6 +98,35 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
 
 
+def require_sizes(graph: Graph, num_queries: int | None, num_keys: int | None) -> None:
+    """That a caller's numbers of queries and keys, where given, are the graph's own."""
+    asked = (graph.num_queries if num_queries is None else num_queries,)
+    asked += (graph.num_keys if num_keys is None else num_keys,)
+    if asked != (graph.num_queries, graph.num_keys):
+        raise DimensionMismatchError(
+            argument="(num_queries, num_keys)",
+            expected=f"({graph.num_queries}, {graph.num_keys}), the graph's own",
+            actual=asked,
+        )
+
+
+def sorted_arrays(edge_index: Tensor, num_queries: int, num_keys: int) -> list[Tensor]:
+    """The edges by query and by key, as the fields of a Graph."""
+    # Kernels read both rows; a transposed list of pairs would have them interleaved.
+    edge_index = edge_index.contiguous()
+    keys, queries = edge_index[0], edge_index[1]
+    by_query = compressed_rows(queries, keys, num_queries, num_keys)
+    return [edge_index, *by_query, *compressed_rows(keys, queries, num_keys, num_queries)]
+
+
+def edges_as_keys_arrays(graph: Graph) -> list[Tensor]:
+    """The same queries and edges, each edge from a key of its own."""
+    edges = torch.arange(graph.num_edges, device=graph.device)
+    offsets = torch.arange(graph.num_edges + 1, device=graph.device)
+    by_query = (graph.query_offsets, graph.edges_by_query, graph.edges_by_query)
+    return [torch.stack([edges, graph.query_index]), *by_query, offsets, graph.query_index, edges]
+
+
 def row_arrays(keys: Tensor, num_keys: int) -> list[Tensor]:
     """A Graph's fields, of the keys `(num_queries, k)` of each query."""
     num_queries, k = keys.shape
@@ -119,6 +151,12 @@ def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str
 
 def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
     """The edges, and their shifts, with i -> i added for each node that has no such edge to itself, not an image."""
+    if graph.num_queries != graph.num_keys:
+        raise GraphStructureError(
+            argument="graph",
+            expected="as many queries as keys for self-loops",
+            actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
+        )
     missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
     is_loop = graph.key_index == graph.query_index
     if graph.shifts is not None:
