@@ -226,7 +226,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   }
 
   template <int Heads>
-  void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
+  ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
     RegisterRow<Heads, CW> by_value{};
@@ -364,7 +364,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 
   template <int Heads>
-  void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+  ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
     typename Score::template QuerySums<Heads, DW> by_query;
     for (int64_t s = begin; s < end; ++s) {
       if (rows.slot_is_valid(s + kPrefetch)) {

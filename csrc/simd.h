@@ -15,6 +15,12 @@
 #include <immintrin.h>
 #endif
 
+// For functions that only prefetch: g++ takes a call of such a function for one without effect, and drops it. And for
+// functions of vectors that are in registers, which a call would send through memory.
+#define ANYATTENTION_INLINE __attribute__((always_inline)) inline
+// For loops whose sums fill the registers: all that they call is inlined.
+#define ANYATTENTION_FLATTEN __attribute__((flatten))
+
 namespace anyattention {
 
 // `Width` is the number of channels where it is known at compile time (a multiple of a vector's), else 0.
@@ -78,7 +84,7 @@ inline Vector<float, Count> add_groups(Vector<float, Count> a, Vector<float, Cou
 
 // The sums of `Rows` vectors, side by side; two vectors become one at each step, and each is summed by halves.
 template <int Rows, int Count, int Group = Count / 2>
-inline Vector<float, Rows> sums_of(const Vector<float, Count> *rows) {
+ANYATTENTION_INLINE Vector<float, Rows> sums_of(const Vector<float, Count> *rows) {
   static_assert(Rows <= Count, "a lane for each sum");
   constexpr auto lanes = std::make_integer_sequence<int, Count>();
   if constexpr (Group == 0) {
@@ -185,9 +191,6 @@ inline void add(T *__restrict accumulator, const T *__restrict row, int64_t coun
   for (int64_t c = 0; c < count; ++c) accumulator[c] += row[c];
 }
 
-// For functions that only prefetch: g++ takes a call of such a function for one without effect, and drops it.
-#define ANYATTENTION_INLINE __attribute__((always_inline)) inline
-
 ANYATTENTION_INLINE void prefetch_row(const void *row, int64_t bytes) {
   const char *line = static_cast<const char *>(row);
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 2);
@@ -213,7 +216,7 @@ struct Exponential<float, Count> {
     return p * r * r + r + 1.0f;
   }
 
-  static inline Numbers run(Numbers x) {
+  static ANYATTENTION_INLINE Numbers run(Numbers x) {
 #ifdef __AVX512F__
     if constexpr (Count == 16) return of_registers(x);
 #endif
@@ -252,7 +255,7 @@ struct Exponential<double, Count> {
   using Numbers = Vector<double, Count>;
   using Integers = Vector<uint64_t, Count>;
 
-  static inline Numbers run(Numbers x) {
+  static ANYATTENTION_INLINE Numbers run(Numbers x) {
     const Numbers magic = Numbers{} + 6755399441055744.0;  // 1.5 * 2^52
     const Numbers lowest = Numbers{} - 708.0;
     const Numbers highest = Numbers{} + 709.0;
