@@ -161,7 +161,7 @@ class Graph(Pattern):
         shifts: Tensor | None = None,
     ) -> Graph:
         """`from_edge_index` of edges that are known to be right: only the kernels compare an index with its bounds."""
-        return cls(*sorted_arrays(edge_index, num_queries, num_keys), values, shifts)
+        return cls(*sorted_arrays(edge_index, num_queries, num_keys), values=values, shifts=shifts)
 
     @classmethod
     def from_rows(cls, keys: Tensor, num_keys: int) -> Graph:
