@@ -55,12 +55,12 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
         # Indices are no views of complex numbers, and no zeros of autograd's.
         if x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor()):
             return Moment.DISPATCHED
-    return Moment.DUAL if _has_tangent(tensors) else Moment.PLAIN
+    return Moment.DUAL if forward_ad._current_level >= 0 and _has_tangent(tensors) else Moment.PLAIN
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward derivatives are taken of one of these, or a transform of torch.func is on."""
-    return torch._C._are_functorch_transforms_active() or _has_tangent(tensors)
+    return torch._C._are_functorch_transforms_active() or (forward_ad._current_level >= 0 and _has_tangent(tensors))
 
 
 @contextmanager
@@ -74,8 +74,6 @@ def without_tangents(tensors: Iterable[Tensor | None]) -> Iterator[list[Tensor |
 
 
 def _has_tangent(tensors: Iterable[Any]) -> bool:
-    if forward_ad._current_level < 0:
-        return False
     return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 

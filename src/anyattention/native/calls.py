@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from anyattention.native.structures import Kind, Layout, Order, layout_of
 __all__ = ["Bound", "bind", "run"]
 
 _NUMBERS = (torch.float32, torch.float64)
-
-# What `_part` made of each part: where its tensors lay, the structure, and the sizes of its axes.
-_kept: WeakKeyDictionary[Any, tuple[list[Any], Any, dict[str, int]]] = WeakKeyDictionary()
 
 
 class Bound:
@@ -106,7 +103,7 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
         else:
             values.append(load.score_number(value) if is_name else value)
     sizes = bound.sizes
-    found = [sizes.get(axis, 0) for axis in layout.axes]
+    found = map(sizes.get, layout.axes, repeat(0))
     if layout.is_call:
         return layout.structure(*found, *values, load.num_threads(), bound.dtype is torch.float64)
     return layout.structure(*found, *values)
@@ -114,8 +111,8 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
 
 def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     """`_structure` of a part of indices, such as a graph's arrays; kept with it, for where its tensors still are."""
-    places = [(x.data_ptr(), x.shape) for x in layout.tensors_of(part)]
-    kept = _kept.get(part)
+    kept = part.bound
+    places = list(map(Tensor.data_ptr, layout.tensors_of(part)))
     if kept is not None and kept[0] == places:
         _, structure, own = kept
         for axis, size in own.items():
@@ -127,7 +124,7 @@ def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     structure = _structure(layout, part, bound, place)
     if len(bound.copies) == num_copies:
         own = {axis: bound.sizes.get(axis, 0) for axis in layout.axes}
-        _kept[part] = (places, structure, own)
+        object.__setattr__(part, "bound", (places, structure, own))
     return structure
 
 

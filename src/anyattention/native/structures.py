@@ -205,7 +205,13 @@ class Seed(Kind):
 
 
 class Part:
-    """Base of records that stand inside others and are no call of their own; abstract."""
+    """Base of records that stand inside others and are no call of their own; abstract.
+
+    Attributes:
+        bound: of a part of indices that was bound before: where its tensors lay, its structure and its axes' sizes.
+    """
+
+    bound: ClassVar[tuple[list[int], Any, dict[str, int]] | None] = None
 
 
 @dataclass(frozen=True)

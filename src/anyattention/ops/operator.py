@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,7 +25,6 @@ from anyattention.ambient import Moment
 from anyattention.native import calls, load
 from anyattention.native.structures import Kind, Layout, Pairs, Seed, layout_of, snake_case
 from anyattention.ops.records import (
-    field_at,
     flattened,
     kept_flags,
     kinds_of,
@@ -52,8 +52,8 @@ class Result:
     Attributes:
         name: the name.
         axes: its axes, such as "batch num_queries heads", in the dtype of the first numbers among the fields.
-        like: instead, a field whose shape it has; no result where that is None.
-        dtype: another dtype.
+        like: instead, a field whose shape and dtype it has; no result where that is None.
+        dtype: another dtype, of a result by axes.
         is_sum: at least float32.
     """
 
@@ -62,6 +62,12 @@ class Result:
     like: str | None = None
     dtype: torch.dtype | None = None
     is_sum: bool = False
+
+    @cached_property
+    def like_of(self) -> Callable[[Any], Tensor | None]:
+        """The tensor of a record whose shape it has."""
+        assert self.like is not None
+        return attrgetter(self.like)
 
     @cached_property
     def sized(self) -> tuple[str, ...]:
@@ -129,7 +135,6 @@ class Operator(Generic[Record]):
         self._places, self._arguments = places_of(self._layout)
         # The device of a call is that of its first numbers.
         self._first = next(iter(self._places.values()))
-        self._is_partial = any(result.like is not None for result in results) or "needed" in self._layout.names
         # Whether each result has a batch axis, first.
         self._batched = [_begins_with_batch(self._layout, result) for result in results]
         returned = ", ".join(["Tensor"] * len(results))
@@ -157,7 +162,7 @@ class Operator(Generic[Record]):
                 for x in tensors:
                     if x is not None and x.requires_grad:
                         return self._apply(moment, record, *tensors)
-            kernel = self._kernel_of(tensors[self._first])
+            kernel = self._kernel_for(tensors)
             if kernel is not None:
                 return kernel(record)
         elif moment is not Moment.DISPATCHED:
@@ -222,22 +227,25 @@ class Operator(Generic[Record]):
         """Uninitialised results on the CPU; None for those that the record does not ask for."""
         first, sizes = bound.first, bound.sizes
         assert first is not None
+        needed = getattr(record, "needed", None)
         results: list[Tensor | None] = []
         for n, result in enumerate(self.results):
-            if self._is_partial and not self._is_there(n, record):
+            if needed is not None and not needed[n]:
                 results.append(None)
-                continue
-            if result.like is not None:
-                shape: Any = field_at(record, result.like).shape
+            elif result.like is not None:
+                like = result.like_of(record)
+                made = None if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
+                results.append(made)
             else:
                 axes = result.sized if bound.has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
-            dtype = result.dtype
-            results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
+                dtype = result.dtype
+                results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
 
-    def _kernel_of(self, first: Tensor | None) -> Callable[[Any], Any] | None:
-        """What computes calls on the device of their first tensor; None where only the dispatcher may know."""
+    def _kernel_for(self, tensors: Sequence[Tensor | None]) -> Callable[[Any], Any] | None:
+        """What computes a call where its first numbers are; None where only the dispatcher may know."""
+        first = tensors[self._first]
         assert first is not None
         return self._kernels.get("cpu" if first.is_cpu else first.device.type)
 
@@ -245,8 +253,8 @@ class Operator(Generic[Record]):
         needed = getattr(record, "needed", None)
         if needed is not None and not needed[n]:
             return False
-        like = self.results[n].like
-        return like is None or field_at(record, like) is not None
+        result = self.results[n]
+        return result.like is None or result.like_of(record) is not None
 
     def _fake(self, *arguments: Any) -> Any:
         record = record_of(self._layout, iter(arguments))
@@ -259,7 +267,9 @@ class Operator(Generic[Record]):
             if not self._is_there(n, record):
                 shape: Any = 0
             elif result.like is not None:
-                shape = field_at(record, result.like).shape
+                like = result.like_of(record)
+                assert like is not None
+                shape = like.shape
             else:
                 axes = result.sized if has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
@@ -328,7 +338,7 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
         if moment is not Moment.TRANSFORMED:
-            kernel = op._kernel_of(tensors[op._first])
+            kernel = op._kernel_for(tensors)
             return op._through_dispatcher(record) if kernel is None else kernel(record)
         # A transform has taken off one of its wrappers: whether others are left, the next call sees.
         return op(with_tensors(op._layout, record, iter(tensors)))

@@ -13,7 +13,6 @@ from torch import Tensor
 from anyattention.native.structures import Kind, Layout
 
 __all__ = [
-    "field_at",
     "flattened",
     "kept_flags",
     "kinds_of",
@@ -177,13 +176,6 @@ def kinds_of(layout: Layout, record: Any) -> list[Kind]:
             for part in value if each.is_many else (value,):
                 found += kinds_of(each.layout, part)
     return found
-
-
-def field_at(record: Any, path: str) -> Any:
-    """The field of a dotted path."""
-    for name in path.split("."):
-        record = getattr(record, name)
-    return record
 
 
 def numbers_of(layout: Layout, record: Any) -> Tensor:

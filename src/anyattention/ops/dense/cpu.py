@@ -41,7 +41,8 @@ def run(call: Arguments) -> AttentionResult:
     lengths = call.query.shape[1], call.key.shape[1]
     part = (_run_part if is_compiling() else _kept_run_part)(*lengths, isinstance(call.pattern, Causal))
     output, logsumexp = run_attention(run_call(call, (part,), call.bias, is_dense=True))
-    return AttentionResult(output.to(call.value.dtype), None, logsumexp if call.return_logsumexp else None)
+    output = output if output.dtype is call.value.dtype else output.to(call.value.dtype)
+    return AttentionResult(output, None, logsumexp if call.return_logsumexp else None)
 
 
 def _run_part(num_queries: int, num_keys: int, causal: bool) -> RunPart:

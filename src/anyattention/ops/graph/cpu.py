@@ -5,8 +5,6 @@ Axes: ... batch or nothing, N queries, M keys, E edges, H heads, D head_dim, C v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -45,13 +43,12 @@ def run(call: Arguments) -> AttentionResult:
     if adds_batch or query.dtype is not dtype:
         query, key = _rows(query, dtype, adds_batch), _rows(key, dtype, adds_batch)
         value = None if value is None else _rows(value, dtype, adds_batch)
-    shape = (*query.shape[:-3], graph.num_edges, query.shape[-2])
-    bias = None if call.mask is None and call.bias is None else _bias(call, shape, dtype)
+    bias = None if call.mask is None and call.bias is None else _bias(call, query, dtype)
     seed = draw_seed(query.device) if call.dropout > 0 else None
     score = call.score.cast(lambda x: x.to(dtype))
     features = term = value_weight = None
     if call.edges is not None:
-        features = EdgeFeatureProducts(graph, call.edges.features.to(dtype), call.mask, tuple(shape))
+        features = EdgeFeatureProducts(graph, call.edges.features.to(dtype), call.mask, _shape(call, query))
         if call.edges.key_weight is not None:
             term = score.with_features(features, query, key, call.edges.key_weight.to(dtype))
         if call.edges.value_weight is not None:
@@ -82,7 +79,7 @@ def run(call: Arguments) -> AttentionResult:
     )
     output, logsumexp = graph_attention(record)
     weights = None
-    if call.weights is not None or value_weight is not None or is_maximum:
+    if call.return_weights or value_weight is not None or is_maximum:
         weights = _weights(record, logsumexp)
         kept = weights
         if seed is not None:
@@ -103,7 +100,7 @@ def run(call: Arguments) -> AttentionResult:
         weights = None if weights is None else weights.squeeze(0)
     return AttentionResult(
         output if output.dtype is call.value.dtype else output.to(call.value.dtype),
-        weights.to(call.query.dtype) if weights is not None and call.weights is not None else None,
+        weights.to(call.query.dtype) if weights is not None and call.return_weights else None,
         logsumexp if call.return_logsumexp else None,
     )
 
@@ -112,9 +109,15 @@ def _rows(x: Tensor, dtype: torch.dtype, adds_batch: bool) -> Tensor:
     return x.to(dtype).unsqueeze(0) if adds_batch else x.to(dtype)
 
 
-def _bias(call: Arguments, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+def _shape(call: Arguments, query: Tensor) -> tuple[int, ...]:
+    """Of numbers for each edge, `(..., E, H)`."""
+    return *query.shape[:-3], call.graph.num_edges, query.shape[-2]
+
+
+def _bias(call: Arguments, query: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Bias and mask as one `(..., E, H)`, -inf where hidden; broadcast axes keep stride 0."""
     assert not isinstance(call.bias, RelativeBias)
+    shape = _shape(call, query)
     if call.mask is None:
         return None if call.bias is None else call.bias.to(dtype).expand(shape)
     bias = torch.zeros((), dtype=dtype, device=call.mask.device) if call.bias is None else call.bias.to(dtype)
