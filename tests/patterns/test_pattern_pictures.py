@@ -13,11 +13,12 @@ from anyattention.patterns import Causal, Global, Graph, Pattern, Window
 
 @pytest.fixture
 def pyplot(require) -> Iterator[ModuleType]:
-    """pyplot without a screen; its figures are closed at the end."""
+    """pyplot without a screen and without figures; those of a test are closed at its end."""
     matplotlib = require("matplotlib")
     before = matplotlib.get_backend()
     matplotlib.use("agg")
     pyplot = require("matplotlib.pyplot")
+    pyplot.close("all")
     yield pyplot
     pyplot.close("all")
     matplotlib.use(before)
