@@ -127,6 +127,7 @@ LOSSES = (
         "PyTorch",
         _of("dense/attend, length 128, forward+backward", "torch SDPA, bare"),
     ),
+    Ratio("8 x 8 pairs, forward", "PyTorch", _of("small/dense, 8 x 8 pairs, forward", "torch SDPA, bare")),
     Ratio("peak memory of the dot-product layer", "DGL", _of("graph/memory/dot, peak MiB above the inputs", "DGL")),
     Ratio(
         "equivariant attention, all pairs, 4 heads",
@@ -253,6 +254,7 @@ TABLES: dict[str, Table] = {
     "environments": environments,
     "accuracies": accuracies,
     "dense": _comparisons("dense"),
+    "small": _comparisons("small"),
     "graph": _comparisons("graph/layers", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"),
     "graph memory": _comparisons("graph/memory", unit="MiB"),
     "graph kernels": _comparisons("graph/kernels"),

@@ -27,7 +27,7 @@ def test_a_result_names_the_version_of_every_peer(harness, tmp_path, capsys):
 
 
 def test_the_language_model_has_a_result(harness, tmp_path, capsys):
-    benchmark = importlib.import_module("benchmarks.demos")
+    benchmark = importlib.import_module("benchmarks.examples")
     benchmark.main(["sequence", "--steps", "2", "--length", "64", "--window", "8", "--bytes", "20000"])
     written = json.loads((tmp_path / "sequence.json").read_text())
     assert written["environment"]["versions"]["torch"]
@@ -39,7 +39,7 @@ def test_the_language_model_has_a_result(harness, tmp_path, capsys):
 
 
 def test_the_particles_have_a_result(harness, tmp_path, capsys):
-    benchmark = importlib.import_module("benchmarks.demos")
+    benchmark = importlib.import_module("benchmarks.examples")
     benchmark.main(["points", "--steps", "2", "--particles", "4"])
     figures = json.loads((tmp_path / "points.json").read_text())["cases"]
     assert set(figures["errors"]) == {"equivariant", "plain", "mean"}
@@ -48,7 +48,7 @@ def test_the_particles_have_a_result(harness, tmp_path, capsys):
 
 
 def test_what_is_no_example_has_no_result(harness, tmp_path):
-    benchmark = importlib.import_module("benchmarks.demos")
+    benchmark = importlib.import_module("benchmarks.examples")
     with pytest.raises(SystemExit, match=r"benchmarks\.demos"):
         benchmark.main(["digits"])
     with pytest.raises(SystemExit, match="no result"):

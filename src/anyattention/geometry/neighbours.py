@@ -1,4 +1,4 @@
-"""Neighbours of points: within a radius by vesin's cell list or scipy's tree, the nearest ones by scipy's tree.
+"""Neighbours of points within a radius, by vesin's cell list or scipy's tree.
 
 The libraries find candidates; which of them are neighbours is decided here, in float64, by one formula.
 """
