@@ -1,4 +1,4 @@
-"""The figures of an example as a result file: `python -m benchmarks.examples sequence|points [the example's own options]`.
+"""An example's figures as a result: `python -m benchmarks.examples sequence|points [the example's own options]`.
 
 sequence, of examples.language_model: bits per byte, tokens per second, a training step's time and memory. points, of
 examples.particles: errors of energies and forces.

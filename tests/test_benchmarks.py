@@ -49,7 +49,7 @@ def test_the_particles_have_a_result(harness, tmp_path, capsys):
 
 def test_what_is_no_example_has_no_result(harness, tmp_path):
     benchmark = importlib.import_module("benchmarks.examples")
-    with pytest.raises(SystemExit, match=r"benchmarks\.demos"):
+    with pytest.raises(SystemExit, match=r"benchmarks\.examples"):
         benchmark.main(["digits"])
     with pytest.raises(SystemExit, match="no result"):
         benchmark.main(["points", "--window", "3"])
