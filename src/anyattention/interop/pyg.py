@@ -301,7 +301,8 @@ def _gatv2_arguments(
     source, target = _pair(x)
     graph, edge_attr = _graph_and_features(layer, edge_index, edge_attr, (source.shape[0], target.shape[0]))
     key = _heads(layer, layer.lin_l(source))
-    is_one = target is source and layer.lin_r is layer.lin_l
+    # The parent's condition: whatever stands in lin_r's place is not called.
+    is_one = isinstance(x, Tensor) and layer.share_weights
     query = key if is_one else _heads(layer, layer.lin_r(target))
     features = None if edge_attr is None else EdgeFeatures(_columns(edge_attr), _edge_weight(layer))
     score = Dynamic(layer.att[0], layer.negative_slope)
@@ -377,7 +378,8 @@ def _finished(layer: Any, output: Tensor, target: Tensor | None) -> Tensor:
     output = _joined(layer, output)
     if layer.res is not None and target is not None:
         output = output + layer.res(target)
-    return output if layer.bias is None else output + layer.bias
+    bias = layer.bias
+    return output if bias is None else output + bias
 
 
 def _joined(layer: Any, output: Tensor) -> Tensor:

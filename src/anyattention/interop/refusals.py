@@ -12,6 +12,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
 
+from anyattention.nn.bare import is_untouched
+
 __all__ = ["call_refusal", "is_plain"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -21,7 +23,8 @@ _HOOKS = tuple(
     for method in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for kind in ("pre_hooks", "hooks")
 )
-_LINEAR_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# As they were before anybody put others in their place.
+_LINEAR_FORWARD, _SUM_FORWARD, _REDUCE = Linear.forward, SumAggregation.forward, SumAggregation.reduce
 
 
 def call_refusal(
@@ -32,7 +35,7 @@ def call_refusal(
     Args:
         layer: a layer of class `ours`, or of a subclass.
         nodes: source features, and target features where there are any.
-        folded: the projections whose weight is read without calling them.
+        folded: the projections whose weight is read without calling them; no other part of a layer is passed over.
     """
     # First, so that a compiler that traces this sees nothing else of it.
     if torch.compiler.is_compiling():
@@ -52,10 +55,10 @@ def call_refusal(
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a projection does nothing but multiply by its weight and add its bias."""
-    if type(linear) is not Linear or "forward" in vars(linear):
+    """Whether a projection does nothing but multiply by its weight, so that this may be read without a call."""
+    if not is_untouched(linear, Linear, _LINEAR_FORWARD):
         return False
-    return not any(getattr(linear, hooks) for hooks in _LINEAR_HOOKS)
+    return linear.bias is None and type(linear.weight) in (nn.Parameter, Tensor)
 
 
 def _layer_refusal(layer: Any, ours: type) -> str | None:
@@ -73,8 +76,12 @@ def _layer_refusal(layer: Any, ours: type) -> str | None:
         return f"node_dim={layer.node_dim}"
     if layer.decomposed_layers != 1:
         return f"decomposed_layers={layer.decomposed_layers}"
-    if type(layer.aggr_module) is not SumAggregation:
-        return f"the aggregation is {layer.aggr_module}, not a sum"
+    aggregation = layer.aggr_module
+    if type(aggregation) is not SumAggregation:
+        return f"the aggregation is {aggregation}, not a sum"
+    is_sum = getattr(aggregation.reduce, "__func__", None) is _REDUCE
+    if not is_sum or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
+        return "the aggregation has hooks or another forward"
     if layer.training and not 0.0 <= layer.dropout < 1.0:
         return f"dropout={layer.dropout}"
     return None

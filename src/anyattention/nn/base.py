@@ -25,13 +25,14 @@ from anyattention.errors import (
     NumericalInstabilityError,
     TrainingError,
 )
+from anyattention.nn.bare import is_bare
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
 from anyattention.settings import with_meanings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AttentionModule", "require_factory", "require_finite", "require_parameter_kind"]
+__all__ = ["AttentionModule", "plain_parameter", "require_factory", "require_finite", "require_parameter_kind"]
 
 
 class AttentionModule(nn.Module):
@@ -223,13 +224,26 @@ def require_factory(device: torch.device | str | None, dtype: torch.dtype | None
         raise InvalidInputError(argument="device", expected="a device that is here", actual=repr(device)) from refusal
 
 
-def require_parameter_kind(argument: str, tensor: Tensor, parameter: Tensor) -> None:
-    """Raise unless a tensor has the parameters' device, and their dtype where autocast does not see to that."""
+def require_parameter_kind(argument: str, tensor: Tensor, module: nn.Module) -> None:
+    """Raise unless a tensor has the parameters' device, and their dtype where autocast does not see to that.
+
+    The parameters are the module's own and those of bare projections; what else stands in a projection's place knows by
+    itself what it takes.
+    """
+    parameter = plain_parameter(module)
+    if parameter is None:
+        return
     require_device(argument, tensor, parameter.device, "the parameters")
     if tensor.dtype != parameter.dtype and not is_autocast_enabled(tensor.device):
         raise InvalidInputError(
             argument=argument, expected=f"{parameter.dtype}, as the parameters", actual=tensor.dtype
         )
+
+
+def plain_parameter(module: nn.Module) -> Tensor | None:
+    """The first of a module's own parameters, or else of its bare projections' weights."""
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return own[0] if own else next((child.weight for child in module.children() if is_bare(child)), None)
 
 
 def require_finite(module: str, output: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyattention._checks import Axes
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
+from anyattention.nn.bare import initialise_projection
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import PointAttention, read_pairs_mask, require_finite_positions
 from anyattention.ops import attend
@@ -108,9 +109,7 @@ class DistanceAttention(PointAttention):
         """Draw the weights anew: Xavier-uniform projections, biases 0, decays from 1 to 1/16, a small radial part."""
         self._reset_distance_score()
         for projection in (self.key_projection, self.value_projection, self.output_projection):
-            nn.init.xavier_uniform_(projection.weight)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+            initialise_projection(projection)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anyattention._checks import Axes
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
+from anyattention.nn.bare import initialise_projection
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import PointAttention, Points, read_pairs_mask, require_finite_positions
 from anyattention.nn.vectors import mix, shortened, squares
@@ -126,13 +127,11 @@ class EquivariantAttention(PointAttention):
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform, the gates of vectors and positions a tenth of that, biases 0."""
         self._reset_distance_score()
-        self.norm.reset_parameters()
-        for projection in self.children():
-            if isinstance(projection, nn.Linear):
-                is_gate = projection is self.vector_gate or projection is self.position_gate
-                nn.init.xavier_uniform_(projection.weight, gain=0.1 if is_gate else 1.0)
-                if projection.bias is not None:
-                    nn.init.zeros_(projection.bias)
+        for module in self.children():
+            is_gate = module is self.vector_gate or module is self.position_gate
+            initialise_projection(module, gain=0.1 if is_gate else 1.0)
+            if isinstance(module, nn.RMSNorm):
+                module.reset_parameters()
 
     def forward(
         self,

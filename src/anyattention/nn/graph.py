@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
 from anyattention.config import GraphAttentionConfig, GraphBase
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
+from anyattention.nn.bare import initialise_projection, is_bare
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.ops import attend
 from anyattention.ops.linear_maps import add_bias, linear_maps
@@ -136,10 +136,7 @@ class GraphAttention(AttentionModule):
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform (Glorot), biases 0."""
         for module in self.children():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            initialise_projection(module)
         for name, parameter in self.named_parameters(recurse=False):
             if name == "bias":
                 nn.init.zeros_(parameter)
@@ -198,8 +195,9 @@ class GraphAttention(AttentionModule):
         output = result.output.flatten(-2) if self.config.concat else result.output.mean(-2)
         if self.config.residual:
             output = output + _maps(target, self.residual_projection)[0]
-        if self.bias is not None:
-            output = add_bias(output, self.bias)
+        bias = self.bias
+        if bias is not None:
+            output = add_bias(output, bias)
         if self.config.base.check_finite:
             require_finite(self.name, output)
         return AttentionOutput(output, result.weights)
@@ -237,7 +235,7 @@ class GraphAttention(AttentionModule):
         names = ("x[0]", "x[1]") if is_pair else ("x", "x")
         sides = ("source_", "target_") if is_pair else ("", "")
         widths = (self.config.source_features, self.config.target_features)
-        axes, parameter = Axes(), next(self.parameters())
+        axes = Axes()
         for name, features, side, width in zip(names, (source, target), sides, widths, strict=True):
             require_floating(name, features)
             if features.layout not in (torch.strided, torch.sparse_csr):
@@ -249,7 +247,7 @@ class GraphAttention(AttentionModule):
             batch = "batch " if source.ndim == 3 else ""
             axes.set(f"{side}features", width, "the module")
             axes.bind(name, features, f"{batch}{side}nodes {side}features")
-            require_parameter_kind(name, features, parameter)
+            require_parameter_kind(name, features, self)
             if not is_pair:
                 break
         return source, target
@@ -280,23 +278,14 @@ class GraphAttention(AttentionModule):
             axes.bind("edge_attr", edge_attr, "edges edge_dim")
             require_floating("edge_attr", edge_attr)
             require_dense("edge_attr", edge_attr)
-            require_parameter_kind("edge_attr", edge_attr, self.edge_weight)
+            require_parameter_kind("edge_attr", edge_attr, self)
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
         config = self.config
         if config.score == "additive":
-            if source is target:
-                terms = _folded(self.value_projection, torch.stack([self.key_vector, self.query_vector]))
-                heads = config.base.num_heads
-                widths = [self.d_model, heads, heads]
-                value, key, query = _maps(source, self.value_projection, terms, widths=widths)
-            else:
-                is_pair = isinstance(config.in_features, tuple)
-                projection = self.query_projection if is_pair else self.value_projection
-                value, key = _maps(source, self.value_projection, _folded(self.value_projection, self.key_vector))
-                (query,) = _maps(target, _folded(projection, self.query_vector))
-            return query.unsqueeze(-1), key.unsqueeze(-1), self._heads(value), Additive(config.negative_slope)
+            value, key, query = self._value_and_terms(source, target)
+            return query.unsqueeze(-1), key.unsqueeze(-1), value, Additive(config.negative_slope)
         keys = [self.key_projection] if config.score == "dynamic" else [self.key_projection, self.value_projection]
         if source is target:
             *rows, query = map(self._heads, _maps(source, *keys, self.query_projection))
@@ -307,6 +296,25 @@ class GraphAttention(AttentionModule):
             return query, rows[0], rows[1], Dot()
         return query, rows[0], rows[0], Dynamic(self.score_vector.to(query.dtype), config.negative_slope)
 
+    def _value_and_terms(self, source: Tensor, target: Tensor) -> list[Tensor]:
+        """Value with heads, and the keys' and the queries' terms `(..., nodes, heads)`, of "additive"."""
+        projection, key_vector, query_vector = self.value_projection, self.key_vector, self.query_vector
+        is_shared = not isinstance(self.config.in_features, tuple)
+        if is_shared and source is target:
+            return _rows_and_terms(source, projection, key_vector, query_vector)
+        if is_shared and not _is_foldable(projection) and source.layout == target.layout == torch.strided:
+            # One call for both, which evaluates what the weight is made of once.
+            rows = projection(torch.cat([source, target], dim=-2)).unflatten(-1, key_vector.shape)
+            value, others = rows.split([source.shape[-2], target.shape[-2]], dim=-3)
+            return [value, _term(value, key_vector), _term(others, query_vector)]
+        value, key = _rows_and_terms(source, projection, key_vector)
+        target_projection = projection if is_shared else self.query_projection
+        if _is_foldable(target_projection):
+            (query,) = linear_maps(target, [_folded(target_projection, query_vector)])
+        else:
+            _, query = _rows_and_terms(target, target_projection, query_vector)
+        return [value, key, query]
+
     def _heads(self, rows: Tensor) -> Tensor:
         heads = self.config.base.num_heads
         return rows.unflatten(-1, (heads, rows.shape[-1] // heads))
@@ -314,28 +322,41 @@ class GraphAttention(AttentionModule):
     def _edge_features(self, edge_attr: Tensor | None) -> EdgeFeatures | None:
         if edge_attr is None:
             return None
-        is_value = self.config.score == "dot"
-        return EdgeFeatures(edge_attr, self.edge_weight, self.edge_weight if is_value else None)
+        weight = self.edge_weight
+        return EdgeFeatures(edge_attr, weight, weight if self.config.score == "dot" else None)
 
 
-def _maps(x: Tensor, *maps: nn.Linear | Tensor, widths: list[int] | None = None) -> list[Tensor]:
-    """`x W' + b` for each projection, or weight alone, cut by the widths; x is dense or sparse."""
-    if x.layout == torch.strided and not all(isinstance(item, Tensor) or _is_bare(item) for item in maps):
-        results = [F.linear(x, item) if isinstance(item, Tensor) else item(x) for item in maps]
-        return results if widths is None else list(torch.cat(results, dim=-1).split(widths, dim=-1))
-    weights = [item if isinstance(item, Tensor) else item.weight for item in maps]
-    biases = [None if isinstance(item, Tensor) else item.bias for item in maps]
-    return linear_maps(x, weights, biases, widths)
+def _maps(x: Tensor, *projections: nn.Linear) -> list[Tensor]:
+    """What each projection makes of x, dense or sparse: bare ones in one product."""
+    if not all(is_bare(each) for each in projections) or len({each.bias is None for each in projections}) > 1:
+        return [each(x) for each in projections]
+    return linear_maps(x, [each.weight for each in projections], [each.bias for each in projections])
 
 
-def _is_bare(projection: nn.Linear) -> bool:
-    """Whether a projection is a matrix product and nothing else: no subclass, no hooks."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(projection) is nn.Linear and not any(getattr(projection, name) for name in hooks)
+def _rows_and_terms(x: Tensor, projection: nn.Linear, *vectors: Tensor) -> list[Tensor]:
+    """What a projection makes of x, `(..., nodes, heads, d_k)`, and its products with vectors `(heads, d_k)`."""
+    heads = vectors[0].shape
+    if not _is_foldable(projection):
+        rows = projection(x).unflatten(-1, heads)
+        return [rows, *(_term(rows, vector) for vector in vectors)]
+    folded = _folded(projection, torch.stack(vectors))
+    widths = [projection.out_features, *(len(vector) for vector in vectors)]
+    rows, *terms = linear_maps(x, [projection.weight, folded], widths=widths)
+    return [rows.unflatten(-1, heads), *terms]
+
+
+def _term(rows: Tensor, vector: Tensor) -> Tensor:
+    """`(..., nodes, heads)` from `(..., nodes, heads, d_k)` and `(heads, d_k)`."""
+    return (rows * vector.to(rows.dtype)).sum(-1)
+
+
+def _is_foldable(projection: nn.Linear) -> bool:
+    """Whether a projection is a product with a weight that may be read."""
+    return is_bare(projection) and projection.bias is None
 
 
 def _folded(projection: nn.Linear, vectors: Tensor) -> Tensor:
-    """`(... x heads, in_features)`: what a projection without bias and `(..., heads, channels)` make of a row.
+    """`(... x heads, in_features)`: what a foldable projection and `(..., heads, channels)` make of a row.
 
     Folding spares the `(nodes, d_model)` temporary of the vector times the projected rows.
     """

@@ -110,7 +110,8 @@ class PointAttention(AttentionModule):
     def _reset_distance_score(self) -> None:
         """Heads from short-sighted to far-sighted, and a small radial part."""
         heads = self.config.base.num_heads
-        decay = 2.0 ** torch.linspace(0.0, -4.0, heads, dtype=torch.float64)
+        # On the CPU, whatever device new tensors go to.
+        decay = 2.0 ** torch.linspace(0.0, -4.0, heads, dtype=torch.float64, device="cpu")
         with torch.no_grad():
             self.distance_decay.copy_(decay.expm1().log())
         if self.radial_weight is not None:
@@ -125,7 +126,8 @@ class PointAttention(AttentionModule):
         """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
         config, dtype, heads = self.config, displacement.dtype, self.config.base.num_heads
         settings = DistanceSettings(radius, config.get_radial_range(), config.radial_basis, config.base.eps)
-        weight = None if self.radial_weight is None else self.radial_weight.to(dtype)
+        weight = self.radial_weight
+        weight = None if weight is None else weight.to(dtype)
         terms = distance_terms(displacement.flatten(0, 1), self._decay(dtype), weight, settings)
         terms = terms.unflatten(0, displacement.shape[:2])
         return terms[..., :heads], None if weight is None else terms[..., heads:]
@@ -147,7 +149,7 @@ class PointAttention(AttentionModule):
     def _check_kind(self, argument: str, tensor: Tensor) -> None:
         require_floating(argument, tensor)
         require_dense(argument, tensor)
-        require_parameter_kind(argument, tensor, self.distance_decay)
+        require_parameter_kind(argument, tensor, self)
 
     def _read_graph(self, graph: Graph | Tensor | None, num_queries: int, num_keys: int, like: Tensor) -> Graph | None:
         if graph is None:

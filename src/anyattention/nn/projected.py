@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,20 @@ from anyattention._checks import Axes, require_dense, require_floating, require_
 from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
-from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
+from anyattention.nn.bare import initialise_projection
+from anyattention.nn.base import (
+    AttentionModule,
+    plain_parameter,
+    require_factory,
+    require_finite,
+    require_parameter_kind,
+)
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ProjectedAttention", "allowed_pairs", "attend_heads", "check_features", "check_pattern", "split_heads"]
 
@@ -40,8 +52,9 @@ class ProjectedAttention(AttentionModule):
             table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
             self.position_embedding = nn.Parameter(table)
         elif settings.positions == "sinusoidal":
-            table = sinusoidal_positions(settings.max_seq_len, d_model)
-            self.register_buffer("position_table", table.to(device, dtype), persistent=False)
+            table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
+            self.register_buffer("position_table", table, persistent=False)
+            self.register_load_state_dict_post_hook(_follow_weights)
         self.query_projection = projection()
         self.key_projection = projection()
         self.value_projection = projection()
@@ -57,23 +70,41 @@ class ProjectedAttention(AttentionModule):
         return self._settings.d_model
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: Xavier-uniform projections, biases 0, gains 1, positions normal(0, 0.02)."""
+        """Draw the weights anew: Xavier-uniform projections, biases 0, gains 1, learned positions normal(0, 0.02).
+
+        Sinusoidal positions are computed anew. Projections that were replaced, or whose weights are made of others,
+        are left as they are.
+        """
         for module in self.children():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm):
+            initialise_projection(module)
+            if isinstance(module, nn.RMSNorm):
                 module.reset_parameters()
         if self._settings.positions == "learned":
             nn.init.normal_(self.position_embedding, std=0.02)
+        elif self._settings.positions == "sinusoidal":
+            self._fill_position_table(self.get_buffer("position_table"))
+
+    def _fill_position_table(self, like: Tensor) -> None:
+        """Compute the sinusoidal positions, which no state_dict has, on a tensor's device and in its dtype."""
+        if not like.is_meta:
+            table = sinusoidal_positions(self._settings.max_seq_len, self.d_model)
+            self.position_table = table.to(like.device, like.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What every change of device or dtype calls, `to_empty` too, after which a table would hold anything."""
+        before = self._buffers.get("position_table")
+        super()._apply(fn, recurse)
+        table = self._buffers.get("position_table")
+        if table is not None and table is not before:
+            self._fill_position_table(table)
+        return self
 
     def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> list[Tensor]:
         """Query, key and value, checked, as `(batch, length, heads, d_k)`."""
         settings = self._settings
         key, value = check_features(settings, query, key, value)
         for name, x in (("query", query), ("key", key), ("value", value)):
-            require_parameter_kind(name, x, self.output_projection.weight)
+            require_parameter_kind(name, x, self)
         placed_query = self._add_positions("query", query)
         placed_key = placed_query if key is query else self._add_positions("key", key)
         heads = [
@@ -121,16 +152,24 @@ class ProjectedAttention(AttentionModule):
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """Sines and cosines `(length, width)`: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
+    """Sines and cosines `(length, width)`, float64: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
 
     Source: Vaswani et al., 2017, section 3.5.
     """
-    position = torch.arange(length, dtype=torch.float64)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(1e4) / width))
-    table = torch.empty(length, width)
+    # On the CPU, whatever device new tensors go to.
+    position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") * (-math.log(1e4) / width))
+    table = torch.empty(length, width, dtype=torch.float64, device="cpu")
     table[:, 0::2] = torch.sin(position * rate)
     table[:, 1::2] = torch.cos(position * rate[: width // 2])
     return table
+
+
+def _follow_weights(module: ProjectedAttention, _: object) -> None:
+    """After `load_state_dict`: where weights have replaced those of a module without memory, the table goes there."""
+    table, weight = module._buffers.get("position_table"), plain_parameter(module)
+    if table is not None and weight is not None and (table.device, table.dtype) != (weight.device, weight.dtype):
+        module._fill_position_table(weight)
 
 
 def check_features(

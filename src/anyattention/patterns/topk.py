@@ -20,9 +20,13 @@ class TopK:
 
     Not a pattern, since the scores decide: it has no `to_graph`. `pattern & TopK(k)` is `TopK(k, among=pattern)`.
 
+    Keys are ranked by the score, `softcap(scale query . key) + bias`; keys of equal scores, where there is a softcap, by
+    `scale query . key`, which a saturated cap no longer tells apart (without a bias this is the order anyway); and equal
+    keys by their place, the first one first. NaN is the largest score. Every implementation keeps to this, with the
+    scores as it computes them: in float32, in float64 where the query is.
+
     Args:
-        k: how many keys, at least 1; where fewer are allowed, all of these. Of equal scores "cpu" takes the first keys,
-            "reference" any.
+        k: how many keys, at least 1; where fewer are allowed, all of these.
         among: the pairs to choose from; None is every pair.
 
     Raises:

@@ -5,6 +5,8 @@ Axes: B batch, H heads, G key heads, L query_length, S key_length, D head_dim, C
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,7 @@ from anyattention.patterns import TopK
 __all__ = ["refusal", "run"]
 
 _SCORES_AT_ONCE = 1 << 23
+_TILE = 16
 
 
 def refusal(call: Arguments) -> str | None:
@@ -68,28 +71,58 @@ def run(call: Arguments) -> AttentionResult:
 
 
 def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
-    """The keys `(B, H, L, k)` of the largest scores, the largest first; -1 for slots that are not used."""
+    """The keys `(B, H, L, k)` that `TopK` ranks first, the first one first; -1 for slots that are not used."""
     assert isinstance(call.pattern, TopK)
-    batch, heads, num_queries, _ = query.shape
+    batch, heads, num_queries, head_dim = query.shape
     num_keys, k, among = key.shape[2], call.pattern.k, call.pattern.among
-    best = query.new_full((batch, heads, num_queries, k), -torch.inf)
-    indices = torch.full(best.shape, -1, device=query.device)
-    size = max(k, _SCORES_AT_ONCE // max(batch * heads * num_queries, 1))
+    uncapped, has_bias = replace(call.scaling, softcap=0.0), isinstance(call.bias, Tensor)
+    # The first of these decides, and the second where scores are equal.
+    best = [query.new_full((batch, heads, num_queries, k), -torch.inf)] * (2 if has_bias and call.softcap else 1)
+    indices = torch.full(best[0].shape, -1, device=query.device)
+    numbers = batch * heads * num_queries * (head_dim if query.dtype == torch.float64 else 1)
+    size = max(k, _SCORES_AT_ONCE // max(numbers, 1))
     queries = torch.arange(num_queries, device=query.device)[:, None]
     for first in range(0, num_keys, size):
         end = min(first + size, num_keys)
         places = torch.arange(first, end, device=query.device)
-        scores = call.scaling.of(query @ key[:, :, first:end].mT)
+        ranks = [uncapped.of(_products(query, key[:, :, first:end]))]
         if isinstance(call.bias, Tensor):
-            scores = scores + _at_some(call.bias, first, end).to(scores.dtype)
+            bias = _at_some(call.bias, first, end).to(query.dtype)
+            ranks = [call.scaling.of_scaled(ranks[0]) + bias, ranks[0]][: len(best)]
         if call.mask is not None:
-            scores = scores.masked_fill(~_at_some(call.mask, first, end), -torch.inf)
+            hidden = ~_at_some(call.mask, first, end)
+            ranks = [scores.masked_fill(hidden, -torch.inf) for scores in ranks]
         if among is not None:
-            allowed = among.allows(queries, places, num_queries, num_keys)
-            scores = scores.masked_fill(~allowed, -torch.inf)
-        best, order = torch.cat([best, scores], dim=-1).topk(k, dim=-1)
-        indices = torch.cat([indices, places.expand(scores.shape)], dim=-1).gather(-1, order)
-    return torch.where(best == -torch.inf, -1, indices)
+            hidden = ~among.allows(queries, places, num_queries, num_keys)
+            ranks = [scores.masked_fill(hidden, -torch.inf) for scores in ranks]
+        found = torch.cat([indices, places.expand(ranks[0].shape)], dim=-1)
+        ranks = [torch.cat(pair, dim=-1) for pair in zip(best, ranks, strict=True)]
+        order = _largest_first(ranks)[..., :k]
+        best, indices = [scores.gather(-1, order) for scores in ranks], found.gather(-1, order)
+    return torch.where(best[0] == -torch.inf, -1, indices)
+
+
+def _products(query: Tensor, key: Tensor) -> Tensor:
+    """`query . key` of every pair, `(B, H, L, S)`, with the same bits for equal keys.
+
+    Libraries do not promise this of a matrix product: the last columns, which fill no tile, may be summed in another
+    order. float32 has whole tiles here, which float64 does not help.
+    """
+    num_keys = key.shape[2]
+    if query.dtype == torch.float64:
+        return (query.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
+    return (query @ F.pad(key, (0, 0, 0, -num_keys % _TILE)).mT)[..., :num_keys]
+
+
+def _largest_first(ranks: list[Tensor]) -> Tensor:
+    """The order along the last axis: by the first numbers, where these are equal by the next, and then as they lie."""
+    order = None
+    for numbers in reversed(ranks):
+        numbers = numbers if order is None else numbers.gather(-1, order)
+        step = torch.sort(numbers, dim=-1, descending=True, stable=True).indices
+        order = step if order is None else order.gather(-1, step)
+    assert order is not None
+    return order
 
 
 def _at_some(pairs: Tensor, first: int, end: int) -> Tensor:
