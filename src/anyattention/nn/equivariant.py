@@ -263,8 +263,11 @@ class EquivariantAttention(PointAttention):
         queries, keys = queries.shown(asks), keys.shown(seen)
         require_finite_positions("positions", queries.positions)
         require_finite_positions("positions", keys.positions)
-        context = self._context(queries)
-        key_context = context if is_same and asks is None and seen is None else self._context(keys)
+        if is_same and asks is None and seen is None:
+            context = key_context = self._context(queries)
+        else:
+            both = Points(*(torch.cat(sides, dim=1) for sides in zip(queries, keys, strict=True)))
+            context, key_context = self._context(both).split([num_queries, num_keys], dim=1)
         sums = self._sums(context, key_context, queries, keys, graph, offsets, mask, seen, radius, return_weights)
         relative = shortened(sums.relative, length)
         mixed = mix(self.vector_mix, sums.vectors.to(dtype)) + mix(self.relative_mix, relative.to(dtype))
