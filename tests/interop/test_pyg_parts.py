@@ -57,7 +57,9 @@ def patch_reduce(part: Any) -> None:
 
 def retype(part: Any) -> None:
     kind = type(part)
-    part.__class__ = type("Other", (kind,), {"forward": lambda self, *x, **named: 2.0 * kind.forward(self, *x, **named)})
+    part.__class__ = type(
+        "Other", (kind,), {"forward": lambda self, *x, **named: 2.0 * kind.forward(self, *x, **named)}
+    )
 
 
 class Twice(nn.Module):

@@ -22,7 +22,7 @@ PATTERNS = {
 
 
 def scores_of(query: Tensor, key: Tensor, level: Tensor) -> Tensor:
-    """`query . key` `(B, L, H, S)` in float64, of keys that repeat the rows of some level: equal bits for equal keys."""
+    """`query . key` `(B, L, H, S)` in float64, with equal bits for keys of one level, which are copies."""
     first = torch.stack([(level == each).nonzero()[0, 0] for each in level.unique()])
     return torch.einsum("blhd,bshd->blhs", query.double(), key[:, first].double())[..., level]
 
@@ -86,7 +86,7 @@ WAYS: dict[str, Callable[..., Tensor]] = {
     "traced": compiled("aot_eager"),
     "compiled": compiled("inductor"),
 }
-EVERY_WAY = [*WAYS][:-1] + [pytest.param("compiled", marks=pytest.mark.exhaustive)]
+EVERY_WAY = [*[*WAYS][:-1], pytest.param("compiled", marks=pytest.mark.exhaustive)]
 
 
 def runs(way: str, query: Tensor, key: Tensor, among: Pattern | None, **settings: Any) -> bool:

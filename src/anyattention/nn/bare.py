@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -30,7 +30,7 @@ def is_untouched(module: nn.Module, kind: type[nn.Module], forward: Callable[...
     return not any(getattr(module, hooks) for hooks in _OWN_HOOKS)
 
 
-def is_bare(projection: nn.Module) -> bool:
+def is_bare(projection: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a projection is `x weight' + bias`: an untouched nn.Linear whose weight is a plain tensor.
 
     One that is quantised, adapted, pruned, sharded or parametrised is not.

@@ -20,10 +20,11 @@ class TopK:
 
     Not a pattern, since the scores decide: it has no `to_graph`. `pattern & TopK(k)` is `TopK(k, among=pattern)`.
 
-    Keys are ranked by the score, `softcap(scale query . key) + bias`; keys of equal scores, where there is a softcap, by
-    `scale query . key`, which a saturated cap no longer tells apart (without a bias this is the order anyway); and equal
-    keys by their place, the first one first. NaN is the largest score. Every implementation keeps to this, with the
-    scores as it computes them: in float32, in float64 where the query is.
+    Without a bias keys are ranked by `scale query . key`, the score before the softcap, which changes no order but where
+    it saturates. With a bias they are ranked by the score, `softcap(scale query . key) + bias`, and under a softcap keys
+    of equal scores by `scale query . key`. Of keys that are equal then, the first ones win. NaN is the largest score.
+    Every implementation keeps to this, with its own rounding of the scores, in float32 or, where the query is, in
+    float64.
 
     Args:
         k: how many keys, at least 1; where fewer are allowed, all of these.

@@ -22,7 +22,7 @@ __all__ = ["TopkIndices", "topk_indices"]
 class TopkIndices:
     """The keys of each query's largest scores, `(B, L, H, k)`, the largest first, -1 in slots that are not used.
 
-    NaN is larger than any number, and of equal scores the first key is taken. A softcap without a bias changes no order.
+    NaN is larger than any number, and of equal scores the first key is taken. A softcap alone changes no order.
 
     Attributes:
         query, key: float32.
