@@ -20,11 +20,11 @@ class TopK:
 
     Not a pattern, since the scores decide: it has no `to_graph`. `pattern & TopK(k)` is `TopK(k, among=pattern)`.
 
-    Without a bias keys are ranked by `scale query . key`, the score before the softcap, which changes no order but where
-    it saturates. With a bias they are ranked by the score, `softcap(scale query . key) + bias`, and under a softcap keys
-    of equal scores by `scale query . key`. Of keys that are equal then, the first ones win. NaN is the largest score.
-    Every implementation keeps to this, with its own rounding of the scores, in float32 or, where the query is, in
-    float64.
+    Without a bias keys are ranked by `scale query . key`, the score before the softcap, which would only make scores
+    equal where it saturates. With a bias they are ranked by the score, `softcap(scale query . key) + bias`, and under a
+    softcap keys of equal scores by `scale query . key`. Of keys that are equal then, the first ones win. NaN is the
+    largest score. Every implementation keeps to this, with its own rounding of the scores, in float32 or, where the
+    query is, in float64.
 
     Args:
         k: how many keys, at least 1; where fewer are allowed, all of these.
