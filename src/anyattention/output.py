@@ -19,20 +19,28 @@ class AttentionResult(NamedTuple):
             caller's edge order.
         logsumexp: natural log of the softmax denominator, `(..., queries, heads)`, at least float32.
         indices: the keys a selection picked; None for patterns without one.
+        normalizer: with logsumexp, which is its sum: a pair of tensors of the same shape. The first is the largest score
+            of each row, a constant to autograd; the second, which has the gradient of logsumexp, is the logarithm of the
+            row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum). Beside a score of 1e9
+            logsumexp has no digits left for the logarithm. A row without keys has -inf and 0.
 
     Example:
         >>> import torch
         >>> from anyattention import attend
         >>> x = torch.ones(1, 2, 1, 4)
-        >>> output, weights, logsumexp, indices = attend(x, x, x, return_logsumexp=True)
-        >>> logsumexp.shape, weights is None
+        >>> result = attend(x, x, x, return_logsumexp=True)
+        >>> result.logsumexp.shape, result.weights is None
         (torch.Size([1, 2, 1]), True)
+        >>> largest, log_sum = result.normalizer
+        >>> log_sum.exp().flatten()
+        tensor([2., 2.])
     """
 
     output: Tensor
     weights: Tensor | None = None
     logsumexp: Tensor | None = None
     indices: Tensor | None = None
+    normalizer: tuple[Tensor, Tensor] | None = None
 
 
 class AttentionOutput(NamedTuple):

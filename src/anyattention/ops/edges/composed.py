@@ -60,32 +60,31 @@ class EdgeAttention:
         scores = self.scaling.of(raw)
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
-    def results(self, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; `shift` is a constant near logsumexp."""
+    def results(self, largest: Tensor) -> tuple[Tensor, Tensor]:
+        """Output `(B, N, H, C)` and the logarithm `(B, N, H)` of the sum relative to a row's largest score, a constant."""
         scores = self.scores()
         hidden = scores == -torch.inf
         if self.normalize:
-            shift = torch.where(shift == -torch.inf, 0.0, shift)
+            shift = torch.where(largest == -torch.inf, 0.0, largest)
             terms = torch.where(hidden, 0.0, torch.exp(scores - edge_spread(shift, self.graph)))
             total = edge_total(terms, self.graph)
-            is_empty = total == 0
-            total = torch.where(is_empty, 1.0, total)
+            total = torch.where(total == 0, 1.0, total)
             weights = terms / edge_spread(total, self.graph)
-            logsumexp = torch.where(is_empty, -torch.inf, total.log() + shift)
+            log_sum = total.log()
         else:
             weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
-            logsumexp = shift
+            log_sum = largest
         value = self.key if self.value is None else self.value
-        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), logsumexp
+        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), log_sum
 
     def gradients(
-        self, by: Sequence[Tensor | None], logsumexp: Tensor, needs: frozenset[str]
+        self, by: Sequence[Tensor | None], largest: Tensor, needs: frozenset[str]
     ) -> Mapping[str, Tensor | None]:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
         # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
         own = {name: getattr(self, name).view_as(getattr(self, name)) for name in names}
-        outputs = replace(self, **own).results(logsumexp.detach())
+        outputs = replace(self, **own).results(largest.detach())
         pairs = [(x, each) for x, each in zip(outputs, by, strict=True) if each is not None and x.requires_grad]
         found = torch.autograd.grad(
             [x for x, _ in pairs],

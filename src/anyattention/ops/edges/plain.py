@@ -24,8 +24,11 @@ def sum_by_query(rows: Tensor, axis: int, target: Tensor, num_queries: int) -> T
     return rows.new_zeros(shape).index_add(axis, target, rows)
 
 
-def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-    """The softmax of edge scores `(..., E, H)` by query, and its logsumexp `(..., N, H)`, -inf for empty queries."""
+def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax of edge scores `(..., E, H)` by query, and each query's largest score and log of the sum `(..., N, H)`.
+
+    The logarithm is of the sum relative to the largest score; empty queries have -inf and 0.
+    """
     shape = (*scores.shape[:-2], num_queries, scores.shape[-1])
     index = target[:, None].expand(scores.shape)
     largest = scores.new_full(shape, -torch.inf)
@@ -38,4 +41,4 @@ def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[
     sums = torch.where(is_empty, 1.0, sums)
     # Not exp(scores - logsumexp): beside large scores the logarithm of the sum has no digits left.
     weights = terms / sums.index_select(-2, target)
-    return weights, torch.where(is_empty, -torch.inf, sums.log() + largest)
+    return weights, torch.where(is_empty, -torch.inf, largest), sums.log()
