@@ -19,10 +19,12 @@ class AttentionResult(NamedTuple):
             caller's edge order.
         logsumexp: natural log of the softmax denominator, `(..., queries, heads)`, at least float32.
         indices: the keys a selection picked; None for patterns without one.
-        normalizer: with logsumexp, which is its sum: a pair of tensors of the same shape. The first is the largest score
-            of each row, a constant to autograd; the second, which has the gradient of logsumexp, is the logarithm of the
-            row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum). Beside a score of 1e9
-            logsumexp has no digits left for the logarithm. A row without keys has -inf and 0.
+        normalizer: with logsumexp, which is their sum: a pair (largest, log_sum) of tensors of its shape. `largest` is
+            the largest score of each row, a constant to autograd; `log_sum`, which has the gradient of logsumexp, is
+            the log of the row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum): beside a
+            score of 1e9 logsumexp itself has no digits left for the logarithm. A row without keys has -inf and 0.
+            From "torch", which does not tell the largest score, `largest` is logsumexp, and `log_sum` what its
+            rounding left.
 
     Example:
         >>> import torch

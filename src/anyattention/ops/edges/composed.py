@@ -61,7 +61,7 @@ class EdgeAttention:
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
     def results(self, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """Output `(B, N, H, C)` and the logarithm `(B, N, H)` of the sum relative to a row's largest score, a constant."""
+        """Output `(B, N, H, C)` and log of the sum `(B, N, H)` relative to a row's largest score, a constant."""
         scores = self.scores()
         hidden = scores == -torch.inf
         if self.normalize:

@@ -25,9 +25,9 @@ def sum_by_query(rows: Tensor, axis: int, target: Tensor, num_queries: int) -> T
 
 
 def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax of edge scores `(..., E, H)` by query, and each query's largest score and log of the sum `(..., N, H)`.
+    """The softmax of edge scores `(..., E, H)` by query; the largest score and the log of the sum `(..., N, H)`.
 
-    The logarithm is of the sum relative to the largest score; empty queries have -inf and 0.
+    The sum is relative to the largest score; empty queries have -inf and 0.
     """
     shape = (*scores.shape[:-2], num_queries, scores.shape[-1])
     index = target[:, None].expand(scores.shape)

@@ -59,7 +59,8 @@ def run(call: Arguments) -> AttentionResult:
     )
     if not call.return_logsumexp:
         return result
-    assert largest is not None and log_sum is not None
+    assert largest is not None
+    assert log_sum is not None
     return with_normalizer(result, largest, log_sum)
 
 
