@@ -384,3 +384,24 @@ def test_a_row_without_keys() -> None:
             )
             assert (found[:, 1] == 0).all()
             assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("width", [3, 8, 16])
+@pytest.mark.parametrize("pattern", [None, Window(9, 9, "top_left"), Strided(4, 3, "top_left"), "graph", TopK(30)])
+def test_products_that_share_a_constant(pattern: Any, width: int) -> None:
+    """The constant may be the product itself, in whatever order it is summed up."""
+    num_keys = 30
+    pattern = Graph.all_pairs(2, num_keys) if pattern == "graph" else pattern
+    for constant in (1e6, -1e8, 1e15):
+        query = torch.ones(1, 2, _HEADS, width)
+        key = torch.full((1, num_keys, _HEADS, width), constant, requires_grad=True)
+        value = torch.randn(1, num_keys, _HEADS, width, requires_grad=True)
+        settings = {"scale": 1.0, "implementation": "cpu"}
+        output = attend(query, key, value, pattern, **settings).output
+        for create_graph in (False, True):
+            (found,) = torch.autograd.grad(output.sum(), value, create_graph=create_graph, retain_graph=True)
+            torch.testing.assert_close(found.sum(), torch.tensor(2.0 * _HEADS * width))
+        if isinstance(pattern, Graph):
+            with torch.no_grad():
+                weights = attend(query, key, value, pattern, return_weights="heads", **settings).weights
+            torch.testing.assert_close(weights, torch.full((1, 2 * num_keys, _HEADS), 1 / num_keys))

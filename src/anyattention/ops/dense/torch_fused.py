@@ -22,8 +22,8 @@ LEAK = (
     "reaches all of them; implementation='reference' keeps it where it belongs"
 )
 ROUNDING = (
-    "torch: gradients are off by the rounding of the largest product of query and key, times the scale: 6 % at a million "
-    "in float32, and as many times as there are keys at 1e8. The size of a bias does not matter"
+    "torch: gradients are off by the rounding of the largest product of query and key, times the scale: by 3 % at a "
+    "million in float32, and too large by the number of keys at 1e8. The size of a bias does not matter"
 )
 
 

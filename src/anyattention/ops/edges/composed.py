@@ -14,6 +14,7 @@ from torch import Tensor
 from anyattention.ops.arguments import Scaling
 from anyattention.ops.edges.arrays import GraphArrays
 from anyattention.ops.edges.operators import edge_spread, edge_sum, edge_total
+from anyattention.ops.edges.plain import largest_by_query
 from anyattention.ops.edges.products import GraphProducts
 from anyattention.scores import Score
 
@@ -60,11 +61,13 @@ class EdgeAttention:
         scores = self.scaling.of(raw)
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
-    def results(self, largest: Tensor) -> tuple[Tensor, Tensor]:
+    def results(self) -> tuple[Tensor, Tensor | None]:
         """Output `(B, N, H, C)` and log of the sum `(B, N, H)` relative to a row's largest score, a constant."""
-        scores = self.scores()
+        scores, log_sum = self.scores(), None
         hidden = scores == -torch.inf
         if self.normalize:
+            # Not the kernel's: large scores, summed up in another order, are others by their rounding.
+            largest = largest_by_query(scores, self.graph.query_index, self.query.shape[-3])
             shift = torch.where(largest == -torch.inf, 0.0, largest)
             terms = torch.where(hidden, 0.0, torch.exp(scores - edge_spread(shift, self.graph)))
             total = edge_total(terms, self.graph)
@@ -73,19 +76,17 @@ class EdgeAttention:
             log_sum = total.log()
         else:
             weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
-            log_sum = largest
         value = self.key if self.value is None else self.value
         return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), log_sum
 
-    def gradients(
-        self, by: Sequence[Tensor | None], largest: Tensor, needs: frozenset[str]
-    ) -> Mapping[str, Tensor | None]:
+    def gradients(self, by: Sequence[Tensor | None], needs: frozenset[str]) -> Mapping[str, Tensor | None]:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
         # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
         own = {name: getattr(self, name).view_as(getattr(self, name)) for name in names}
-        outputs = replace(self, **own).results(largest.detach())
-        pairs = [(x, each) for x, each in zip(outputs, by, strict=True) if each is not None and x.requires_grad]
+        outputs = replace(self, **own).results()
+        results = [(x, each) for x, each in zip(outputs, by, strict=True) if x is not None and each is not None]
+        pairs = [(x, each) for x, each in results if x.requires_grad]
         found = torch.autograd.grad(
             [x for x, _ in pairs],
             list(own.values()),

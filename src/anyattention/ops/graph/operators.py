@@ -114,7 +114,7 @@ def _gradient(
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return composed(call).gradients((grad_output, grad_logsumexp), largest, needs)
+        return composed(call).gradients((grad_output, grad_logsumexp), needs)
     found = graph_attention_backward(
         GraphAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp)
     )

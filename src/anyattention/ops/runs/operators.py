@@ -115,14 +115,14 @@ def _gradient(
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return _composed_gradients(call, (grad_output, grad_logsumexp), largest, needs)
+        return _composed_gradients(call, (grad_output, grad_logsumexp), needs)
     needed = (True, True, True, "bias" in needs)
     found = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp, needed))
     return dict(zip(("query", "key", "value", "bias"), found, strict=True))
 
 
 def _composed_gradients(
-    call: RunAttention, by: Sequence[Tensor | None], largest: Tensor, needs: frozenset[str]
+    call: RunAttention, by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
     queries, keys = pairs_of(call.parts)
     lengths = call.query.shape[1], call.key.shape[1]
@@ -134,7 +134,7 @@ def _composed_gradients(
     elif call.seed is not None:
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
-    found = dict(at_edges(call, graph, kept).gradients(by, largest, needs))
+    found = dict(at_edges(call, graph, kept).gradients(by, needs))
     by_edges = found.get("bias")
     if by_edges is not None and call.bias is not None:
         by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
