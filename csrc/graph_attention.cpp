@@ -215,7 +215,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
       Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  const T *of_query, *grad_output;  // of_query: see prepare_backward
+  const T *of_query, *rest, *grad_output;  // of_query: see prepare_backward; rest: null where it does not count
   T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
 
@@ -252,10 +252,12 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
       const int64_t i = rows.columns[s];
-      const T *q = query + i * query_stride, *shift = of_query + i * 3 * Heads, *log = shift + Heads, *delta = log + Heads;
+      const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
       const T *grad = grad_output + i * output_stride;
       const Numbers score = this->template register_scores<Heads>(q, k, slopes);
-      Numbers weight = Exponential<T, Heads>::run((score - load<Heads>(shift)) - load<Heads>(log));
+      Numbers relative = score - load<Heads>(shift);
+      if (rest) relative -= load<Heads>(rest + i * Heads);
+      const Numbers weight = Exponential<T, Heads>::run(relative);
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
@@ -286,8 +288,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
       this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
-      const T *shifts = of_query + i * 3 * H, *logs = shifts + H;
-      each_head(H, [=](int64_t h) { score[h] = (score[h] - shifts[h]) - logs[h]; });
+      const T *shifts = of_query + i * 2 * H, *rests = rest ? rest + i * H : nullptr;
+      each_head(H, [=](int64_t h) { score[h] -= shifts[h]; });
+      if (rests) each_head(H, [=](int64_t h) { score[h] -= rests[h]; });
       head_dots<CW>(grads[n], v, H, group, c, gp + n * H);
     }
     this->to_weights(p, count);
@@ -298,7 +301,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     for (int64_t n = 0; n < count; ++n) {
       T *g = gp + n * H;
       const T *weight = p + n * H, *slopes = derivative + n * H;
-      const T *deltas = of_query + (rows.columns[start + n] * 3 + 2) * H;
+      const T *deltas = of_query + (rows.columns[start + n] * 2 + 1) * H;
       if (normalize) {
         each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
@@ -326,7 +329,8 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     const int64_t i = rows.columns[s];
     this->prefetch_query(i);
     prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
-    prefetch_row(of_query + i * 3 * H, 3 * H * Base::kSize);
+    prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
+    if (rest) prefetch_row(rest + i * H, H * Base::kSize);
     __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
@@ -399,28 +403,34 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
-// For each query side by side, so that an edge reads one place: shift (H), the largest score or 0 where that is -inf, the
-// logarithm of the sum relative to it (H), and delta (H), sum(grad_output * output) - grad_logsumexp.
+// For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
+// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_logsumexp. What the rounding of a shift
+// leaves is its rest (H), next to nothing where the scores are some dozens at most. Whether any of it counts; edges that
+// read a third number in vain would take a tenth longer (GAT).
 template <class T, int CW>
-void prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
-                      const T *grad_output, const T *grad_logsumexp, T *of_query) {
+bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
+                      const T *grad_output, const T *grad_logsumexp, T *of_query, T *rest) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
-#pragma omp parallel for num_threads(team) if (team > 1)
+  bool counts = false;
+#pragma omp parallel for num_threads(team) reduction(|| : counts) if (team > 1)
   for (int64_t i = 0; i < rows; ++i) {
-    T *shift = of_query + i * 3 * H, *log = shift + H, *delta = log + H;
+    T *shift = of_query + i * 2 * H, *delta = shift + H;
     if (!c.normalize) {
-      std::fill_n(shift, 3 * H, T{0});
+      std::fill_n(shift, 2 * H, T{0});
       continue;
     }
     head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
     for (int64_t h = 0; h < H; ++h) {
-      const T top = largest[i * H + h];
-      shift[h] = top == kMinusInfinity<T> ? T{0} : top;
-      log[h] = log_sum[i * H + h];
-      if (grad_logsumexp && top != kMinusInfinity<T>) delta[h] -= grad_logsumexp[i * H + h];
+      const bool has_score = largest[i * H + h] != kMinusInfinity<T>;
+      const T top = has_score ? largest[i * H + h] : T{0}, log = log_sum[i * H + h];
+      shift[h] = top + log;
+      rest[i * H + h] = (top - shift[h]) + log;
+      counts = counts || std::abs(rest[i * H + h]) > 32 * std::numeric_limits<T>::epsilon();
+      if (grad_logsumexp && has_score) delta[h] -= grad_logsumexp[i * H + h];
     }
   }
+  return counts;
 }
 
 template <class T, class Score, int DW, int CW>
@@ -459,15 +469,17 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
-  const Workspace<T> of_query(3 * queries * H, false);
-  prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp, of_query.get());
+  const Workspace<T> of_query(2 * queries * H, false), rest(queries * H, false);
+  const bool rest_counts = prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp,
+                                                   of_query.get(), rest.get());
   const int64_t vector_size = Score::kHasVector ? H * c.head_dim : 0;
   if (vector_size) std::fill_n(grad_vector, vector_size, T{0});
   const Workspace<T> by_vector(vector_size);
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
-    by_key.of_query = of_query.get() + by_key.of_query_rows(3 * H);
+    by_key.of_query = of_query.get() + by_key.of_query_rows(2 * H);
+    by_key.rest = rest_counts ? rest.get() + by_key.of_query_rows(H) : nullptr;
     by_key.grad_output = grad_output + by_key.of_query_rows(by_key.output_stride);
     by_key.grad_key = grad_key + by_key.of_key_rows(c.key_stride);
     by_key.grad_value = grad_value ? grad_value + by_key.of_key_rows(c.value_stride) : nullptr;
