@@ -215,8 +215,8 @@ def kernel(kind: str, graph: Graph, backward: bool) -> Callable[[], object]:
     )
     if not backward:
         return lambda: graph_attention(record)
-    output, logsumexp = graph_attention(record)
-    by_results = GraphAttentionBackward(record, output, logsumexp, torch.randn_like(output), None)
+    output, largest, log_sum = graph_attention(record)
+    by_results = GraphAttentionBackward(record, output, largest, log_sum, torch.randn_like(output), None)
     return lambda: graph_attention_backward(by_results)
 
 

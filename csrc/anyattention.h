@@ -194,7 +194,10 @@ ANYATTENTION_EXPORT int32_t anyattention_score(const char *name);
  *   softcap                                         0 for none
  *   dropout, seed                                   0 for none; Philox4x32-10
  *
- * output (batch, num_queries, heads, value_dim), logsumexp (batch, num_queries, heads). */
+ * output (batch, num_queries, heads, value_dim); largest and log_sum (batch, num_queries, heads): a
+ * row's largest score, and the logarithm of its sum of exponentials relative to that; -inf and 0
+ * for a row without edges. logsumexp is their sum, in which beside a large score no digits of
+ * log_sum are left. */
 typedef struct anyattention_graph_attention_call {
   int64_t batch, heads, head_dim, key_heads, value_dim;
   double scale, softcap;
@@ -214,12 +217,12 @@ typedef struct anyattention_graph_attention_call {
   int32_t is_double;
 } anyattention_graph_attention_call;
 ANYATTENTION_EXPORT int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output,
-                                                         void *logsumexp);
+                                                         void *largest, void *log_sum);
 
 /* weights (batch, num_edges, heads), before dropout, in the caller's edge order. */
 typedef struct anyattention_graph_attention_weights_call {
   anyattention_graph_attention_call call;
-  const void *logsumexp;
+  const void *largest, *log_sum;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_graph_attention_weights_call;
@@ -233,7 +236,7 @@ anyattention_graph_attention_weights(const anyattention_graph_attention_weights_
  * LeakyReLU takes), or null; grad_bias, of the same shape, by the score, or null. */
 typedef struct anyattention_graph_attention_backward_call {
   anyattention_graph_attention_call call;
-  const void *output, *logsumexp, *grad_output, *grad_logsumexp;
+  const void *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_graph_attention_backward_call;
@@ -324,10 +327,11 @@ typedef struct anyattention_run_attention_call {
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *call,
                                                              int64_t *num_pairs);
 
-/* output (batch, num_queries, heads, value_dim) and logsumexp (batch, num_queries, heads); with
- * `merges` joined to what they hold, the results of parts with other pairs. */
+/* output, largest and log_sum as of graph attention; with `merges` joined to what they hold, the
+ * results of parts with other pairs. */
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call,
-                                                               int32_t merges, void *output, void *logsumexp);
+                                                               int32_t merges, void *output, void *largest,
+                                                               void *log_sum);
 
 /* From the results of all parts: gradients as their inputs; with `adds` added to what they
  * hold. grad_logsumexp may be null, and grad_bias. A bias of which the gradient is wanted has
@@ -335,7 +339,7 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattentio
  * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
 typedef struct anyattention_run_attention_backward_call {
   anyattention_run_attention_call call;
-  const void *output, *logsumexp, *grad_output, *grad_logsumexp;
+  const void *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_run_attention_backward_call;

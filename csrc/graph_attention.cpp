@@ -3,7 +3,7 @@
 //
 //   i  query     j  key     e  edge, in the caller's order     s  slot of compressed rows
 //   h  head      g  key head, h / group                        H, G, D, C  heads, key heads, head_dim, value_dim
-//   p  weight    f  keep factor of dropout                     l  logsumexp
+//   p  weight    f  keep factor of dropout
 
 #include <algorithm>
 #include <cmath>
@@ -32,13 +32,14 @@ struct Forward : Call<T, Score, DW, CW> {
   using Base::C, Base::H, Base::drops, Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query,
       Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  T *output, *logsumexp;
+  T *output, *largest_scores, *log_sums;
 
-  Forward(const anyattention_graph_attention_call &c, int64_t b, T *out, T *l)
+  Forward(const anyattention_graph_attention_call &c, int64_t b, T *out, T *l, T *s)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
         output(out + this->of_query_rows(output_stride)),
-        logsumexp(l ? l + this->of_query_rows(H) : nullptr) {}
+        largest_scores(l + this->of_query_rows(H)),
+        log_sums(s + this->of_query_rows(H)) {}
 
   int64_t accumulator_size() const { return 2 * H + H * C; }
   int64_t scratch_size() const { return kSlotsPerPiece * H + 3 * H + 64; }
@@ -138,10 +139,9 @@ struct Forward : Call<T, Score, DW, CW> {
 
   void finish(int64_t i, const T *accumulator) const {
     const T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
-    if (logsumexp) {
-      T *target = logsumexp + i * H;
-      each_head(H, [=](int64_t h) { target[h] = sum[h] == 0 ? kMinusInfinity<T> : largest[h] + logarithm(sum[h]); });
-    }
+    std::copy_n(largest, H, largest_scores + i * H);
+    T *log_sum = log_sums + i * H;
+    each_head(H, [=](int64_t h) { log_sum[h] = sum[h] == 0 ? T{0} : logarithm(sum[h]); });
     for (int64_t h = 0; h < H; ++h) {
       // No visible edge leaves a sum of 0; a NaN anywhere leaves NaN.
       const T inverse = !normalize ? T{1} : sum[h] == 0 ? T{0} : 1 / sum[h];
@@ -152,42 +152,59 @@ struct Forward : Call<T, Score, DW, CW> {
   }
 };
 
-// Weights from logsumexp; the accumulator is not used.
-template <class T, class Score, int DW>
-struct Weights : Call<T, Score, DW, 0> {
-  using Base = Call<T, Score, DW, 0>;
+// Weights from the largest score of each row and the logarithm of its sum; the accumulator is not used.
+template <class T, class Score, int DW, int CW>
+struct Weights : Call<T, Score, DW, CW> {
+  using Base = Call<T, Score, DW, CW>;
   using Base::H, Base::key, Base::query;
   CompressedRows rows;
-  const T *logsumexp;
+  const T *largest, *log_sum;
   T *result;
 
-  Weights(const anyattention_graph_attention_call &c, int64_t b, const T *l, T *w)
+  Weights(const anyattention_graph_attention_call &c, int64_t b, const T *l, const T *s, T *w)
       : Base(c, b),
         rows(rows_of_queries(c.graph)),
-        logsumexp(l + this->of_query_rows(H)),
+        largest(l + this->of_query_rows(H)),
+        log_sum(s + this->of_query_rows(H)),
         result(w + b * c.graph.num_edges * H) {}
 
   int64_t accumulator_size() const { return 1; }
-  int64_t scratch_size() const { return 3 * H + 64; }
+  int64_t scratch_size() const { return 4 * H + 64; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
-    T *score = scratch, *ignored = scratch + H + 32, *shift = scratch + 2 * H + 32;
+    T *score = scratch, *ignored = scratch + H + 32, *shift = ignored + H, *log = shift + H;
     for (int64_t h = 0; h < H; ++h) {
-      const T l = this->normalize ? logsumexp[i * H + h] : T{0};
-      shift[h] = l == kMinusInfinity<T> ? T{0} : l;
+      const T top = largest[i * H + h];
+      shift[h] = !this->normalize || top == kMinusInfinity<T> ? T{0} : top;
+      log[h] = this->normalize ? log_sum[i * H + h] : T{0};
     }
     for (int64_t s = begin; s < end; ++s) {
       if (!rows.slot_is_valid(s)) return false;
       const int64_t e = rows.edges[s];
-      this->template scores<false>(query + i * this->query_stride, key + rows.columns[s] * this->key_stride, e,
-                                   score, ignored);
-      this->weights(score, shift, 1);
+      const T *q = query + i * this->query_stride, *k = key + rows.columns[s] * this->key_stride;
+      if (!in_registers(q, k, score)) this->template scores<false>(q, k, e, score, ignored);
+      each_head(H, [=](int64_t h) { score[h] = (score[h] - shift[h]) - log[h]; });
+      this->to_weights(score, 1);
       std::copy_n(score, H, result + e * H);
     }
     return true;
+  }
+
+  // Sums as the forward has them: in another order a large score would be off by its rounding.
+  bool in_registers(const T *q, const T *k, T *score) const {
+    if constexpr (Base::kHasRegisters) {
+      if (this->fits_registers()) {
+        with_heads<T, CW>(H, [&](auto n) {
+          Vector<T, n()> ignored;
+          store<T, n()>(score, this->template register_scores<n()>(q, k, ignored));
+        });
+        return true;
+      }
+    }
+    return false;
   }
 };
 
@@ -198,7 +215,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
       Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  const T *of_query, *grad_output;  // of_query: shift and delta, see prepare_backward
+  const T *of_query, *rest, *grad_output;  // of_query: see prepare_backward; rest: null where it does not count
   T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
 
@@ -238,7 +255,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
       const T *grad = grad_output + i * output_stride;
       const Numbers score = this->template register_scores<Heads>(q, k, slopes);
-      Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
+      Numbers relative = score - load<Heads>(shift);
+      if (rest) relative -= load<Heads>(rest + i * Heads);
+      const Numbers weight = Exponential<T, Heads>::run(relative);
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
@@ -269,8 +288,9 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
       this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
-      const T *shifts = of_query + i * 2 * H;
+      const T *shifts = of_query + i * 2 * H, *rests = rest ? rest + i * H : nullptr;
       each_head(H, [=](int64_t h) { score[h] -= shifts[h]; });
+      if (rests) each_head(H, [=](int64_t h) { score[h] -= rests[h]; });
       head_dots<CW>(grads[n], v, H, group, c, gp + n * H);
     }
     this->to_weights(p, count);
@@ -310,6 +330,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     this->prefetch_query(i);
     prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
     prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
+    if (rest) prefetch_row(rest + i * H, H * Base::kSize);
     __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
@@ -382,14 +403,17 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
-// For each query side by side, so that an edge reads one place: shift (H), the logsumexp or 0 where that is -inf, and
-// delta (H), sum(grad_output * output) - grad_logsumexp.
+// For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
+// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_logsumexp. What the rounding of a shift
+// leaves is its rest (H), next to nothing where the scores are some dozens at most. Whether any of it counts; edges that
+// read a third number in vain would take a tenth longer (GAT).
 template <class T, int CW>
-void prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *logsumexp, const T *grad_output,
-                      const T *grad_logsumexp, T *of_query) {
+bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
+                      const T *grad_output, const T *grad_logsumexp, T *of_query, T *rest) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
-#pragma omp parallel for num_threads(team) if (team > 1)
+  bool counts = false;
+#pragma omp parallel for num_threads(team) reduction(|| : counts) if (team > 1)
   for (int64_t i = 0; i < rows; ++i) {
     T *shift = of_query + i * 2 * H, *delta = shift + H;
     if (!c.normalize) {
@@ -398,38 +422,44 @@ void prepare_backward(const anyattention_graph_attention_call &c, const T *outpu
     }
     head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
     for (int64_t h = 0; h < H; ++h) {
-      const T l = logsumexp[i * H + h];
-      shift[h] = l == kMinusInfinity<T> ? T{0} : l;
-      if (grad_logsumexp && l != kMinusInfinity<T>) delta[h] -= grad_logsumexp[i * H + h];
+      const bool has_score = largest[i * H + h] != kMinusInfinity<T>;
+      const T top = has_score ? largest[i * H + h] : T{0}, log = log_sum[i * H + h];
+      shift[h] = top + log;
+      rest[i * H + h] = (top - shift[h]) + log;
+      counts = counts || std::abs(rest[i * H + h]) > 32 * std::numeric_limits<T>::epsilon();
+      if (grad_logsumexp && has_score) delta[h] -= grad_logsumexp[i * H + h];
     }
   }
+  return counts;
 }
 
 template <class T, class Score, int DW, int CW>
-bool forward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, T *output, T *logsumexp) {
+bool forward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, T *output, T *largest,
+             T *log_sum) {
   prefer_large_pages(output, c.batch * c.graph.num_queries * c.heads * c.value_dim * static_cast<int64_t>(sizeof(T)));
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
-    const Forward<T, Score, DW, CW> reduction(c, b, output, logsumexp);
+    const Forward<T, Score, DW, CW> reduction(c, b, output, largest, log_sum);
     valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
   }
   return valid;
 }
 
 template <class T, class Score, int DW, int CW>
-bool weights(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *logsumexp, T *result) {
+bool weights(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *largest,
+             const T *log_sum, T *result) {
   bool valid = true;
   for (int64_t b = 0; b < c.batch; ++b) {
-    const Weights<T, Score, DW> reduction(c, b, logsumexp, result);
+    const Weights<T, Score, DW, CW> reduction(c, b, largest, log_sum, result);
     valid &= reduce_rows<T>(reduction.rows, c.num_threads, reduction);
   }
   return valid;
 }
 
 template <class T, class Score, int DW, int CW>
-bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *output, const T *logsumexp,
-              const T *grad_output, const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value, T *grad_vector,
-              T *grad_raw, T *grad_score) {
+bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *output, const T *largest,
+              const T *log_sum, const T *grad_output, const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value,
+              T *grad_vector, T *grad_raw, T *grad_score) {
   const anyattention_graph_arrays &graph = c.graph;
   const int64_t size = static_cast<int64_t>(sizeof(T)), H = c.heads;
   const int64_t queries = c.batch * graph.num_queries, keys = c.batch * graph.num_keys;
@@ -439,8 +469,9 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
-  const Workspace<T> of_query(2 * queries * H, false);
-  prepare_backward<T, CW>(c, output, logsumexp, grad_output, grad_logsumexp, of_query.get());
+  const Workspace<T> of_query(2 * queries * H, false), rest(queries * H, false);
+  const bool rest_counts = prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp,
+                                                   of_query.get(), rest.get());
   const int64_t vector_size = Score::kHasVector ? H * c.head_dim : 0;
   if (vector_size) std::fill_n(grad_vector, vector_size, T{0});
   const Workspace<T> by_vector(vector_size);
@@ -448,6 +479,7 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
     by_key.of_query = of_query.get() + by_key.of_query_rows(2 * H);
+    by_key.rest = rest_counts ? rest.get() + by_key.of_query_rows(H) : nullptr;
     by_key.grad_output = grad_output + by_key.of_query_rows(by_key.output_stride);
     by_key.grad_key = grad_key + by_key.of_key_rows(c.key_stride);
     by_key.grad_value = grad_value ? grad_value + by_key.of_key_rows(c.value_stride) : nullptr;
@@ -530,15 +562,16 @@ extern "C" {
 
 int32_t anyattention_score(const char *name) { return anyattention::Scores::number_of(name); }
 
-int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *logsumexp) {
+int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *largest,
+                                     void *log_sum) {
   const auto body = [](const auto &...arguments) { return anyattention::forward(arguments...); };
-  return anyattention::run(call, body, output, logsumexp);
+  return anyattention::run(call, body, output, largest, log_sum);
 }
 
 int32_t anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
   const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
-  return anyattention::run(&call->call, body, call->logsumexp, weights);
+  return anyattention::run(&call->call, body, call->largest, call->log_sum, weights);
 }
 
 int32_t anyattention_graph_attention_backward(const anyattention_graph_attention_backward_call *record, void *grad_query,
@@ -552,7 +585,7 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
     return ANYATTENTION_INVALID_ARGUMENT;
   }
   const auto body = [](const auto &...arguments) { return anyattention::backward(arguments...); };
-  return anyattention::run(call, body, record->output, record->logsumexp, record->grad_output, record->grad_logsumexp,
-                           grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+  return anyattention::run(call, body, record->output, record->largest, record->log_sum, record->grad_output,
+                           record->grad_logsumexp, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
 }
 }

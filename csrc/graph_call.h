@@ -127,7 +127,7 @@ struct Call {
     }
   }
 
-  // Weights from scores less `shift` (the logsumexp, or a row's largest score), for `count` edges of H heads.
+  // exp(score - shift), shift a row's largest score, for `count` edges of H heads; sigmoids where nothing is normalized.
   void weights(T *score, const T *shift, int64_t count) const {
     for (int64_t n = 0; normalize && n < count; ++n) {
       T *row = score + n * H;

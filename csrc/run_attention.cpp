@@ -2,7 +2,7 @@
 //
 //   i  query in order     j  key in order     h  head     g  key head, h / group     v  vector of queries
 //   D, C  head_dim, value_dim, rounded up to whole vectors in copies of rows
-//   S  scores, P  weights, l  logsumexp
+//   S  scores, P  weights
 //
 // Scores are kept turned, S[j][i]: a query is a lane of a vector, and its keys come one after the other.
 
@@ -26,8 +26,8 @@ namespace {
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 
-// A query's weights are exp(score - m), m near the largest score so far. It follows where that has grown by more, since
-// then all sums are scaled anew.
+// A query's weights are exp(score - base), base near the largest score so far. It follows where that has grown by more,
+// since then all sums are scaled anew.
 template <class T>
 constexpr T kGrowth = 2;
 
@@ -44,17 +44,17 @@ struct Forward {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
-  Lanes<T> largest[kVectors<T>], sum[kVectors<T>];
+  Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>];
 
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
 
-  void run(bool merges, T *output, T *logsumexp) {
+  void run(bool merges, T *output, T *largest_scores, T *log_sums) {
     const int64_t D = part.D, C = part.C;
     copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
     turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
     std::fill_n(memory.output, tile.count * C, T{0});
-    for (int v = 0; v < kVectors<T>; ++v) largest[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = Lanes<T>{};
+    for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = Lanes<T>{};
     tile.start();
     for (const Range &keys : tile.keys) {
       tile.look_at(keys, b, h);
@@ -86,7 +86,7 @@ struct Forward {
         }
       }
     }
-    for (int64_t i = 0; i < tile.count; ++i) finish(i, merges, output, logsumexp);
+    for (int64_t i = 0; i < tile.count; ++i) finish(i, merges, output, largest_scores, log_sums);
   }
 
   // Scores of a vector of queries become weights, 0 where a query does not see a key; the sums so far are scaled anew.
@@ -118,7 +118,7 @@ struct Forward {
         top = x > top ? x : top;
       }
     }
-    const Lanes<T> before = largest[v], now = top > before + kGrowth<T> ? top : before;
+    const Lanes<T> before = base[v], now = top > before + kGrowth<T> ? top : before;
     const Lanes<T> shift = now == kMinusInfinity<T> ? Lanes<T>{} : now;
     Lanes<T> total = broken;  // of a score of -inf, too, which would pass for a hidden key
     for (int64_t j = 0; j < range.begin; ++j) store<T, lane>(column + j * kQueries, Lanes<T>{});
@@ -135,7 +135,7 @@ struct Forward {
       }
     }
     for (int64_t j = range.end; j < count; ++j) store<T, lane>(column + j * kQueries, Lanes<T>{});
-    largest[v] = now;
+    largest[v] = top, base[v] = now;
     if (sum_of<typename SeenLanes<T>::Word, lane>(now != before) != 0) {
       const Lanes<T> factor = Exponential<T, lane>::run(before - shift);
       for (int n = 0; n < lane && v * lane + n < tile.count; ++n) {
@@ -148,26 +148,28 @@ struct Forward {
     sum[v] += total;
   }
 
-  void finish(int64_t i, bool merges, T *output, T *logsumexp) {
-    const int64_t row = part.query_row(b, tile.first + i, h);
-    const T own = sum[i / kLane<T>][i % kLane<T>];
+  void finish(int64_t i, bool merges, T *output, T *largest_scores, T *log_sums) {
+    const int64_t row = part.query_row(b, tile.first + i, h), v = i / kLane<T>, lane = i % kLane<T>;
+    const T own = largest[v][lane], other = merges ? largest_scores[row] : kMinusInfinity<T>, top = std::max(own, other);
+    // All sums relative to the largest score of both.
+    const T shift = top == kMinusInfinity<T> ? T{0} : top;
+    T mine = std::exp(base[v][lane] - shift), theirs = merges ? std::exp((other - shift) + log_sums[row]) : T{0};
+    const T total = sum[v][lane] * mine + theirs, inverse = total == 0 ? T{0} : 1 / total;
+    largest_scores[row] = top;
+    log_sums[row] = total == 0 ? T{0} : std::log(total);
+    mine *= inverse, theirs *= inverse;
     T *target = output + row * part.c.value_dim;
-    T l = own == 0 ? kMinusInfinity<T> : largest[i / kLane<T>][i % kLane<T>] + std::log(own);
-    T mine = own == 0 ? 0 : 1 / own, theirs = 0;
-    if (merges) {
-      const T other = logsumexp[row], top = std::max(l, other);
-      if (top != kMinusInfinity<T> || l != l || other != other) {
-        const T both = top + std::log(std::exp(l - top) + std::exp(other - top));
-        mine *= std::exp(l - both);
-        theirs = std::exp(other - both);
-        l = both;
-      }
-    }
-    logsumexp[row] = l;
     for (int64_t d = 0; d < part.c.value_dim; ++d) {
       target[d] = memory.output[i * part.C + d] * mine + (merges ? target[d] * theirs : 0);
     }
   }
+};
+
+// Where the results of a backward pass go, and what it needs of the forward's.
+template <class T>
+struct BackwardArrays {
+  const T *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
+  T *grad_query, *grad_key, *grad_value, *grad_bias;
 };
 
 // What a slice adds to the gradients of the keys and values that it sees, and of a head's biases.
@@ -183,29 +185,30 @@ struct Backward {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
-  T shift[kQueries], delta[kQueries];
+  T largest[kQueries], log_sum[kQueries], delta[kQueries];
 
   Backward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
 
-  void run(bool adds, const T *output, const T *logsumexp, const T *grad_output, const T *grad_logsumexp, T *grad_query,
-           SliceGradients<T> grads) {
+  void run(bool adds, const BackwardArrays<T> &arrays, SliceGradients<T> grads) {
     const int64_t D = part.D, C = part.C;
     const T scale = static_cast<T>(part.c.scale);
     bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
-    finite &= copy_queries(part, tile, b, h, grad_output, part.c.value_dim, C, memory.grad);
+    finite &= copy_queries(part, tile, b, h, arrays.grad_output, part.c.value_dim, C, memory.grad);
     for (int64_t n = 0; n < tile.count * D; ++n) memory.query[n] *= scale;
     turn(tile.count, D, memory.query, T{1}, memory.turned_query);
     turn(tile.count, C, memory.grad, T{1}, memory.turned_grad);
     std::fill_n(memory.by_query, tile.count * D, T{0});
-    std::fill_n(shift, kQueries, T{0});
+    std::fill_n(largest, kQueries, T{0});
+    std::fill_n(log_sum, kQueries, T{0});
     std::fill_n(delta, kQueries, T{0});
     for (int64_t i = 0; i < tile.count; ++i) {
       const int64_t row = part.query_row(b, tile.first + i, h);
-      delta[i] = dot<0>(memory.grad + i * C, output + row * part.c.value_dim, part.c.value_dim);
-      if (logsumexp[row] == kMinusInfinity<T>) continue;
-      shift[i] = logsumexp[row];
-      if (grad_logsumexp) delta[i] -= grad_logsumexp[row];
+      delta[i] = dot<0>(memory.grad + i * C, arrays.output + row * part.c.value_dim, part.c.value_dim);
+      log_sum[i] = arrays.log_sum[row];
+      if (arrays.largest[row] == kMinusInfinity<T>) continue;
+      largest[i] = arrays.largest[row];
+      if (arrays.grad_logsumexp) delta[i] -= arrays.grad_logsumexp[row];
     }
     tile.start();
     for (const Range &keys : tile.keys) {
@@ -238,7 +241,7 @@ struct Backward {
       }
     }
     for (int64_t i = 0; i < tile.count; ++i) {
-      T *target = grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
+      T *target = arrays.grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
       for (int64_t d = 0; d < part.c.head_dim; ++d) {
         target[d] = memory.by_query[i * D + d] * scale + (adds ? target[d] : 0);
       }
@@ -253,7 +256,8 @@ struct Backward {
     const SeenLanes<T> sees(tile.seen + v * lane);
     const Bias<T> bias(part, tile, b, h);
     const T cap = static_cast<T>(part.c.softcap);
-    const Lanes<T> low = load<lane>(shift + v * lane), mean = load<lane>(delta + v * lane);
+    const Lanes<T> top = load<lane>(largest + v * lane), log = load<lane>(log_sum + v * lane);
+    const Lanes<T> mean = load<lane>(delta + v * lane);
     const auto clear = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         store<T, lane>(score + j * kQueries, Lanes<T>{});
@@ -271,7 +275,7 @@ struct Backward {
         slope -= x * x / (cap * cap);
       }
       if (part.c.bias.numbers) x += bias.at(j, v);
-      const Lanes<T> weight = seen ? Exponential<T, lane>::run(x - low) : Lanes<T>{};
+      const Lanes<T> weight = seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{};
       const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1;
       const Lanes<T> by = seen ? weight * (load<lane>(by_score + j * kQueries) * factor - mean) : Lanes<T>{};
       if (by_bias) bias.add(by_bias, j, v, by);
@@ -283,7 +287,7 @@ struct Backward {
 };
 
 template <class T>
-void forward(const Part &part, bool merges, T *output, T *logsumexp) {
+void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
   const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
   const int64_t own = TileMemory<T>::size(part);
@@ -297,7 +301,7 @@ void forward(const Part &part, bool merges, T *output, T *logsumexp) {
       const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
       try {
         tile.move_to(index);
-        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(merges, output, logsumexp);
+        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(merges, output, largest, log_sum);
       } catch (const std::bad_alloc &) {
         has_memory = false;
       }
@@ -305,13 +309,6 @@ void forward(const Part &part, bool merges, T *output, T *logsumexp) {
   }
   if (!has_memory) throw std::bad_alloc();
 }
-
-// Where the results of a backward pass go, and what it needs of the forward's.
-template <class T>
-struct BackwardArrays {
-  const T *output, *logsumexp, *grad_output, *grad_logsumexp;
-  T *grad_query, *grad_key, *grad_value, *grad_bias;
-};
 
 // Each batch entry, key head and slice of the tiles of queries is one task with sums of its own, for the keys that the
 // slice sees and the biases of its heads. There are as many slices as make sixteen tasks, whatever the threads, and
@@ -378,8 +375,7 @@ class BackwardTasks {
       for (int64_t h = 0; h < group; ++h) {
         T *biases = bias_size ? by_biases + (n * group + h) * bias_size : nullptr;
         Backward<T>(part, tile, scratch, b, g * group + h)
-            .run(adds, arrays.output, arrays.logsumexp, arrays.grad_output, arrays.grad_logsumexp, arrays.grad_query,
-                 {by_keys + place * part.D, by_values + place * part.C, biases, slice.keys.begin});
+            .run(adds, arrays, {by_keys + place * part.D, by_values + place * part.C, biases, slice.keys.begin});
       }
     }
   }
@@ -425,7 +421,7 @@ template <class T>
 void differentiate(const Part &part, bool adds, const void *const *given, void *const *gradients) {
   const auto in = [given](int n) { return static_cast<const T *>(given[n]); };
   const auto out = [gradients](int n) { return static_cast<T *>(gradients[n]); };
-  BackwardTasks<T>(part, adds, {in(0), in(1), in(2), in(3), out(0), out(1), out(2), out(3)}).run();
+  BackwardTasks<T>(part, adds, {in(0), in(1), in(2), in(3), in(4), out(0), out(1), out(2), out(3)}).run();
 }
 
 }  // namespace
@@ -449,20 +445,19 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *
 }
 
 int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call, int32_t merges, void *output,
-                                           void *logsumexp) {
-  return anyattention::guarded(call, [=](const auto &part) {
-    if (call->is_double) {
-      anyattention::forward(part, merges != 0, static_cast<double *>(output), static_cast<double *>(logsumexp));
-    } else {
-      anyattention::forward(part, merges != 0, static_cast<float *>(output), static_cast<float *>(logsumexp));
-    }
-  });
+                                           void *largest, void *log_sum) {
+  const auto run = [=](const auto &part, auto zero) {
+    using T = decltype(zero);
+    anyattention::forward(part, merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
+                          static_cast<T *>(log_sum));
+  };
+  return anyattention::guarded(call, [=](const auto &part) { call->is_double ? run(part, 0.0) : run(part, 0.0f); });
 }
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
                                             void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const void *given[] = {call->output, call->logsumexp, call->grad_output, call->grad_logsumexp};
+  const void *given[] = {call->output, call->largest, call->log_sum, call->grad_output, call->grad_logsumexp};
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
   return anyattention::guarded(&call->call, [&](const auto &part) {
     if (call->call.is_double) {

@@ -131,16 +131,16 @@ def records() -> dict[str, Any]:
         found |= {f"{name}: {case}": record for case, record in made.items()}
     for case, call in attention.items():
         plain = detached(call)
-        output, logsumexp = graph_operators.graph_attention(plain)
-        found[f"graph_attention_weights: {case}"] = GraphAttentionWeights(plain, logsumexp)
-        by = torch.randn_like(output), None if call.value is None else torch.randn_like(logsumexp)
-        found[f"graph_attention_backward: {case}"] = GraphAttentionBackward(plain, output, logsumexp, *by)
+        output, largest, log_sum = graph_operators.graph_attention(plain)
+        found[f"graph_attention_weights: {case}"] = GraphAttentionWeights(plain, largest, log_sum)
+        by = torch.randn_like(output), None if call.value is None else torch.randn_like(log_sum)
+        found[f"graph_attention_backward: {case}"] = GraphAttentionBackward(plain, output, largest, log_sum, *by)
     for case, call in runs.items():
         plain = detached(call)
-        output, logsumexp = run_operators.run_attention(plain)
+        results = run_operators.run_attention(plain)
         needed = (True, True, True, call.bias is not None)
-        by = torch.randn_like(output), None if call.mask is None else torch.randn_like(logsumexp)
-        found[f"run_attention_backward: {case}"] = RunAttentionBackward(plain, output, logsumexp, *by, needed)
+        by = torch.randn_like(results[0]), None if call.mask is None else torch.randn_like(results[2])
+        found[f"run_attention_backward: {case}"] = RunAttentionBackward(plain, *results, *by, needed)
     for case, call in fused.items():
         plain = detached(call)
         output, logsumexp = torch_kernel.fused_dense(plain)

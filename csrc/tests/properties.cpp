@@ -257,20 +257,21 @@ void drive_attention(const Graph &graph, bool faulty) {
       plain ? anyattention_edge_numbers{} : bias.fields, up_to(INT64_MAX), anyattention_score(score), normalize,
       0.2, chance(0.3) ? 0.4 : 0.0, 1 + up_to(2), is_double};
 
-  const Numbers output = numbers(batch * queries * heads * value_dim), logsumexp = numbers(batch * queries * heads);
+  const Numbers output = numbers(batch * queries * heads * value_dim);
+  const Numbers largest = numbers(batch * queries * heads), log_sum = numbers(batch * queries * heads);
   const Numbers weights = numbers(batch * edges * heads);
   const Numbers grad_output = numbers(output.is_double ? output.doubles.count : output.floats.count);
   const Numbers grad_logsumexp = numbers(batch * queries * heads);
   const Numbers grad_query = numbers(batch * queries * query_stride), grad_key = numbers(batch * keys * key_stride);
   const Numbers grad_value = numbers(batch * keys * value_stride), grad_vector = numbers(heads * head_dim);
   const Numbers grad_raw = numbers(batch * edges * heads), grad_score = numbers(batch * edges * heads);
-  const anyattention_graph_attention_weights_call by_logsumexp{call, logsumexp.get(), call.num_threads, is_double};
+  const anyattention_graph_attention_weights_call by_sums{call, largest.get(), log_sum.get(), call.num_threads, is_double};
   const anyattention_graph_attention_backward_call by_results{
-      call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
-      call.num_threads, is_double};
+      call, output.get(), largest.get(), log_sum.get(), grad_output.get(),
+      chance(0.5) ? nullptr : grad_logsumexp.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
-      anyattention_graph_attention(&call, output.get(), logsumexp.get()),
-      anyattention_graph_attention_weights(&by_logsumexp, weights.get()),
+      anyattention_graph_attention(&call, output.get(), largest.get(), log_sum.get()),
+      anyattention_graph_attention_weights(&by_sums, weights.get()),
       anyattention_graph_attention_backward(
           &by_results, grad_query.get(), grad_key.get(), value_is_key ? nullptr : grad_value.get(),
           is_dynamic ? grad_vector.get() : nullptr, chance(0.5) ? nullptr : grad_raw.get(),
@@ -345,7 +346,7 @@ void drive_runs(bool faulty) {
   const Numbers query = numbers(batch * queries * heads * head_dim), key = numbers(batch * keys * key_heads * head_dim);
   const Numbers value = numbers(batch * keys * key_heads * value_dim);
   const int64_t output_size = batch * queries * heads * value_dim, num_rows = batch * queries * heads;
-  const Numbers output = numbers(output_size), logsumexp = numbers(num_rows);
+  const Numbers output = numbers(output_size), largest = numbers(num_rows), log_sum = numbers(num_rows);
   const Numbers grad_output = numbers(output_size), grad_logsumexp = numbers(num_rows);
   const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
   const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);
@@ -368,10 +369,10 @@ void drive_runs(bool faulty) {
       batch, queries, heads, head_dim, keys, key_heads, value_dim, 0.4, chance(0.3) ? 2.0 : 0.0,
       query.get(), key.get(), value.get(), mask, bias, up_to(1 << 20), part, dropout, chance(0.5), 1 + up_to(2), is_double};
   const anyattention_run_attention_backward_call by_results{
-      call, output.get(), logsumexp.get(), grad_output.get(), chance(0.5) ? nullptr : grad_logsumexp.get(),
-      call.num_threads, is_double};
+      call, output.get(), largest.get(), log_sum.get(), grad_output.get(),
+      chance(0.5) ? nullptr : grad_logsumexp.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
-      anyattention_run_attention_forward(&call, chance(0.3), output.get(), logsumexp.get()),
+      anyattention_run_attention_forward(&call, chance(0.3), output.get(), largest.get(), log_sum.get()),
       anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),
                                           by_distance && bias.numbers ? grad_bias.get() : nullptr),
   };
@@ -521,14 +522,15 @@ void refuse_arguments() {
   require(anyattention_edge_argmax(&features, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
           "a negative number of features");
   require(anyattention_edge_total(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
-  require(anyattention_graph_attention(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  require(anyattention_graph_attention(nullptr, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_graph_attention_call empty{};
-  require(anyattention_graph_attention(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_graph_attention(&empty, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no sizes");
   require(anyattention_dynamic_dot(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_dynamic_sums_call nothing{};
   require(anyattention_dynamic_sums(&nothing, nullptr, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
-  require(anyattention_run_attention_forward(nullptr, 0, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  require(anyattention_run_attention_forward(nullptr, 0, nullptr, nullptr, nullptr) ==
+              ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_run_attention_backward_call no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
@@ -560,7 +562,7 @@ void refuse_arguments() {
   require(anyattention_score("Dot") == 0 && anyattention_score("Dynamic") == 2, "scores by their names");
   require(anyattention_score("dot") == -1 && anyattention_score(nullptr) == -1, "no score of that name");
   empty.score = 3;
-  require(anyattention_graph_attention(&empty, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no such score");
+  require(anyattention_graph_attention(&empty, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no such score");
   require(anyattention_size_of("pairs") == sizeof(anyattention_pairs), "the size of a structure");
   require(anyattention_size_of("pair") == -1 && anyattention_size_of(nullptr) == -1, "no structure of that name");
 }

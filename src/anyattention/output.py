@@ -19,20 +19,30 @@ class AttentionResult(NamedTuple):
             caller's edge order.
         logsumexp: natural log of the softmax denominator, `(..., queries, heads)`, at least float32.
         indices: the keys a selection picked; None for patterns without one.
+        normalizer: with logsumexp, which is their sum: a pair (largest, log_sum) of tensors of its shape. `largest` is
+            the largest score of each row, a constant to autograd; `log_sum`, which has the gradient of logsumexp, is
+            the log of the row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum): beside a
+            score of 1e9 logsumexp itself has no digits left for the logarithm. A row without keys has -inf and 0.
+            From "torch", which does not tell the largest score, `largest` is logsumexp, and `log_sum` what its
+            rounding left.
 
     Example:
         >>> import torch
         >>> from anyattention import attend
         >>> x = torch.ones(1, 2, 1, 4)
-        >>> output, weights, logsumexp, indices = attend(x, x, x, return_logsumexp=True)
-        >>> logsumexp.shape, weights is None
+        >>> result = attend(x, x, x, return_logsumexp=True)
+        >>> result.logsumexp.shape, result.weights is None
         (torch.Size([1, 2, 1]), True)
+        >>> largest, log_sum = result.normalizer
+        >>> log_sum.exp().flatten()
+        tensor([2., 2.])
     """
 
     output: Tensor
     weights: Tensor | None = None
     logsumexp: Tensor | None = None
     indices: Tensor | None = None
+    normalizer: tuple[Tensor, Tensor] | None = None
 
 
 class AttentionOutput(NamedTuple):

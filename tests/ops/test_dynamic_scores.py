@@ -194,7 +194,7 @@ class TestAttend:
         torch.manual_seed(7)
         given = arguments | {"implementation": implementation, "return_logsumexp": arguments.get("normalize", True)}
         assert explain(**given).implementation == implementation
-        return [part for part in attend(**given) if part is not None]
+        return [part for part in attend(**given)[:3] if part is not None]
 
     @pytest.mark.pairwise
     @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ def test_parts_are_the_whole_with_both_derivatives(sizes: list[int]) -> None:
     leaves, parts = parts_of(sizes)
     merged = merge(parts)
     whole = attend(leaves[0], leaves[1], leaves[2], return_logsumexp=True, implementation="reference")
-    torch.testing.assert_close(merged[::2], whole[::2])
+    torch.testing.assert_close((merged.output, *merged.normalizer), (whole.output, *whole.normalizer))  # pyright: ignore[reportOptionalIterable]
     shapes = (whole.output.shape, whole.output.shape[:3])
     cotangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     more = [torch.randn(leaf.shape, dtype=torch.float64) for leaf in leaves]
     found = []
-    for output, _, logsumexp, _ in (merged, whole):
-        assert logsumexp is not None
-        first = torch.autograd.grad([output, logsumexp], leaves, cotangents, create_graph=True)
+    for each in (merged, whole):
+        assert each.logsumexp is not None
+        first = torch.autograd.grad([each.output, each.logsumexp], leaves, cotangents, create_graph=True)
         found.append([*first, *torch.autograd.grad(first, leaves, more)])
     torch.testing.assert_close(found[0], found[1])
 
@@ -36,8 +36,8 @@ def test_parts_are_the_whole_with_both_derivatives(sizes: list[int]) -> None:
 def test_any_order_and_grouping() -> None:
     _, parts = parts_of([3, 1, 0, 7])
     expected = merge(parts)
-    torch.testing.assert_close(merge(parts[::-1])[::2], expected[::2])
-    torch.testing.assert_close(merge([merge(parts[:2]), merge(parts[2:])])[::2], expected[::2])
+    torch.testing.assert_close(merge(parts[::-1]), expected)
+    torch.testing.assert_close(merge([merge(parts[:2]), merge(parts[2:])]), expected)
 
 
 def test_a_query_without_keys_in_any_part() -> None:
@@ -56,8 +56,8 @@ def test_a_query_without_keys_in_any_part() -> None:
 
 def test_scores_too_large_for_an_exponential() -> None:
     output = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1, 1)
-    logsumexp = torch.tensor([1000.0, 1000.0]).reshape(2, 1, 1, 1)
-    merged = merge([AttentionResult(o, None, x) for o, x in zip(output, logsumexp, strict=True)])
+    largest, log_sum = torch.full((1, 1, 1), 1000.0), torch.zeros(1, 1, 1)
+    merged = merge([AttentionResult(x, normalizer=(largest, log_sum)) for x in output])
     assert merged.output.item() == 2.0
     assert merged.logsumexp is not None
     torch.testing.assert_close(merged.logsumexp.flatten(), torch.tensor([1000.0]) + torch.log(torch.tensor(2.0)))
@@ -78,19 +78,21 @@ def test_bad_input() -> None:
     with pytest.raises(InvalidInputError, match=r"parts\[1\]: expected an AttentionResult, got Tensor"):
         merge([parts[0], parts[0].output])  # pyright: ignore[reportArgumentType]
     with pytest.raises(
-        InvalidInputError, match=r"parts\[0\].logsumexp: expected a tensor, got None. .*return_logsumexp"
+        InvalidInputError, match=r"parts\[0\].normalizer: expected a pair of tensors, got None. .*return_logsumexp"
     ):
         merge([AttentionResult(parts[0].output)])
     with pytest.raises(DimensionMismatchError, match=r"parts\[1\].output: expected .*queries=5"):
-        merge([parts[0], AttentionResult(parts[1].output[:, :4], None, parts[1].logsumexp)])
+        merge([parts[0], parts[1]._replace(output=parts[1].output[:, :4])])
     with pytest.raises(InvalidInputError, match=r"parts\[1\].output"):
-        merge([parts[0], AttentionResult(parts[1].output.float(), None, parts[1].logsumexp)])
+        merge([parts[0], parts[1]._replace(output=parts[1].output.float())])
 
 
-def test_parts_of_different_ranks_and_a_boolean_logsumexp() -> None:
+def test_parts_of_different_ranks_and_a_boolean_normalizer() -> None:
     _, parts = parts_of([3, 8])
-    lower = AttentionResult(parts[1].output[0], None, parts[1].logsumexp[0])  # pyright: ignore[reportOptionalSubscript]
+    assert parts[1].normalizer is not None
+    largest, log_sum = parts[1].normalizer
+    lower = AttentionResult(parts[1].output[0], normalizer=(largest[0], log_sum[0]))
     with pytest.raises(DimensionMismatchError, match=r"parts\[1\].output"):
         merge([parts[0], lower])
-    with pytest.raises(InvalidInputError, match=r"parts\[0\].logsumexp: expected a floating"):
-        merge([AttentionResult(parts[0].output, None, parts[0].logsumexp > 0)])  # pyright: ignore[reportOptionalOperand]
+    with pytest.raises(InvalidInputError, match=r"parts\[1\].normalizer\[0\]: expected a floating"):
+        merge([parts[0], parts[1]._replace(normalizer=(largest > 0, log_sum))])

@@ -52,7 +52,7 @@ class TestSchema:
         assert str(torch.ops.anyattention.graph_attention.default._schema) == (
             f"anyattention::graph_attention(float scale, float softcap, {arrays}, Tensor query, Tensor key, "
             "Tensor? value, Tensor? vector, Tensor? term, Tensor? bias, Tensor? seed, str score, bool normalize, "
-            "float negative_slope, float dropout) -> (Tensor, Tensor)"
+            "float negative_slope, float dropout) -> (Tensor, Tensor, Tensor)"
         )
 
     def test_records_inside_bring_their_own_name_and_a_tuple_of_them_is_one_list(self) -> None:
@@ -62,8 +62,8 @@ class TestSchema:
             "bool call_is_dense"
         )
         assert str(torch.ops.anyattention.run_attention_backward.default._schema) == (
-            f"anyattention::run_attention_backward({call}, Tensor output, Tensor logsumexp, Tensor grad_output, "
-            "Tensor? grad_logsumexp, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
+            f"anyattention::run_attention_backward({call}, Tensor output, Tensor largest, Tensor log_sum, "
+            "Tensor grad_output, Tensor? grad_logsumexp, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
         )
 
 
@@ -260,12 +260,13 @@ class TestResults:
         graph = arrays_of(Graph.from_edge_index(torch.randint(5, (2, 23)), num_nodes=5))
         columns = [x.unflatten(-1, (6, 3)) for x in whole.split(18, dim=-1)]
         call = replace(record.call, graph=graph, **dict(zip(("query", "key", "value"), columns, strict=True)))
-        output, logsumexp = graph_attention(call)
+        output, largest, log_sum = graph_attention(call)
         record = replace(
             record,
             call=call,
             output=output,
-            logsumexp=logsumexp,
+            largest=largest,
+            log_sum=log_sum,
             grad_output=torch.randn_like(output),
             grad_logsumexp=None,
         )
@@ -290,16 +291,15 @@ class TestResults:
     def test_one_that_nobody_used_has_no_gradient(self) -> None:
         for name, used in product(
             ("graph_attention: term, bias", "run_attention: one part, mask, bias, dropout", "fused_dense: plain"),
-            (0, 1),
+            (0, -1),
         ):
             op, record = of(name)
             leaves = [x for _, x in tensors_of(record) if x is not None and x.requires_grad]
             results = op(record)
-            by = torch.randn_like(results[used])
-            zero = torch.zeros_like(results[1 - used])
-            alone = torch.autograd.grad(results[used], leaves, by, retain_graph=True, materialize_grads=True)
-            both = torch.autograd.grad(results, leaves, [by, zero] if used == 0 else [zero, by])
-            torch.testing.assert_close(alone, both, rtol=1e-12, atol=1e-12)
+            by = [torch.zeros_like(x) for x in results]
+            by[used] = torch.randn_like(results[used])
+            alone = torch.autograd.grad(results[used], leaves, by[used], retain_graph=True, materialize_grads=True)
+            torch.testing.assert_close(alone, torch.autograd.grad(results, leaves, by), rtol=1e-12, atol=1e-12)
 
 
 class TestRefusals:
@@ -334,8 +334,8 @@ class TestRefusals:
         layout = layout_of(type(record))
         tensors = [None if x is None else x.to("meta") for x in module.tensors_of(layout, record)]
         # The meta device has the shapes alone.
-        output, logsumexp = op(module.with_tensors(layout, record, iter(tensors)))
-        assert (output.shape, logsumexp.shape, output.device.type) == ((2, 5, 6, 3), (2, 5, 6), "meta")
+        output, *rows = op(module.with_tensors(layout, record, iter(tensors)))
+        assert (output.shape, [x.shape for x in rows], output.device.type) == ((2, 5, 6, 3), [(2, 5, 6)] * 2, "meta")
 
 
 @dataclass(frozen=True, eq=False)

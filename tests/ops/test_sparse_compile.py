@@ -29,7 +29,7 @@ def assert_same(compiled: Callable[..., Any], call: Callable[..., Any], inputs: 
     found = []
     for function in (compiled, call):
         torch.manual_seed(9)
-        results = [x for x in function(*inputs) if x is not None]
+        results = [x for x in function(*inputs)[:3] if x is not None]
         cotangents = [torch.randn_like(x) for x in results]
         found.append((results, torch.autograd.grad(results, inputs, cotangents)))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

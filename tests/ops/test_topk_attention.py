@@ -94,10 +94,10 @@ def test_equals_dense_attention_masked_to_them(
     cotangents = [torch.randn(2, 7, 3, 2, dtype=dtype), torch.randn(2, 7, 3, dtype=dtype)]
     more = [torch.randn(x.shape, dtype=dtype) for x in inputs]
     found = []
-    for output, _, logsumexp, _ in (result, expected):
-        assert logsumexp is not None
-        gradients = [x.to(output.dtype) for x in cotangents]
-        first = torch.autograd.grad([output, logsumexp], inputs, gradients, create_graph=True)
+    for each in (result, expected):
+        assert each.logsumexp is not None
+        gradients = [x.to(each.output.dtype) for x in cotangents]
+        first = torch.autograd.grad([each.output, each.logsumexp], inputs, gradients, create_graph=True)
         found.append([*first, *torch.autograd.grad(first, inputs, more)])
     close(found[0], found[1], implementation, 1e-3)
 
@@ -248,7 +248,7 @@ def test_the_same_bits_on_any_number_of_threads(native: ModuleType) -> None:
             with threads(count):
                 found.append(run("cpu", [query, key, key], TopK(5)))
         for other in found[1:]:
-            assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(found[0][:4], other[:4], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -267,7 +267,7 @@ def test_rows_that_do_not_lie_side_by_side(implementation: str) -> None:
     inputs = [x.detach() for x in leaves(implementation)]
     apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     expected, result = (run(implementation, x, TopK(3)) for x in (inputs, apart))
-    assert all(torch.equal(x, y) for x, y in zip(expected, result, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(expected[:4], result[:4], strict=True))
 
 
 def test_keys_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

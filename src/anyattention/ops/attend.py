@@ -103,13 +103,13 @@ def attend(arguments: Arguments) -> AttentionResult:
         aggregation: "sum", "mean" or "max" of the weighted values. A Graph only.
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
-        return_logsumexp: also return the natural log of the softmax denominator.
+        return_logsumexp: also return the natural log of the softmax denominator, and its two parts (normalizer).
         implementation: force "cpu", "torch" (dense attention), "graph" (other patterns, over their pairs as edges) or
             "reference"; None takes the first that can run the call. See `explain`.
 
     Returns:
-        AttentionResult(output, weights, logsumexp, indices); what was not asked for is None. The output has the
-        query's rank and dtype, and the weights are differentiable.
+        AttentionResult(output, weights, logsumexp, indices, normalizer); what was not asked for is None. The output
+        has the query's rank and dtype, and the weights are differentiable.
 
     Raises:
         DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit the others.

@@ -6,6 +6,7 @@ import torch
 
 from anyattention._checks import Axes, require_device, require_floating, require_same_kind
 from anyattention.errors import InvalidInputError
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.output import AttentionResult
 
 __all__ = ["merge"]
@@ -14,20 +15,22 @@ __all__ = ["merge"]
 def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
     """The results of the same queries over disjoint sets of keys, joined to that over all keys.
 
-        l = log(sum over parts of exp(l_p)),   output = sum over parts of exp(l_p - l) output_p
+        m = largest m_p,   l = log(sum over parts of exp(m_p - m + l_p))
+        output = sum over parts of exp(m_p - m + l_p - l) output_p
 
-    In any order and grouping, and differentiable in outputs and logsumexps: long contexts can be read piece by piece,
-    or by several processes.
+    where (m_p, l_p) is the normalizer of a part, and (m, l) that of all keys. In any order and grouping, and
+    differentiable to any order: long contexts can be read piece by piece, or by several processes.
 
     Args:
-        parts: results with output `(..., queries, heads, value_dim)` and logsumexp `(..., queries, heads)`
-            (`return_logsumexp=True`), of one shape and dtype. A part may have no keys at all.
+        parts: results with output `(..., queries, heads, value_dim)` and normalizer, two tensors
+            `(..., queries, heads)` (`return_logsumexp=True`), of one shape and dtype. A part may have no keys at all.
 
     Returns:
-        AttentionResult(output, None, logsumexp). A query that has no keys in any part gets output 0 and logsumexp -inf.
+        AttentionResult with output, logsumexp and normalizer. A query that has no keys in any part gets output 0 and
+        logsumexp -inf.
 
     Raises:
-        InvalidInputError: no parts, something else than results, or one without logsumexp.
+        InvalidInputError: no parts, something else than results, or one without normalizer.
         DimensionMismatchError: the shapes differ.
 
     Cost: O(parts x queries x heads x value_dim) time and memory.
@@ -47,34 +50,35 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
             argument="parts", expected="a list of AttentionResults, at least one", actual=repr(parts)
         )
     axes = Axes()
-    outputs, logsumexps = [], []
+    outputs, each_largest, log_sums = [], [], []
     for number, part in enumerate(parts):
         if not isinstance(part, AttentionResult):
             raise InvalidInputError(
                 argument=f"parts[{number}]", expected="an AttentionResult", actual=type(part).__name__
             )
-        if part.logsumexp is None:
+        if part.normalizer is None:
             raise InvalidInputError(
-                argument=f"parts[{number}].logsumexp",
-                expected="a tensor",
+                argument=f"parts[{number}].normalizer",
+                expected="a pair of tensors",
                 actual=None,
                 hint="call attend with return_logsumexp=True",
             )
         batch = "batch " if parts[0].output.ndim == 4 else ""
         axes.bind(f"parts[{number}].output", part.output, f"{batch}queries heads value_dim")
-        axes.bind(f"parts[{number}].logsumexp", part.logsumexp, f"{batch}queries heads")
         require_floating(f"parts[{number}].output", part.output)
-        require_floating(f"parts[{number}].logsumexp", part.logsumexp)
-        require_device(f"parts[{number}].logsumexp", part.logsumexp, part.output.device, f"parts[{number}].output")
         require_same_kind(f"parts[{number}].output", part.output, "parts[0].output", parts[0].output)
+        for place, x in enumerate(part.normalizer):
+            name = f"parts[{number}].normalizer[{place}]"
+            axes.bind(name, x, f"{batch}queries heads")
+            require_floating(name, x)
+            require_device(name, x, part.output.device, f"parts[{number}].output")
         outputs.append(part.output)
-        logsumexps.append(part.logsumexp)
-    each = torch.stack(logsumexps)
-    top = each.detach().amax(0)
-    top = torch.where(top == -torch.inf, 0.0, top)
-    shares = torch.exp(each - top)
+        each_largest.append(part.normalizer[0])
+        log_sums.append(part.normalizer[1])
+    each = torch.stack(each_largest).detach()
+    largest = each.amax(0)
+    shares = torch.exp((each - torch.where(largest == -torch.inf, 0.0, largest)) + torch.stack(log_sums))
     total = shares.sum(0)
-    is_empty = total == 0
-    total = torch.where(is_empty, 1.0, total)
+    total = torch.where(total == 0, 1.0, total)
     output = ((shares / total).unsqueeze(-1) * torch.stack(outputs)).sum(0).to(outputs[0].dtype)
-    return AttentionResult(output, None, torch.where(is_empty, -torch.inf, total.log() + top))
+    return with_normalizer(AttentionResult(output), largest, total.log())

@@ -32,10 +32,11 @@ def explain_dense(arguments: Arguments) -> Explanation:
     """`explain` for patterns without edges."""
     call = _check(arguments)
     explanation = dispatch.explain(_TABLE, call, arguments.implementation)
-    hides_pairs = isinstance(call.pattern, Causal) or call.mask is not None
-    if explanation.implementation != "torch" or not hides_pairs:
+    if explanation.implementation != "torch":
         return explanation
-    return Explanation("torch", explanation.refusals, (torch_fused.NOTE,))
+    hides_pairs = isinstance(call.pattern, Causal) or call.mask is not None
+    notes = (torch_fused.LEAK, torch_fused.ROUNDING) if hides_pairs else (torch_fused.ROUNDING,)
+    return Explanation("torch", explanation.refusals, notes)
 
 
 def _check(arguments: Arguments) -> Arguments:

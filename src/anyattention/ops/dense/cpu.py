@@ -12,6 +12,7 @@ import torch
 from anyattention.ambient import is_compiling, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
 from anyattention.ops.runs import RunPart, run_attention, run_call
 from anyattention.output import AttentionResult
@@ -40,9 +41,9 @@ def run(call: Arguments) -> AttentionResult:
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     part = (_run_part if is_compiling() else _kept_run_part)(*lengths, isinstance(call.pattern, Causal))
-    output, logsumexp = run_attention(run_call(call, (part,), call.bias, is_dense=True))
-    output = output if output.dtype is call.value.dtype else output.to(call.value.dtype)
-    return AttentionResult(output, None, logsumexp if call.return_logsumexp else None)
+    output, largest, log_sum = run_attention(run_call(call, (part,), call.bias, is_dense=True))
+    result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype))
+    return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 
 def _run_part(num_queries: int, num_keys: int, causal: bool) -> RunPart:

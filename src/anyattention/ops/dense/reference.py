@@ -13,6 +13,7 @@ from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dense.pairs import allowed_pairs
 from anyattention.ops.dropout import draw_seed, keep_factors
+from anyattention.ops.normalizer import normalizer_of, with_normalizer
 from anyattention.output import AttentionResult
 
 __all__ = ["refusal", "run"]
@@ -69,15 +70,16 @@ def run(call: Arguments) -> AttentionResult:
     if pairs is not None and broken_scores is not None and call.weights is not None:
         weights = weights.masked_fill(broken_scores & pairs, torch.nan)
 
-    logsumexp = None
-    if call.return_logsumexp:
-        logsumexp = scores.logsumexp(-1)
-        if has_pairs is not None and broken_scores is not None:
-            logsumexp = torch.where(has_pairs.squeeze(-1), logsumexp, -torch.inf)
-            logsumexp = logsumexp.masked_fill(broken_scores.squeeze(-1), torch.nan)
-        logsumexp = logsumexp.transpose(1, 2)
     output = output.transpose(1, 2).to(call.value.dtype)
-    return AttentionResult(output, None if call.weights is None else weights.to(call.query.dtype), logsumexp)
+    result = AttentionResult(output, None if call.weights is None else weights.to(call.query.dtype))
+    if not call.return_logsumexp:
+        return result
+    largest, log_sum = normalizer_of(scores)
+    if has_pairs is not None and broken_scores is not None:
+        largest = torch.where(has_pairs.squeeze(-1), largest, -torch.inf)
+        log_sum = torch.where(has_pairs.squeeze(-1), log_sum, 0.0)
+        log_sum = log_sum.masked_fill(broken_scores.squeeze(-1), torch.nan)
+    return with_normalizer(result, largest.transpose(1, 2), log_sum.transpose(1, 2))
 
 
 def _scores(query: Tensor, key: Tensor, call: Arguments) -> Tensor:

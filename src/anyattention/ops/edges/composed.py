@@ -14,6 +14,7 @@ from torch import Tensor
 from anyattention.ops.arguments import Scaling
 from anyattention.ops.edges.arrays import GraphArrays
 from anyattention.ops.edges.operators import edge_spread, edge_sum, edge_total
+from anyattention.ops.edges.plain import largest_by_query
 from anyattention.ops.edges.products import GraphProducts
 from anyattention.scores import Score
 
@@ -60,33 +61,32 @@ class EdgeAttention:
         scores = self.scaling.of(raw)
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
-    def results(self, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Output `(B, N, H, C)` and logsumexp `(B, N, H)`; `shift` is a constant near logsumexp."""
-        scores = self.scores()
+    def results(self) -> tuple[Tensor, Tensor | None]:
+        """Output `(B, N, H, C)` and log of the sum `(B, N, H)` relative to a row's largest score, a constant."""
+        scores, log_sum = self.scores(), None
         hidden = scores == -torch.inf
         if self.normalize:
-            shift = torch.where(shift == -torch.inf, 0.0, shift)
+            # Not the kernel's: large scores, summed up in another order, are others by their rounding.
+            largest = largest_by_query(scores, self.graph.query_index, self.query.shape[-3])
+            shift = torch.where(largest == -torch.inf, 0.0, largest)
             terms = torch.where(hidden, 0.0, torch.exp(scores - edge_spread(shift, self.graph)))
             total = edge_total(terms, self.graph)
-            is_empty = total == 0
-            total = torch.where(is_empty, 1.0, total)
+            total = torch.where(total == 0, 1.0, total)
             weights = terms / edge_spread(total, self.graph)
-            logsumexp = torch.where(is_empty, -torch.inf, total.log() + shift)
+            log_sum = total.log()
         else:
             weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
-            logsumexp = shift
         value = self.key if self.value is None else self.value
-        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), logsumexp
+        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), log_sum
 
-    def gradients(
-        self, by: Sequence[Tensor | None], logsumexp: Tensor, needs: frozenset[str]
-    ) -> Mapping[str, Tensor | None]:
+    def gradients(self, by: Sequence[Tensor | None], needs: frozenset[str]) -> Mapping[str, Tensor | None]:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
         # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
         own = {name: getattr(self, name).view_as(getattr(self, name)) for name in names}
-        outputs = replace(self, **own).results(logsumexp.detach())
-        pairs = [(x, each) for x, each in zip(outputs, by, strict=True) if each is not None and x.requires_grad]
+        outputs = replace(self, **own).results()
+        results = [(x, each) for x, each in zip(outputs, by, strict=True) if x is not None and each is not None]
+        pairs = [(x, each) for x, each in results if x.requires_grad]
         found = torch.autograd.grad(
             [x for x, _ in pairs],
             list(own.values()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["softmax_by_query", "sum_by_query", "to_heads"]
+__all__ = ["largest_by_query", "softmax_by_query", "sum_by_query", "to_heads"]
 
 
 def to_heads(rows: Tensor, heads: int) -> Tensor:
@@ -24,18 +24,24 @@ def sum_by_query(rows: Tensor, axis: int, target: Tensor, num_queries: int) -> T
     return rows.new_zeros(shape).index_add(axis, target, rows)
 
 
-def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-    """The softmax of edge scores `(..., E, H)` by query, and its logsumexp `(..., N, H)`, -inf for empty queries."""
-    shape = (*scores.shape[:-2], num_queries, scores.shape[-1])
-    index = target[:, None].expand(scores.shape)
-    largest = scores.new_full(shape, -torch.inf)
-    largest = largest.scatter_reduce(-2, index, scores.detach(), "amax")
-    largest = torch.where(largest.isfinite(), largest, 0.0)
-    terms = (scores - largest.index_select(-2, target)).exp()
+def largest_by_query(scores: Tensor, target: Tensor, num_queries: int) -> Tensor:
+    """The largest of the edge scores `(..., E, H)` by query, `(..., N, H)`, a constant; -inf for empty queries."""
+    largest = scores.new_full((*scores.shape[:-2], num_queries, scores.shape[-1]), -torch.inf)
+    return largest.scatter_reduce(-2, target[:, None].expand(scores.shape), scores.detach(), "amax")
+
+
+def softmax_by_query(scores: Tensor, target: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax of edge scores `(..., E, H)` by query; the largest score and the log of the sum `(..., N, H)`.
+
+    The sum is relative to the largest score; empty queries have -inf and 0.
+    """
+    largest = largest_by_query(scores, target, num_queries)
+    shift = torch.where(largest.isfinite(), largest, 0.0)
+    terms = (scores - shift.index_select(-2, target)).exp()
     sums = sum_by_query(terms, -2, target, num_queries)
     # 0 / 0 is NaN, log(0) = -inf has gradient inf, and inf x 0 is NaN: empty queries take another branch.
     is_empty = sums == 0
     sums = torch.where(is_empty, 1.0, sums)
     # Not exp(scores - logsumexp): beside large scores the logarithm of the sum has no digits left.
     weights = terms / sums.index_select(-2, target)
-    return weights, torch.where(is_empty, -torch.inf, sums.log() + largest)
+    return weights, largest, sums.log()

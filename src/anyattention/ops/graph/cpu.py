@@ -22,6 +22,7 @@ from anyattention.ops.graph.operators import (
     graph_attention,
     graph_attention_weights,
 )
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.output import AttentionResult
 from anyattention.scores import Dot
 
@@ -55,7 +56,7 @@ def run(call: Arguments) -> AttentionResult:
             value_weight = call.edges.value_weight.to(dtype)
     summed = value
     if is_maximum:
-        # The kernel sums; of a call that takes the maximum it finds the logsumexp, beside one channel of nothing.
+        # The kernel sums; of a call that takes the maximum it finds the denominator, beside one channel of nothing.
         summed = key.new_zeros(*key.shape[:3], 1)
     if term is not None and score.features_are_inside:
         # The scores come whole, as a term beside the product of nothing.
@@ -77,10 +78,10 @@ def run(call: Arguments) -> AttentionResult:
         negative_slope=negative_slope,
         dropout=call.dropout,
     )
-    output, logsumexp = graph_attention(record)
+    output, largest, log_sum = graph_attention(record)
     weights = None
     if call.return_weights or value_weight is not None or is_maximum:
-        weights = _weights(record, logsumexp)
+        weights = _weights(record, largest, log_sum)
         kept = weights
         if seed is not None:
             kept = weights * keep_factors(tuple(weights.shape), call.dropout, seed, dtype)
@@ -96,13 +97,13 @@ def run(call: Arguments) -> AttentionResult:
         output = output / (counts if output.ndim == 4 else counts[0]).clamp(min=1.0)[..., None]
     if adds_batch:
         # Not output[0], whose gradient is a tensor of zeros, written over.
-        output, logsumexp = output.squeeze(0), logsumexp.squeeze(0)
+        output, largest, log_sum = output.squeeze(0), largest.squeeze(0), log_sum.squeeze(0)
         weights = None if weights is None else weights.squeeze(0)
-    return AttentionResult(
+    result = AttentionResult(
         output if output.dtype is call.value.dtype else output.to(call.value.dtype),
         weights.to(call.query.dtype) if weights is not None and call.return_weights else None,
-        logsumexp if call.return_logsumexp else None,
     )
+    return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 
 def _rows(x: Tensor, dtype: torch.dtype, adds_batch: bool) -> Tensor:
@@ -124,11 +125,11 @@ def _bias(call: Arguments, query: Tensor, dtype: torch.dtype) -> Tensor | None:
     return torch.where(call.mask, bias, -torch.inf).expand(shape)
 
 
-def _weights(record: GraphAttention, logsumexp: Tensor) -> Tensor:
+def _weights(record: GraphAttention, largest: Tensor, log_sum: Tensor) -> Tensor:
     """The weights `(B, E, H)`, computed once more: the kernel's have no gradient."""
     differentiable = (record.query, record.key, record.vector, record.term, record.bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
         scores = composed(record).scores()
         shares = edge_softmax(scores, record.graph) if record.normalize else scores.sigmoid()
         return torch.where(scores == -torch.inf, 0.0, shares)
-    return graph_attention_weights(GraphAttentionWeights(record, logsumexp))
+    return graph_attention_weights(GraphAttentionWeights(record, largest, log_sum))

@@ -71,7 +71,8 @@ class GraphAttentionWeights:
     """The weights before dropout, in the caller's edge order; without gradients."""
 
     call: GraphAttention
-    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+    largest: Annotated[Tensor, Numbers("batch num_queries heads")]
+    log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,8 @@ class GraphAttentionBackward:
 
     call: GraphAttention
     output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
-    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+    largest: Annotated[Tensor, Numbers("batch num_queries heads")]
+    log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
     grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
     grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
 
@@ -107,19 +109,25 @@ def composed(call: GraphAttention) -> EdgeAttention:
 def _gradient(
     call: GraphAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
-    output, logsumexp = results
-    grad_output, grad_logsumexp = by
+    output, largest, log_sum = results
+    grad_output, _, grad_logsumexp = by
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return composed(call).gradients((grad_output, grad_logsumexp), logsumexp, needs)
-    found = graph_attention_backward(GraphAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp))
+        return composed(call).gradients((grad_output, grad_logsumexp), needs)
+    found = graph_attention_backward(
+        GraphAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp)
+    )
     return dict(zip(_INPUTS, found, strict=True))
 
 
 graph_attention = operator(
     GraphAttention,
-    [Result("output", "batch num_queries heads value_dim"), Result("logsumexp", "batch num_queries heads")],
+    [
+        Result("output", "batch num_queries heads value_dim"),
+        Result("largest", "batch num_queries heads"),
+        Result("log_sum", "batch num_queries heads"),
+    ],
     gradient=_gradient,
     keeps_results=True,
 )

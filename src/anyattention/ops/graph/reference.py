@@ -10,6 +10,7 @@ from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.edges.plain import softmax_by_query, sum_by_query, to_heads
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.output import AttentionResult
 
 __all__ = ["refusal", "run"]
@@ -33,9 +34,9 @@ def run(call: Arguments) -> AttentionResult:
     scores = _scores(call, dtype)
     if call.mask is not None:
         scores = torch.where(call.mask, scores, -torch.inf)
-    logsumexp = None
+    largest = log_sum = None
     if call.normalize:
-        weights, logsumexp = softmax_by_query(scores, target, num_queries)
+        weights, largest, log_sum = softmax_by_query(scores, target, num_queries)
     else:
         weights = scores.sigmoid()
     if call.mask is not None:
@@ -53,11 +54,14 @@ def run(call: Arguments) -> AttentionResult:
             pairs = torch.ones_like(weights) if call.mask is None else call.mask.to(dtype)
             pairs = sum_by_query(pairs.expand_as(weights), -2, target, num_queries)
             output = output / pairs.clamp(min=1.0)[..., None]
-    return AttentionResult(
-        output.to(call.value.dtype),
-        None if call.weights is None else weights.to(call.query.dtype),
-        logsumexp if call.return_logsumexp else None,
+    result = AttentionResult(
+        output.to(call.value.dtype), None if call.weights is None else weights.to(call.query.dtype)
     )
+    if not call.return_logsumexp:
+        return result
+    assert largest is not None
+    assert log_sum is not None
+    return with_normalizer(result, largest, log_sum)
 
 
 def _scores(call: Arguments, dtype: torch.dtype) -> Tensor:

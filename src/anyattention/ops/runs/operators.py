@@ -63,7 +63,8 @@ class RunAttentionBackward:
 
     call: RunAttention
     output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
-    logsumexp: Annotated[Tensor, Numbers("batch num_queries heads")]
+    largest: Annotated[Tensor, Numbers("batch num_queries heads")]
+    log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
     grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
     grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
     needed: tuple[bool, ...]
@@ -109,19 +110,19 @@ def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAtten
 def _gradient(
     call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
-    output, logsumexp = results
-    grad_output, grad_logsumexp = by
+    output, largest, log_sum = results
+    grad_output, _, grad_logsumexp = by
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return _composed_gradients(call, (grad_output, grad_logsumexp), logsumexp, needs)
+        return _composed_gradients(call, (grad_output, grad_logsumexp), needs)
     needed = (True, True, True, "bias" in needs)
-    found = _backward(RunAttentionBackward(call, output, logsumexp, grad_output, grad_logsumexp, needed))
+    found = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp, needed))
     return dict(zip(("query", "key", "value", "bias"), found, strict=True))
 
 
 def _composed_gradients(
-    call: RunAttention, by: Sequence[Tensor | None], logsumexp: Tensor, needs: frozenset[str]
+    call: RunAttention, by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
     queries, keys = pairs_of(call.parts)
     lengths = call.query.shape[1], call.key.shape[1]
@@ -133,7 +134,7 @@ def _composed_gradients(
     elif call.seed is not None:
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
-    found = dict(at_edges(call, graph, kept).gradients(by, logsumexp, needs))
+    found = dict(at_edges(call, graph, kept).gradients(by, needs))
     by_edges = found.get("bias")
     if by_edges is not None and call.bias is not None:
         by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
@@ -143,7 +144,11 @@ def _composed_gradients(
 
 run_attention = operator(
     RunAttention,
-    [Result("output", "batch num_queries heads value_dim"), Result("logsumexp", "batch num_queries heads")],
+    [
+        Result("output", "batch num_queries heads value_dim"),
+        Result("largest", "batch num_queries heads"),
+        Result("log_sum", "batch num_queries heads"),
+    ],
     gradient=_gradient,
     keeps_results=True,
 )
@@ -155,8 +160,9 @@ _backward = operator(
 @run_attention.kernel("cpu", binds=True)
 def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
     if not call.parts:
-        output = call.query.new_zeros(*call.query.shape[:3], call.value.shape[3])
-        return output, call.query.new_full(call.query.shape[:3], -torch.inf)
+        rows = call.query.shape[:3]
+        output = call.query.new_zeros(*rows, call.value.shape[3])
+        return output, call.query.new_full(rows, -torch.inf), call.query.new_zeros(rows)
     results: list[Tensor | None] = []
     for number, part in enumerate(_single_parts(call)):
         bound = calls.bind(part)

@@ -11,6 +11,7 @@ from torch import Tensor
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.edges.operators import edge_softmax
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
 from anyattention.ops.runs import RunAttention, RunPart, at_edges, pairs_in_tiles, run_attention, run_call, runs_of
 from anyattention.ops.runs.traced import constant_when_traced
@@ -63,12 +64,10 @@ def run(call: Arguments) -> AttentionResult:
     if isinstance(bias, RelativeBias):
         bias = _by_distance(bias, call.query, call.key)
     record = run_call(call, parts, bias, is_dense=False)
-    output, logsumexp = run_attention(record)
-    return AttentionResult(
-        output.to(call.value.dtype),
-        None if call.weights is None else _weights(call, record).to(call.query.dtype),
-        logsumexp if call.return_logsumexp else None,
-    )
+    output, largest, log_sum = run_attention(record)
+    weights = None if call.weights is None else _weights(call, record).to(call.query.dtype)
+    result = AttentionResult(output.to(call.value.dtype), weights)
+    return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 
 def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:

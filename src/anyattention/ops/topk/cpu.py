@@ -14,6 +14,7 @@ from anyattention.ambient import Moment, moment_of, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.graph import graph_attention
+from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_rows
 from anyattention.ops.topk.chosen import at_keys
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
@@ -83,12 +84,15 @@ def run(call: Arguments) -> AttentionResult:
             implementation="cpu",
         )
     )
-    return AttentionResult(
+    result = AttentionResult(
         found.output.reshape(batch, num_queries, heads, value_dim).to(call.value.dtype),
         None if found.weights is None else found.weights.reshape(indices.shape).to(call.query.dtype),
-        None if found.logsumexp is None else found.logsumexp.reshape(batch, num_queries, heads),
-        indices,
+        indices=indices,
     )
+    if found.normalizer is None:
+        return result
+    largest, log_sum = (x.reshape(batch, num_queries, heads) for x in found.normalizer)
+    return with_normalizer(result, largest, log_sum)
 
 
 def _selection(call: Arguments) -> TopK:

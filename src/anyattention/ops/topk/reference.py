@@ -14,6 +14,7 @@ from torch import Tensor
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
+from anyattention.ops.normalizer import normalizer_of, with_normalizer
 from anyattention.ops.topk.chosen import at_keys
 from anyattention.output import AttentionResult
 from anyattention.patterns import TopK
@@ -60,14 +61,15 @@ def run(call: Arguments) -> AttentionResult:
         seed = draw_seed(weights.device)
         kept = weights * keep_factors((batch, num_queries, heads, k), call.dropout, seed, dtype).transpose(1, 2)
     output = (kept.unsqueeze(-1) * values).sum(-2)
-    logsumexp = torch.where(has_keys, scores, 0.0).logsumexp(-1)
-    logsumexp = torch.where(has_keys.squeeze(-1), logsumexp, -torch.inf)
-    return AttentionResult(
+    result = AttentionResult(
         output.transpose(1, 2).to(call.value.dtype),
         None if call.weights is None else weights.transpose(1, 2).to(call.query.dtype),
-        logsumexp.transpose(1, 2) if call.return_logsumexp else None,
-        indices.transpose(1, 2),
+        indices=indices.transpose(1, 2),
     )
+    if not call.return_logsumexp:
+        return result
+    largest, log_sum = normalizer_of(scores)
+    return with_normalizer(result, largest.transpose(1, 2), log_sum.transpose(1, 2))
 
 
 def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
