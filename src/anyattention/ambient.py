@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_gradtrackingtensor,
+    is_legacy_batchedtensor,
+)
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
 # Whether torch.compile or torch.export reads this call. Not in a function of our own: torch.compile would compile that
@@ -20,9 +29,13 @@ __all__ = [
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
+    "is_mapped",
+    "is_readable",
     "is_transformed",
+    "mapped_last",
     "moment_of",
     "shielded",
+    "values_of",
     "without_tangents",
 ]
 
@@ -33,6 +46,7 @@ class Moment(Enum):
     """Who has to see a call before its kernel does."""
 
     PLAIN = "nobody: plain tensors, and no mode or transform is on"
+    BATCHED = "autograd's own vmap, that of is_grads_batched=True and vectorize=True"
     DUAL = "forward-mode derivatives, which plain tensors carry"
     TRANSFORMED = "a transform of torch.func"
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
@@ -42,19 +56,18 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
     """What a call of these tensors is made under; None among them does not count."""
     if is_compiling():
         return Moment.DISPATCHED
-    if torch._C._are_functorch_transforms_active():
-        return Moment.TRANSFORMED
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
-        return Moment.DISPATCHED
+    is_transformed = torch._C._are_functorch_transforms_active()
+    if is_transformed or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        others = Moment.TRANSFORMED if is_transformed else Moment.DISPATCHED
+        return Moment.BATCHED if any(map(_is_batched, tensors)) else others
     for x in tensors:
         if x is None:
             continue
-        # Without memory: of autograd's own vmap, or left over from a transform that has ended.
-        if type(x) not in _TYPES or not torch._C._has_storage(x):
-            return Moment.DISPATCHED
-        # Indices are no views of complex numbers, and no zeros of autograd's.
-        if x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor()):
-            return Moment.DISPATCHED
+        # Without memory: of autograd's own vmap, or left over from a transform that has ended. And indices are no views
+        # of complex numbers, and no zeros of autograd's.
+        is_odd = type(x) not in _TYPES or not torch._C._has_storage(x)
+        if is_odd or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
+            return Moment.BATCHED if any(map(_is_batched, tensors)) else Moment.DISPATCHED
     return Moment.DUAL if forward_ad._current_level >= 0 and _has_tangent(tensors) else Moment.PLAIN
 
 
@@ -77,9 +90,68 @@ def _has_tangent(tensors: Iterable[Any]) -> bool:
     return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def is_differentiated_again() -> bool:
-    """Inside a backward: whether derivatives are to be taken of the gradients. Never under torch.compile."""
-    return is_grad_enabled() and not is_compiling()
+def is_differentiated_again(*gradients: Tensor | None) -> bool:
+    """Inside a backward by these: whether derivatives are to be taken of what it gives. Never under torch.compile.
+
+    A rule of gradients, which runs where gradients are recorded if so, asks without them.
+    """
+    if is_compiling():
+        return False
+    return is_grad_enabled() or _is_derived() or (forward_ad._current_level >= 0 and _has_tangent(gradients))
+
+
+def _is_derived() -> bool:
+    """Whether a transform of torch.func that takes derivatives is on; vmap takes none."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(each.key() in (TransformType.Grad, TransformType.Jvp) for each in get_interpreter_stack() or ())
+
+
+def _is_batched(x: Any) -> bool:
+    return isinstance(x, Tensor) and is_legacy_batchedtensor(x)
+
+
+def mapped_last(tensors: Sequence[Tensor | None]) -> tuple[int, int, list[Tensor | None], list[bool]]:
+    """Tensors of `Moment.BATCHED`, without the innermost of autograd's own vmaps that any of them is mapped by.
+
+    Returns:
+        The map's level, for `torch._add_batch_dim`; its size; the tensors, the mapped axis first; which had it.
+    """
+    # Which level is the current one, PyTorch tells only who enters another.
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for each in range(level, 0, -1):
+        # An axis that is not there comes out with the size that is given, 0.
+        found = [torch._remove_batch_dim(x, each, 0, 0) if _is_batched(x) else None for x in tensors]
+        mapped = [x is not None and x.shape[0] > 0 for x in found]
+        if any(mapped):
+            given = [x if is_mapped else old for x, is_mapped, old in zip(found, mapped, tensors, strict=True)]
+            size = next(len(x) for x, is_mapped in zip(found, mapped, strict=True) if is_mapped and x is not None)
+            return each, size, given, mapped
+    raise RuntimeError("a tensor of a vmap that has ended")
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a vmap, torch.func's or autograd's own, hides what a tensor holds."""
+    return _is_batched(x) or is_batchedtensor(_without_derivatives(x))
+
+
+def is_readable(*tensors: Tensor) -> bool:
+    """Whether a decision may rest on what these hold: not compiled, traced, mapped or fake, nor on "meta"."""
+    if is_compiling() or torch._C._get_tracing_state():
+        return False
+    return not any(x.is_meta or is_fake(x) or is_mapped(x) for x in tensors)
+
+
+def values_of(x: Tensor) -> Tensor:
+    """What a readable tensor holds, without derivatives of any kind: for what reads its memory under `shielded`."""
+    return _without_derivatives(x).detach()
+
+
+def _without_derivatives(x: Tensor) -> Tensor:
+    while is_gradtrackingtensor(x):
+        x = get_unwrapped(x)
+    return x
 
 
 def is_autocast_enabled(device: torch.device) -> bool:

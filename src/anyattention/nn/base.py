@@ -18,12 +18,13 @@ from anyattention._checks import (
     require_number,
     require_same_kind,
 )
-from anyattention.ambient import is_autocast_enabled
+from anyattention.ambient import is_autocast_enabled, is_mapped
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,
     NumericalInstabilityError,
     TrainingError,
+    UnsupportedError,
 )
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
 from anyattention.settings import with_meanings
@@ -234,6 +235,8 @@ def require_parameter_kind(argument: str, tensor: Tensor, parameter: Tensor) -> 
 
 def require_finite(module: str, output: Tensor) -> None:
     """Raise `NumericalInstabilityError` when the output holds a NaN or an Inf."""
+    if is_mapped(output):
+        raise UnsupportedError(f"{module}: under vmap no number can be read, as check_finite=True asks for")
     finite = output.isfinite()
     if not finite.all():
         raise NumericalInstabilityError(

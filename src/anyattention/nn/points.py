@@ -24,7 +24,7 @@ from anyattention._checks import (
     require_tensor,
     to_four_axes,
 )
-from anyattention.ambient import is_compiling
+from anyattention.ambient import is_readable
 from anyattention.config import GeometricAttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
@@ -221,8 +221,8 @@ class PointAttention(AttentionModule):
 
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:
-    """Raise where a coordinate is NaN or infinite; under torch.compile it shows in the output instead."""
-    if is_compiling():
+    """Raise where a coordinate is NaN or infinite; where that cannot be read, it shows in the output instead."""
+    if not is_readable(positions):
         return
     finite = positions.isfinite()
     if not finite.all():

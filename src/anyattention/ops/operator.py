@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anyattention import ambient
 from anyattention.ambient import Moment
+from anyattention.errors import UnsupportedError
 from anyattention.native import calls, load
 from anyattention.native.structures import Kind, Layout, Pairs, Seed, layout_of, snake_case
 from anyattention.ops.records import (
@@ -309,8 +310,13 @@ class Operator(Generic[Record]):
         if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
         call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
-        found = self._gradient(call, results, by, frozenset(needs))
-        return {name: found.get(name) for name in needs}
+        if torch.is_grad_enabled() or not ambient.is_differentiated_again(*by):
+            found = self._gradient(call, results, by, frozenset(needs))
+            return {name: found.get(name) for name in needs}
+        with torch.enable_grad():
+            found = self._gradient(call, results, by, frozenset(needs))
+        # Without what was recorded, and with the forward derivative that it was recorded for.
+        return {name: None if (x := found.get(name)) is None else x.view_as(x) for name in needs}
 
     def _setup(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         record = record_of(self._layout, iter(inputs))
@@ -324,11 +330,14 @@ class Operator(Generic[Record]):
             given[self._arguments[name]] = gradient
         return tuple(given)
 
+    def _without_tangents(self) -> UnsupportedError:
+        return UnsupportedError(f"anyattention::{self.name} has no forward derivative")
+
     def _tangents(self, record: Any, results: Sequence[Tensor], by: Mapping[str, Tensor]) -> Any:
         if self._tangent is not None:
             return self._tangent(record, results, by)
         if not self._linear_in:
-            raise NotImplementedError(f"anyattention::{self.name} has no forward derivative")
+            raise self._without_tangents()
         parts = [self(replace(record, **{name: x})) for name, x in by.items() if name in self._linear_in]
         return sum(parts[1:], parts[0])
 
@@ -337,6 +346,8 @@ def _function_of(op: Operator[Any]) -> Any:
     """The operator's `autograd.Function`: of the moment of the call, the record, and its tensors."""
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
+        if moment is Moment.BATCHED:
+            return _mapped_by_autograd(op, record, tensors)
         if moment is not Moment.TRANSFORMED:
             kernel = op._kernel_for(tensors)
             return op._through_dispatcher(record) if kernel is None else kernel(record)
@@ -356,42 +367,61 @@ def _function_of(op: Operator[Any]) -> Any:
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        if op._gradient is None and all(each.dtype is torch.int64 for each in op.results):
+            # Indices have no derivative, nor can anything be wanted of it.
+            return None if len(op.results) == 1 else (None,) * len(op.results)
+        if op._gradient is None:
+            raise op._without_tangents()
         by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
         with ambient.without_tangents(ctx.saved_tensors) as saved:
             record = with_tensors(op._layout, ctx.template, iter(saved))
             return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
 
     def vmap(info: Any, in_dims: Sequence[Any], _: Moment, record: Any, *tensors: Tensor | None) -> Any:
-        count, kinds = info.batch_size, kinds_of(op._layout, record)
         mapped = [dim is not None for dim in in_dims[2:]]
         given = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        # Dropout's numbers, and numbers of pairs, belong to places in the batch.
-        is_placed = any(isinstance(kind, Seed | Pairs) and x is not None for kind, x in zip(kinds, given, strict=True))
-        can_fold = [_is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped]
-        if all(op._batched) and all(can_fold) and not is_placed:
-            folded = [
-                x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
-                for x, kind, is_mapped in zip(given, kinds, mapped, strict=True)
-            ]
-            had_batch = take_sizes(op._layout, record, {})
-            found = op(with_tensors(op._layout, record, iter(folded)))
-            results = found if isinstance(found, tuple) else (found,)
-            if had_batch:
-                results = tuple([None if x is None else x.unflatten(0, (count, -1)) for x in results])
-        else:
-            each = []
-            for n in range(count):
-                some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(given, mapped, strict=True)]
-                found = op(with_tensors(op._layout, record, iter(some)))
-                each.append(found if isinstance(found, tuple) else (found,))
-            results = tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
+        results = _mapped(op, record, given, mapped, info.batch_size)
         dims = tuple([None if x is None else 0 for x in results])
         return (results[0], dims[0]) if len(results) == 1 else (results, dims)
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
     return type(op.name, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in members.items()})
+
+
+def _mapped(
+    op: Operator[Any], record: Any, tensors: Sequence[Tensor | None], mapped: Sequence[bool], count: int
+) -> tuple[Tensor | None, ...]:
+    """The results of `count` calls, stacked: the mapped tensors have an axis of calls, first, and the others none."""
+    kinds = kinds_of(op._layout, record)
+    # Dropout's numbers, and numbers of pairs, belong to places in the batch.
+    is_placed = any(isinstance(kind, Seed | Pairs) and x is not None for kind, x in zip(kinds, tensors, strict=True))
+    can_fold = [_is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped]
+    have_batch = [is_batched for n, is_batched in enumerate(op._batched) if op._is_there(n, record)]
+    if all(have_batch) and all(can_fold) and not is_placed:
+        folded = [
+            x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
+            for x, kind, is_mapped in zip(tensors, kinds, mapped, strict=True)
+        ]
+        had_batch = take_sizes(op._layout, record, {})
+        found = op(with_tensors(op._layout, record, iter(folded)))
+        results = found if isinstance(found, tuple) else (found,)
+        return tuple([x.unflatten(0, (count, -1)) if had_batch and x is not None else x for x in results])
+    each = []
+    for n in range(count):
+        some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(tensors, mapped, strict=True)]
+        found = op(with_tensors(op._layout, record, iter(some)))
+        each.append(found if isinstance(found, tuple) else (found,))
+    return tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
+
+
+def _mapped_by_autograd(op: Operator[Any], record: Any, tensors: Sequence[Tensor | None]) -> Any:
+    """The results of a call under autograd's own vmap."""
+    level, count, given, mapped = ambient.mapped_last(tensors)
+    results = _mapped(op, record, given, mapped, count)
+    found = tuple([None if x is None else torch._add_batch_dim(x, 0, level) for x in results])
+    return found[0] if len(found) == 1 else found
 
 
 def _is_batched(kind: Kind) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
+from anyattention.ambient import is_mapped
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
@@ -238,7 +239,7 @@ def _require_count(argument: str, count: int | None) -> int:
 
 
 def _require_range(argument: str, index: Tensor, count: int) -> None:
-    if index.numel() == 0:
+    if index.numel() == 0 or is_mapped(index):
         return
     low, high = index.aminmax()
     if low < 0 or high >= count:
