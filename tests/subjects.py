@@ -169,7 +169,9 @@ def _with_features(query: Tensor, key: Tensor, value: Tensor, features: Tensor, 
 
 OPERATIONS: dict[str, Callable[[], Subject]] = {
     "edge_dot": _plain(lambda query, key: edge_dot(query, key, GRAPH), query=random(4, 2, 3), key=random(5, 1, 3)),
-    "edge_sum": _plain(lambda weights, value: edge_sum(weights, value, GRAPH), weights=random(8, 2), value=random(5, 1, 3)),
+    "edge_sum": _plain(
+        lambda weights, value: edge_sum(weights, value, GRAPH), weights=random(8, 2), value=random(5, 1, 3)
+    ),
     "edge_softmax": _plain(lambda scores: edge_softmax(scores, GRAPH), scores=random(2, 8, 2)),
     "merge": _plain(_merged, query=random(1, 3, 2, 2), key=random(1, 4, 2, 2), value=random(1, 4, 2, 2)),
     "graph": attention(GRAPH),
@@ -210,11 +212,14 @@ MODULES: dict[str, Callable[[], Subject]] = {
     "MultiHeadAttention": module(lambda: MultiHeadAttention(4, 2), _ROWS, return_weights=True),
     "MultiHeadAttention, causal": module(lambda: MultiHeadAttention(4, 2, causal=True), _ROWS),
     "ScaledDotProductAttention": module(
-        lambda: ScaledDotProductAttention(4, 2), {"query": random(2, 3, 4), "key": random(2, 5, 4), "value": random(2, 5, 4)}
+        lambda: ScaledDotProductAttention(4, 2),
+        {"query": random(2, 3, 4), "key": random(2, 5, 4), "value": random(2, 5, 4)},
     ),
     "SparseAttention, window": module(lambda: SparseAttention(4, 2, local_window=1), _ROWS),
     "SparseAttention, top-k": module(lambda: SparseAttention(4, 2, sparsity_pattern="top_k", top_k=2), _ROWS),
-    "GraphAttention, additive": module(lambda: GraphAttention(4, 2, residual=True), {"x": random(5, 4)}, graph=_EDGE_INDEX),
+    "GraphAttention, additive": module(
+        lambda: GraphAttention(4, 2, residual=True), {"x": random(5, 4)}, graph=_EDGE_INDEX
+    ),
     "GraphAttention, dynamic": module(
         lambda: GraphAttention(4, 2, score="dynamic", edge_dim=2),
         {"x": random(5, 4), "edge_attr": random(9, 2)},

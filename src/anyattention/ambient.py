@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -23,22 +23,30 @@ from torch.autograd import forward_ad
 # Whether torch.compile or torch.export reads this call. Not in a function of our own: torch.compile would compile that
 # by itself where it gives up on the caller, and answer True.
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "Moment",
+    "admitted",
     "is_autocast_enabled",
     "is_compiling",
+    "is_derived_unrecorded",
     "is_differentiated_again",
+    "is_hollow",
     "is_mapped",
     "is_readable",
     "is_transformed",
+    "mapped_at",
     "mapped_last",
     "moment_of",
     "shielded",
     "values_of",
+    "without_autocast",
     "without_tangents",
 ]
 
+_add_batch_dim: Any = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
+_remove_batch_dim: Any = torch._remove_batch_dim  # pyright: ignore[reportPrivateImportUsage]
 _TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -90,21 +98,21 @@ def _has_tangent(tensors: Iterable[Any]) -> bool:
     return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def is_differentiated_again(*gradients: Tensor | None) -> bool:
-    """Inside a backward by these: whether derivatives are to be taken of what it gives. Never under torch.compile.
+def is_differentiated_again() -> bool:
+    """Inside a backward: whether derivatives are to be taken of the gradients. Never under torch.compile."""
+    return is_grad_enabled() and not is_compiling()
 
-    A rule of gradients, which runs where gradients are recorded if so, asks without them.
+
+def is_derived_unrecorded(gradients: Sequence[Tensor | None]) -> bool:
+    """Inside a backward by these that autograd does not record: whether other derivatives are taken of what it gives.
+
+    Those of forward mode, and of any transform of torch.func but vmap.
     """
-    if is_compiling():
+    if is_grad_enabled() or is_compiling():
         return False
-    return is_grad_enabled() or _is_derived() or (forward_ad._current_level >= 0 and _has_tangent(gradients))
-
-
-def _is_derived() -> bool:
-    """Whether a transform of torch.func that takes derivatives is on; vmap takes none."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    return any(each.key() in (TransformType.Grad, TransformType.Jvp) for each in get_interpreter_stack() or ())
+    if torch._C._are_functorch_transforms_active():
+        return any(each.key() in (TransformType.Grad, TransformType.Jvp) for each in get_interpreter_stack() or ())
+    return forward_ad._current_level >= 0 and _has_tangent(gradients)
 
 
 def _is_batched(x: Any) -> bool:
@@ -115,20 +123,25 @@ def mapped_last(tensors: Sequence[Tensor | None]) -> tuple[int, int, list[Tensor
     """Tensors of `Moment.BATCHED`, without the innermost of autograd's own vmaps that any of them is mapped by.
 
     Returns:
-        The map's level, for `torch._add_batch_dim`; its size; the tensors, the mapped axis first; which had it.
+        The map's level, its size, the tensors with the mapped axis first, and which have one.
     """
     # Which level is the current one, PyTorch tells only who enters another.
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     for each in range(level, 0, -1):
         # An axis that is not there comes out with the size that is given, 0.
-        found = [torch._remove_batch_dim(x, each, 0, 0) if _is_batched(x) else None for x in tensors]
+        found = [_remove_batch_dim(x, each, 0, 0) if x is not None and _is_batched(x) else None for x in tensors]
         mapped = [x is not None and x.shape[0] > 0 for x in found]
         if any(mapped):
             given = [x if is_mapped else old for x, is_mapped, old in zip(found, mapped, tensors, strict=True)]
             size = next(len(x) for x, is_mapped in zip(found, mapped, strict=True) if is_mapped and x is not None)
             return each, size, given, mapped
     raise RuntimeError("a tensor of a vmap that has ended")
+
+
+def mapped_at(level: int, x: Tensor) -> Tensor:
+    """A tensor whose first axis is that of autograd's own vmap of this level."""
+    return _add_batch_dim(x, 0, level)
 
 
 def is_mapped(x: Tensor) -> bool:
@@ -140,7 +153,7 @@ def is_readable(*tensors: Tensor) -> bool:
     """Whether a decision may rest on what these hold: not compiled, traced, mapped or fake, nor on "meta"."""
     if is_compiling() or torch._C._get_tracing_state():
         return False
-    return not any(x.is_meta or is_fake(x) or is_mapped(x) for x in tensors)
+    return not any(is_hollow(x) or is_mapped(x) for x in tensors)
 
 
 def values_of(x: Tensor) -> Tensor:
@@ -159,8 +172,23 @@ def is_autocast_enabled(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where every operation keeps its tensors' dtypes; PyTorch has no autocast to switch off for "meta"."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def shielded() -> Iterator[None]:
-    """For what is kept for later calls: made on the CPU, marked by no inference mode, transform or default device."""
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+    """For what is kept for later calls: made on the CPU, marked by no mode, transform or default device."""
+    with _disable_current_modes(), torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
         yield
+
+
+def admitted(x: Tensor) -> Tensor:
+    """A tensor made under `shielded` as the modes of the moment take it: as a fake one, as a constant of a trace."""
+    return torch.ops.aten.lift_fresh.default(x) if torch._C._len_torch_dispatch_stack() else x
+
+
+def is_hollow(x: Tensor) -> bool:
+    """Whether a tensor is its shape alone: on "meta", or fake."""
+    return x.is_meta or is_fake(x)

@@ -24,7 +24,7 @@ from anyattention._checks import (
     require_tensor,
     to_four_axes,
 )
-from anyattention.ambient import is_readable
+from anyattention.ambient import is_readable, without_autocast
 from anyattention.config import GeometricAttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
@@ -187,7 +187,7 @@ class PointAttention(AttentionModule):
                 )
             return None
         dtype = torch.promote_types(positions.dtype, torch.float32)
-        with torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions.device):
             wide = None if cell is None else cell.to(dtype)
             return image_offsets(positions.to(dtype), graph.shifts, wide, graph.key_index, batch)
 

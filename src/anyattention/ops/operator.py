@@ -24,11 +24,11 @@ from anyattention import ambient
 from anyattention.ambient import Moment
 from anyattention.errors import UnsupportedError
 from anyattention.native import calls, load
-from anyattention.native.structures import Kind, Layout, Pairs, Seed, layout_of, snake_case
+from anyattention.native.structures import Layout, layout_of, snake_case
+from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
     kept_flags,
-    kinds_of,
     numbers_of,
     places_of,
     record_of,
@@ -257,6 +257,10 @@ class Operator(Generic[Record]):
         result = self.results[n]
         return result.like is None or result.like_of(record) is not None
 
+    def _have_batch(self, record: Any) -> bool:
+        """Whether each result that there is has a batch axis."""
+        return all(is_batched for n, is_batched in enumerate(self._batched) if self._is_there(n, record))
+
     def _fake(self, *arguments: Any) -> Any:
         record = record_of(self._layout, iter(arguments))
         first = numbers_of(self._layout, record)
@@ -310,7 +314,7 @@ class Operator(Generic[Record]):
         if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
         call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
-        if torch.is_grad_enabled() or not ambient.is_differentiated_again(*by):
+        if not ambient.is_derived_unrecorded(by):
             found = self._gradient(call, results, by, frozenset(needs))
             return {name: found.get(name) for name in needs}
         with torch.enable_grad():
@@ -347,7 +351,7 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
         if moment is Moment.BATCHED:
-            return _mapped_by_autograd(op, record, tensors)
+            return mapped_by_autograd(op, op._layout, op._have_batch(record), record, tensors)
         if moment is not Moment.TRANSFORMED:
             kernel = op._kernel_for(tensors)
             return op._through_dispatcher(record) if kernel is None else kernel(record)
@@ -382,56 +386,12 @@ def _function_of(op: Operator[Any]) -> Any:
         given = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        results = _mapped(op, record, given, mapped, info.batch_size)
+        results = mapped_calls(op, op._layout, op._have_batch(record), record, given, mapped, info.batch_size)
         dims = tuple([None if x is None else 0 for x in results])
         return (results[0], dims[0]) if len(results) == 1 else (results, dims)
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
     return type(op.name, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in members.items()})
-
-
-def _mapped(
-    op: Operator[Any], record: Any, tensors: Sequence[Tensor | None], mapped: Sequence[bool], count: int
-) -> tuple[Tensor | None, ...]:
-    """The results of `count` calls, stacked: the mapped tensors have an axis of calls, first, and the others none."""
-    kinds = kinds_of(op._layout, record)
-    # Dropout's numbers, and numbers of pairs, belong to places in the batch.
-    is_placed = any(isinstance(kind, Seed | Pairs) and x is not None for kind, x in zip(kinds, tensors, strict=True))
-    can_fold = [_is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped]
-    have_batch = [is_batched for n, is_batched in enumerate(op._batched) if op._is_there(n, record)]
-    if all(have_batch) and all(can_fold) and not is_placed:
-        folded = [
-            x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
-            for x, kind, is_mapped in zip(tensors, kinds, mapped, strict=True)
-        ]
-        had_batch = take_sizes(op._layout, record, {})
-        found = op(with_tensors(op._layout, record, iter(folded)))
-        results = found if isinstance(found, tuple) else (found,)
-        return tuple([x.unflatten(0, (count, -1)) if had_batch and x is not None else x for x in results])
-    each = []
-    for n in range(count):
-        some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(tensors, mapped, strict=True)]
-        found = op(with_tensors(op._layout, record, iter(some)))
-        each.append(found if isinstance(found, tuple) else (found,))
-    return tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
-
-
-def _mapped_by_autograd(op: Operator[Any], record: Any, tensors: Sequence[Tensor | None]) -> Any:
-    """The results of a call under autograd's own vmap."""
-    level, count, given, mapped = ambient.mapped_last(tensors)
-    results = _mapped(op, record, given, mapped, count)
-    found = tuple([None if x is None else torch._add_batch_dim(x, 0, level) for x in results])
-    return found[0] if len(found) == 1 else found
-
-
-def _is_batched(kind: Kind) -> bool:
-    return kind.is_exact and kind.axes.startswith("batch ")
-
-
-def _folded(x: Tensor, kind: Kind, is_mapped: bool, count: int) -> Tensor:
-    """A tensor with `count` calls one after the other in its batch axis, which it may not have had."""
-    x = x if is_mapped else x.expand(count, *x.shape)
-    return x.flatten(0, 1) if x.ndim > len(kind.names) else x
 
 
 def _begins_with_batch(layout: Layout, result: Result) -> bool:

@@ -34,10 +34,8 @@ def masked_bias(mask: Tensor | None, bias: Tensor | None, graph: Graph, query: T
 def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:
     """`(B | 1, H | 1, L | 1, S | 1)` at a graph's edges: `(B | 1, E, H | 1)`."""
     num_queries, num_keys = pairs.shape[2:]
-    if num_queries == num_keys == 1:
-        edges = pairs[:, :, 0].expand(-1, -1, graph.num_edges)
-    else:
-        # Not by indexing, whose gradient cannot be mapped over.
-        place = graph.query_index * num_keys if num_queries != 1 else 0
-        edges = pairs.flatten(2).index_select(2, place + graph.key_index if num_keys != 1 else place)
-    return edges.transpose(1, 2)
+    place = graph.key_index if num_keys != 1 else torch.zeros_like(graph.key_index)
+    if num_queries != 1:
+        place = place + graph.query_index * num_keys
+    # Not by indexing, whose gradient cannot be mapped over.
+    return pairs.flatten(2).index_select(2, place).transpose(1, 2)
