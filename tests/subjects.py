@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from anyattention import (
     AttentionResult,
-    Blocks,
     Causal,
-    Documents,
     Dynamic,
     EdgeFeatures,
-    Fixed,
-    Global,
     Graph,
-    RelativeBias,
     Strided,
     TopK,
     Window,
@@ -54,12 +49,13 @@ class Subject:
     tensors: dict[str, Tensor]
 
     @property
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    @property
     def inputs(self) -> tuple[Tensor, ...]:
         return tuple(self.tensors.values())
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """The places of all inputs."""
+        return tuple(range(len(self.tensors)))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The results that have a gradient."""
@@ -67,16 +63,37 @@ class Subject:
 
     def loss(self, *inputs: Tensor) -> Tensor:
         """A number of all results; the sine keeps what is linear from vanishing at the second derivative."""
-        return sum(
-            [(found.sin() * waves(found)).sum() for found in self(*inputs)], torch.zeros((), dtype=inputs[0].dtype)
-        )
+        each = [(found.sin() * waves(found)).sum() for found in self(*inputs)]
+        return sum(each[1:], each[0])
+
+    def leaves(self) -> list[Tensor]:
+        return [x.clone().requires_grad_() for x in self.inputs]
 
     def directions(self, *leading: int) -> tuple[Tensor, ...]:
         """Random tensors like the inputs."""
         return tuple([torch.randn(*leading, *x.shape, dtype=x.dtype) for x in self.inputs])
 
-    def leaves(self) -> list[Tensor]:
-        return [x.detach().clone().requires_grad_() for x in self.inputs]
+    def cotangents(self, *leading: int) -> tuple[Tensor, ...]:
+        """Random tensors like the results."""
+        return tuple([torch.randn(*leading, *x.shape, dtype=x.dtype) for x in self(*self.inputs)])
+
+    def among(self, *places: int) -> tuple["Subject", tuple[Tensor, ...]]:
+        """The same function of some inputs, and these."""
+        names = [list(self.tensors)[place] for place in places]
+        some = Subject(lambda given: self.of({**self.tensors, **given}), {name: self.tensors[name] for name in names})
+        return some, some.inputs
+
+    def along(self, count: int) -> "Subject":
+        """The same of a few numbers: how far all inputs are moved along some directions. Hessians of it are small."""
+        directions = self.directions(count)
+
+        def of(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            moved = [
+                x + torch.tensordot(given["far"], each, 1) for x, each in zip(self.inputs, directions, strict=True)
+            ]
+            return self(*moved)
+
+        return Subject(of, {"far": torch.zeros(count, dtype=_F64)})
 
 
 def waves(like: Tensor) -> Tensor:
@@ -110,11 +127,12 @@ def attention(pattern: Any, score: str = "dot", **settings: Any) -> Callable[[],
     return made
 
 
-def module(make: Callable[[], nn.Module], inputs: Mapping[str, Tensor], method: str = "forward", **given: Any):
-    """A module's method, of its arguments and its parameters."""
+def module(
+    make: Callable[[], nn.Module], inputs: Mapping[str, Tensor], method: str = "forward", **given: Any
+) -> Callable[[], Subject]:
+    """A module's method, of its arguments and its parameters. A sparse result is left out: it has no dense gradient."""
 
     def made() -> Subject:
-        torch.manual_seed(1)
         layer = make().double().eval()
         with torch.no_grad():
             for parameter in layer.parameters():
@@ -128,8 +146,7 @@ def module(make: Callable[[], nn.Module], inputs: Mapping[str, Tensor], method: 
             found = torch.func.functional_call(
                 caller, {f"layer.{name}": x for name, x in parameters.items()}, (), {**arguments, **given}
             )
-            results = [x.to_dense() if x is not None and x.is_sparse else x for x in found]
-            return _finite(*results)
+            return _finite(*[x for x in found if x is not None and not x.is_sparse])
 
         return Subject(of, {**inputs, **{name: x.detach() for name, x in names.items()}})
 
@@ -217,6 +234,9 @@ MODULES: dict[str, Callable[[], Subject]] = {
     ),
     "SparseAttention, window": module(lambda: SparseAttention(4, 2, local_window=1), _ROWS),
     "SparseAttention, top-k": module(lambda: SparseAttention(4, 2, sparsity_pattern="top_k", top_k=2), _ROWS),
+    "SparseAttention, top-k with weights": module(
+        lambda: SparseAttention(4, 2, sparsity_pattern="top_k", top_k=2), _ROWS, return_weights=True
+    ),
     "GraphAttention, additive": module(
         lambda: GraphAttention(4, 2, residual=True), {"x": random(5, 4)}, graph=_EDGE_INDEX
     ),
@@ -253,3 +273,21 @@ MODULES: dict[str, Callable[[], Subject]] = {
 }
 
 SUBJECTS = {**OPERATIONS, **MODULES}
+
+_FORCED = "implementation='torch' cannot run this call"
+_SPARSE = "weights as a sparse tensor"
+# What is refused, with the error that says so, under forward derivatives and where the inputs are mapped.
+REFUSED_FORWARD = {
+    "dense, torch": _FORCED,
+    "SparseAttention, top-k with weights": _SPARSE,
+    "DistanceAttention, its own graph": _SPARSE,
+    "EquivariantAttention, its own graph": _SPARSE,
+}
+REFUSED_MAPPED = {
+    "dense, torch": _FORCED,
+    "SparseAttention, top-k with weights": _SPARSE,
+    "DistanceAttention, its own graph": "neighbours under vmap",
+    "EquivariantAttention, its own graph": "neighbours under vmap",
+}
+# And under any transform of torch.func.
+REFUSED_TRANSFORMED = {"dense, torch": _FORCED}

@@ -30,6 +30,7 @@ from anyattention.errors import DimensionMismatchError, InvalidInputError, Inval
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.arguments import shown_settings
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.nn.matrices import weights_at
 from anyattention.ops.points import DistanceSettings, distance_terms
 from anyattention.ops.points.pairs import shown
 from anyattention.output import AttentionOutput
@@ -211,13 +212,10 @@ class PointAttention(AttentionModule):
         points = shape[-2]
         query, key = graph.query_index, graph.key_index
         if len(shape) == 2:
-            matrix = torch.sparse_coo_tensor(
-                torch.stack([query, key]), weights, (points, points), check_invariants=False
-            )
-            return AttentionOutput(output, matrix.coalesce())
+            return AttentionOutput(output, weights_at(torch.stack([query, key]), weights, (points, points)))
         places = torch.stack([query // max(points, 1), query % max(points, 1), key % max(points, 1)])
-        matrix = torch.sparse_coo_tensor(places, weights, (shape[0], points, points), check_invariants=False)
-        return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix.coalesce())
+        matrix = weights_at(places, weights, (shape[0], points, points))
+        return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix)
 
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:

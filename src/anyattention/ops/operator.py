@@ -319,8 +319,8 @@ class Operator(Generic[Record]):
             return {name: found.get(name) for name in needs}
         with torch.enable_grad():
             found = self._gradient(call, results, by, frozenset(needs))
-        # Without what was recorded, and with the forward derivative that it was recorded for.
-        return {name: None if (x := found.get(name)) is None else x.view_as(x) for name in needs}
+        # Without what was recorded, and with the forward derivatives that it was recorded for: detach drops both.
+        return {name: None if (x := found.get(name)) is None else x.clone() for name in needs}
 
     def _setup(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         record = record_of(self._layout, iter(inputs))

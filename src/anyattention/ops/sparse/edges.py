@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def graph_of(call: Arguments) -> Graph:
         return Graph(*_graph_fields(call.pattern, *lengths, query.device))
     # Its device has no memory, or need not be there.
     found = _graph_fields(call.pattern, *lengths, torch.device("cpu"))
-    return Graph(*[None if x is None else x.to(query.device) for x in found])
+    moved: list[Any] = [None if x is None else x.to(query.device) for x in found]
+    return Graph(*moved)
 
 
 @constant_when_traced
