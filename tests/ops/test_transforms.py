@@ -1,144 +1,38 @@
-"""The primitives of edges under all that PyTorch differentiates, maps, traces and compiles with, against plain PyTorch.
+"""The primitives of edges under all that PyTorch differentiates and maps with, against plain PyTorch."""
 
-The oracle is dense: products with the matrices that say which query and which key an edge has.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from primitives import (
+    ARRAYS,
+    CASES,
+    GRAPH,
+    Case,
+    assert_agrees,
+    each_primitive,
+    every,
+    first_of,
+    inputs_of,
+    leaves,
+    loss_of,
+    second_of,
+)
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from anyattention import Causal, Graph, Pattern, TopK, Window, attend, edge_dot, edge_softmax, edge_sum
-from anyattention.ambient import is_compiling, is_differentiated_again
-from anyattention.ops.edges import operators
+from anyattention import Graph
 from anyattention.ops.edges.arrays import GraphArrays, arrays_of
-from anyattention.ops.edges.dynamic import dynamic_scores
 
 pytestmark = pytest.mark.usefixtures("native")
-
-_GRAPH = Graph.from_edge_index(
-    torch.tensor([[0, 1, 3, 3, 0, 4, 4, 0], [0, 0, 2, 2, 3, 3, 0, 2]]), num_queries=4, num_keys=5
-)
-_QUERIES = torch.nn.functional.one_hot(_GRAPH.query_index, 4).double()
-_KEYS = torch.nn.functional.one_hot(_GRAPH.key_index, 5).double()
-_ARRAYS = [field.name for field in fields(GraphArrays)]
-_SLOPE = 0.3
-
-
-def at_queries(x: Tensor) -> Tensor:
-    return torch.einsum("en,bn...->be...", _QUERIES, x)
-
-
-def at_keys(x: Tensor) -> Tensor:
-    """Of the two key heads, each for two heads in a row."""
-    return torch.einsum("em,bm...->be...", _KEYS, x).repeat_interleave(2, dim=2)
-
-
-def to_queries(x: Tensor) -> Tensor:
-    return torch.einsum("en,be...->bn...", _QUERIES, x)
-
-
-def plain_softmax(scores: Tensor) -> Tensor:
-    terms = scores.exp()
-    return terms / at_queries(to_queries(terms))
-
-
-def plain_scores(query: Tensor, key: Tensor, vector: Tensor, weight: Tensor, features: Tensor) -> Tensor:
-    channels = at_queries(query) + at_keys(key) + torch.einsum("hdp,ep->ehd", weight, features)
-    return torch.einsum("behd,hd->beh", torch.where(channels > 0, channels, _SLOPE * channels), vector)
-
-
-class Case(NamedTuple):
-    """A primitive: of a graph's arrays and some tensors; the same in plain PyTorch; the tensors' shapes."""
-
-    ours: Callable[..., Tensor]
-    plain: Callable[..., Tensor]
-    shapes: tuple[tuple[int, ...], ...]
-
-    def of(self, graph: GraphArrays) -> Callable[..., Tensor]:
-        return lambda *x: self.ours(graph, *x)
-
-
-_CASES = {
-    "edge_dot": Case(
-        lambda graph, query, key: operators.edge_dot(query, key, graph),
-        lambda query, key: (at_queries(query) * at_keys(key)).sum(-1),
-        ((2, 4, 4, 3), (2, 5, 2, 3)),
-    ),
-    "edge_sum": Case(
-        lambda graph, weights, key: operators.edge_sum(weights, key, graph),
-        lambda weights, key: to_queries(weights[..., None] * at_keys(key)),
-        ((2, 8, 4), (2, 5, 2, 3)),
-    ),
-    "edge_total": Case(lambda graph, x: operators.edge_total(x, graph), to_queries, ((2, 8, 4),)),
-    "edge_spread": Case(lambda graph, x: operators.edge_spread(x, graph), at_queries, ((2, 4, 4),)),
-    "edge_softmax": Case(lambda graph, x: operators.edge_softmax(x, graph), plain_softmax, ((2, 8, 4),)),
-    "dynamic_dot": Case(
-        lambda graph, *x: dynamic_scores(*x, graph, _SLOPE),
-        plain_scores,
-        ((2, 4, 4, 3), (2, 5, 2, 3), (4, 3), (4, 3, 2), (8, 2)),
-    ),
-}
-each_primitive = pytest.mark.parametrize("name", list(_CASES))
 
 
 @pytest.fixture
 def case(name: str) -> Case:
-    return _CASES[name]
-
-
-def inputs_of(case: Case, *leading: int) -> tuple[Tensor, ...]:
-    return tuple([torch.randn(*leading, *shape, dtype=torch.float64) for shape in case.shapes])
-
-
-def every(case: Case) -> tuple[int, ...]:
-    return tuple(range(len(case.shapes)))
-
-
-def leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [x.detach().clone().requires_grad_() for x in inputs]
-
-
-Rule = Callable[[Callable[..., Tensor]], Any]
-
-
-def assert_agrees(case: Case, rule: Rule) -> None:
-    """What the rule makes of the primitive is what it makes of plain PyTorch."""
-    torch.testing.assert_close(rule(case.of(arrays_of(_GRAPH))), rule(case.plain), rtol=1e-10, atol=1e-10)
-
-
-def loss_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A number; the sine keeps what is linear from vanishing at the second derivative."""
-
-    def loss(*inputs: Tensor) -> Tensor:
-        found = function(*inputs).sin()
-        waves = torch.arange(found.numel(), dtype=found.dtype, device=found.device).cos().view(found.shape)
-        return (found * waves).sum()
-
-    return loss
-
-
-def first_of(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The gradients by a backward."""
-    return lambda *inputs: torch.autograd.grad(loss_of(function)(*inputs), inputs)
-
-
-def second_of(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The gradients of gradients, by two backwards."""
-
-    def second(*inputs: Tensor) -> Any:
-        found = torch.autograd.grad(loss_of(function)(*inputs), inputs, create_graph=True)
-        return torch.autograd.grad(sum(each.sin().sum() for each in found), inputs)
-
-    return second
+    return CASES[name]
 
 
 @each_primitive
@@ -216,9 +110,9 @@ class TestMaps:
         # The same edges in other orders.
         orders = [torch.randperm(8) for _ in range(3)]
         graphs = [
-            arrays_of(Graph.from_edge_index(_GRAPH.edge_index[:, order], num_queries=4, num_keys=5)) for order in orders
+            arrays_of(Graph.from_edge_index(GRAPH.edge_index[:, order], num_queries=4, num_keys=5)) for order in orders
         ]
-        stacked = [torch.stack([getattr(graph, name) for graph in graphs]) for name in _ARRAYS]
+        stacked = [torch.stack([getattr(graph, name) for graph in graphs]) for name in ARRAYS]
         x = inputs_of(case)
         found = vmap(lambda *arrays: case.ours(GraphArrays(*arrays), *x))(*stacked)
         expected = torch.stack([case.of(graph)(*x) for graph in graphs])
@@ -228,7 +122,7 @@ class TestMaps:
 @each_primitive
 class TestAutograd:
     def test_finite_differences(self, case: Case) -> None:
-        function, x = case.of(arrays_of(_GRAPH)), leaves(inputs_of(case))
+        function, x = case.of(arrays_of(GRAPH)), leaves(inputs_of(case))
         assert gradcheck(function, x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
         assert gradgradcheck(function, x, check_batched_grad=True, check_fwd_over_rev=True)
 
@@ -326,198 +220,3 @@ class TestAutograd:
         assert_agrees(case, by_parameters)
         with torch.inference_mode():
             assert_agrees(case, lambda each: each(*x))
-
-
-class OnGraph(torch.nn.Module):
-    """A function of a graph's arrays and tensors, for tracers that want all tensors as inputs."""
-
-    def __init__(self, case: Case, rule: Rule) -> None:
-        super().__init__()
-        self.case, self.rule = case, rule
-
-    def forward(self, arrays: list[Tensor], *inputs: Tensor) -> Any:
-        return self.rule(self.case.of(GraphArrays(*arrays)))(*inputs)
-
-
-def arrays() -> list[Tensor]:
-    return [getattr(arrays_of(_GRAPH), name) for name in _ARRAYS]
-
-
-@each_primitive
-class TestTraces:
-    @pytest.mark.parametrize("mode", ["real", pytest.param("fake", marks=pytest.mark.exhaustive), "symbolic"])
-    @pytest.mark.parametrize("rule", [lambda f: f, first_of, second_of], ids=["call", "backward", "two backwards"])
-    def test_make_fx(self, case: Case, rule: Rule, mode: str) -> None:
-        traced = make_fx(OnGraph(case, rule), tracing_mode=mode)(arrays(), *leaves(inputs_of(case)))
-        assert "anyattention" in traced.code
-        # Other numbers, so that nothing was taken for a constant.
-        other = leaves(inputs_of(case))
-        torch.testing.assert_close(traced(arrays(), *other), rule(case.plain)(*other), rtol=1e-10, atol=1e-10)
-
-    def test_make_fx_of_transforms(self, case: Case) -> None:
-        t = inputs_of(case)
-        rules: list[Rule] = [
-            lambda each: grad(loss_of(each), every(case)),
-            lambda each: jacrev(jacrev(loss_of(each), every(case)[-1]), every(case)[-1]),
-            lambda each: lambda *y: jvp(each, y, t),
-        ]
-        for rule in rules:
-            traced = make_fx(rule(case.of(arrays_of(_GRAPH))))(*inputs_of(case))
-            other = inputs_of(case)
-            torch.testing.assert_close(traced(*other), rule(case.plain)(*other), rtol=1e-10, atol=1e-10)
-        traced = make_fx(vmap(case.of(arrays_of(_GRAPH))))(*inputs_of(case, 3))
-        many = inputs_of(case, 3)
-        torch.testing.assert_close(traced(*many), vmap(case.plain)(*many), rtol=1e-10, atol=1e-10)
-
-    @pytest.mark.parametrize("strict", [False, True])
-    def test_export(self, case: Case, name: str, strict: bool) -> None:
-        program = torch.export.export(OnGraph(case, lambda f: f), (arrays(), *inputs_of(case)), strict=strict)
-        called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-        assert f"anyattention.{name}.default" in called
-        assert not any("functorch" in target for target in called)
-        other = inputs_of(case)
-        torch.testing.assert_close(program.module()(arrays(), *other), case.plain(*other), rtol=1e-10, atol=1e-10)
-
-    def test_fake_tensors(self, case: Case) -> None:
-        x, graph = inputs_of(case), arrays()
-        expected = [each.shape for each in (case.plain(*x), *x, *x)]
-        with FakeTensorMode() as mode:
-            fakes = [mode.from_tensor(each).requires_grad_() for each in x]
-            function = case.of(GraphArrays(*map(mode.from_tensor, graph)))
-            found = [function(*fakes), *first_of(function)(*fakes), *second_of(function)(*fakes)]
-        assert [each.shape for each in found] == expected
-        assert {each.dtype for each in found} == {torch.float64}
-
-    @pytest.mark.parametrize("dynamic", [False, True])
-    def test_compiles_whole(self, case: Case, dynamic: bool) -> None:
-        torch.compiler.reset()
-        compiled = torch.compile(
-            lambda *x: case.ours(GraphArrays(*x[:8]), *x[8:]), fullgraph=True, backend="aot_eager", dynamic=dynamic
-        )
-        x = inputs_of(case)
-        cotangent = torch.randn_like(case.plain(*x))
-
-        def backward(function: Callable[..., Tensor]) -> Any:
-            own = leaves(x)
-            result = function(*own)
-            return result, torch.autograd.grad(result, own, cotangent)
-
-        found = backward(lambda *own: compiled(*arrays(), *own))
-        torch.testing.assert_close(found, backward(case.plain), rtol=1e-10, atol=1e-10)
-
-    def test_a_second_derivative_of_what_was_compiled_raises(self, case: Case) -> None:
-        torch.compiler.reset()
-        own = leaves(inputs_of(case))
-        compiled = torch.compile(case.of(arrays_of(_GRAPH)), fullgraph=True, backend="aot_eager")
-        result = compiled(*own).sin()
-        with pytest.raises(RuntimeError, match=r"double backward|create_graph=False"):
-            second_of(lambda *_: result)(*own)
-
-
-def patterns() -> dict[str, Any]:
-    graph = Graph.from_edge_index(torch.randint(5, (2, 11)), num_nodes=5)
-    return {"graph": graph, "dense": None, "causal": Causal(), "window": Window(2, 1), "topk": TopK(2)}
-
-
-class TestPublic:
-    """Public functions take the reference where their kernels have no rule."""
-
-    @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-    @pytest.mark.parametrize("pattern", list(patterns()))
-    def test_attend(self, pattern: str, compiled: bool) -> None:
-        given: Pattern | TopK | None = patterns()[pattern]
-        x = tuple([torch.randn(1, 5, 2, 3, dtype=torch.float64) for _ in range(3)])
-        t = tuple([torch.randn_like(each) for each in x])
-
-        def by(implementation: str | None) -> Callable[..., Tensor]:
-            return lambda *y: attend(*y, given, implementation=implementation).output
-
-        rules: list[Rule] = [
-            lambda each: grad(loss_of(each), (0, 1, 2)),
-            lambda each: lambda *y: jvp(each, y, t),
-            lambda each: lambda *y: vmap(each)(*(torch.stack([a, b]) for a, b in zip(y, t, strict=True))),
-            lambda each: hessian(loss_of(each)),
-        ]
-        for rule in rules:
-            torch.compiler.reset()
-            function = rule(by(None))
-            if compiled:
-                function = torch.compile(function, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(function(*x), rule(by("reference"))(*x), rtol=1e-10, atol=1e-10)
-
-    @pytest.mark.parametrize("compiled", [False, True])
-    def test_the_primitives(self, compiled: bool) -> None:
-        x = (torch.randn(4, 4, 3, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64))
-        t = tuple([torch.randn_like(each) for each in x])
-
-        def by(implementation: str | None) -> Callable[..., Tensor]:
-            def composed(query: Tensor, key: Tensor) -> Tensor:
-                scores = edge_dot(query, key, _GRAPH, implementation=implementation)
-                weights = edge_softmax(scores, _GRAPH, implementation=implementation)
-                return edge_sum(weights, key, _GRAPH, implementation=implementation)
-
-            return composed
-
-        rules: list[Rule] = [
-            lambda each: grad(loss_of(each), (0, 1)),
-            lambda each: lambda *y: jvp(each, y, t),
-            lambda each: lambda *y: vmap(each)(*(torch.stack([a, b]) for a, b in zip(y, t, strict=True))),
-            lambda each: hessian(loss_of(each), (0, 1)),
-        ]
-        for rule in rules:
-            torch.compiler.reset()
-            function = rule(by(None))
-            if compiled:
-                function = torch.compile(function, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(function(*x), rule(by("reference"))(*x), rtol=1e-10, atol=1e-10)
-
-    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own, of its loop
-    @pytest.mark.parametrize(
-        ("pattern", "implementation"), [("graph", "cpu"), ("dense", "torch"), ("dense", "cpu"), ("window", "cpu")]
-    )
-    def test_attend_with_many_cotangents_at_once(self, pattern: str, implementation: str) -> None:
-        given = patterns()[pattern]
-        x = [torch.randn(1, 5, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-        result = attend(*x, given, implementation=implementation, return_logsumexp=True)
-        results = [result.output, result.logsumexp]
-        many = [torch.randn(3, *each.shape, dtype=torch.float64) for each in results]
-        found = torch.autograd.grad(results, x, many, is_grads_batched=True, retain_graph=True)
-        each = [torch.autograd.grad(results, x, [by[n] for by in many], retain_graph=True) for n in range(3)]
-        expected = tuple([torch.stack(parts) for parts in zip(*each, strict=True)])
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-    def test_dual_tensors_inside_a_compiled_call(self) -> None:
-        query, tangent, key = (torch.randn(nodes, 2, 3, dtype=torch.float64) for nodes in (4, 4, 5))
-
-        def along(implementation: str | None = None) -> Any:
-            def call(query: Tensor, key: Tensor, tangent: Tensor) -> list[Any]:
-                with forward_ad.dual_level():
-                    dual = forward_ad.make_dual(query, tangent)
-                    results = [
-                        edge_dot(dual, key, _GRAPH, implementation=implementation),
-                        attend(dual, key, key, _GRAPH, implementation=implementation).output,
-                    ]
-                    return [forward_ad.unpack_dual(result).tangent for result in results]
-
-            return call
-
-        torch.compiler.reset()
-        found = torch.compile(along(), fullgraph=True, backend="aot_eager")(query, key, tangent)
-        torch.testing.assert_close(found, along("reference")(query, key, tangent), rtol=1e-10, atol=1e-10)
-
-
-def test_the_moment_is_told_where_the_compiler_gave_up_on_the_caller() -> None:
-    """torch.compile compiles functions by themselves then, in which a question of ours must not be a constant."""
-    answers = []
-
-    def outer(x: Tensor) -> Tensor:
-        try:
-            answers.append((is_compiling(), is_differentiated_again()))
-            raise ValueError("out of here")
-        finally:
-            answers.append((is_compiling(), is_differentiated_again()))
-
-    torch.compiler.reset()
-    with pytest.raises(ValueError, match="out of here"):
-        torch.compile(outer, backend="eager")(torch.ones(3))
-    assert answers == [(False, True)] * 2

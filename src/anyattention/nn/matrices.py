@@ -20,8 +20,8 @@ def weights_at(places: Tensor, weights: Tensor, size: Sequence[int]) -> Tensor:
         return torch.sparse_coo_tensor(places, weights, size, check_invariants=False).coalesce()
     except NotImplementedError as missing:
         raise UnsupportedError(
-            "weights as a sparse tensor have no forward derivatives in PyTorch: jvp, jacfwd and hessian need a call that"
-            " returns none, or those of a graph's edges"
+            "weights as a sparse tensor have no forward derivatives in PyTorch: for jvp, jacfwd and hessian ask for no"
+            " weights, or attend over a Graph"
         ) from missing
 
 
