@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_gradtrackingtensor,
+    is_legacy_batchedtensor,
+)
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
 # Whether torch.compile or torch.export reads this call. Not in a function of our own: torch.compile would compile that
 # by itself where it gives up on the caller, and answer True.
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "Moment",
+    "admitted",
     "is_autocast_enabled",
     "is_compiling",
+    "is_derived_unrecorded",
     "is_differentiated_again",
+    "is_hollow",
+    "is_mapped",
+    "is_readable",
     "is_transformed",
+    "mapped_at",
+    "mapped_last",
     "moment_of",
     "shielded",
+    "values_of",
+    "without_autocast",
     "without_tangents",
 ]
 
+_add_batch_dim: Any = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
+_remove_batch_dim: Any = torch._remove_batch_dim  # pyright: ignore[reportPrivateImportUsage]
 _TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -33,6 +54,7 @@ class Moment(Enum):
     """Who has to see a call before its kernel does."""
 
     PLAIN = "nobody: plain tensors, and no mode or transform is on"
+    BATCHED = "autograd's own vmap, that of is_grads_batched=True and vectorize=True"
     DUAL = "forward-mode derivatives, which plain tensors carry"
     TRANSFORMED = "a transform of torch.func"
     DISPATCHED = "PyTorch's dispatcher: a compiler, a tracer, a mode, a subclass of Tensor, a lazy view"
@@ -42,19 +64,18 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
     """What a call of these tensors is made under; None among them does not count."""
     if is_compiling():
         return Moment.DISPATCHED
-    if torch._C._are_functorch_transforms_active():
-        return Moment.TRANSFORMED
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
-        return Moment.DISPATCHED
+    is_transformed = torch._C._are_functorch_transforms_active()
+    if is_transformed or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        others = Moment.TRANSFORMED if is_transformed else Moment.DISPATCHED
+        return Moment.BATCHED if any(map(_is_batched, tensors)) else others
     for x in tensors:
         if x is None:
             continue
-        # Without memory: of autograd's own vmap, or left over from a transform that has ended.
-        if type(x) not in _TYPES or not torch._C._has_storage(x):
-            return Moment.DISPATCHED
-        # Indices are no views of complex numbers, and no zeros of autograd's.
-        if x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor()):
-            return Moment.DISPATCHED
+        # Without memory: of autograd's own vmap, or left over from a transform that has ended. And indices are no views
+        # of complex numbers, and no zeros of autograd's.
+        is_odd = type(x) not in _TYPES or not torch._C._has_storage(x)
+        if is_odd or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
+            return Moment.BATCHED if any(map(_is_batched, tensors)) else Moment.DISPATCHED
     return Moment.DUAL if forward_ad._current_level >= 0 and _has_tangent(tensors) else Moment.PLAIN
 
 
@@ -82,13 +103,92 @@ def is_differentiated_again() -> bool:
     return is_grad_enabled() and not is_compiling()
 
 
+def is_derived_unrecorded(gradients: Sequence[Tensor | None]) -> bool:
+    """Inside a backward by these that autograd does not record: whether other derivatives are taken of what it gives.
+
+    Those of forward mode, and of any transform of torch.func but vmap.
+    """
+    if is_grad_enabled() or is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return any(each.key() in (TransformType.Grad, TransformType.Jvp) for each in get_interpreter_stack() or ())
+    return forward_ad._current_level >= 0 and _has_tangent(gradients)
+
+
+def _is_batched(x: Any) -> bool:
+    return isinstance(x, Tensor) and is_legacy_batchedtensor(x)
+
+
+def mapped_last(tensors: Sequence[Tensor | None]) -> tuple[int, int, list[Tensor | None], list[bool]]:
+    """Tensors of `Moment.BATCHED`, without the innermost of autograd's own vmaps that any of them is mapped by.
+
+    Returns:
+        The map's level, its size, the tensors with the mapped axis first, and which have one.
+    """
+    # Which level is the current one, PyTorch tells only who enters another.
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for each in range(level, 0, -1):
+        # An axis that is not there comes out with the size that is given, 0.
+        found = [_remove_batch_dim(x, each, 0, 0) if x is not None and _is_batched(x) else None for x in tensors]
+        mapped = [x is not None and x.shape[0] > 0 for x in found]
+        if any(mapped):
+            given = [x if is_mapped else old for x, is_mapped, old in zip(found, mapped, tensors, strict=True)]
+            size = next(len(x) for x, is_mapped in zip(found, mapped, strict=True) if is_mapped and x is not None)
+            return each, size, given, mapped
+    raise RuntimeError("a tensor of a vmap that has ended")
+
+
+def mapped_at(level: int, x: Tensor) -> Tensor:
+    """A tensor whose first axis is that of autograd's own vmap of this level."""
+    return _add_batch_dim(x, 0, level)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a vmap, torch.func's or autograd's own, hides what a tensor holds."""
+    return _is_batched(x) or is_batchedtensor(_without_derivatives(x))
+
+
+def is_readable(*tensors: Tensor) -> bool:
+    """Whether a decision may rest on what these hold: not compiled, traced, mapped or fake, nor on "meta"."""
+    if is_compiling() or torch._C._get_tracing_state():
+        return False
+    return not any(is_hollow(x) or is_mapped(x) for x in tensors)
+
+
+def values_of(x: Tensor) -> Tensor:
+    """What a readable tensor holds, without derivatives of any kind: for what reads its memory under `shielded`."""
+    return _without_derivatives(x).detach()
+
+
+def _without_derivatives(x: Tensor) -> Tensor:
+    while is_gradtrackingtensor(x):
+        x = get_unwrapped(x)
+    return x
+
+
 def is_autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where every operation keeps its tensors' dtypes; PyTorch has no autocast to switch off for "meta"."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def shielded() -> Iterator[None]:
-    """For what is kept for later calls: made on the CPU, marked by no inference mode, transform or default device."""
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+    """For what is kept for later calls: made on the CPU, marked by no mode, transform or default device."""
+    with _disable_current_modes(), torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
         yield
+
+
+def admitted(x: Tensor) -> Tensor:
+    """A tensor made under `shielded` as the modes of the moment take it: as a fake one, as a constant of a trace."""
+    return torch.ops.aten.lift_fresh.default(x) if torch._C._len_torch_dispatch_stack() else x
+
+
+def is_hollow(x: Tensor) -> bool:
+    """Whether a tensor is its shape alone: on "meta", or fake."""
+    return x.is_meta or is_fake(x)

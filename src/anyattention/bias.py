@@ -104,7 +104,9 @@ class RelativeBias:
             DimensionMismatchError: the lengths differ and `align` is None.
         """
         distance = key_index - query_index - diagonal_offset("bias", self.align, num_queries, num_keys)
-        return self.numbers[:, (distance - self.first).clamp(0, self.numbers.shape[1] - 1)]
+        place = (distance - self.first).clamp(0, self.numbers.shape[1] - 1)
+        # Not by indexing, whose gradient cannot be mapped over.
+        return self.numbers.index_select(1, place.flatten()).unflatten(1, place.shape)
 
     def to_dense(self, num_queries: int, num_keys: int) -> Tensor:
         """The bias of every pair, `(heads, num_queries, num_keys)` or `(1, ...)`."""

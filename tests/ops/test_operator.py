@@ -190,6 +190,21 @@ class TestKept:
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
             result.backward(torch.randn_like(result))
 
+    @pytest.mark.parametrize("through_pytorch", [False, True])
+    @pytest.mark.parametrize(
+        "name", ["edge_dot", "edge_total: transposed", "graph_attention: term, bias", "run_attention: two parts"]
+    )
+    def test_an_array_of_the_graph_must_not_be_changed_before_the_backward(
+        self, name: str, through_pytorch: bool
+    ) -> None:
+        op, record = of(name)
+        result = as_list((call_through_pytorch if through_pytorch else type(op).__call__)(op, record))[0]
+        assert result is not None
+        array = next(x for _, x in tensors_of(record) if x is not None and x.dtype is torch.int64 and x.numel())
+        array.add_(0)
+        with pytest.raises(RuntimeError, match=r"changed in place since|modified by an inplace operation"):
+            result.sum().backward()
+
     def test_a_result_that_was_kept_must_not_be_changed(self) -> None:
         op, record = of("edge_softmax")
         result = op(record)
@@ -307,7 +322,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "name",
-        ["graph_attention: term, bias", "run_attention: two parts", "distance_terms: radial", "dynamic_sums: all"],
+        ["graph_attention: term, bias", "run_attention: two parts", "distance_terms: radial", "fused_dense: plain"],
     )
     def test_of_forward_derivatives(self, name: str) -> None:
         op, record = of(name)

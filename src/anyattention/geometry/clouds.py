@@ -18,12 +18,14 @@ from anyattention._checks import (
     require_floating,
     require_same_kind,
 )
+from anyattention.ambient import is_mapped, values_of
 from anyattention.errors import (
     DimensionMismatchError,
     GraphStructureError,
     InvalidInputError,
     MatrixOperationError,
     MissingExtraError,
+    UnsupportedError,
 )
 
 __all__ = ["LARGEST", "Clouds", "read_clouds", "require_library"]
@@ -130,6 +132,8 @@ def read_clouds(
     query_batch: Tensor | None,
 ) -> Clouds:
     """Check the points and bring them to float64 on the CPU."""
+    positions, batch, cell = _held(positions, "positions"), _held(batch, "batch"), _held(cell, "cell")
+    queries, query_batch = _held(queries, "queries"), _held(query_batch, "query_batch")
     axes = Axes()
     _require_points(axes, "positions", positions, "points dim")
     if positions.shape[1] == 0:
@@ -156,6 +160,18 @@ def read_clouds(
     return Clouds(
         keys if queries is None else _wide(queries), keys, query_cloud, key_cloud, wide_cell, repeats, positions.dtype
     )
+
+
+def _held(x: Any, argument: str) -> Any:
+    """What a tensor holds, whatever derivatives are taken of it: who is near to whom has none."""
+    if not isinstance(x, Tensor):
+        return x
+    if is_mapped(x):
+        raise UnsupportedError(
+            "neighbours under vmap: each entry has a graph of its own. Join them by batch= or Graph.batch, outside",
+            argument=argument,
+        )
+    return values_of(x)
 
 
 def _wide(points: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from anyattention._checks import (
     require_floating,
     require_same_kind,
 )
+from anyattention.ambient import is_readable
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 
 __all__ = ["edge_displacements", "image_offsets"]
@@ -103,8 +104,8 @@ def image_offsets(
             expected=f"({points},), a cloud for each of positions",
             actual=describe_shape(batch),
         )
-    # Under torch.compile a cloud that is not there shows in index_select.
-    if not torch.compiler.is_compiling() and batch.numel() and (batch.min() < 0 or batch.max() >= len(cell)):
+    # Where it cannot be read, a cloud that is not there shows in index_select.
+    if is_readable(batch) and batch.numel() and (batch.min() < 0 or batch.max() >= len(cell)):
         raise GraphStructureError(
             argument="batch",
             expected=f"clouds from 0 to {len(cell) - 1}, as cell has",

@@ -18,12 +18,13 @@ from anyattention._checks import (
     require_number,
     require_same_kind,
 )
-from anyattention.ambient import is_autocast_enabled
+from anyattention.ambient import is_autocast_enabled, is_mapped
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,
     NumericalInstabilityError,
     TrainingError,
+    UnsupportedError,
 )
 from anyattention.nn.bare import is_bare
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
@@ -248,6 +249,8 @@ def plain_parameter(module: nn.Module) -> Tensor | None:
 
 def require_finite(module: str, output: Tensor) -> None:
     """Raise `NumericalInstabilityError` when the output holds a NaN or an Inf."""
+    if is_mapped(output):
+        raise UnsupportedError(f"{module}: under vmap no number can be read, as check_finite=True asks for")
     finite = output.isfinite()
     if not finite.all():
         raise NumericalInstabilityError(

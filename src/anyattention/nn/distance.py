@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes
+from anyattention.ambient import without_autocast
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.bare import initialise_projection
@@ -240,7 +241,7 @@ class DistanceAttention(PointAttention):
             "return_weights": return_weights,
         }
         dtype = torch.promote_types(query_pos.dtype, torch.float32)
-        with torch.autocast(query_pos.device.type, enabled=False):
+        with without_autocast(query_pos.device):
             places, others = query_pos.to(dtype), key_pos.to(dtype)
             term, value = term.to(dtype), value.to(dtype)
             if graph is None and radius is None and config.get_radial_range() is None:

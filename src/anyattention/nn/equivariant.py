@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes
+from anyattention.ambient import without_autocast
 from anyattention.config import GeometricAttentionConfig, PointBase
 from anyattention.nn.arguments import ParameterArguments, arguments_of, takes
 from anyattention.nn.bare import initialise_projection
@@ -325,7 +326,7 @@ class EquivariantAttention(PointAttention):
         vectors = vectors.unflatten(-2, (base.num_heads, -1)).flatten(-2)
         dropout, kind = base.dropout if self.training else 0.0, weights_asked_for(return_weights)
         dtype = torch.promote_types(queries.positions.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             split = [x.to(dtype).unflatten(-1, heads) for x in (query, key, value)]
             rows = Rows(*split, vectors=vectors.to(dtype))
             places, others = queries.positions.to(dtype), keys.positions.to(dtype)

@@ -24,12 +24,13 @@ from anyattention._checks import (
     require_tensor,
     to_four_axes,
 )
-from anyattention.ambient import is_compiling
+from anyattention.ambient import is_readable, without_autocast
 from anyattention.config import GeometricAttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.arguments import shown_settings
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.nn.matrices import weights_at
 from anyattention.ops.points import DistanceSettings, distance_terms
 from anyattention.ops.points.pairs import shown
 from anyattention.output import AttentionOutput
@@ -189,7 +190,7 @@ class PointAttention(AttentionModule):
                 )
             return None
         dtype = torch.promote_types(positions.dtype, torch.float32)
-        with torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions.device):
             wide = None if cell is None else cell.to(dtype)
             return image_offsets(positions.to(dtype), graph.shifts, wide, graph.key_index, batch)
 
@@ -213,18 +214,15 @@ class PointAttention(AttentionModule):
         points = shape[-2]
         query, key = graph.query_index, graph.key_index
         if len(shape) == 2:
-            matrix = torch.sparse_coo_tensor(
-                torch.stack([query, key]), weights, (points, points), check_invariants=False
-            )
-            return AttentionOutput(output, matrix.coalesce())
+            return AttentionOutput(output, weights_at(torch.stack([query, key]), weights, (points, points)))
         places = torch.stack([query // max(points, 1), query % max(points, 1), key % max(points, 1)])
-        matrix = torch.sparse_coo_tensor(places, weights, (shape[0], points, points), check_invariants=False)
-        return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix.coalesce())
+        matrix = weights_at(places, weights, (shape[0], points, points))
+        return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix)
 
 
 def require_finite_positions(argument: str, positions: Tensor) -> None:
-    """Raise where a coordinate is NaN or infinite; under torch.compile it shows in the output instead."""
-    if is_compiling():
+    """Raise where a coordinate is NaN or infinite; where that cannot be read, it shows in the output instead."""
+    if not is_readable(positions):
         return
     finite = positions.isfinite()
     if not finite.all():

@@ -21,6 +21,7 @@ from anyattention.nn.base import (
     require_finite,
     require_parameter_kind,
 )
+from anyattention.nn.matrices import require_unmapped, weights_at
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
@@ -276,12 +277,12 @@ def _insert_heads(tensor: Tensor) -> Tensor:
 
 def _chosen_weights(weights: Tensor, indices: Tensor, num_keys: int) -> Tensor:
     """The weights `(batch, queries, heads, k)` of chosen keys as a sparse tensor `(batch, heads, queries, keys)`."""
+    require_unmapped(weights)
     weights, indices = weights.transpose(1, 2), indices.transpose(1, 2)
     is_used = indices >= 0
     batch, head, query, _ = is_used.nonzero(as_tuple=True)
     places = torch.stack([batch, head, query, indices[is_used]])
-    size = (*weights.shape[:3], num_keys)
-    return torch.sparse_coo_tensor(places, weights[is_used], size, check_invariants=False).coalesce()
+    return weights_at(places, weights[is_used], (*weights.shape[:3], num_keys))
 
 
 def _mean_of_heads(weights: Tensor) -> Tensor:
@@ -289,5 +290,4 @@ def _mean_of_heads(weights: Tensor) -> Tensor:
     places, values = weights.indices()[[0, 2, 3]], weights.values()
     batch, heads, *lengths = weights.shape
     sums = values.to(torch.promote_types(values.dtype, torch.float32)) / heads
-    mean = torch.sparse_coo_tensor(places, sums, (batch, *lengths), check_invariants=False).coalesce()
-    return mean.to(values.dtype)
+    return weights_at(places, sums, (batch, *lengths)).to(values.dtype)

@@ -18,7 +18,7 @@ from anyattention._checks import (
     require_number,
     to_four_axes,
 )
-from anyattention.ambient import Moment, is_compiling, moment_of
+from anyattention.ambient import Moment, is_compiling, is_readable, moment_of
 from anyattention.bias import RelativeBias
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.patterns import Full, Graph, Pattern, TopK
@@ -203,7 +203,8 @@ def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
     """Raise unless a bias by distance fits the query."""
     require_dense("bias.numbers", bias.numbers)
     require_device("bias.numbers", bias.numbers, query.device, "query")
-    if moment_of((bias.numbers,)) is Moment.PLAIN and bool((bias.numbers == -torch.inf).any()):
+    can_tell = moment_of((bias.numbers,)) is Moment.PLAIN and is_readable(bias.numbers)
+    if can_tell and bool((bias.numbers == -torch.inf).any()):
         raise InvalidInputError(
             argument="bias.numbers",
             expected="no -inf",

@@ -74,12 +74,11 @@ class _LinearMap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        grad = _joined(gradients, ctx.widths, x)
+        is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
+        grad = _joined(gradients, ctx.widths, x, is_plain)
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
-            by_x = (
-                grad @ weight if torch.is_grad_enabled() else torch.mm(grad, weight, out=native.large_empty(x, x.shape))
-            )
+            by_x = torch.mm(grad, weight, out=native.large_empty(x, x.shape)) if is_plain else grad @ weight
         if ctx.needs_input_grad[1]:
             by_weight = grad.T @ x
         if ctx.needs_input_grad[2]:
@@ -98,10 +97,10 @@ class _AddBias(torch.autograd.Function):
         return grad, grad.sum(0) if ctx.needs_input_grad[1] else None
 
 
-def _joined(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor) -> Tensor:
-    """The gradients `(N, O)` side by side; without a copy where that is how they lie."""
+def _joined(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor, is_plain: bool) -> Tensor:
+    """The gradients `(N, O)` side by side; plain ones without a copy where that is how they lie."""
     first = gradients[0]
-    if first is not None and not torch.is_grad_enabled():
+    if first is not None and is_plain:
         offset, stride = first.storage_offset(), (sum(widths), 1)
         for grad, width in zip(gradients, widths, strict=True):
             if grad is None or grad.stride() != stride or grad.storage_offset() != offset:

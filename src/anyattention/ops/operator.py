@@ -21,12 +21,13 @@ from torch import Tensor
 
 from anyattention import ambient
 from anyattention.ambient import Moment
+from anyattention.errors import UnsupportedError
 from anyattention.native import calls, load
-from anyattention.native.structures import Kind, Layout, Pairs, Seed, layout_of, snake_case
+from anyattention.native.structures import Layout, layout_of, snake_case
+from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
     kept_flags,
-    kinds_of,
     numbers_of,
     places_of,
     record_of,
@@ -259,6 +260,10 @@ class Operator(Generic[Record]):
         result = self.results[n]
         return result.like is None or result.like_of(record) is not None
 
+    def _have_batch(self, record: Any) -> bool:
+        """Whether each result that there is has a batch axis."""
+        return all(is_batched for n, is_batched in enumerate(self._batched) if self._is_there(n, record))
+
     def _fake(self, *arguments: Any) -> Any:
         record = record_of(self._layout, iter(arguments))
         first = numbers_of(self._layout, record)
@@ -312,8 +317,13 @@ class Operator(Generic[Record]):
         if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
         call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
-        found = self._gradient(call, results, by, frozenset(needs))
-        return {name: found.get(name) for name in needs}
+        if not ambient.is_derived_unrecorded(by):
+            found = self._gradient(call, results, by, frozenset(needs))
+            return {name: found.get(name) for name in needs}
+        with torch.enable_grad():
+            found = self._gradient(call, results, by, frozenset(needs))
+        # Without what was recorded, and with the forward derivatives that it was recorded for: detach drops both.
+        return {name: None if (x := found.get(name)) is None else x.clone() for name in needs}
 
     def _setup(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         record = record_of(self._layout, iter(inputs))
@@ -327,11 +337,14 @@ class Operator(Generic[Record]):
             given[self._arguments[name]] = gradient
         return tuple(given)
 
+    def _without_tangents(self) -> UnsupportedError:
+        return UnsupportedError(f"anyattention::{self.name} has no forward derivative")
+
     def _tangents(self, record: Any, results: Sequence[Tensor], by: Mapping[str, Tensor]) -> Any:
         if self._tangent is not None:
             return self._tangent(record, results, by)
         if not self._linear_in:
-            raise NotImplementedError(f"anyattention::{self.name} has no forward derivative")
+            raise self._without_tangents()
         parts = [self(replace(record, **{name: x})) for name, x in by.items() if name in self._linear_in]
         return sum(parts[1:], parts[0])
 
@@ -340,6 +353,8 @@ def _function_of(op: Operator[Any]) -> Any:
     """The operator's `autograd.Function`: of the moment of the call, the record, and its tensors."""
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
+        if moment is Moment.BATCHED:
+            return mapped_by_autograd(op, op._layout, op._have_batch(record), record, tensors)
         if moment is not Moment.TRANSFORMED:
             kernel = op._kernel_for(tensors)
             return op._through_dispatcher(record) if kernel is None else kernel(record)
@@ -359,52 +374,27 @@ def _function_of(op: Operator[Any]) -> Any:
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        if op._gradient is None and all(each.dtype is torch.int64 for each in op.results):
+            # Indices have no derivative, nor can anything be wanted of it.
+            return None if len(op.results) == 1 else (None,) * len(op.results)
+        if op._gradient is None:
+            raise op._without_tangents()
         by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
         with ambient.without_tangents(ctx.saved_tensors) as saved:
             record = with_tensors(op._layout, ctx.template, iter(saved))
             return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]
 
     def vmap(info: Any, in_dims: Sequence[Any], _: Moment, record: Any, *tensors: Tensor | None) -> Any:
-        count, kinds = info.batch_size, kinds_of(op._layout, record)
         mapped = [dim is not None for dim in in_dims[2:]]
         given = [
             x if x is None or dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        # Dropout's numbers, and numbers of pairs, belong to places in the batch.
-        is_placed = any(isinstance(kind, Seed | Pairs) and x is not None for kind, x in zip(kinds, given, strict=True))
-        can_fold = [_is_batched(kind) for kind, is_mapped in zip(kinds, mapped, strict=True) if is_mapped]
-        if all(op._batched) and all(can_fold) and not is_placed:
-            folded = [
-                x if x is None or not _is_batched(kind) else _folded(x, kind, is_mapped, count)
-                for x, kind, is_mapped in zip(given, kinds, mapped, strict=True)
-            ]
-            had_batch = take_sizes(op._layout, record, {})
-            found = op(with_tensors(op._layout, record, iter(folded)))
-            results = found if isinstance(found, tuple) else (found,)
-            if had_batch:
-                results = tuple([None if x is None else x.unflatten(0, (count, -1)) for x in results])
-        else:
-            each = []
-            for n in range(count):
-                some = [x[n] if is_mapped and x is not None else x for x, is_mapped in zip(given, mapped, strict=True)]
-                found = op(with_tensors(op._layout, record, iter(some)))
-                each.append(found if isinstance(found, tuple) else (found,))
-            results = tuple([None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)])
+        results = mapped_calls(op, op._layout, op._have_batch(record), record, given, mapped, info.batch_size)
         dims = tuple([None if x is None else 0 for x in results])
         return (results[0], dims[0]) if len(results) == 1 else (results, dims)
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
     return type(op.name, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in members.items()})
-
-
-def _is_batched(kind: Kind) -> bool:
-    return kind.is_exact and kind.axes.startswith("batch ")
-
-
-def _folded(x: Tensor, kind: Kind, is_mapped: bool, count: int) -> Tensor:
-    """A tensor with `count` calls one after the other in its batch axis, which it may not have had."""
-    x = x if is_mapped else x.expand(count, *x.shape)
-    return x.flatten(0, 1) if x.ndim > len(kind.names) else x
 
 
 def _begins_with_batch(layout: Layout, result: Result) -> bool:

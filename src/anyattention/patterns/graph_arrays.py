@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
+from anyattention.ambient import is_readable
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
@@ -238,7 +240,8 @@ def _require_count(argument: str, count: int | None) -> int:
 
 
 def _require_range(argument: str, index: Tensor, count: int) -> None:
-    if index.numel() == 0:
+    # torch.compile leaves its trace for this; others cannot, and the kernels compare each index.
+    if index.numel() == 0 or not (is_dynamo_compiling() or is_readable(index)):
         return
     low, high = index.aminmax()
     if low < 0 or high >= count:

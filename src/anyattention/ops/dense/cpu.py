@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from anyattention.ambient import is_compiling, shielded
+from anyattention.ambient import Moment, moment_of, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
@@ -40,7 +40,9 @@ def run(call: Arguments) -> AttentionResult:
     """
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
-    part = (_run_part if is_compiling() else _kept_run_part)(*lengths, isinstance(call.pattern, Causal))
+    # What was kept is no tensor of a trace or a mode.
+    made = _kept_run_part if moment_of(()) is Moment.PLAIN else _run_part
+    part = made(*lengths, isinstance(call.pattern, Causal))
     output, largest, log_sum = run_attention(run_call(call, (part,), call.bias, is_dense=True))
     result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype))
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result

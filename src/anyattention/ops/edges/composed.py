@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from anyattention.ambient import is_transformed
 from anyattention.ops.arguments import Scaling
 from anyattention.ops.edges.arrays import GraphArrays
 from anyattention.ops.edges.operators import edge_spread, edge_sum, edge_total
@@ -82,16 +83,20 @@ class EdgeAttention:
     def gradients(self, by: Sequence[Tensor | None], needs: frozenset[str]) -> Mapping[str, Tensor | None]:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
+        asked = [n for n, each in enumerate(by) if each is not None and (n == 0 or self.normalize)]
+        cotangents = tuple([by[n] for n in asked])
+
+        def results(*inputs: Tensor) -> tuple[Tensor, ...]:
+            found = replace(self, **dict(zip(names, inputs, strict=True))).results()
+            return tuple([x for n in asked if (x := found[n]) is not None])
+
         # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-        own = {name: getattr(self, name).view_as(getattr(self, name)) for name in names}
-        outputs = replace(self, **own).results()
-        results = [(x, each) for x, each in zip(outputs, by, strict=True) if x is not None and each is not None]
-        pairs = [(x, each) for x, each in results if x.requires_grad]
+        own = [getattr(self, name).view_as(getattr(self, name)) for name in names]
+        if is_transformed():
+            # A transform does not see what autograd records around it.
+            return dict(zip(names, torch.func.vjp(results, *own)[1](cotangents), strict=True))
+        pairs = [(x, each) for x, each in zip(results(*own), cotangents, strict=True) if x.requires_grad]
         found = torch.autograd.grad(
-            [x for x, _ in pairs],
-            list(own.values()),
-            [each for _, each in pairs],
-            create_graph=True,
-            allow_unused=True,
+            [x for x, _ in pairs], own, [each for _, each in pairs], create_graph=True, allow_unused=True
         )
         return dict(zip(names, found, strict=True))

@@ -145,6 +145,31 @@ def _sums_gradient(
     return {"numbers": _total(by_numbers), **dict(zip(names, gradients, strict=True))}
 
 
+def _sums_tangent(record: DynamicSums, results: Sequence[Tensor | None], by: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    call, numbers, needed = record.call, record.numbers, record.needed
+    directions = {name: by.get(f"call.{name}") for name in _ARGUMENTS}
+    vector, beside = by.get("call.vector"), _at_directions(call, directions)
+    found: list[Sequence[Tensor | None]] = []
+    if "numbers" in by:
+        found.append(_sums(call, by["numbers"], needed))
+    if vector is not None:
+        found.append(_sums(replace(call, vector=vector), numbers, (False, *needed[1:])))
+    if beside is not None:
+        found.append([_sums(beside, numbers, (needed[0], *[False] * 4))[0], None, None, None, None])
+    # Of weight and features, which are multiplied, each has the other in its gradient.
+    for name, place in (("weight", 4), ("features", 3)):
+        if directions[name] is not None and needed[place]:
+            wanted = [n == place for n in range(5)]
+            found.append(_sums(replace(call, **{name: directions[name]}), numbers, wanted))
+    totals = [_total(parts) for parts in zip(*found, strict=True)]
+    return tuple(
+        [
+            torch.zeros_like(x) if total is None and x is not None else total
+            for x, total in zip(results, totals, strict=True)
+        ]
+    )
+
+
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
     given = [part for part in parts if part is not None]
     return sum(given[1:], given[0]) if given else None
@@ -158,6 +183,7 @@ _dynamic_sums = operator(
     DynamicSums,
     [Result(name, like=f"call.{name}") for name in ("vector", *_ARGUMENTS)],
     gradient=_sums_gradient,
+    tangent=_sums_tangent,
 )
 
 

@@ -28,9 +28,9 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *shared
 
     Chunks are cut at fixed places, and what shared tensors get is added up in order.
     """
-    if len(rows) <= _ROWS or not rows.is_cpu or moment_of((rows, *shared)) is not Moment.PLAIN:
+    if len(rows) <= _ROWS:
         return function(rows, *shared)
-    return _InChunks.apply(_by_rows(function), 1, rows, *shared)
+    return _applied(_by_rows(function), 1, rows, *shared)
 
 
 def gradients_in_chunks(
@@ -42,6 +42,14 @@ def gradients_in_chunks(
 
 def _by_rows(function: Callable[..., tuple[Tensor, ...]]) -> _Function:
     return lambda rows, shared: (function(*rows, *shared), ())
+
+
+def _applied(function: _Function, num_rows: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """In chunks where nobody but autograd's backward has to see it, else at once."""
+    if tensors[0].is_cpu and moment_of(tensors) is Moment.PLAIN:
+        return _InChunks.apply(function, num_rows, *tensors)
+    results, sums = function(tensors[:num_rows], tensors[num_rows:])
+    return *results, *sums
 
 
 class _InChunks(torch.autograd.Function):
@@ -79,7 +87,7 @@ def _gradients(
         found = pull((*rows[num_rows:], *shared[num_shared:]))
         return found[:num_rows], found[num_rows:]
 
-    return _InChunks.apply(gradient, num_rows + len(by_results), *rows, *by_results, *shared, *by_sums)
+    return _applied(gradient, num_rows + len(by_results), *rows, *by_results, *shared, *by_sums)
 
 
 def _run(function: _Function, rows: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anyattention.ambient import is_compiling
+from anyattention.ambient import is_readable
 from anyattention.ops.edges import edge_dot
 from anyattention.patterns import Graph
 
@@ -38,7 +38,7 @@ def displacements(query_positions: Tensor, key_positions: Tensor, graph: Graph, 
 def pairs_within(places: Tensor, others: Tensor, radius: float | None) -> Graph:
     """The pairs that a layer without a graph attends over: all, or those that have a weight in any of the batch."""
     num_queries, num_keys = places.shape[1], others.shape[1]
-    if radius is None or is_compiling():
+    if radius is None or not is_readable(places, others):
         return Graph.all_pairs(num_queries, num_keys, device=places.device)
     # Differences, as products lose digits; a little more than the radius, where the envelope decides.
     mode = "donot_use_mm_for_euclid_dist"
@@ -80,7 +80,7 @@ def in_use(mask: Tensor | None, graph: Graph | None) -> tuple[Tensor | None, Ten
 
 
 def _unless_all(used: Tensor) -> Tensor | None:
-    return None if not is_compiling() and used.all() else used
+    return None if is_readable(used) and used.all() else used
 
 
 def shown(rows: Tensor, seen: Tensor | None, hidden: Tensor | float = 0.0) -> Tensor:

@@ -24,7 +24,8 @@ def masked_bias(mask: Tensor | None, bias: Tensor | None, graph: Graph, query: T
         return None
     edges = query.new_zeros(())
     if bias is not None:
-        edges = bias[:, place_by_distance(graph)].T[None] if bias.ndim == 2 else pairs_at_edges(bias, graph)
+        by_distance = bias.index_select(1, place_by_distance(graph)).T[None] if bias.ndim == 2 else None
+        edges = pairs_at_edges(bias, graph) if by_distance is None else by_distance
     if mask is not None:
         edges = torch.where(pairs_at_edges(mask, graph), edges, -torch.inf)
     return edges.expand(query.shape[0], graph.num_edges, query.shape[2])
@@ -32,9 +33,9 @@ def masked_bias(mask: Tensor | None, bias: Tensor | None, graph: Graph, query: T
 
 def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:
     """`(B | 1, H | 1, L | 1, S | 1)` at a graph's edges: `(B | 1, E, H | 1)`."""
-    query = graph.query_index if pairs.shape[2] != 1 else 0
-    key = graph.key_index if pairs.shape[3] != 1 else 0
-    edges = pairs[:, :, query, key]
-    if edges.ndim == 2:
-        edges = edges.unsqueeze(-1).expand(-1, -1, graph.num_edges)
-    return edges.transpose(1, 2)
+    num_queries, num_keys = pairs.shape[2:]
+    place = graph.key_index if num_keys != 1 else torch.zeros_like(graph.key_index)
+    if num_queries != 1:
+        place = place + graph.query_index * num_keys
+    # Not by indexing, whose gradient cannot be mapped over.
+    return pairs.flatten(2).index_select(2, place).transpose(1, 2)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from anyattention.ambient import shielded
+from anyattention.ambient import is_hollow, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.runs.pairs import pairs_at_edges
@@ -24,7 +26,13 @@ __all__ = ["graph_of", "over_edges"]
 def graph_of(call: Arguments) -> Graph:
     """The pairs of a call's pattern."""
     assert isinstance(call.pattern, Pattern)
-    return Graph(*_graph_fields(call.pattern, call.query.shape[1], call.key.shape[1], call.query.device))
+    query, lengths = call.query, (call.query.shape[1], call.key.shape[1])
+    if is_dynamo_compiling() or not is_hollow(query):
+        return Graph(*_graph_fields(call.pattern, *lengths, query.device))
+    # Its device has no memory, or need not be there.
+    found = _graph_fields(call.pattern, *lengths, torch.device("cpu"))
+    moved: list[Any] = [None if x is None else x.to(query.device) for x in found]
+    return Graph(*moved)
 
 
 @constant_when_traced
