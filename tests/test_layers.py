@@ -38,7 +38,7 @@ _LAYERS = (
 _FLOORS = (
     ("records",),
     ("operator",),
-    ("arguments", "dropout", "dispatch", "linear_maps"),
+    ("arguments", "dropout", "dispatch", "linear_maps", "normalizer"),
     ("refusals",),
     ("edges",),
     ("runs",),
