@@ -37,6 +37,7 @@ _LAYERS = (
 # The same inside `ops`.
 _FLOORS = (
     ("records",),
+    ("mapped",),
     ("operator",),
     ("arguments", "dropout", "dispatch", "linear_maps", "normalizer"),
     ("refusals",),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named
+from anyattention.ambient import shielded
 from anyattention.geometry.clouds import Clouds, read_clouds
 from anyattention.geometry.images import images_within
 from anyattention.geometry.neighbours import (
@@ -61,6 +62,7 @@ class _Candidates:
         return (place < most).nonzero().flatten()
 
 
+@shielded()
 def nearest_neighbours(
     positions: Tensor,
     k: int,

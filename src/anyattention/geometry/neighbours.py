@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named, require_memory, require_number
+from anyattention.ambient import shielded
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
 from anyattention.geometry.images import images_within
@@ -52,6 +53,7 @@ class _Pairs(NamedTuple):
         return _Pairs(self.points[keep], None if self.shifts is None else self.shifts[keep])
 
 
+@shielded()
 def radius_neighbours(
     positions: Tensor,
     r: float,

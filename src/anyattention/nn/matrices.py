@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from anyattention.errors import UnsupportedError
 __all__ = ["require_unmapped", "weights_at"]
 
 
-def weights_at(places: Tensor, weights: Tensor, size: Sequence[int]) -> Tensor:
+def weights_at(places: Tensor, weights: Tensor, size: tuple[int, ...]) -> Tensor:
     """Weights `(entries,)` at places `(axes, entries)` of a sparse COO tensor, coalesced: equal places are added up."""
     require_unmapped(weights)
     try:

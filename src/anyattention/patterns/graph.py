@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import allocation_failures_named
-from anyattention.ambient import shielded
 from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
 from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
@@ -282,9 +281,8 @@ class Graph(Pattern):
             tensor([[-1,  0],
                     [ 1,  0]])
         """
-        with shielded():
-            found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
-            return cls(*neighbour_arrays(found, len(positions), positions.device))
+        found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
+        return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
     def nearest(
@@ -317,9 +315,8 @@ class Graph(Pattern):
             tensor([[1, 0, 1, 2],
                     [0, 1, 2, 3]])
         """
-        with shielded():
-            found = nearest_neighbours(positions, k, batch, cell, periodic, queries, query_batch)
-            return cls(*neighbour_arrays(found, len(positions), positions.device))
+        found = nearest_neighbours(positions, k, batch, cell, periodic, queries, query_batch)
+        return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
     def batch(cls, graphs: Sequence[Graph]) -> Graph:

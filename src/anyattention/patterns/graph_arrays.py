@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
-from anyattention.ambient import is_readable
+from anyattention.ambient import is_readable, shielded
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
@@ -88,6 +88,7 @@ def require_edge_numbers(argument: str, numbers: Tensor, edge_index: Tensor, *mo
         )
 
 
+@shielded()
 def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> list[Any]:
     """A Graph's fields. The edges are sorted already, so that rows need no sort and share the edges' memory."""
     keys, queries = found.edge_index
