@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 # Whether torch.compile or torch.export reads this call. Not in a function of our own: torch.compile would compile that
 # by itself where it gives up on the caller, and answer True.
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "Moment",
+    "admitted",
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
     "is_transformed",
+    "lasting",
     "moment_of",
     "shielded",
     "without_tangents",
@@ -88,7 +92,27 @@ def is_autocast_enabled(device: torch.device) -> bool:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
-    """For what is kept for later calls: made on the CPU, marked by no inference mode, transform or default device."""
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+def lasting(*made_of: Tensor) -> Iterator[None]:
+    """For what outlives the moment and is made of tensors: marked by no inference mode, and by no transform but theirs.
+
+    PyTorch's modes go on, which may be tracing the tensors.
+    """
+    with ExitStack() as left:
+        if not is_compiling() and torch.is_inference_mode_enabled():
+            left.enter_context(torch.inference_mode(False))
+            left.enter_context(torch.no_grad())
+        if torch._C._are_functorch_transforms_active() and not any(map(is_functorch_wrapped_tensor, made_of)):
+            left.enter_context(torch._C._DisableFuncTorch())
         yield
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """For what is kept for later calls: made on the CPU, marked by no mode, transform or default device."""
+    with _disable_current_modes(), torch.inference_mode(False), torch._C._DisableFuncTorch(), torch.device("cpu"):
+        yield
+
+
+def admitted(x: Tensor) -> Tensor:
+    """A tensor made under `shielded` as the modes of the moment take it: as a fake one, as a constant of a trace."""
+    return torch.ops.aten.lift_fresh.default(x) if torch._C._len_torch_dispatch_stack() else x

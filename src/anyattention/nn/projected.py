@@ -40,8 +40,9 @@ class ProjectedAttention(AttentionModule):
             table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
             self.position_embedding = nn.Parameter(table)
         elif settings.positions == "sinusoidal":
-            table = sinusoidal_positions(settings.max_seq_len, d_model)
-            self.register_buffer("position_table", table.to(device, dtype), persistent=False)
+            table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
+            table.copy_(sinusoidal_positions(settings.max_seq_len, d_model))
+            self.register_buffer("position_table", table, persistent=False)
         self.query_projection = projection()
         self.key_projection = projection()
         self.value_projection = projection()
@@ -121,13 +122,13 @@ class ProjectedAttention(AttentionModule):
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """Sines and cosines `(length, width)`: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
+    """Sines and cosines `(length, width)`, float64, CPU: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
 
     Source: Vaswani et al., 2017, section 3.5.
     """
-    position = torch.arange(length, dtype=torch.float64)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(1e4) / width))
-    table = torch.empty(length, width)
+    position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") * (-math.log(1e4) / width))
+    table = torch.empty(length, width, dtype=torch.float64, device="cpu")
     table[:, 0::2] = torch.sin(position * rate)
     table[:, 1::2] = torch.cos(position * rate[: width // 2])
     return table

@@ -94,8 +94,8 @@ def _read_scipy(matrix: Any) -> Entries:
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    offsets = torch.tensor(matrix.indptr, dtype=torch.int64)
-    inner = torch.tensor(matrix.indices, dtype=torch.int64)
+    offsets = torch.tensor(matrix.indptr, dtype=torch.int64, device="cpu")
+    inner = torch.tensor(matrix.indices, dtype=torch.int64, device="cpu")
     outer = _expand(offsets, matrix.shape[matrix.format == "csc"], inner.numel())
     rows, columns = (outer, inner) if matrix.format == "csr" else (inner, outer)
     return rows, columns, _from_array(matrix.data), matrix.shape

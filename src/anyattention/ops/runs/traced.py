@@ -1,4 +1,4 @@
-"""What a pattern comes to, for torch.compile: a constant, computed while a call is traced, and not traced itself."""
+"""What a pattern comes to, for compilers and modes: a constant, computed during the call and not traced itself."""
 
 import functools
 import operator
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from anyattention.ambient import is_compiling
+from anyattention.ambient import Moment, admitted, moment_of, shielded
 from anyattention.patterns import Pattern
 
 __all__ = ["constant_when_traced"]
@@ -31,11 +32,15 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @functools.wraps(compute)
     def call(pattern: Pattern, num_queries: int, num_keys: int, *more: Any) -> tuple[Any, ...]:
-        if not is_compiling():
+        if is_dynamo_compiling():
+            found = constant(_settings_of(pattern), _fixed(num_queries), _fixed(num_keys), *more)
+            # torch.compile does not know the shape of a tensor in a constant, but that of its alias.
+            return tuple([x.detach() if isinstance(x, Tensor) else x for x in found])
+        if moment_of(()) is Moment.PLAIN:
             return untraced(pattern, num_queries, num_keys, *more)
-        found = constant(_settings_of(pattern), _fixed(num_queries), _fixed(num_keys), *more)
-        # torch.compile does not know the shape of a tensor in a constant, but that of its alias.
-        return tuple([x.detach() if isinstance(x, Tensor) else x for x in found])
+        with shielded():
+            found = untraced(pattern, _fixed(num_queries), _fixed(num_keys), *more)
+        return tuple([admitted(x) if isinstance(x, Tensor) else x for x in found])
 
     return call
 
@@ -58,7 +63,7 @@ def _fixed(value: Any) -> Any:
         return _settings_of(value)
     if isinstance(value, tuple):
         return tuple([_fixed(each) for each in value])
-    return operator.index(value) if isinstance(value, int) else value
+    return operator.index(value) if isinstance(value, int | torch.SymInt) else value
 
 
 def _made_of(settings: tuple[Any, ...]) -> Pattern:

@@ -73,7 +73,7 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     batch, heads, num_queries, _ = query.shape
     num_keys, k, among = key.shape[2], call.pattern.k, call.pattern.among
     best = query.new_full((batch, heads, num_queries, k), -torch.inf)
-    indices = torch.full(best.shape, -1, device=query.device)
+    indices = torch.full(best.shape, -1, dtype=torch.int64, device=query.device)
     size = max(k, _SCORES_AT_ONCE // max(batch * heads * num_queries, 1))
     queries = torch.arange(num_queries, device=query.device)[:, None]
     for first in range(0, num_keys, size):
