@@ -27,6 +27,7 @@ __all__ = [
     "lasting",
     "moment_of",
     "shielded",
+    "takes_kept",
     "without_tangents",
 ]
 
@@ -89,6 +90,11 @@ def is_differentiated_again() -> bool:
 def is_autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def takes_kept(x: Tensor) -> bool:
+    """Whether a call of this tensor takes tensors made under `shielded` as they are: nothing traces it."""
+    return type(x) in _TYPES and not is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
 @contextmanager

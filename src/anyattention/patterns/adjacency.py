@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import describe_shape
+from anyattention.ambient import lasting
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,
@@ -25,7 +26,13 @@ Entries = tuple[Tensor, Tensor, Tensor, tuple[int, int]]
 def read_adjacency(adjacency: Any) -> Entries:
     """The stored (sparse) or non-zero (dense) entries of a matrix."""
     if isinstance(adjacency, Tensor):
-        return _read_torch(adjacency)
+        with lasting(adjacency):
+            return _read_torch(adjacency)
+    with lasting():
+        return _read_others(adjacency)
+
+
+def _read_others(adjacency: Any) -> Entries:
     # A scipy matrix can only come from a process in which scipy is already imported.
     scipy_sparse = sys.modules.get("scipy.sparse")
     if scipy_sparse is not None and scipy_sparse.issparse(adjacency):

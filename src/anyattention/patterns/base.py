@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from anyattention.ambient import shielded
+from anyattention.ambient import lasting, shielded
 from anyattention.errors import DimensionMismatchError, InvalidConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class Pattern(ABC):
         """The pairs as a Graph, ordered by query, then key. Cost: O(pairs), 48 bytes each."""
         from anyattention.patterns.graph import Graph
 
-        query, key = self.spans(num_queries, num_keys, device=device).pairs()
-        return Graph.of_known(torch.stack([key, query]), num_queries, num_keys)
+        with lasting():
+            query, key = self.spans(num_queries, num_keys, device=device).pairs()
+            return Graph.of_known(torch.stack([key, query]), num_queries, num_keys)
 
     def to_blocks(self, size: int, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Tensor:
         """Which blocks of `size` x `size` pairs hold an allowed one, boolean `(query blocks, key blocks)`.

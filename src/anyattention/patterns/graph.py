@@ -123,8 +123,7 @@ class Graph(Pattern):
         """A Graph from an edge list, PyTorch Geometric's way round.
 
         Args:
-            edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query. The Graph keeps
-                a copy.
+            edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query. A copy is kept.
             num_nodes: number of nodes, when queries and keys are the same ones. It is never read off the
                 edges: the last nodes may be isolated.
             num_queries, num_keys: the two numbers of a bipartite graph, in place of num_nodes.

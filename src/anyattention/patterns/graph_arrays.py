@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
-from anyattention.ambient import lasting
+from anyattention.ambient import is_compiling, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
@@ -134,6 +134,8 @@ def sorted_arrays(edge_index: Tensor, num_queries: int, num_keys: int) -> list[T
     with lasting(edge_index):
         # Kernels read both rows; a transposed list of pairs would have them interleaved.
         edge_index = edge_index.contiguous()
+        if not is_compiling() and edge_index.is_inference():
+            edge_index = edge_index.clone()
         keys, queries = edge_index[0], edge_index[1]
         by_query = compressed_rows(queries, keys, num_queries, num_keys)
         return [edge_index, *by_query, *compressed_rows(keys, queries, num_keys, num_queries)]

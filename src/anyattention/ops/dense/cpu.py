@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from anyattention.ambient import Moment, moment_of, shielded
+from anyattention.ambient import shielded, takes_kept
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.refusals import refusal_of_tiles
@@ -41,9 +41,8 @@ def run(call: Arguments) -> AttentionResult:
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     causal = isinstance(call.pattern, Causal)
-    # What was kept is no tensor of a trace or a mode.
-    is_plain = moment_of((call.query,)) is Moment.PLAIN
-    part = _kept_run_part(*lengths, causal) if is_plain else _run_part(call.query, *lengths, causal)
+    is_kept = takes_kept(call.query)
+    part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
     output, logsumexp = run_attention(run_call(call, (part,), call.bias, is_dense=True))
     output = output if output.dtype is call.value.dtype else output.to(call.value.dtype)
     return AttentionResult(output, None, logsumexp if call.return_logsumexp else None)
