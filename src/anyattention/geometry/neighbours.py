@@ -219,7 +219,7 @@ def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
     reach = clouds.reach(r)
     images, points, centres, key_cloud = None, clouds.keys, clouds.queries, clouds.key_cloud
     if clouds.cell is not None and any(clouds.periodic):
-        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64))
+        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64, device="cpu"))
         points, centres = images.points, images.queries
         key_cloud = None if key_cloud is None else key_cloud[images.key]
     around = tree_of(separated(centres, clouds.query_cloud, 2 * reach))

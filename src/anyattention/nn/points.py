@@ -212,11 +212,13 @@ class PointAttention(AttentionModule):
         query, key = graph.query_index, graph.key_index
         if len(shape) == 2:
             matrix = torch.sparse_coo_tensor(
-                torch.stack([query, key]), weights, (points, points), check_invariants=False
+                torch.stack([query, key]), weights, (points, points), device=weights.device, check_invariants=False
             )
             return AttentionOutput(output, matrix.coalesce())
         places = torch.stack([query // max(points, 1), query % max(points, 1), key % max(points, 1)])
-        matrix = torch.sparse_coo_tensor(places, weights, (shape[0], points, points), check_invariants=False)
+        matrix = torch.sparse_coo_tensor(
+            places, weights, (shape[0], points, points), device=weights.device, check_invariants=False
+        )
         return AttentionOutput(output.unflatten(0, tuple(shape[:2])), matrix.coalesce())
 
 

@@ -243,7 +243,9 @@ def _chosen_weights(weights: Tensor, indices: Tensor, num_keys: int) -> Tensor:
     batch, head, query, _ = is_used.nonzero(as_tuple=True)
     places = torch.stack([batch, head, query, indices[is_used]])
     size = (*weights.shape[:3], num_keys)
-    return torch.sparse_coo_tensor(places, weights[is_used], size, check_invariants=False).coalesce()
+    return torch.sparse_coo_tensor(
+        places, weights[is_used], size, device=weights.device, check_invariants=False
+    ).coalesce()
 
 
 def _mean_of_heads(weights: Tensor) -> Tensor:
@@ -251,5 +253,7 @@ def _mean_of_heads(weights: Tensor) -> Tensor:
     places, values = weights.indices()[[0, 2, 3]], weights.values()
     batch, heads, *lengths = weights.shape
     sums = values.to(torch.promote_types(values.dtype, torch.float32)) / heads
-    mean = torch.sparse_coo_tensor(places, sums, (batch, *lengths), check_invariants=False).coalesce()
+    mean = torch.sparse_coo_tensor(
+        places, sums, (batch, *lengths), device=sums.device, check_invariants=False
+    ).coalesce()
     return mean.to(values.dtype)

@@ -110,7 +110,7 @@ def _read_scipy(matrix: Any) -> Entries:
 
 def _from_array(array: Any) -> Tensor:
     try:
-        return torch.tensor(array)
+        return torch.tensor(array, device="cpu")
     except (TypeError, ValueError, RuntimeError) as refusal:
         raise SparseMatrixError(
             argument="adjacency",

@@ -47,7 +47,7 @@ def explain_sparse(arguments: Arguments) -> Explanation:
     call = _check(arguments)
     assert isinstance(call.pattern, Pattern)
     explanation = dispatch.explain(_TABLE, call, arguments.implementation)
-    lengths = arguments.query.shape[1], arguments.key.shape[1]
+    lengths = int(arguments.query.shape[1]), int(arguments.key.shape[1])
     with shielded():
         notes = _notes(call.pattern, *lengths, in_tiles=explanation.implementation == "cpu")
     return replace(explanation, notes=tuple(notes))
