@@ -44,7 +44,7 @@ class Graph(Pattern):
     """The (query, key) pairs of a graph: a multiset, in the caller's edge order.
 
     Build one with `from_edge_index`, `from_adjacency`, `from_networkx`, `radius`, `nearest` or `batch`; the
-    constructor itself checks nothing.
+    constructor itself checks nothing. Its tensors must not be changed.
 
     Attributes:
         edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
@@ -338,8 +338,6 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
-        if isinstance(graphs, list | tuple) and not graphs:
-            return cls.from_edge_index(torch.empty(2, 0, dtype=torch.int64, device="cpu"), num_nodes=0)
         return cls(*joined_arrays(graphs))
 
     def with_self_loops(self) -> Graph:

@@ -196,11 +196,13 @@ def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
 
 
 def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
-    """The fields of the block-diagonal Graph of one graph or more."""
+    """The fields of the block-diagonal Graph of any number of graphs."""
     from anyattention.patterns.graph import Graph
 
     if not isinstance(graphs, list | tuple):
         raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
+    if not graphs:
+        return all_pairs_arrays(0, 0, "cpu")
     for position, graph in enumerate(graphs):
         if not isinstance(graph, Graph):
             raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
