@@ -122,13 +122,13 @@ class ProjectedAttention(AttentionModule):
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """Sines and cosines `(length, width)`, float64, CPU: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
+    """Sines and cosines `(length, width)`, float32, CPU: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
 
     Source: Vaswani et al., 2017, section 3.5.
     """
     position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") * (-math.log(1e4) / width))
-    table = torch.empty(length, width, dtype=torch.float64, device="cpu")
+    table = torch.empty(length, width, dtype=torch.float32, device="cpu")
     table[:, 0::2] = torch.sin(position * rate)
     table[:, 1::2] = torch.cos(position * rate[: width // 2])
     return table
