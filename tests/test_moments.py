@@ -377,6 +377,8 @@ _LOOKING = {
 }
 _SLOW = {"torch.compile": compiled, "torch.export": exported}
 _STATES = _HARMLESS | _LOOKING | _SLOW
+# Each takes a second.
+_COMPILED = ("attend", "attend Causal", "attend Window", "attend TopK", "attend Graph", "edge_sum")
 _QUICK = ("inference mode", "default device", "default dtype float64", "fake tensors")
 # What runs under each mode, too. The others read numbers to decide a shape, and under transforms some have no rule.
 _RUNS_TRACED = ("attend", "explain", "merge", "edge_", "Scaled", "Multi", "Sparse", "GraphAttention Graph")
@@ -412,7 +414,7 @@ def assert_same(found: Any, expected: Any, *, is_fake: bool = False) -> None:
 
 def cases() -> Iterator[Any]:
     for state in _STATES:
-        for name in _SUBJECTS:
+        for name in _COMPILED if state in _SLOW else _SUBJECTS:
             marks = [pytest.mark.exhaustive] if state not in _QUICK else []
             yield pytest.param(state, name, marks=marks, id=f"{state}-{name}")
 
