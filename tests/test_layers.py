@@ -275,3 +275,33 @@ def test_files_are_finished_and_short(path):
     text = path.read_text()
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b|\bfor now\b", text)
     assert len(text.splitlines()) <= 450
+
+
+# Functions that make a tensor; of the first, what they are given says the dtype.
+_TYPED = {"arange", "randint", "randperm", "sparse_coo_tensor", "sparse_csr_tensor", "tril_indices", "triu_indices"}
+_UNTYPED = {"empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randn", "scalar_tensor", "tensor", "zeros"}
+
+
+def _unplaced(source):
+    """Where a tensor is made on the default device, or of the default dtype: line and function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TYPED | _UNTYPED:
+            if not isinstance(node.func.value, ast.Name) or node.func.value.id != "torch":
+                continue
+            named = {keyword.arg for keyword in node.keywords}
+            if not named >= ({"device"} if node.func.attr in _TYPED else {"device", "dtype"}):
+                yield node.lineno, node.func.attr
+
+
+def test_unplaced_tensors_are_seen():
+    source = "torch.arange(3)\ntorch.zeros(3, device=d)\ntorch.zeros(3, device=d, dtype=t)\nx.zeros(3)"
+    assert list(_unplaced(source)) == [(1, "arange"), (2, "zeros")]
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: _dotted(path) or "anyattention")
+def test_no_tensor_is_made_where_the_default_happens_to_be(path):
+    found = list(_unplaced(path.read_text()))
+    if _dotted(path) == "patterns.adjacency":
+        # A caller's array has its dtype.
+        found.remove(next(each for each in found if each[1] == "tensor"))
+    assert not found

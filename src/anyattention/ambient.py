@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch._C._functorch import (
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
+    is_functorch_wrapped_tensor,
     is_gradtrackingtensor,
     is_legacy_batchedtensor,
 )
@@ -36,10 +37,12 @@ __all__ = [
     "is_mapped",
     "is_readable",
     "is_transformed",
+    "lasting",
     "mapped_at",
     "mapped_last",
     "moment_of",
     "shielded",
+    "takes_kept",
     "values_of",
     "without_autocast",
     "without_tangents",
@@ -175,6 +178,26 @@ def is_autocast_enabled(device: torch.device) -> bool:
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Where every operation keeps its tensors' dtypes; PyTorch has no autocast to switch off for "meta"."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def takes_kept(x: Tensor) -> bool:
+    """Whether a call of this tensor takes tensors made under `shielded` as they are: nothing traces it."""
+    return type(x) in _TYPES and not is_compiling() and not torch._C._len_torch_dispatch_stack()
+
+
+@contextmanager
+def lasting(*made_of: Tensor) -> Iterator[None]:
+    """For what outlives the moment and is made of tensors: marked by no inference mode, and by no transform but theirs.
+
+    PyTorch's modes go on, which may be tracing the tensors.
+    """
+    with ExitStack() as left:
+        if not is_compiling() and torch.is_inference_mode_enabled():
+            left.enter_context(torch.inference_mode(False))
+            left.enter_context(torch.no_grad())
+        if torch._C._are_functorch_transforms_active() and not any(map(is_functorch_wrapped_tensor, made_of)):
+            left.enter_context(torch._C._DisableFuncTorch())
+        yield
 
 
 @contextmanager

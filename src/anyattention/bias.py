@@ -71,6 +71,9 @@ class RelativeBias:
             length: the longest sequence.
             align: as in the class.
 
+        Returns:
+            The bias, in the default dtype and on the default device, as a module's parameters are.
+
         Raises:
             InvalidConfigError: a number is no int of at least 1.
 
@@ -86,9 +89,10 @@ class RelativeBias:
         power = 2 ** math.floor(math.log2(heads))
         exponents = [8 * (h + 1) / power for h in range(power)]
         exponents += [8 * (2 * h + 1) / (2 * power) for h in range(heads - power)]
-        slopes = 2.0 ** -torch.tensor(exponents)
-        distances = torch.arange(1 - length, length)
-        return cls(slopes[:, None] * -distances.abs(), 1 - length, align)
+        slopes = torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float64, device="cpu")
+        distances = torch.arange(1 - length, length, device="cpu")
+        numbers = slopes[:, None] * -distances.abs()
+        return cls(numbers.to(torch.get_default_device(), torch.get_default_dtype()), 1 - length, align)
 
     def at(self, query_index: Tensor, key_index: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """The bias of some pairs.

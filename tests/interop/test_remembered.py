@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -60,6 +61,41 @@ def test_a_tensor_changed_in_place_is_read_again(name: str, built: list[Graph]) 
     edge_index[:, :3].zero_()
     layer(x, edge_index)
     assert len(built) == 5
+
+
+@pytest.mark.parametrize("num_loops", [None, 7])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x, new: x.data.copy_(new),
+        lambda x, new: x.numpy().__setitem__(slice(None), new.numpy()),
+        lambda x, new: torch.from_dlpack(x.detach()).copy_(new),
+        lambda x, new: torch.empty(0, dtype=torch.int64).set_(x.untyped_storage(), 0, x.shape).copy_(new),
+        lambda x, new: x.share_memory_().data.copy_(new),
+    ],
+    ids=["data", "numpy", "dlpack", "storage", "shared memory"],
+)
+def test_a_change_that_pytorch_does_not_see_is_seen(
+    write: Callable[[Tensor, Tensor], Any], num_loops: int | None
+) -> None:
+    layer, edge_index, new = nn.Identity(), make_edges(), make_edges()
+    old = prepared_graph(layer, edge_index, 7, 7, num_loops).graph.edge_index.clone()
+    write(edge_index, new)
+    found = prepared_graph(layer, edge_index, 7, 7, num_loops).graph.edge_index
+    assert not torch.equal(found, old)
+    assert torch.equal(found, prepared_graph(nn.Identity(), new, 7, 7, num_loops).graph.edge_index)
+
+
+@pytest.mark.parametrize("add_self_loops", [False, True])
+def test_a_student_learns_on_the_graph_of_its_teacher(add_self_loops: bool) -> None:
+    settings = {"add_self_loops": add_self_loops, "edge_dim": 2}
+    teacher, student = pyg.GATConv(3, 4, **settings), pyg.GATConv(3, 4, **settings)
+    x, edge_index, edge_attr = torch.randn(7, 3), make_edges(), torch.randn(20, 2, requires_grad=True)
+    edge_index[:, 0] = 1
+    with torch.inference_mode():
+        teacher(x, edge_index, edge_attr)
+    student(x, edge_index, edge_attr).sum().backward()
+    assert edge_attr.grad is not None
 
 
 def test_sizes_and_loops_belong_to_it(built: list[Graph]) -> None:
@@ -120,11 +156,12 @@ def test_a_new_tensor_at_an_old_address_is_another_one() -> None:
         del edge_index
 
 
-def test_inference_tensors_are_not_remembered(built: list[Graph]) -> None:
+def test_inference_tensors_are_remembered_while_they_are_the_same(built: list[Graph]) -> None:
     layer = nn.Identity()
     with torch.inference_mode():
         edge_index = make_edges()
-        prepared_graph(layer, edge_index, 7, 7, None)
+        kept = prepared_graph(layer, edge_index, 7, 7, None)
+        assert prepared_graph(layer, edge_index, 7, 7, None) is kept
         edge_index[0] = 0
         assert torch.equal(prepared_graph(layer, edge_index, 7, 7, None).graph.key_index, edge_index[0])
     assert len(built) == 2

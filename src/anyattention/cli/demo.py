@@ -91,12 +91,11 @@ The other {test:,} are the test.
 
 def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
     """The digits it reads best and worst, its commonest mistake, and where its attention goes."""
-    import torch
 
     from anyattention.training import predict_logits
 
     truth, read = data.labels[split.test], predict_logits(model, data)[split.test].argmax(1)
-    counts = torch.zeros(10, 10, dtype=torch.int64).index_put_((truth, read), torch.tensor(1), accumulate=True)
+    counts = truth.new_zeros(10, 10).index_put_((truth, read), truth.new_ones(()), accumulate=True)
     correct = counts.diagonal() / counts.sum(1)
     best, worst = int(correct.argmax()), int(correct.argmin())
     mistakes = counts.clone().fill_diagonal_(0)
@@ -119,7 +118,7 @@ def _same_number(model: NodeClassifier, data: NodeData, split: Split) -> tuple[f
     with torch.no_grad():
         weights = model(data.features, graph, return_weights=True).weights
     assert weights is not None
-    is_test = torch.zeros(data.num_nodes, dtype=torch.bool)
+    is_test = torch.zeros(data.num_nodes, dtype=torch.bool, device=split.test.device)
     is_test[split.test] = True
     query, key = graph.query_index, graph.key_index
     counted = is_test[query] & (query != key)

@@ -69,7 +69,7 @@ class Clouds:
         """The row of `cell` of each of `count` points."""
         assert self.cell is not None
         if cloud is None or len(self.cell) == 1:
-            return torch.zeros(count, dtype=torch.int64)
+            return torch.zeros(count, dtype=torch.int64, device="cpu")
         return cloud
 
     def displacements(self, query: Tensor, key: Tensor, shifts: Tensor | None) -> list[Tensor]:
@@ -260,7 +260,7 @@ def _read_periodic(periodic: bool | Sequence[bool] | None, dim: int, *, default:
 
 def _complete(cell: Tensor, periodic: tuple[bool, ...], eps: float) -> Tensor:
     """The cells with each vector that does not repeat replaced by one of a like length, across those that do."""
-    flags = torch.tensor(periodic)
+    flags = torch.tensor(periodic, dtype=torch.bool, device="cpu")
     some = cell[:, flags]
     _, sizes, directions = torch.linalg.svd(some)
     if sizes.numel():

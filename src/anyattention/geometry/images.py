@@ -42,7 +42,7 @@ def images_within(clouds: Clouds, reach: Tensor) -> Images:
     queries, query_shifts, _ = _wrapped(clouds, clouds.queries, query_cell, inverse)
     points, key_shifts, fractions = _wrapped(clouds, clouds.keys, key_cell, inverse)
 
-    flags = torch.tensor(clouds.periodic)
+    flags = torch.tensor(clouds.periodic, dtype=torch.bool, device="cpu")
     # In cells: no image may be lost because a fraction was rounded.
     slack = 1e-6 + 1e-14 * float(torch.cat([query_shifts, key_shifts]).abs().max())
     width = widths[key_cell] + slack
@@ -53,9 +53,9 @@ def images_within(clouds: Clouds, reach: Tensor) -> Images:
     total = int(totals.double().sum())
     require_memory(total * 8 * (4 * clouds.dim + 4), f"{total} periodic images", torch.device("cpu"))
 
-    key = torch.repeat_interleave(torch.arange(len(points)), totals)
-    number = torch.arange(len(key)) - (totals.cumsum(0) - totals)[key]
-    shifts = torch.empty(len(key), clouds.dim, dtype=torch.int64)
+    key = torch.repeat_interleave(torch.arange(len(points), device="cpu"), totals)
+    number = torch.arange(len(key), device="cpu") - (totals.cumsum(0) - totals)[key]
+    shifts = torch.empty(len(key), clouds.dim, dtype=torch.int64, device="cpu")
     for axis in reversed(range(clouds.dim)):
         count = counts[:, axis][key]
         shifts[:, axis] = number % count + first[:, axis][key]
@@ -68,7 +68,7 @@ def _wrapped(clouds: Clouds, points: Tensor, cell: Tensor, inverse: Tensor) -> t
     """The points inside the cell, the shifts that brought them there, and their fractions along its vectors."""
     assert clouds.cell is not None
     fractions = torch.einsum("na,nab->nb", points, inverse[cell]) if len(inverse) > 1 else points @ inverse[0]
-    shifts = torch.where(torch.tensor(clouds.periodic), -torch.floor(fractions), 0.0)
+    shifts = torch.where(torch.tensor(clouds.periodic, dtype=torch.bool, device="cpu"), -torch.floor(fractions), 0.0)
     return points + _along(shifts, clouds.cell, cell), shifts.long(), fractions + shifts
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named
-from anyattention.ambient import shielded
+from anyattention.ambient import lasting
 from anyattention.geometry.clouds import Clouds, read_clouds
 from anyattention.geometry.images import images_within
 from anyattention.geometry.neighbours import (
@@ -58,11 +58,11 @@ class _Candidates:
         order = torch.argsort(group, stable=True)
         sizes = torch.bincount(group)
         place = torch.empty_like(order)
-        place[order] = torch.arange(len(order)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        place[order] = torch.arange(len(order), device="cpu") - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         return (place < most).nonzero().flatten()
 
 
-@shielded()
+@lasting()
 def nearest_neighbours(
     positions: Tensor,
     k: int,
@@ -85,7 +85,7 @@ def nearest_neighbours(
     with allocation_failures_named():
         query, key, shifts = _nearest(clouds, k) if not any(clouds.periodic) else _nearest_image(clouds, k)
         if clouds.cell is not None and shifts is None:
-            shifts = torch.zeros(len(key), clouds.dim, dtype=torch.int64)
+            shifts = torch.zeros(len(key), clouds.dim, dtype=torch.int64, device="cpu")
         return sorted_neighbours(query, key, shifts, num_queries, num_keys)
 
 
@@ -101,7 +101,7 @@ def _nearest_image(clouds: Clouds, k: int) -> tuple[Tensor, Tensor, Tensor | Non
     count = len(clouds.cell)
     query_cell = clouds.cell_of(clouds.query_cloud, len(clouds.queries))
     key_count = torch.bincount(clouds.cell_of(clouds.key_cloud, len(clouds.keys)), minlength=count)
-    has_keys = torch.ones(len(clouds.queries), dtype=torch.bool)
+    has_keys = torch.ones(len(clouds.queries), dtype=torch.bool, device="cpu")
     if clouds.key_cloud is not None and clouds.query_cloud is not None:
         size = 1 + int(torch.maximum(clouds.key_cloud[-1], clouds.query_cloud[-1]))
         has_keys = torch.bincount(clouds.key_cloud, minlength=size)[clouds.query_cloud] > 0
@@ -112,10 +112,10 @@ def _nearest_image(clouds: Clouds, k: int) -> tuple[Tensor, Tensor, Tensor | Non
         candidates = _Candidates(clouds, reach)
         query, candidate, distance, full = _search(candidates, k)
         short = ~full & has_keys
-        farthest = torch.zeros(count, dtype=torch.float64)
+        farthest = torch.zeros(count, dtype=torch.float64, device="cpu")
         farthest.scatter_reduce_(0, query_cell[query], distance, "amax")
         farthest = farthest * (1 + 1e-12) + clouds.rounding()
-        is_short = torch.zeros(count, dtype=torch.bool)
+        is_short = torch.zeros(count, dtype=torch.bool, device="cpu")
         is_short[query_cell[short]] = True
         if not (is_short | (farthest > reach)).any():
             return candidates.pair(query, candidate)
@@ -127,13 +127,13 @@ def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Te
     clouds = candidates.clouds
     queries = separated(candidates.queries, clouds.query_cloud, candidates.step)
     points = separated(candidates.points, candidates.cloud, candidates.step)
-    kept = torch.arange(len(points))
+    kept = torch.arange(len(points), device="cpu")
     tree = tree_of(points)
-    full = torch.zeros(len(queries), dtype=torch.bool)
+    full = torch.zeros(len(queries), dtype=torch.bool, device="cpu")
     rounding = clouds.reach(0.0)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     # One more for the point itself, and one by whose distance a tie shows.
-    open_rows, wanted = torch.arange(len(queries)), k + 2
+    open_rows, wanted = torch.arange(len(queries), device="cpu"), k + 2
     while open_rows.numel():
         wanted = min(wanted, len(kept))
         undecided = []
@@ -148,7 +148,7 @@ def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Te
             enough = last * (1 + 1e-12) + rounding
             # All are seen, or what was not seen is farther, or of another cloud.
             decided = (is_full & (outer > enough)) | (outer > candidates.step / 2)
-            decided |= torch.tensor(wanted == len(kept))
+            decided |= torch.tensor(wanted == len(kept), dtype=torch.bool, device="cpu")
             undecided.append(rows[~decided])
             rows, near, distance = rows[decided], near[decided], distance[decided]
             full[rows] = is_full[decided]
@@ -169,7 +169,7 @@ def _first(candidates: _Candidates, rows: Tensor, candidate: Tensor, k: int) -> 
     query = rows[:, None].expand_as(candidate).reshape(-1)
     pair = candidates.pair(query, candidate.reshape(-1))
     distance = clouds.squared_distances(*pair).sqrt()
-    excluded = torch.zeros(len(query), dtype=torch.bool)
+    excluded = torch.zeros(len(query), dtype=torch.bool, device="cpu")
     if clouds.is_one_set:
         excluded = (pair[0] == pair[1]) & (True if pair[2] is None else (pair[2] == 0).all(1))
     if clouds.query_cloud is not None and clouds.key_cloud is not None:
@@ -177,5 +177,9 @@ def _first(candidates: _Candidates, rows: Tensor, candidate: Tensor, k: int) -> 
     distance = distance.masked_fill(excluded, torch.inf).view_as(candidate)
     order = torch.argsort(distance, dim=1, stable=True)[:, :k]
     distance = distance.gather(1, order)
-    is_full = (distance.isfinite().sum(1) == k) if distance.shape[1] == k else torch.zeros(len(rows), dtype=torch.bool)
+    is_full = (
+        (distance.isfinite().sum(1) == k)
+        if distance.shape[1] == k
+        else torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+    )
     return candidate.gather(1, order), distance, is_full

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named, require_memory, require_number
-from anyattention.ambient import shielded
+from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
 from anyattention.geometry.images import images_within
@@ -53,7 +53,7 @@ class _Pairs(NamedTuple):
         return _Pairs(self.points[keep], None if self.shifts is None else self.shifts[keep])
 
 
-@shielded()
+@lasting()
 def radius_neighbours(
     positions: Tensor,
     r: float,
@@ -99,9 +99,9 @@ def require_count(argument: str, count: object, at_least: int) -> None:
 
 def no_neighbours(clouds: Clouds) -> Neighbours:
     """The result without a pair."""
-    none = torch.empty(2, 0, dtype=torch.int64)
-    shifts = None if clouds.cell is None else torch.empty(0, clouds.dim, dtype=torch.int64)
-    return Neighbours(none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64), shifts)
+    none = torch.empty(2, 0, dtype=torch.int64, device="cpu")
+    shifts = None if clouds.cell is None else torch.empty(0, clouds.dim, dtype=torch.int64, device="cpu")
+    return Neighbours(none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64, device="cpu"), shifts)
 
 
 def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
@@ -133,7 +133,7 @@ def _sort_shifts(shifts: Tensor, is_again: Tensor) -> None:
 
 def _read_radius(r: float, dtype: torch.dtype) -> float:
     require_number("r", r, above=0, below=LARGEST)
-    rounded = float(torch.tensor(r, dtype=torch.float64).to(dtype))
+    rounded = float(torch.tensor(r, dtype=torch.float64, device="cpu").to(dtype))
     if not 1 / LARGEST < rounded < LARGEST:
         raise InvalidInputError(argument="r", expected=f"a number above 0 in {dtype}", actual=r)
     return rounded
@@ -164,7 +164,7 @@ def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
     vesin = require_library("vesin")
     dim, missing = clouds.dim, 3 - clouds.dim
     points = torch.nn.functional.pad(clouds.keys, (0, missing)).numpy()
-    box = torch.eye(3, dtype=torch.float64)
+    box = torch.eye(3, dtype=torch.float64, device="cpu")
     if clouds.cell is not None:
         box[:dim, :dim] = clouds.cell[0]
     if clouds.periodic == (True,) * 3:
@@ -184,12 +184,12 @@ def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
     pairs, distances = torch.from_numpy(pairs.view("int64")), torch.from_numpy(distances)
     found = _Pairs(pairs)
     if clouds.cell is not None:
-        shifts = torch.zeros(len(pairs), dim, dtype=torch.int64)
+        shifts = torch.zeros(len(pairs), dim, dtype=torch.int64, device="cpu")
         found = _Pairs(pairs, shifts.copy_(torch.from_numpy(more[0])[:, :dim]) if more else shifts)
     # vesin's distances are right but for rounding, so that only those next to r are in question.
     near = (distances >= r - tolerance).nonzero().flatten()
     if near.numel():
-        inside = torch.ones(len(pairs), dtype=torch.bool)
+        inside = torch.ones(len(pairs), dtype=torch.bool, device="cpu")
         inside[near] = clouds.are_within(r, *found.where(near))
         found = found.where(inside)
     return _both_ways(found, len(clouds.keys))
@@ -201,7 +201,7 @@ def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
         pairs, shifts = _pairs_by_tree(clouds, r)
         assert shifts is not None
         # Of the two ways of a pair, keep the one whose key, or else shift, comes later.
-        later = torch.zeros(len(pairs), dtype=torch.int64)
+        later = torch.zeros(len(pairs), dtype=torch.int64, device="cpu")
         for vector in reversed(range(clouds.dim)):
             sign = shifts[:, vector].sign()
             later = torch.where(sign != 0, sign, later)
@@ -210,7 +210,7 @@ def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
     reach = clouds.reach(r)
     tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
     pairs = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
-    shifts = None if clouds.cell is None else torch.zeros(len(pairs), clouds.dim, dtype=torch.int64)
+    shifts = None if clouds.cell is None else torch.zeros(len(pairs), clouds.dim, dtype=torch.int64, device="cpu")
     return _Pairs(pairs, shifts).where(clouds.are_within(r, pairs, shifts))
 
 
@@ -219,14 +219,14 @@ def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
     reach = clouds.reach(r)
     images, points, centres, key_cloud = None, clouds.keys, clouds.queries, clouds.key_cloud
     if clouds.cell is not None and any(clouds.periodic):
-        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64))
+        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64, device="cpu"))
         points, centres = images.points, images.queries
         key_cloud = None if key_cloud is None else key_cloud[images.key]
     around = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
     inside = tree_of(separated(points, key_cloud, 2 * reach))
     found = around.sparse_distance_matrix(inside, reach, output_type="ndarray")
     query, key = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
-    shifts = None if clouds.cell is None else torch.zeros(len(query), clouds.dim, dtype=torch.int64)
+    shifts = None if clouds.cell is None else torch.zeros(len(query), clouds.dim, dtype=torch.int64, device="cpu")
     if images is not None:
         shifts = images.shifts[key] - images.query_shifts[query]
         key = images.key[key]

@@ -15,5 +15,7 @@ def random_orthogonal(count: int, dim: int, *, generator: torch.Generator | None
 
     Source: Mezzadri, 2007: the QR decomposition alone is not uniform until the signs of R's diagonal are taken away.
     """
-    matrices, triangles = torch.linalg.qr(torch.randn(count, dim, dim, dtype=torch.float64, generator=generator))
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.randn(count, dim, dim, dtype=torch.float64, device=device, generator=generator)
+    matrices, triangles = torch.linalg.qr(drawn)
     return matrices * torch.where(triangles.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None]

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
 
+from anyattention.ambient import Moment, moment_of
 from anyattention.nn.bare import is_untouched
 
 __all__ = ["call_refusal", "is_plain"]
@@ -46,6 +47,8 @@ def call_refusal(
         return "a transform of torch.func is at work"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is on"
+    if moment_of(()) is not Moment.PLAIN:
+        return "a mode of PyTorch's dispatcher is on"
     return (
         _layer_refusal(layer, ours)
         or _edge_index_refusal(edge_index)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anyattention.ambient import lasting
 from anyattention.patterns import Graph
 
 __all__ = ["PreparedGraph", "prepared_graph"]
+
+_Sizes = tuple[int, int, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +27,15 @@ class PreparedGraph:
         graph: the pairs, self-loops included where they were asked for.
         kept: boolean `(edges,)`, the caller's edges that are in it; None where all are.
         source: the caller's edge list, weakly.
-        state: what else the Graph depends on.
+        edges: what the edge list held.
+        sizes: numbers of sources, of targets and of self-loops.
     """
 
     graph: Graph
     kept: Tensor | None
     source: weakref.ref[Tensor]
-    state: tuple[Any, ...]
+    edges: Tensor
+    sizes: _Sizes
 
 
 class _Memory:
@@ -55,7 +59,7 @@ class _Memory:
 
 _memories: weakref.WeakKeyDictionary[nn.Module, _Memory] = weakref.WeakKeyDictionary()
 # Layers of one model share an edge list; the Graph lives in their memories, not here.
-_shared: weakref.WeakValueDictionary[tuple[Any, ...], PreparedGraph] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[tuple[int, _Sizes], PreparedGraph] = weakref.WeakValueDictionary()
 
 
 def prepared_graph(
@@ -63,8 +67,8 @@ def prepared_graph(
 ) -> PreparedGraph:
     """The Graph of an edge list: the layer's last one where it is the same, another layer's, or a new one.
 
-    A tensor that was changed in place counts as another one. A change that PyTorch does not see, such as through a
-    numpy array that shares its memory, goes unnoticed.
+    It is the same where the tensor holds the same edges as before: they are compared, since PyTorch does not see each
+    change in place, such as one through a numpy array that shares the memory.
 
     Args:
         layer: whose memory it is.
@@ -75,39 +79,40 @@ def prepared_graph(
     Raises:
         GraphStructureError: an edge names a node that is not there.
     """
-    if edge_index.is_inference():
-        # It has no version that would tell of changes.
-        return _prepare(edge_index, (num_sources, num_targets, num_loops))
-    state = (num_sources, num_targets, num_loops, edge_index._version, edge_index.data_ptr())
-    state += (tuple(edge_index.shape), edge_index.stride())
+    sizes = (num_sources, num_targets, num_loops)
     memory = _memories.get(layer)
     if memory is None:
         memory = _memories.setdefault(layer, _Memory())
     held = memory.held
-    if held is not None and _is_current(held[1], edge_index, state):
-        return held[1]
-    prepared = _shared.get((id(edge_index), state))
+    own = None if held is None else held[1]
+    if own is not None and _is_current(own, edge_index, sizes):
+        return own
+    prepared = _shared.get((id(edge_index), sizes))
     # The id of a tensor that is gone may have been given to this one.
-    if prepared is None or not _is_current(prepared, edge_index, state):
-        prepared = _prepare(edge_index, state)
-        _shared[id(edge_index), state] = prepared
+    if prepared is None or prepared is own or not _is_current(prepared, edge_index, sizes):
+        prepared = _prepare(edge_index, sizes)
+        _shared[id(edge_index), sizes] = prepared
     memory.hold(edge_index, prepared)
     return prepared
 
 
-def _is_current(prepared: PreparedGraph, edge_index: Tensor, state: tuple[Any, ...]) -> bool:
-    return prepared.source() is edge_index and prepared.state == state
+def _is_current(prepared: PreparedGraph, edge_index: Tensor, sizes: _Sizes) -> bool:
+    is_asked_for = prepared.source() is edge_index and prepared.sizes == sizes
+    return is_asked_for and torch.equal(prepared.edges, edge_index)
 
 
-def _prepare(edge_index: Tensor, state: tuple[Any, ...]) -> PreparedGraph:
-    num_sources, num_targets, num_loops = state[:3]
-    # An alias: the Graph must not keep the caller's tensor object alive, whose end it waits for.
-    edges, kept = edge_index.detach(), None
-    if num_loops is not None:
-        is_proper = edges[0] != edges[1]
-        if not is_proper.all():
-            edges, kept = edges[:, is_proper], is_proper
-        loops = torch.arange(num_loops, device=edges.device).expand(2, -1)
-        edges = torch.cat([edges, loops], dim=1)
-    graph = Graph.from_edge_index(edges, num_queries=num_targets, num_keys=num_sources)
-    return PreparedGraph(graph, kept, weakref.ref(edge_index), state)
+def _prepare(edge_index: Tensor, sizes: _Sizes) -> PreparedGraph:
+    num_sources, num_targets, num_loops = sizes
+    # Layers share it: it must serve training where an evaluation came first.
+    with lasting(edge_index):
+        edges, kept = edge_index, None
+        if num_loops is not None:
+            is_proper = edges[0] != edges[1]
+            if not is_proper.all():
+                edges, kept = edges[:, is_proper], is_proper
+            loops = torch.arange(num_loops, device=edges.device).expand(2, -1)
+            edges = torch.cat([edges, loops], dim=1)
+        graph = Graph.from_edge_index(edges, num_queries=num_targets, num_keys=num_sources)
+        # The Graph's own copy serves, but where it lacks edges.
+        held = graph.edge_index[:, : edge_index.shape[1]] if kept is None else edge_index.clone()
+        return PreparedGraph(graph, kept, weakref.ref(edge_index), held, sizes)

@@ -49,9 +49,9 @@ class Bound:
 def run(function: str, bound: Bound, *arguments: Any) -> None:
     """Calls a kernel with a record's structure and further arguments; tensors go as pointers.
 
-    Raises: as `load.run`.
+    Raises: as `load.run`, and InvalidInputError for a tensor that is not on the CPU.
     """
-    given = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    given = [_pointer(x) if isinstance(x, Tensor) else x for x in arguments]
     load.run(function, ctypes.byref(bound.structure), *given)
 
 
@@ -126,6 +126,12 @@ def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
         own = {axis: bound.sizes.get(axis, 0) for axis in layout.axes}
         object.__setattr__(part, "bound", (places, structure, own))
     return structure
+
+
+def _pointer(x: Tensor) -> int:
+    if not x.is_cpu:
+        raise InvalidInputError(argument="a kernel's tensor", expected="the cpu", actual=x.device)
+    return x.data_ptr()
 
 
 def _misfit(argument: str, kind: Kind, x: Tensor, bound: Bound) -> InvalidInputError:

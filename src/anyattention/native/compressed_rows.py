@@ -100,9 +100,9 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 
 
 def symmetric_rows(pairs: Tensor, num_rows: int) -> SymmetricRows:
-    """Both ways of pairs `(pairs, 2)` int64 on the CPU, of different rows in range, each pair there once."""
+    """Both ways of pairs `(pairs, 2)` int64, of different rows in range, each pair there once."""
     edge_index = pairs.new_empty(2, 2 * len(pairs))
-    if _runs(pairs):
+    if pairs.is_cpu and _runs(pairs):
         offsets, reverse = pairs.new_empty(num_rows + 1), pairs.new_empty(2 * len(pairs))
         arrays = (offsets, edge_index[1], edge_index[0], reverse)
         pairs = pairs.contiguous()

@@ -177,7 +177,8 @@ class AttentionModule(nn.Module):
     def regularization_loss(self, l2_weight: float) -> Tensor:
         """`l2_weight` times the sum of the squared parameters; 0-d, at least float32, differentiable."""
         require_number("l2_weight", l2_weight, at_least=0.0)
-        total = torch.zeros((), device=next(iter(self.parameters()), torch.empty(0)).device)
+        device = next((parameter.device for parameter in self.parameters()), "cpu")
+        total = torch.zeros((), dtype=torch.float32, device=device)
         for parameter in self.parameters():
             # A sum of squares leaves float16's range soon.
             total = total + parameter.to(torch.promote_types(parameter.dtype, torch.float32)).square().sum()
@@ -205,7 +206,7 @@ class AttentionModule(nn.Module):
     def _flatten(self, tensors: Iterable[Tensor]) -> Tensor:
         flat = [tensor.reshape(-1) for tensor in tensors]
         if not flat:
-            return torch.zeros(0)
+            return torch.zeros(0, dtype=torch.float32, device="cpu")
         return torch.cat([part.to(flat[0].device) for part in flat])
 
     @staticmethod
@@ -220,7 +221,7 @@ def require_factory(device: torch.device | str | None, dtype: torch.dtype | None
     if dtype is not None:
         require_floating_dtype("dtype", dtype)
     try:
-        torch.empty(0, device="cpu" if device is None else torch.device(device))
+        torch.empty(0, dtype=torch.uint8, device="cpu" if device is None else torch.device(device))
     except (AssertionError, RuntimeError, TypeError) as refusal:
         raise InvalidInputError(argument="device", expected="a device that is here", actual=repr(device)) from refusal
 

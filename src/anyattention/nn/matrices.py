@@ -15,7 +15,7 @@ def weights_at(places: Tensor, weights: Tensor, size: tuple[int, ...]) -> Tensor
     """Weights `(entries,)` at places `(axes, entries)` of a sparse COO tensor, coalesced: equal places are added up."""
     require_unmapped(weights)
     try:
-        return torch.sparse_coo_tensor(places, weights, size, check_invariants=False).coalesce()
+        return torch.sparse_coo_tensor(places, weights, size, device=weights.device, check_invariants=False).coalesce()
     except NotImplementedError as missing:
         raise UnsupportedError(
             "weights as a sparse tensor have no forward derivatives in PyTorch: for jvp, jacfwd and hessian ask for no"

@@ -111,7 +111,6 @@ class PointAttention(AttentionModule):
     def _reset_distance_score(self) -> None:
         """Heads from short-sighted to far-sighted, and a small radial part."""
         heads = self.config.base.num_heads
-        # On the CPU, whatever device new tensors go to.
         decay = 2.0 ** torch.linspace(0.0, -4.0, heads, dtype=torch.float64, device="cpu")
         with torch.no_grad():
             self.distance_decay.copy_(decay.expm1().log())

@@ -229,4 +229,5 @@ def _as_matrix(weights: Tensor, graph: Graph) -> Tensor:
     sequence = torch.arange(batch, device=weights.device).repeat_interleave(edges)
     indices = torch.stack([sequence, graph.query_index.repeat(batch), graph.key_index.repeat(batch)])
     size = (batch, graph.num_queries, graph.num_keys)
-    return torch.sparse_coo_tensor(indices, weights.reshape(-1), size, check_invariants=False).coalesce()
+    numbers = weights.reshape(-1)
+    return torch.sparse_coo_tensor(indices, numbers, size, device=weights.device, check_invariants=False).coalesce()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import describe_shape
+from anyattention.ambient import lasting
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,
@@ -25,7 +26,13 @@ Entries = tuple[Tensor, Tensor, Tensor, tuple[int, int]]
 def read_adjacency(adjacency: Any) -> Entries:
     """The stored (sparse) or non-zero (dense) entries of a matrix."""
     if isinstance(adjacency, Tensor):
-        return _read_torch(adjacency)
+        with lasting(adjacency):
+            return _read_torch(adjacency)
+    with lasting():
+        return _read_others(adjacency)
+
+
+def _read_others(adjacency: Any) -> Entries:
     # A scipy matrix can only come from a process in which scipy is already imported.
     scipy_sparse = sys.modules.get("scipy.sparse")
     if scipy_sparse is not None and scipy_sparse.issparse(adjacency):
@@ -94,8 +101,8 @@ def _read_scipy(matrix: Any) -> Entries:
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    offsets = torch.tensor(matrix.indptr, dtype=torch.int64)
-    inner = torch.tensor(matrix.indices, dtype=torch.int64)
+    offsets = torch.tensor(matrix.indptr, dtype=torch.int64, device="cpu")
+    inner = torch.tensor(matrix.indices, dtype=torch.int64, device="cpu")
     outer = _expand(offsets, matrix.shape[matrix.format == "csc"], inner.numel())
     rows, columns = (outer, inner) if matrix.format == "csr" else (inner, outer)
     return rows, columns, _from_array(matrix.data), matrix.shape
@@ -103,7 +110,7 @@ def _read_scipy(matrix: Any) -> Entries:
 
 def _from_array(array: Any) -> Tensor:
     try:
-        return torch.tensor(array)
+        return torch.tensor(array, device="cpu")
     except (TypeError, ValueError, RuntimeError) as refusal:
         raise SparseMatrixError(
             argument="adjacency",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyattention.ambient import lasting, shielded
 from anyattention.errors import DimensionMismatchError, InvalidConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ class Pattern(ABC):
         """
 
     @abstractmethod
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """The pairs as progressions of keys. Cost: O(spans), never num_queries x num_keys."""
 
-    def to_dense(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Tensor:
+    def to_dense(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Tensor:
         """The pairs as a boolean matrix `(num_queries, num_keys)`, True where the query may attend.
 
         Cost: num_queries x num_keys bytes.
@@ -64,16 +65,15 @@ class Pattern(ABC):
         query, key = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
         return self.allows(query[:, None], key[None, :], num_queries, num_keys)
 
-    def to_graph(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Graph:
+    def to_graph(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Graph:
         """The pairs as a Graph, ordered by query, then key. Cost: O(pairs), 48 bytes each."""
         from anyattention.patterns.graph import Graph
 
-        query, key = self.spans(num_queries, num_keys, device=device).pairs()
-        return Graph.from_edge_index(torch.stack([key, query]), num_queries=num_queries, num_keys=num_keys)
+        with lasting():
+            query, key = self.spans(num_queries, num_keys, device=device).pairs()
+            return Graph.of_known(torch.stack([key, query]), num_queries, num_keys)
 
-    def to_blocks(
-        self, size: int, num_queries: int, num_keys: int, *, device: torch.device | str | None = None
-    ) -> Tensor:
+    def to_blocks(self, size: int, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Tensor:
         """Which blocks of `size` x `size` pairs hold an allowed one, boolean `(query blocks, key blocks)`.
 
         The last blocks may be cut off by the lengths. Cost: O(spans + blocks) memory, and time but for steps longer
@@ -94,7 +94,7 @@ class Pattern(ABC):
         row = spans.query // size
         for column, change in ((spans.start // size, 1), (spans.last // size + 1, -1)):
             at = (row[is_dense], column[is_dense])
-            edges.index_put_(at, torch.tensor(change, device=device), accumulate=True)
+            edges.index_put_(at, torch.tensor(change, dtype=torch.int64, device=device), accumulate=True)
         blocks = edges[:, :-1].cumsum(1) > 0
         stepped = spans.where(~is_dense)
         stepped = stepped.where(torch.argsort(stepped.count, descending=True))
@@ -116,7 +116,8 @@ class Pattern(ABC):
         """
         num_keys = num_queries if num_keys is None else num_keys
         pairs = num_queries * num_keys
-        return self.spans(num_queries, num_keys).num_pairs / pairs if pairs else 0.0
+        with shielded():
+            return self.spans(num_queries, num_keys).num_pairs / pairs if pairs else 0.0
 
     def max_attended(self, num_queries: int, num_keys: int | None = None) -> int:
         """The largest number of keys of any query. num_keys is num_queries where not given.
@@ -126,8 +127,9 @@ class Pattern(ABC):
             >>> Window(2, 0).max_attended(100)
             3
         """
-        counts = self.spans(num_queries, num_queries if num_keys is None else num_keys).counts(num_queries)
-        return int(counts.max()) if num_queries else 0
+        with shielded():
+            counts = self.spans(num_queries, num_queries if num_keys is None else num_keys).counts(num_queries)
+            return int(counts.max()) if num_queries else 0
 
     def draw(self, num_queries: int, num_keys: int | None = None, *, axes: Any = None) -> Any:
         """Draw the pairs, a dark square for each that is allowed; queries downwards, keys to the right.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.ambient import lasting
 from anyattention.errors import DimensionMismatchError, InvalidMaskError
 from anyattention.patterns.base import Pattern, require_int
 from anyattention.patterns.spans import Spans
@@ -29,7 +30,7 @@ class _BlockPattern(Pattern):
         """True where the block of the pair is."""
         return self._blocks(num_queries, num_keys, query.device)[query // self.size, key // self.size]
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """For each query the runs of neighbouring blocks."""
         place = torch.arange(min(self.size, num_queries), device=device)
         blocks = self._blocks(num_queries, num_keys, place.device)
@@ -73,7 +74,8 @@ class Blocks(_BlockPattern):
                 argument="mask", expected="a boolean matrix (query blocks, key blocks)", actual=found
             )
         # A call may remember the pattern's Graph, which a change in place would not reach.
-        object.__setattr__(self, "mask", self.mask.clone())
+        with lasting(self.mask):
+            object.__setattr__(self, "mask", self.mask.clone())
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
@@ -126,7 +128,7 @@ class RandomBlocks(_BlockPattern):
     def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         rows, columns = -(-num_queries // self.size), -(-num_keys // self.size)
         row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)[None, :]
-        seed = _hashed(torch.tensor(self.seed, device=device))
+        seed = _hashed(torch.tensor(self.seed, dtype=torch.int64, device=device))
         order = _hashed(_hashed(seed + row) + column)
         chosen = order.topk(min(self.per_row, columns), dim=1, largest=False).indices
         return torch.zeros(rows, columns, dtype=torch.bool, device=device).scatter_(1, chosen, True)

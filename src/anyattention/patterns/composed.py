@@ -57,7 +57,7 @@ class Intersection(_Composed):
         both = (pattern.allows(query, key, num_queries, num_keys) for pattern in (self.first, self.second))
         return reduce(torch.logical_and, both)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """One pattern's spans cut by the other's run; pair by pair where neither has one run for each query."""
         first, second = (x.spans(num_queries, num_keys, device=device) for x in (self.first, self.second))
         for spans, other in ((first, second), (second, first)):
@@ -94,7 +94,7 @@ class Union(_Composed):
         both = (pattern.allows(query, key, num_queries, num_keys) for pattern in (self.first, self.second))
         return reduce(torch.logical_or, both)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """The runs of both merged; keys of longer steps one by one, where no run holds them."""
         both = concatenate([x.spans(num_queries, num_keys, device=device) for x in (self.first, self.second)])
         is_run = both.step == 1

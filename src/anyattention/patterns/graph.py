@@ -23,8 +23,10 @@ from anyattention.patterns.graph_arrays import (
     fields_of,
     joined_arrays,
     loops_added,
+    moved_arrays,
     named_fields_of,
     neighbour_arrays,
+    own_edges,
     require_edge_index,
     require_edge_numbers,
     require_nodes,
@@ -42,7 +44,7 @@ class Graph(Pattern):
     """The (query, key) pairs of a graph: a multiset, in the caller's edge order.
 
     Build one with `from_edge_index`, `from_adjacency`, `from_networkx`, `radius`, `nearest` or `batch`; the
-    constructor itself checks nothing.
+    constructor itself checks nothing. Its tensors must not be changed.
 
     Attributes:
         edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
@@ -121,8 +123,7 @@ class Graph(Pattern):
         """A Graph from an edge list, PyTorch Geometric's way round.
 
         Args:
-            edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query. Where it is contiguous the
-                Graph shares its memory, so do not change it in place afterwards.
+            edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query. A copy is kept.
             num_nodes: number of nodes, when queries and keys are the same ones. It is never read off the
                 edges: the last nodes may be isolated.
             num_queries, num_keys: the two numbers of a bipartite graph, in place of num_nodes.
@@ -149,7 +150,7 @@ class Graph(Pattern):
             if shifts.dtype != torch.int64:
                 raise InvalidInputError(argument="shifts", expected="torch.int64", actual=shifts.dtype)
         with allocation_failures_named():
-            return cls.of_known(edge_index, queries, keys, values, shifts)
+            return cls.of_known(own_edges(edge_index), queries, keys, values, shifts)
 
     @classmethod
     def of_known(
@@ -160,16 +161,17 @@ class Graph(Pattern):
         values: Tensor | None = None,
         shifts: Tensor | None = None,
     ) -> Graph:
-        """`from_edge_index` of edges that are known to be right: only the kernels compare an index with its bounds."""
-        return cls(*sorted_arrays(edge_index, num_queries, num_keys), values=values, shifts=shifts)
+        """`from_edge_index` of edges that are known to be right, and the Graph's own, who shares their memory."""
+        with allocation_failures_named():
+            return cls(*sorted_arrays(edge_index, num_queries, num_keys), values=values, shifts=shifts)
 
     @classmethod
     def from_rows(cls, keys: Tensor, num_keys: int) -> Graph:
-        """An edge from each of `keys[i]`, `(num_queries, k)` int64, to query i, in order; indices as in `of_known`."""
+        """An edge from each of `keys[i]`, `(num_queries, k)` int64, to query i, in order; indices are in range."""
         return cls(*row_arrays(keys, num_keys))
 
     @classmethod
-    def all_pairs(cls, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Graph:
+    def all_pairs(cls, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Graph:
         """Every pair as an edge, by query, then key; nothing needs to be sorted."""
         return cls(*all_pairs_arrays(num_queries, num_keys, device))
 
@@ -336,8 +338,6 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
-        if isinstance(graphs, list | tuple) and not graphs:
-            return cls.from_edge_index(torch.empty(2, 0, dtype=torch.int64), num_nodes=0)
         return cls(*joined_arrays(graphs))
 
     def with_self_loops(self) -> Graph:
@@ -354,7 +354,7 @@ class Graph(Pattern):
                     [0, 0, 1]])
         """
         edge_index, shifts = loops_added(self)
-        return Graph.from_edge_index(edge_index, num_nodes=self.num_queries, shifts=shifts)
+        return Graph.of_known(edge_index, self.num_queries, self.num_keys, shifts=shifts)
 
     def displacements(
         self,
@@ -398,7 +398,7 @@ class Graph(Pattern):
         place = torch.searchsorted(edges, pairs).clamp(max=self.num_edges - 1)
         return edges[place] == pairs
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """Each pair on its own; duplicates fall together. Cost: a sort of the edges."""
         require_sizes(self, num_queries, num_keys)
         pairs = torch.unique(self.query_index * num_keys + self.key_index).to(device)
@@ -437,8 +437,7 @@ class Graph(Pattern):
         """This graph with its tensors on the device; itself where they are there already."""
         if self.device == torch.device(device):
             return self
-        moved: list[Any] = [None if part is None else part.to(device) for part in fields_of(self)]
-        return Graph(*moved)
+        return Graph(*moved_arrays(self, device))
 
 
 _pytree.register_pytree_node(

@@ -1,4 +1,7 @@
-"""The arrays of a Graph: checked, made from neighbours, and joined to a block-diagonal one."""
+"""The arrays of a Graph: checked, made from neighbours, and joined to a block-diagonal one.
+
+A Graph outlives the moment it is made in, and so its arrays are made under `lasting`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
 from anyattention._checks import describe_shape, require_dense, require_device
-from anyattention.ambient import is_readable, shielded
+from anyattention.ambient import is_compiling, is_readable, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
@@ -26,8 +29,10 @@ __all__ = [
     "fields_of",
     "joined_arrays",
     "loops_added",
+    "moved_arrays",
     "named_fields_of",
     "neighbour_arrays",
+    "own_edges",
     "require_edge_index",
     "require_edge_numbers",
     "require_nodes",
@@ -88,7 +93,7 @@ def require_edge_numbers(argument: str, numbers: Tensor, edge_index: Tensor, *mo
         )
 
 
-@shielded()
+@lasting()
 def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> list[Any]:
     """A Graph's fields. The edges are sorted already, so that rows need no sort and share the edges' memory."""
     keys, queries = found.edge_index
@@ -96,7 +101,7 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
         by_key = compressed_rows(keys, queries, num_keys, len(found.query_offsets) - 1)
     else:
         by_key = (found.query_offsets, keys, found.reverse)
-    slots = torch.arange(len(keys))
+    slots = torch.arange(len(keys), device=keys.device)
     parts: list[Any] = [found.edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
 
@@ -113,35 +118,53 @@ def require_sizes(graph: Graph, num_queries: int | None, num_keys: int | None) -
         )
 
 
+def own_edges(edge_index: Tensor) -> Tensor:
+    """A copy of a caller's edges, which the caller may change."""
+    with lasting(edge_index):
+        return edge_index.clone(memory_format=torch.contiguous_format)
+
+
+def moved_arrays(graph: Graph, device: torch.device | str) -> list[Any]:
+    """The fields on another device."""
+    with lasting(graph.edge_index):
+        return [None if part is None else part.to(device) for part in fields_of(graph)]
+
+
 def sorted_arrays(edge_index: Tensor, num_queries: int, num_keys: int) -> list[Tensor]:
     """The edges by query and by key, as the fields of a Graph."""
-    # Kernels read both rows; a transposed list of pairs would have them interleaved.
-    edge_index = edge_index.contiguous()
-    keys, queries = edge_index[0], edge_index[1]
-    by_query = compressed_rows(queries, keys, num_queries, num_keys)
-    return [edge_index, *by_query, *compressed_rows(keys, queries, num_keys, num_queries)]
+    with lasting(edge_index):
+        # Kernels read both rows; a transposed list of pairs would have them interleaved.
+        edge_index = edge_index.contiguous()
+        if not is_compiling() and edge_index.is_inference():
+            edge_index = edge_index.clone()
+        keys, queries = edge_index[0], edge_index[1]
+        by_query = compressed_rows(queries, keys, num_queries, num_keys)
+        return [edge_index, *by_query, *compressed_rows(keys, queries, num_keys, num_queries)]
 
 
 def edges_as_keys_arrays(graph: Graph) -> list[Tensor]:
     """The same queries and edges, each edge from a key of its own."""
-    edges = torch.arange(graph.num_edges, device=graph.device)
-    offsets = torch.arange(graph.num_edges + 1, device=graph.device)
-    by_query = (graph.query_offsets, graph.edges_by_query, graph.edges_by_query)
-    return [torch.stack([edges, graph.query_index]), *by_query, offsets, graph.query_index, edges]
+    with lasting(graph.edge_index):
+        edges = torch.arange(graph.num_edges, device=graph.device)
+        offsets = torch.arange(graph.num_edges + 1, device=graph.device)
+        by_query = (graph.query_offsets, graph.edges_by_query, graph.edges_by_query)
+        return [torch.stack([edges, graph.query_index]), *by_query, offsets, graph.query_index, edges]
 
 
 def row_arrays(keys: Tensor, num_keys: int) -> list[Tensor]:
     """A Graph's fields, of the keys `(num_queries, k)` of each query."""
     num_queries, k = keys.shape
-    edges = torch.arange(num_queries * k, device=keys.device)
-    offsets = torch.arange(num_queries + 1, device=keys.device) * k
-    queries = torch.arange(num_queries, device=keys.device).repeat_interleave(k)
-    keys = keys.flatten()
-    by_key = compressed_rows(keys, queries, num_keys, num_queries)
-    return [torch.stack([keys, queries]), offsets, keys, edges, *by_key]
+    with lasting(keys):
+        edges = torch.arange(num_queries * k, device=keys.device)
+        offsets = torch.arange(num_queries + 1, device=keys.device) * k
+        queries = torch.arange(num_queries, device=keys.device).repeat_interleave(k)
+        edge_index = torch.stack([keys.flatten(), queries])
+        by_key = compressed_rows(edge_index[0], queries, num_keys, num_queries)
+        return [edge_index, offsets, edge_index[0], edges, *by_key]
 
 
-def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str | None) -> list[Tensor]:
+@lasting()
+def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str) -> list[Tensor]:
     """A Graph's fields, of every pair."""
     queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
     edges = torch.arange(num_queries * num_keys, device=device)
@@ -160,24 +183,27 @@ def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
             expected="as many queries as keys for self-loops",
             actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
         )
-    missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
-    is_loop = graph.key_index == graph.query_index
-    if graph.shifts is not None:
-        is_loop &= (graph.shifts == 0).all(1)
-    missing[graph.key_index[is_loop]] = False
-    loops = missing.nonzero().T.expand(2, -1)
-    edge_index = torch.cat([graph.edge_index, loops], dim=1)
-    if graph.shifts is None:
-        return edge_index, None
-    return edge_index, torch.cat([graph.shifts, graph.shifts.new_zeros(loops.shape[1], graph.shifts.shape[1])])
+    with lasting(graph.edge_index):
+        missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
+        is_loop = graph.key_index == graph.query_index
+        if graph.shifts is not None:
+            is_loop &= (graph.shifts == 0).all(1)
+        missing[graph.key_index[is_loop]] = False
+        loops = missing.nonzero().T.expand(2, -1)
+        edge_index = torch.cat([graph.edge_index, loops], dim=1)
+        if graph.shifts is None:
+            return edge_index, None
+        return edge_index, torch.cat([graph.shifts, graph.shifts.new_zeros(loops.shape[1], graph.shifts.shape[1])])
 
 
 def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
-    """The fields of the block-diagonal Graph of one graph or more."""
+    """The fields of the block-diagonal Graph of any number of graphs."""
     from anyattention.patterns.graph import Graph
 
     if not isinstance(graphs, list | tuple):
         raise InvalidInputError(argument="graphs", expected="a list of Graphs", actual=type(graphs).__name__)
+    if not graphs:
+        return all_pairs_arrays(0, 0, "cpu")
     for position, graph in enumerate(graphs):
         if not isinstance(graph, Graph):
             raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
@@ -187,10 +213,15 @@ def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
                 expected=f"device {graphs[0].device}, as graphs[0]",
                 actual=graph.device,
             )
+    with lasting(*[graph.edge_index for graph in graphs]):
+        return _joined(graphs)
+
+
+def _joined(graphs: Sequence[Graph]) -> list[Any]:
     edges, queries, keys = 0, 0, 0
     parts: list[tuple[Tensor, ...]] = []
     for graph in graphs:
-        shift = torch.tensor([[keys], [queries]], device=graph.device)
+        shift = torch.tensor([[keys], [queries]], dtype=torch.int64, device=graph.device)
         first = 0 if not parts else 1
         parts.append(
             (

@@ -29,7 +29,7 @@ class Full(Pattern):
         shape = torch.broadcast_shapes(query.shape, key.shape)
         return torch.ones(shape, dtype=torch.bool, device=query.device)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """One run for each query."""
         query = torch.arange(num_queries, device=device)
         return Spans.of(query, 0, num_keys - 1)
@@ -49,7 +49,7 @@ class _Positional(Pattern):
         """
         return diagonal_offset(type(self).__name__, self.align, num_queries, num_keys)
 
-    def _positions(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+    def _positions(self, num_queries: int, num_keys: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Each query and its position."""
         query = torch.arange(num_queries, device=device)
         return query, query + self.offset(num_queries, num_keys)
@@ -80,7 +80,7 @@ class Causal(_Positional):
         """True where `key <= query + offset`; the offset is 0 at the top left."""
         return key <= query + self.offset(num_queries, num_keys)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """One run for each query, from key 0."""
         query, position = self._positions(num_queries, num_keys, device)
         return Spans.of(query, 0, position.clamp(max=num_keys - 1))
@@ -122,7 +122,7 @@ class Window(_Positional):
         ahead = key - (query + self.offset(num_queries, num_keys))
         return (ahead >= -self.left) & (ahead <= self.right)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """One run for each query."""
         query, position = self._positions(num_queries, num_keys, device)
         return Spans.of(query, (position - self.left).clamp(min=0), (position + self.right).clamp(max=num_keys - 1))
@@ -164,7 +164,7 @@ class Strided(_Positional):
         ahead = key - (query + self.offset(num_queries, num_keys))
         return (ahead.abs() <= self.local) | (ahead % self.stride == 0)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """The neighbours, and the progressions on either side of them."""
         query, position = self._positions(num_queries, num_keys, device)
         residue, end = position % self.stride, num_keys - 1
@@ -219,7 +219,7 @@ class Fixed(_Positional):
         is_own = torch.div(position, self.block, rounding_mode="floor") == key // self.block
         return is_own | (key % self.block >= self.block - self.summary)
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """The own block, and for each place of a summary the progressions before and after it."""
         query, position = self._positions(num_queries, num_keys, device)
         begin, end = position - position % self.block, num_keys - 1
@@ -267,7 +267,7 @@ class Global(_Positional):
         """True where the key, or the query's position, is one of the tokens."""
         return self._are_tokens(key) | self._are_tokens(query + self.offset(num_queries, num_keys))
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """Every key for the tokens' queries, the runs of tokens for the others."""
         query, position = self._positions(num_queries, num_keys, device)
         is_token = self._are_tokens(position)
@@ -321,7 +321,7 @@ class Documents(Pattern):
         document = self._documents(num_queries, num_keys, query.device)
         return document[query] == document[key]
 
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str | None = None) -> Spans:
+    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
         """One run for each query."""
         document = self._documents(num_queries, num_keys, device)
         lengths = torch.tensor(self.lengths, dtype=torch.int64, device=device)
@@ -329,7 +329,7 @@ class Documents(Pattern):
         query = torch.arange(num_queries, device=device)
         return Spans.of(query, (end - lengths)[document], end[document] - 1)
 
-    def _documents(self, num_queries: int, num_keys: int, device: torch.device | str | None) -> Tensor:
+    def _documents(self, num_queries: int, num_keys: int, device: torch.device | str) -> Tensor:
         """The document of each position."""
         whole = sum(self.lengths)
         if (num_queries, num_keys) != (whole, whole):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from anyattention.ambient import shielded
 from anyattention.errors import InvalidConfigError
 from anyattention.patterns.base import Pattern, require_int
 from anyattention.patterns.composed import require_simple
@@ -61,18 +60,19 @@ class TopK:
         """
         counts = self._counts(num_queries, num_keys)
         pairs = num_queries * (num_queries if num_keys is None else num_keys)
-        return int(counts.sum()) / pairs if pairs else 0.0
+        return sum(counts) / pairs if pairs else 0.0
 
     def max_attended(self, num_queries: int, num_keys: int | None = None) -> int:
         """The most keys that any query attends to, in each head. num_keys is num_queries where not given."""
         counts = self._counts(num_queries, num_keys)
-        return int(counts.max()) if num_queries else 0
+        return max(counts, default=0)
 
-    def _counts(self, num_queries: int, num_keys: int | None) -> Tensor:
-        """How many keys each query chooses, `(num_queries,)`."""
+    def _counts(self, num_queries: int, num_keys: int | None) -> list[int]:
+        """How many keys each query chooses."""
         among = Full() if self.among is None else self.among
         num_keys = num_queries if num_keys is None else num_keys
-        return among.spans(num_queries, num_keys).counts(num_queries).clamp(max=self.k)
+        with shielded():
+            return among.spans(num_queries, num_keys).counts(num_queries).clamp(max=self.k).tolist()
 
     def __rand__(self, pattern: Pattern) -> TopK:
         if not isinstance(pattern, Pattern):

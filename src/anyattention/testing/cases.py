@@ -56,7 +56,7 @@ class DenseCase:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
         head_dim = 1 if self.score == "additive" else self.head_dim
         arguments: dict[str, Any] = {
@@ -67,14 +67,14 @@ class DenseCase:
         if self.score != "dot":
             arguments["score"] = self._score(normal(self.heads, head_dim))
         if self.mask is not None:
-            mask = torch.rand(self.mask, generator=generator) < 0.6
+            mask = torch.rand(self.mask, generator=generator, dtype=torch.float32, device="cpu") < 0.6
             if self.has_empty_row:
                 mask[..., 1, :] = False
             arguments["mask"] = mask
         if self.bias is not None:
             bias = normal(*self.bias)
             if self.bias_hides:
-                bias[torch.rand(self.bias, generator=generator) < 0.4] = -torch.inf
+                bias[torch.rand(self.bias, generator=generator, dtype=torch.float32, device="cpu") < 0.4] = -torch.inf
                 if self.has_empty_row:
                     bias[..., 1, :] = -torch.inf
             arguments["bias"] = bias

@@ -333,7 +333,7 @@ def _longer(vector: Tensor) -> Tensor:
 
 
 def _random_like(tensor: Tensor) -> Tensor:
-    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     return drawn.to(tensor)
 
 

@@ -124,9 +124,10 @@ def _draw(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """A matrix `(dim, dim)`, a shift `(dim,)` and an order `(points,)`; None for what stays."""
     if symmetry == "permutation":
-        return None, None, torch.randperm(points, generator=generator).to(like.device)
+        return None, None, torch.randperm(points, generator=generator, device="cpu").to(like.device)
     if symmetry == "translation":
-        return None, torch.randn(dim, generator=generator, dtype=torch.float64).to(like), None
+        shift = torch.randn(dim, generator=generator, dtype=torch.float64, device="cpu")
+        return None, shift.to(like), None
     matrix = random_orthogonal(1, dim, generator=generator)[0]
     wanted = -1.0 if symmetry == "reflection" else 1.0
     if torch.linalg.det(matrix) * wanted < 0:

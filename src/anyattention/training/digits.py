@@ -53,7 +53,7 @@ def _nearest_neighbours(points: Tensor, count: int) -> Graph:
     distances = torch.cdist(points, points)
     distances.fill_diagonal_(torch.inf)
     nearest = distances.topk(count, largest=False).indices
-    adjacency = torch.zeros(distances.shape, dtype=torch.bool).scatter_(1, nearest, True)
+    adjacency = torch.zeros(distances.shape, dtype=torch.bool, device=distances.device).scatter_(1, nearest, True)
     adjacency |= adjacency.T.clone()
     adjacency.fill_diagonal_(True)
     return Graph.from_adjacency(adjacency)
@@ -61,7 +61,7 @@ def _nearest_neighbours(points: Tensor, count: int) -> Graph:
 
 def _draw_split(labels: Tensor, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=generator, device="cpu")
     by_class = [order[labels[order] == label] for label in range(10)]
     first, second = _LABELS_PER_CLASS, 2 * _LABELS_PER_CLASS
     return Split(

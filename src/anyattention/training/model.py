@@ -186,4 +186,4 @@ def sparse_csr(offsets: Tensor, columns: Tensor, values: Tensor, shape: tuple[in
     """A sparse CSR matrix of parts that were checked before, without PyTorch's warning that it is in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(offsets, columns, values, shape, check_invariants=False)
+        return torch.sparse_csr_tensor(offsets, columns, values, shape, device=values.device, check_invariants=False)

@@ -71,7 +71,7 @@ def _choose_nodes(data: NodeData, test: Tensor, predicted: Tensor, count: int) -
 
     The order is drawn at random, always the same, and nodes with few neighbours come last.
     """
-    order = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))]
+    order = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0), device="cpu")]
     degrees = data.graph.query_offsets.diff()[order]
     order = torch.cat([order[degrees >= 4], order[degrees < 4]])
     is_right = predicted[order] == data.labels[order]

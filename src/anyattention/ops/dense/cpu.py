@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-from anyattention.ambient import Moment, moment_of, shielded
+from anyattention.ambient import shielded, takes_kept
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
@@ -40,22 +41,23 @@ def run(call: Arguments) -> AttentionResult:
     """
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
-    # What was kept is no tensor of a trace or a mode.
-    made = _kept_run_part if moment_of(()) is Moment.PLAIN else _run_part
-    part = made(*lengths, isinstance(call.pattern, Causal))
+    causal = isinstance(call.pattern, Causal)
+    is_kept = takes_kept(call.query)
+    part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
     output, largest, log_sum = run_attention(run_call(call, (part,), call.bias, is_dense=True))
     result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype))
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 
-def _run_part(num_queries: int, num_keys: int, causal: bool) -> RunPart:
-    """One run of keys for each query, as the kernels read it."""
-    empty, begins = torch.empty(0, dtype=torch.int64), torch.zeros(num_queries, dtype=torch.int64)
+def _run_part(like: Tensor, num_queries: int, num_keys: int, causal: bool) -> RunPart:
+    """One run of keys for each query, as the kernels read it; tensors of the kind and the device of `like`."""
+    empty, begins = like.new_empty(0, dtype=torch.int64), like.new_zeros(num_queries, dtype=torch.int64)
     ends = (begins + 1).cumsum(0).clamp(max=num_keys) if causal else begins + num_keys
-    return RunPart(empty, empty, torch.arange(num_queries + 1), begins, ends)
+    offsets = like.new_ones(num_queries + 1, dtype=torch.int64).cumsum(0) - 1
+    return RunPart(empty, empty, offsets, begins, ends)
 
 
 @lru_cache(maxsize=8)
 def _kept_run_part(num_queries: int, num_keys: int, causal: bool) -> RunPart:
     with shielded():
-        return _run_part(num_queries, num_keys, causal)
+        return _run_part(torch.empty(0, dtype=torch.float32, device="cpu"), num_queries, num_keys, causal)

@@ -70,7 +70,7 @@ def run(call: Arguments) -> AttentionResult:
             key, value = _zero_where_not(used, key), _zero_where_not(used, value)
             # An empty row attends to everything inside the kernel, and is set to 0 below.
             hidden = ~pairs & has_pairs
-            bias = torch.zeros((), dtype=query.dtype) if bias is None else bias
+            bias = torch.zeros((), dtype=query.dtype, device=query.device) if bias is None else bias
             bias = torch.where(hidden, -torch.inf, bias)
         if bias is not None and call.bias is not None:
             # The kernel's backward takes exp(score - logsumexp), whose digits a large bias would use up.

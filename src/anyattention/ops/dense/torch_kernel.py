@@ -76,7 +76,7 @@ def _broken_rows(query: Tensor, key: Tensor, bias: Tensor | None, causal: bool) 
     """Which rows `(B, L, H)` meet a NaN or Inf in the query, in a key or in the bias, where -inf hides a pair."""
     broken_keys = ~key.isfinite().all(-1)
     if causal:
-        last_key = torch.arange(query.shape[1]).clamp(max=key.shape[1] - 1)
+        last_key = torch.arange(query.shape[1], device=query.device).clamp(max=key.shape[1] - 1)
         broken_keys = (broken_keys.cumsum(1) > 0)[:, last_key]
     else:
         broken_keys = broken_keys.any(1, keepdim=True)

@@ -42,8 +42,8 @@ def edge_maximum(
     is_found = edge >= 0
     edge = torch.where(is_found, edge, num_edges)
 
-    entry = torch.arange(batch)[:, None, None, None]
-    head, channel = torch.arange(heads)[:, None], torch.arange(channels)
+    entry, head, channel = (torch.arange(count, device=edge.device) for count in (batch, heads, channels))
+    entry, head = entry[:, None, None, None], head[:, None]
     key = _take(graph.key_index, edge, is_found)
     weight = _take(weights, (entry * num_edges + edge) * heads + head, is_found)
     key_head = (entry * num_keys + key) * key_heads + head // (heads // key_heads)
@@ -69,6 +69,6 @@ def _features_part(features: Tensor, value_weight: Tensor, edge: Tensor) -> Tens
     rows = F.pad(features, (0, 0, 0, 1))[None, :, None]
     columns = value_weight.flatten(0, 1)[None, :, None]
     # The graph whose queries are edges, whose keys are pairs of head and channel, and whose edges are the P picks.
-    channel = torch.arange(edge.numel()) % columns.shape[1]
+    channel = torch.arange(edge.numel(), device=edge.device) % columns.shape[1]
     picks = Graph.of_known(torch.stack([channel, edge.flatten()]), rows.shape[1], columns.shape[1])
     return edge_dot(rows, columns, arrays_of(picks)).view_as(edge)

@@ -200,8 +200,11 @@ def _single_parts(call: RunAttention) -> Iterator[RunAttention]:
 def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
     """How many pairs of a part's tiles the kernels compute, allowed ones and others."""
     with shielded():
-        query, key = torch.zeros(1, part.offsets.numel() - 1, 1, 1), torch.zeros(1, num_keys, 1, 1)
-        counted = torch.zeros(1, dtype=torch.int64)
+        query, key = (
+            torch.zeros(1, length, 1, 1, dtype=torch.float32, device="cpu")
+            for length in (part.offsets.numel() - 1, num_keys)
+        )
+        counted = torch.zeros(1, dtype=torch.int64, device="cpu")
     bound = calls.bind(RunAttention(query, key, key, None, None, None, (part,), 0.0, False, scale=1.0, softcap=0.0))
     calls.run("run_attention_tiles", bound, counted)
     return int(counted)

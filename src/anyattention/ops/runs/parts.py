@@ -66,11 +66,13 @@ def pairs_of(parts: Sequence[RunPart]) -> tuple[Tensor, Tensor]:
     """Query and key of each pair of all parts, `(pairs,)`."""
     queries, keys = [], []
     for part in parts:
-        places = torch.arange(part.offsets.numel() - 1).repeat_interleave(part.offsets.diff())
+        places = torch.arange(part.offsets.numel() - 1, device=part.offsets.device).repeat_interleave(
+            part.offsets.diff()
+        )
         query, key = Spans.of(places, part.begins, part.ends - 1).pairs()
         queries.append(part.query_order[query] if part.query_order.numel() else query)
         keys.append(part.key_order[key] if part.key_order.numel() else key)
-    empty = torch.empty(0, dtype=torch.int64)
+    empty = torch.empty(0, dtype=torch.int64, device=parts[0].offsets.device if parts else "cpu")
     return torch.cat([empty, *queries]), torch.cat([empty, *keys])
 
 
@@ -81,12 +83,12 @@ def _runs(spans: Spans, num_queries: int) -> RunPart:
 
 def _progressions(spans: Spans, step: int, num_queries: int, num_keys: int) -> RunPart:
     """Spans of one step as runs, with keys in order of their residue and queries in that of their first span's."""
-    key = torch.arange(num_keys)
+    key = torch.arange(num_keys, device=spans.query.device)
     key_order = torch.argsort(key % step, stable=True)
-    residue = torch.full((num_queries,), step).scatter_reduce(0, spans.query, spans.start % step, "amin")
+    residue = key.new_full((num_queries,), step).scatter_reduce(0, spans.query, spans.start % step, "amin")
     query_order = torch.argsort(residue, stable=True)
     place_of_query = torch.empty_like(query_order)
-    place_of_query[query_order] = torch.arange(num_queries)
+    place_of_query[query_order] = torch.arange(num_queries, device=key.device)
     place_of_key = torch.empty_like(key_order)
     place_of_key[key_order] = key
     begin = place_of_key[spans.start]
@@ -98,6 +100,6 @@ def _sorted(
 ) -> RunPart:
     order = torch.argsort(begin, stable=True)
     order = order[torch.argsort(place[order], stable=True)]
-    offsets = torch.zeros(num_queries + 1, dtype=torch.int64)
+    offsets = place.new_zeros(num_queries + 1)
     torch.cumsum(torch.bincount(place, minlength=num_queries), 0, out=offsets[1:])
     return RunPart(query_order, key_order, offsets, begin[order], end[order])

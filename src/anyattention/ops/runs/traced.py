@@ -63,7 +63,7 @@ def _fixed(value: Any) -> Any:
         return _settings_of(value)
     if isinstance(value, tuple):
         return tuple([_fixed(each) for each in value])
-    return operator.index(value) if isinstance(value, int) else value
+    return operator.index(value) if isinstance(value, int | torch.SymInt) else value
 
 
 def _made_of(settings: tuple[Any, ...]) -> Pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from anyattention._checks import Axes, require_same_kind
-from anyattention.ambient import is_compiling
+from anyattention.ambient import is_compiling, shielded
 from anyattention.bias import RelativeBias
 from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
@@ -47,18 +47,25 @@ def explain_sparse(arguments: Arguments) -> Explanation:
     call = _check(arguments)
     assert isinstance(call.pattern, Pattern)
     explanation = dispatch.explain(_TABLE, call, arguments.implementation)
-    lengths = arguments.query.shape[1], arguments.key.shape[1]
-    if explanation.implementation != "cpu":
-        pairs = call.pattern.spans(*lengths).num_pairs
-        return replace(explanation, notes=(f"{call.pattern} as a Graph of {pairs:,} edges",))
-    notes = [f"{call.pattern}:"]
-    for part in runs_of(call.pattern, *lengths):
-        computed = pairs_in_tiles(part, lengths[1])
+    lengths = int(arguments.query.shape[1]), int(arguments.key.shape[1])
+    with shielded():
+        notes = _notes(call.pattern, *lengths, in_tiles=explanation.implementation == "cpu")
+    return replace(explanation, notes=tuple(notes))
+
+
+def _notes(pattern: Pattern, num_queries: int, num_keys: int, *, in_tiles: bool) -> list[str]:
+    """What a pattern comes to, in words."""
+    if not in_tiles:
+        pairs = pattern.spans(num_queries, num_keys).num_pairs
+        return [f"{pattern} as a Graph of {pairs:,} edges"]
+    notes = [f"{pattern}:"]
+    for part in runs_of(pattern, num_queries, num_keys):
+        computed = pairs_in_tiles(part, num_keys)
         order = "in order of their residue" if part.key_order.numel() else "in order"
         notes.append(
             f"  {part.begins.numel():,} runs of keys {order}, {part.num_pairs:,} pairs in tiles of {computed:,}"
         )
-    return replace(explanation, notes=tuple(notes))
+    return notes
 
 
 def _check(arguments: Arguments) -> Arguments:

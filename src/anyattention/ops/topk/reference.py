@@ -80,7 +80,7 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     uncapped, has_bias = replace(call.scaling, softcap=0.0), isinstance(call.bias, Tensor)
     # The first of these decides, and the second where scores are equal.
     best = [query.new_full((batch, heads, num_queries, k), -torch.inf)] * (2 if has_bias and call.softcap else 1)
-    indices = torch.full(best[0].shape, -1, device=query.device)
+    indices = torch.full(best[0].shape, -1, dtype=torch.int64, device=query.device)
     numbers = batch * heads * num_queries * (head_dim if query.dtype == torch.float64 else 1)
     size = max(k, _SCORES_AT_ONCE // max(numbers, 1))
     queries = torch.arange(num_queries, device=query.device)[:, None]
