@@ -211,7 +211,7 @@ class Part:
         bound: of a part of indices that was bound before: where its tensors lay, its structure and its axes' sizes.
     """
 
-    bound: ClassVar[tuple[list[int], Any, dict[str, int]] | None] = None
+    bound: tuple[list[int], Any, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True)
