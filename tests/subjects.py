@@ -120,7 +120,7 @@ def attention(pattern: Any, score: str = "dot", **settings: Any) -> Callable[[],
         def of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             given = Call(dict(tensors), call.settings, call.score, call.slope)
             found = given.attend(return_logsumexp=settings.get("normalize", True), **asked)
-            return _finite(found.output, found.weights, found.logsumexp)
+            return _finite(*_as_tuple(found))
 
         return Subject(of, {name: x.detach() for name, x in call.tensors.items()})
 
@@ -169,6 +169,8 @@ def _plain(function: Callable[..., Any], **tensors: Tensor) -> Callable[[], Subj
 
 
 def _as_tuple(found: Any) -> tuple[Tensor | None, ...]:
+    if isinstance(found, AttentionResult):
+        return found.output, found.weights, found.logsumexp
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 

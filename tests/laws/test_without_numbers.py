@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from anyattention import (
     Additive,
@@ -62,7 +63,7 @@ class Attends(torch.nn.Module):
         self.pattern, self.settings = pattern, settings
 
     def forward(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple([x for x in attend(*rows, self.pattern, **self.settings) if x is not None])
+        return tuple([x for x in tree_leaves(attend(*rows, self.pattern, **self.settings)) if x is not None])
 
 
 def moved(x: Any, move: Callable[[Tensor], Tensor]) -> Any:
