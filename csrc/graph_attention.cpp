@@ -139,8 +139,8 @@ struct Forward : Call<T, Score, DW, CW> {
 
   void finish(int64_t i, const T *accumulator) const {
     const T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
-    std::copy_n(largest, H, largest_scores + i * H);
-    T *log_sum = log_sums + i * H;
+    T *top = largest_scores + i * H, *log_sum = log_sums + i * H;
+    each_head(H, [=](int64_t h) { top[h] = largest[h]; });
     each_head(H, [=](int64_t h) { log_sum[h] = sum[h] == 0 ? T{0} : logarithm(sum[h]); });
     for (int64_t h = 0; h < H; ++h) {
       // No visible edge leaves a sum of 0; a NaN anywhere leaves NaN.
@@ -215,7 +215,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
       Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  const T *of_query, *rest, *grad_output;  // of_query: see prepare_backward; rest: null where it does not count
+  const T *of_query, *grad_output;  // of_query: see prepare_backward
   T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
 
@@ -255,9 +255,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
       const T *grad = grad_output + i * output_stride;
       const Numbers score = this->template register_scores<Heads>(q, k, slopes);
-      Numbers relative = score - load<Heads>(shift);
-      if (rest) relative -= load<Heads>(rest + i * Heads);
-      const Numbers weight = Exponential<T, Heads>::run(relative);
+      const Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
@@ -288,9 +286,8 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
       this->template scores<true>(queries[n], k, edges[n], score, derivative + n * H);
-      const T *shifts = of_query + i * 2 * H, *rests = rest ? rest + i * H : nullptr;
+      const T *shifts = of_query + i * 2 * H;
       each_head(H, [=](int64_t h) { score[h] -= shifts[h]; });
-      if (rests) each_head(H, [=](int64_t h) { score[h] -= rests[h]; });
       head_dots<CW>(grads[n], v, H, group, c, gp + n * H);
     }
     this->to_weights(p, count);
@@ -330,7 +327,6 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     this->prefetch_query(i);
     prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
     prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
-    if (rest) prefetch_row(rest + i * H, H * Base::kSize);
     __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
   }
 
@@ -403,13 +399,18 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
+// What the rounding of top + log, to `shift`, leaves.
+template <class T>
+T rest_of(T top, T log, T shift) {
+  return (top - shift) + log;
+}
+
 // For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
-// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_logsumexp. What the rounding of a shift
-// leaves is its rest (H), next to nothing where the scores are some dozens at most. Whether any of it counts; edges that
-// read a third number in vain would take a tenth longer (GAT).
+// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_logsumexp. Whether the rounding of a
+// shift leaves a rest that counts, which it does where scores are beyond some hundreds.
 template <class T, int CW>
 bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
-                      const T *grad_output, const T *grad_logsumexp, T *of_query, T *rest) {
+                      const T *grad_output, const T *grad_logsumexp, T *of_query) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
   bool counts = false;
@@ -421,16 +422,34 @@ bool prepare_backward(const anyattention_graph_attention_call &c, const T *outpu
       continue;
     }
     head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
+    const T *tops = largest + i * H, *logs = log_sum + i * H;
+    each_head(H, [=](int64_t h) { shift[h] = (tops[h] == kMinusInfinity<T> ? T{0} : tops[h]) + logs[h]; });
+    int any = 0;
     for (int64_t h = 0; h < H; ++h) {
-      const bool has_score = largest[i * H + h] != kMinusInfinity<T>;
-      const T top = has_score ? largest[i * H + h] : T{0}, log = log_sum[i * H + h];
-      shift[h] = top + log;
-      rest[i * H + h] = (top - shift[h]) + log;
-      counts = counts || std::abs(rest[i * H + h]) > 32 * std::numeric_limits<T>::epsilon();
-      if (grad_logsumexp && has_score) delta[h] -= grad_logsumexp[i * H + h];
+      const bool has_score = tops[h] != kMinusInfinity<T>;
+      any |= has_score & (std::abs(rest_of(tops[h], logs[h], shift[h])) > 32 * std::numeric_limits<T>::epsilon());
+    }
+    counts |= any != 0;
+    for (int64_t h = 0; grad_logsumexp && h < H; ++h) {
+      if (tops[h] != kMinusInfinity<T>) delta[h] -= grad_logsumexp[i * H + h];
     }
   }
   return counts;
+}
+
+// exp(score - shift) is too large by exp(rest), and all that comes of it is linear in grad_output and delta: these times
+// exp(-rest) say the same. So the edges read nothing more, which would take a tenth of their time.
+template <class T>
+void scale_by_rest(const anyattention_graph_attention_call &c, const T *largest, const T *log_sum, const T *grad_output,
+                   T *of_query, T *scaled) {
+  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
+#pragma omp parallel for num_threads(static_cast<int>(c.num_threads)) if (c.num_threads > 1)
+  for (int64_t n = 0; n < rows * H; ++n) {
+    T *shift = of_query + n / H * 2 * H + n % H, *delta = shift + H;
+    const T factor = largest[n] == kMinusInfinity<T> ? T{1} : std::exp(-rest_of(largest[n], log_sum[n], *shift));
+    *delta *= factor;
+    for (int64_t d = 0; d < C; ++d) scaled[n * C + d] = grad_output[n * C + d] * factor;
+  }
 }
 
 template <class T, class Score, int DW, int CW>
@@ -469,9 +488,14 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, false);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
-  const Workspace<T> of_query(2 * queries * H, false), rest(queries * H, false);
-  const bool rest_counts = prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp,
-                                                   of_query.get(), rest.get());
+  const Workspace<T> of_query(2 * queries * H, false);
+  const bool rest_counts =
+      prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp, of_query.get());
+  const Workspace<T> scaled(rest_counts ? queries * H * c.value_dim : 0, false);
+  if (rest_counts) {
+    scale_by_rest(c, largest, log_sum, grad_output, of_query.get(), scaled.get());
+    grad_output = scaled.get();
+  }
   const int64_t vector_size = Score::kHasVector ? H * c.head_dim : 0;
   if (vector_size) std::fill_n(grad_vector, vector_size, T{0});
   const Workspace<T> by_vector(vector_size);
@@ -479,7 +503,6 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   for (int64_t b = 0; b < c.batch; ++b) {
     BackwardKeys<T, Score, DW, CW> by_key(c, b);
     by_key.of_query = of_query.get() + by_key.of_query_rows(2 * H);
-    by_key.rest = rest_counts ? rest.get() + by_key.of_query_rows(H) : nullptr;
     by_key.grad_output = grad_output + by_key.of_query_rows(by_key.output_stride);
     by_key.grad_key = grad_key + by_key.of_key_rows(c.key_stride);
     by_key.grad_value = grad_value ? grad_value + by_key.of_key_rows(c.value_stride) : nullptr;
