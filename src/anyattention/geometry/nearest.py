@@ -1,16 +1,22 @@
-"""The nearest points, by scipy's tree: ties are settled by index, and images are taken in until none can be nearer."""
+"""The nearest points, by scipy's tree; ties are settled by index.
+
+In a periodic cell the points are brought into one cell, and each query looks for its neighbours there. That bounds how
+far its neighbours are. Only queries whose bound reaches across a boundary look again, from copies of themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named
 from anyattention.geometry.clouds import Clouds, read_clouds
-from anyattention.geometry.images import images_within
+from anyattention.geometry.lattice import Copies, Wrapped, boxes, wrapped
 from anyattention.geometry.neighbours import (
     Neighbours,
     no_neighbours,
@@ -24,41 +30,58 @@ __all__ = ["nearest_neighbours"]
 
 # So many candidates are looked at together.
 _CANDIDATES = 1 << 22
+# So many are asked for first from a copy of a query, and so many times as many where these do not suffice.
+_FIRST, _TIMES = 4, 4
 
 
-class _Candidates:
-    """The points that may be nearest, copies of keys included, ordered by key, then shift."""
+class _Found(NamedTuple):
+    """Pairs `(pairs,)` of a query and a key, their distances, and the steps `(pairs, repeats)` of the key's lattice."""
 
-    def __init__(self, clouds: Clouds, reach: Tensor | None) -> None:
-        self.clouds = clouds
-        self.key: Tensor | None = None
-        self.shifts: Tensor | None = None
-        self.query_shifts: Tensor | None = None
-        self.queries, self.points = clouds.queries, clouds.keys
-        if reach is not None:
-            self.queries, self.points, self.key, self.shifts, self.query_shifts = images_within(clouds, reach)
-        self.cloud = clouds.key_cloud
-        if self.cloud is not None and self.key is not None:
-            self.cloud = self.cloud[self.key]
-        both = torch.cat([self.queries, self.points])
-        # Farther than any two points of one cloud are apart.
-        self.step = 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm())
+    query: Tensor
+    key: Tensor
+    distance: Tensor
+    steps: Tensor
 
-    def pair(self, query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Query, key and shift."""
-        if self.key is None or self.shifts is None or self.query_shifts is None:
-            return query, candidate, None
-        return query, self.key[candidate], self.shifts[candidate] - self.query_shifts[query]
+    def where(self, keep: Tensor) -> _Found:
+        return _Found(*(part[keep] for part in self))
 
-    def first_copies(self, most: int) -> Tensor:
-        """Those that have fewer than `most` coincident ones before them in their cloud: no other can be nearest."""
-        points = separated(self.points, self.cloud, self.step)
-        group = torch.unique(points, dim=0, return_inverse=True)[1]
+    def joined(self, other: _Found) -> _Found:
+        return _Found(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+
+
+class _Keys:
+    """The keys in a tree; clouds are `step` apart in it."""
+
+    def __init__(self, points: Tensor, cloud: Tensor | None, step: float) -> None:
+        self.points, self.cloud, self.step = points, cloud, step
+        self.places = separated(points, cloud, step)
+        self.kept = torch.arange(len(points))
+        self.tree = tree_of(self.places)
+
+    def query(self, places: Tensor, cloud: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest keys of the same cloud, sorted by index, `len(points)` where there are no more; and how far all
+        others are at least."""
+        distances, found = self.tree.query(
+            separated(places, cloud, self.step).numpy(),
+            k=range(1, count + 1),
+            distance_upper_bound=self.step / 2 if cloud is not None else np.inf,
+            workers=max(1, native.num_threads()),
+        )
+        key = torch.cat([self.kept, torch.tensor([len(self.points)])])[torch.from_numpy(found).long()]
+        farthest = torch.from_numpy(distances)[:, -1]
+        return key.sort(1).values, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
+
+    def keep_first(self, most: int) -> None:
+        """Keep those that have fewer than `most` coincident ones before them in their cloud: no other can be nearest."""
+        if len(self.kept) < len(self.points) or len(self.points) <= most:
+            return
+        group = torch.unique(self.places, dim=0, return_inverse=True)[1]
         order = torch.argsort(group, stable=True)
         sizes = torch.bincount(group)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-        return (place < most).nonzero().flatten()
+        self.kept = (place < most).nonzero().flatten()
+        self.tree = tree_of(self.places[self.kept])
 
 
 def nearest_neighbours(
@@ -81,99 +104,159 @@ def nearest_neighbours(
     if num_queries == 0 or num_keys == 0:
         return no_neighbours(clouds)
     with allocation_failures_named():
-        query, key, shifts = _nearest(clouds, k) if not any(clouds.periodic) else _nearest_image(clouds, k)
-        if clouds.cell is not None and shifts is None:
-            shifts = torch.zeros(len(key), clouds.dim, dtype=torch.int64)
-        return sorted_neighbours(query, key, shifts, num_queries, num_keys)
+        moved = wrapped(clouds) if any(clouds.periodic) else None
+        found = _at_home(clouds, k, moved)
+        if moved is None:
+            shifts = clouds.no_shifts(len(found.query))
+        else:
+            found = _with_copies(clouds, k, moved, found)
+            shifts = moved.shifts(found.query, found.key, found.steps)
+        return sorted_neighbours(found.query, found.key, shifts, num_queries, num_keys)
 
 
-def _nearest(clouds: Clouds, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    candidates = _Candidates(clouds, None)
-    query, candidate, _, _ = _search(candidates, k)
-    return candidates.pair(query, candidate)
-
-
-def _nearest_image(clouds: Clouds, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """With all images in reach of a radius: once k are found in it for every query of a cloud, none is missed."""
-    assert clouds.cell is not None
-    count = len(clouds.cell)
-    query_cell = clouds.cell_of(clouds.query_cloud, len(clouds.queries))
-    key_count = torch.bincount(clouds.cell_of(clouds.key_cloud, len(clouds.keys)), minlength=count)
-    has_keys = torch.ones(len(clouds.queries), dtype=torch.bool)
-    if clouds.key_cloud is not None and clouds.query_cloud is not None:
-        size = 1 + int(torch.maximum(clouds.key_cloud[-1], clouds.query_cloud[-1]))
-        has_keys = torch.bincount(clouds.key_cloud, minlength=size)[clouds.query_cloud] > 0
-    # A cube for k + 1 points at the mean density.
-    volume = torch.linalg.det(clouds.cell).abs()
-    reach = (volume * (k + 1) / key_count.clamp_min(1)) ** (1 / clouds.dim)
-    while True:
-        candidates = _Candidates(clouds, reach)
-        query, candidate, distance, full = _search(candidates, k)
-        short = ~full & has_keys
-        farthest = torch.zeros(count, dtype=torch.float64)
-        farthest.scatter_reduce_(0, query_cell[query], distance, "amax")
-        farthest = farthest * (1 + 1e-12) + clouds.rounding()
-        is_short = torch.zeros(count, dtype=torch.bool)
-        is_short[query_cell[short]] = True
-        if not (is_short | (farthest > reach)).any():
-            return candidates.pair(query, candidate)
-        reach = torch.where(is_short, 2 * reach, torch.maximum(reach, farthest))
-
-
-def _search(candidates: _Candidates, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Query, candidate and distance of each pair found, and which queries have all k."""
-    clouds = candidates.clouds
-    queries = separated(candidates.queries, clouds.query_cloud, candidates.step)
-    points = separated(candidates.points, candidates.cloud, candidates.step)
-    kept = torch.arange(len(points))
-    tree = tree_of(points)
-    full = torch.zeros(len(queries), dtype=torch.bool)
-    rounding = clouds.reach(0.0)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
+    """The k nearest keys of each query, of each key the one in the cell."""
+    queries, points = (clouds.queries, clouds.keys) if moved is None else (moved.queries, moved.keys)
+    both = torch.cat([queries, points])
+    # Farther than any two points of one cloud are apart.
+    keys = _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
+    rounding = 0.0 if moved is None else moved.rounding(clouds, keys.step)
+    found: list[_Found] = []
     # One more for the point itself, and one by whose distance a tie shows.
     open_rows, wanted = torch.arange(len(queries)), k + 2
     while open_rows.numel():
-        wanted = min(wanted, len(kept))
+        wanted = min(wanted, len(keys.kept))
         undecided = []
         for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
-            distances, places = tree.query(
-                queries[rows].numpy(), k=range(1, wanted + 1), workers=max(1, native.num_threads())
-            )
-            outer = torch.from_numpy(distances)[:, -1]
-            candidate = kept[torch.from_numpy(places).long().clamp(max=len(kept) - 1)].sort(1).values
-            near, distance, is_full = _first(candidates, rows, candidate, k)
-            last = distance.masked_fill(distance.isinf(), -1).amax(1)
-            enough = last * (1 + 1e-12) + rounding
-            # All are seen, or what was not seen is farther, or of another cloud.
-            decided = (is_full & (outer > enough)) | (outer > candidates.step / 2)
-            decided |= torch.tensor(wanted == len(kept))
+            cloud = None if clouds.query_cloud is None else clouds.query_cloud[rows]
+            candidate, outside = keys.query(queries[rows], cloud, wanted)
+            key, distance = _first(clouds, moved, rows, candidate, k)
+            # All are seen, or what was not seen is farther.
+            last = distance[:, -1] if distance.shape[1] == k else torch.full_like(outside, torch.inf)
+            decided = outside.isinf() | (outside > last * (1 + 1e-12) + rounding)
             undecided.append(rows[~decided])
-            rows, near, distance = rows[decided], near[decided], distance[decided]
-            full[rows] = is_full[decided]
-            used = distance.isfinite()
-            found.append((rows[:, None].expand_as(near)[used], near[used], distance[used]))
+            used = decided[:, None] & distance.isfinite()
+            query = rows[:, None].expand_as(key)[used]
+            steps = torch.zeros(len(query), 0 if moved is None else moved.lattice.repeats, dtype=torch.int64)
+            found.append(_Found(query, key[used], distance[used], steps))
         open_rows = torch.cat(undecided)
-        if open_rows.numel() and len(kept) == len(points) and len(points) > k + 1:
-            kept = candidates.first_copies(k + 1)
-            tree = tree_of(points[kept])
+        if open_rows.numel():
+            keys.keep_first(k + 1)
         wanted *= 2
-    query, candidate, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return query, candidate, distance, full
+    return _Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _first(candidates: _Candidates, rows: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _first(
+    clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """The k nearest of each row of candidates, which are in order of index; an infinite distance is no neighbour."""
-    clouds = candidates.clouds
     query = rows[:, None].expand_as(candidate).reshape(-1)
-    pair = candidates.pair(query, candidate.reshape(-1))
-    distance = clouds.squared_distances(*pair).sqrt()
-    excluded = torch.zeros(len(query), dtype=torch.bool)
+    key = candidate.reshape(-1)
+    is_none = key == len(clouds.keys)
+    key = key.masked_fill(is_none, 0)
+    if moved is None:
+        shifts = None
+    else:
+        shifts = moved.shifts(query, key, torch.zeros(len(key), moved.lattice.repeats, dtype=torch.int64))
+    distance = clouds.squared_distances(query, key, shifts).sqrt()
     if clouds.is_one_set:
-        excluded = (pair[0] == pair[1]) & (True if pair[2] is None else (pair[2] == 0).all(1))
-    if clouds.query_cloud is not None and clouds.key_cloud is not None:
-        excluded |= clouds.query_cloud[pair[0]] != clouds.key_cloud[pair[1]]
-    distance = distance.masked_fill(excluded, torch.inf).view_as(candidate)
-    order = torch.argsort(distance, dim=1, stable=True)[:, :k]
-    distance = distance.gather(1, order)
-    is_full = (distance.isfinite().sum(1) == k) if distance.shape[1] == k else torch.zeros(len(rows), dtype=torch.bool)
-    return candidate.gather(1, order), distance, is_full
+        is_none |= query == key
+    distance = distance.masked_fill(is_none, torch.inf).view_as(candidate)
+    distance, order = distance.sort(dim=1, stable=True)
+    return candidate.gather(1, order[:, :k]), distance[:, :k]
+
+
+def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found:
+    """The k nearest of each query, of all images, from the nearest in the cell."""
+    bound = _bounds(clouds, k, moved, home)
+    low, high = boxes(moved.keys, clouds.key_cloud, clouds.query_cloud, len(moved.queries))
+    some = (bound.isfinite() & low[:, 0].isfinite()).nonzero().flatten()
+    copies = moved.lattice.copies(moved.queries[some], moved.query_cell[some], low[some], high[some], bound[some])
+    copies = copies._replace(row=some[copies.row])
+    away = copies.steps.any(1)
+    copies = Copies(*(part[away] for part in copies))
+    if not len(copies.row):
+        return home
+    again = torch.zeros(len(moved.queries), dtype=torch.bool)
+    again[copies.row] = True
+    again = again[home.query]
+    return home.where(~again).joined(_from_copies(clouds, k, moved, copies, bound, home.where(again)))
+
+
+def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
+    """A distance for each query within which its k nearest images are; infinite where its cloud has no keys."""
+    count = len(moved.queries)
+    own = moved.lattice.reach_of_translates(k)
+    bound = torch.full((count,), torch.inf, dtype=torch.float64)
+    if clouds.is_one_set:
+        bound = own[moved.query_cell]
+    # The translates of a key that was found: along the lattice they are as far again as they are from it, at most.
+    apart = moved.keys[home.key] - moved.queries[home.query]
+    repeats = moved.lattice.repeats
+    along = apart[:, :repeats].norm(dim=1) + own[moved.query_cell[home.query]]
+    bound = bound.scatter_reduce(0, home.query, torch.hypot(along, apart[:, repeats:].norm(dim=1)), "amin")
+    farthest = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, home.query, home.distance, "amax")
+    is_full = torch.bincount(home.query, minlength=count) == k
+    bound = torch.where(is_full, torch.minimum(bound, farthest), bound)
+    largest = float(bound[bound.isfinite()].max()) if bound.isfinite().any() else 0.0
+    return bound * (1 + 1e-12) + moved.rounding(clouds, largest)
+
+
+def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: Tensor, home: _Found) -> _Found:
+    """The k nearest of the queries that have copies, from what they found at home and what the copies find.
+
+    A copy that finds a key moved by no step finds for its query that key moved by the opposite of the copy's steps.
+    """
+    farthest = float(bound[copies.row].max())
+    keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * farthest)
+    rounding = moved.rounding(clouds, farthest)
+    found, open_rows, wanted = home, torch.arange(len(copies.row)), _FIRST
+    while open_rows.numel():
+        if wanted > k + 1:
+            keys.keep_first(k + 1)
+        wanted = min(wanted, len(keys.kept))
+        parts, outside = [], []
+        for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
+            query = copies.row[rows]
+            cloud = None if clouds.query_cloud is None else clouds.query_cloud[query]
+            candidate, beyond = keys.query(copies.places[rows], cloud, wanted)
+            outside.append(beyond)
+            copy, place = (candidate < len(keys.points)).nonzero().T
+            query, key, steps = query[copy], candidate[copy, place], -copies.steps[rows[copy]]
+            distance = clouds.squared_distances(query, key, moved.shifts(query, key, steps)).sqrt()
+            near = distance <= bound[query]
+            parts.append((_Found(query, key, distance, steps).where(near), rows[copy[near]]))
+        new = _Found(*(torch.cat(part) for part in zip(*(part for part, _ in parts), strict=True)))
+        bound = torch.minimum(bound, _kth_distance(found.joined(new), k, len(bound)) * (1 + 1e-12) + rounding)
+        is_open = torch.zeros(len(copies.row), dtype=torch.bool)
+        is_open[open_rows] = torch.cat(outside) <= bound[copies.row[open_rows]]
+        # What an open copy found it finds again.
+        found = found.joined(new.where(~is_open[torch.cat([row for _, row in parts])]))
+        found = found.where(found.distance <= bound[found.query])
+        open_rows = is_open.nonzero().flatten()
+        wanted *= _TIMES
+    shifts = moved.shifts(found.query, found.key, found.steps)
+    order = _sorted(*shifts.T.flip(0), found.key, found.distance, found.query)
+    place = torch.arange(len(order)) - _starts(found.query[order], len(bound))
+    return found.where(order[place < k])
+
+
+def _kth_distance(found: _Found, k: int, count: int) -> Tensor:
+    """The distance of the k-th of each query; infinite for those with fewer."""
+    order = _sorted(found.distance, found.query)
+    query = found.query[order]
+    at = torch.arange(len(order)) - _starts(query, count) == k - 1
+    kth = torch.full((count,), torch.inf, dtype=torch.float64)
+    kth[query[at]] = found.distance[order[at]]
+    return kth
+
+
+def _sorted(*keys: Tensor) -> Tensor:
+    """The order by the last of the keys, then by the one before."""
+    return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+
+
+def _starts(query: Tensor, count: int) -> Tensor:
+    """Of sorted numbers, where each one's first is."""
+    sizes = torch.bincount(query, minlength=count)
+    return (sizes.cumsum(0) - sizes)[query]
