@@ -1,4 +1,4 @@
-"""The lattice of a periodic cell: its short vectors, points moved into one cell, and the copies of points within reach."""
+"""The lattice of a periodic cell: its short vectors, points moved into one cell, and copies of points within reach."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ class Copies(NamedTuple):
         row: `(copies,)` int64, of which point.
         steps: `(copies, repeats)` int64, by how many of each short vector it was moved.
         places: `(copies, dim)` float64.
+        apart: `(copies,)`, how far it is from the point's box.
     """
 
     row: Tensor
     steps: Tensor
     places: Tensor
+    apart: Tensor
+
+    def where(self, keep: Tensor) -> Copies:
+        """Those that are kept."""
+        return Copies(*(part[keep] for part in self))
 
 
 class Lattice:
@@ -109,16 +115,16 @@ class Lattice:
             low, high: `(points, dim)`, the corners of its box.
             reach: `(points,)`.
         """
-        beside = _outside(points, low, high)[:, self.repeats :]
+        apart = _outside(points, low, high)[:, self.repeats :].square().sum(1)
         # Of two large squares a small difference is left, with their rounding.
-        left = reach.square() * (1 + 1e-12) - beside.square().sum(1)
-        row = (left >= 0).nonzero().flatten()
-        left, places = left[row], points[row]
+        most = reach.square() * (1 + 1e-12)
+        row = (apart <= most).nonzero().flatten()
+        apart, most, places = apart[row], most[row], points[row]
         steps = torch.empty(len(row), 0, dtype=torch.int64)
         for axis in reversed(range(self.repeats)):
             vector = self.vectors[cell[row], axis]
             lowest, highest = low[row, axis], high[row, axis]
-            width, length = left.clamp_min(0).sqrt(), vector[:, axis]
+            width, length = (most - apart).clamp_min(0).sqrt(), vector[:, axis]
             first = torch.ceil((lowest - width - places[:, axis]) / length)
             count = (torch.floor((highest + width - places[:, axis]) / length) - first + 1).clamp_min(0)
             total = float(count.sum())
@@ -129,9 +135,9 @@ class Lattice:
             number = first.long()[again] + torch.arange(len(again)) - (count.cumsum(0) - count)[again]
             places = places[again]
             places[:, : self.repeats] += number[:, None] * vector[again]
-            left = left[again] - _outside(places[:, axis], lowest[again], highest[again]).square()
-            row, steps = row[again], torch.cat([number[:, None], steps[again]], dim=1)
-        return Copies(row, steps, places)
+            apart = apart[again] + _outside(places[:, axis], lowest[again], highest[again]).square()
+            row, most, steps = row[again], most[again], torch.cat([number[:, None], steps[again]], dim=1)
+        return Copies(row, steps, places, apart.sqrt())
 
 
 class Wrapped(NamedTuple):
@@ -183,7 +189,7 @@ def wrapped(clouds: Clouds) -> Wrapped:
 
 
 def boxes(points: Tensor, cloud: Tensor | None, of: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """The corners of the box around the points of a cloud, for each of `count` other points, which are of clouds `of`."""
+    """The corners of the box around the points of its cloud, for each of `count` others, which are of clouds `of`."""
     if cloud is None or of is None:
         return points.amin(0).expand(count, -1), points.amax(0).expand(count, -1)
     size = 1 + int(torch.maximum(cloud[-1], of[-1]))

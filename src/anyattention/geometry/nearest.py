@@ -25,13 +25,14 @@ from anyattention.geometry.neighbours import (
     sorted_neighbours,
     tree_of,
 )
+from anyattention.native.compressed_rows import compressed_rows
 
 __all__ = ["nearest_neighbours"]
 
 # So many candidates are looked at together.
 _CANDIDATES = 1 << 22
-# So many are asked for first from a copy of a query, and so many times as many where these do not suffice.
-_FIRST, _TIMES = 4, 4
+# Copies of a query farther away are looked at when those nearer by have said how near the neighbours are.
+_WAVES = (0.5, 1.0)
 
 
 class _Found(NamedTuple):
@@ -46,7 +47,7 @@ class _Found(NamedTuple):
         return _Found(*(part[keep] for part in self))
 
     def joined(self, other: _Found) -> _Found:
-        return _Found(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+        return _joined([self, other])
 
 
 class _Keys:
@@ -59,8 +60,10 @@ class _Keys:
         self.tree = tree_of(self.places)
 
     def query(self, places: Tensor, cloud: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest keys of the same cloud, sorted by index, `len(points)` where there are no more; and how far all
-        others are at least."""
+        """The nearest keys of the same cloud, sorted by index, and how far all others are at least.
+
+        Where there are no more, `len(points)` stands for a key.
+        """
         distances, found = self.tree.query(
             separated(places, cloud, self.step).numpy(),
             k=range(1, count + 1),
@@ -72,7 +75,7 @@ class _Keys:
         return key.sort(1).values, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
 
     def keep_first(self, most: int) -> None:
-        """Keep those that have fewer than `most` coincident ones before them in their cloud: no other can be nearest."""
+        """Keep those that have fewer than `most` coincident ones before them in their cloud: no other is nearest."""
         if len(self.kept) < len(self.points) or len(self.points) <= most:
             return
         group = torch.unique(self.places, dim=0, return_inverse=True)[1]
@@ -140,15 +143,13 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
             steps = torch.zeros(len(query), 0 if moved is None else moved.lattice.repeats, dtype=torch.int64)
             found.append(_Found(query, key[used], distance[used], steps))
         open_rows = torch.cat(undecided)
-        if open_rows.numel():
-            keys.keep_first(k + 1)
         wanted *= 2
-    return _Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        if open_rows.numel() and wanted > 2 * (k + 2):
+            keys.keep_first(k + 1)
+    return _joined(found)
 
 
-def _first(
-    clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of each row of candidates, which are in order of index; an infinite distance is no neighbour."""
     query = rows[:, None].expand_as(candidate).reshape(-1)
     key = candidate.reshape(-1)
@@ -173,14 +174,14 @@ def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found
     some = (bound.isfinite() & low[:, 0].isfinite()).nonzero().flatten()
     copies = moved.lattice.copies(moved.queries[some], moved.query_cell[some], low[some], high[some], bound[some])
     copies = copies._replace(row=some[copies.row])
-    away = copies.steps.any(1)
-    copies = Copies(*(part[away] for part in copies))
-    if not len(copies.row):
-        return home
+    copies = copies.where(copies.steps.any(1))
     again = torch.zeros(len(moved.queries), dtype=torch.bool)
     again[copies.row] = True
     again = again[home.query]
-    return home.where(~again).joined(_from_copies(clouds, k, moved, copies, bound, home.where(again)))
+    found = home.where(again)
+    if len(copies.row):
+        found = _from_copies(clouds, k, moved, copies, bound, found)
+    return home.where(~again).joined(found)
 
 
 def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
@@ -202,61 +203,97 @@ def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
     return bound * (1 + 1e-12) + moved.rounding(clouds, largest)
 
 
-def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: Tensor, home: _Found) -> _Found:
-    """The k nearest of the queries that have copies, from what they found at home and what the copies find.
-
-    A copy that finds a key moved by no step finds for its query that key moved by the opposite of the copy's steps.
-    """
+def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: Tensor, found: _Found) -> _Found:
+    """The k nearest of the queries that have copies, from what they found at home and what the copies find."""
     farthest = float(bound[copies.row].max())
     keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * farthest)
     rounding = moved.rounding(clouds, farthest)
-    found, open_rows, wanted = home, torch.arange(len(copies.row)), _FIRST
-    while open_rows.numel():
-        if wanted > k + 1:
-            keys.keep_first(k + 1)
-        wanted = min(wanted, len(keys.kept))
-        parts, outside = [], []
-        for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
-            query = copies.row[rows]
-            cloud = None if clouds.query_cloud is None else clouds.query_cloud[query]
-            candidate, beyond = keys.query(copies.places[rows], cloud, wanted)
-            outside.append(beyond)
-            copy, place = (candidate < len(keys.points)).nonzero().T
-            query, key, steps = query[copy], candidate[copy, place], -copies.steps[rows[copy]]
-            distance = clouds.squared_distances(query, key, moved.shifts(query, key, steps)).sqrt()
-            near = distance <= bound[query]
-            parts.append((_Found(query, key, distance, steps).where(near), rows[copy[near]]))
-        new = _Found(*(torch.cat(part) for part in zip(*(part for part, _ in parts), strict=True)))
-        bound = torch.minimum(bound, _kth_distance(found.joined(new), k, len(bound)) * (1 + 1e-12) + rounding)
-        is_open = torch.zeros(len(copies.row), dtype=torch.bool)
-        is_open[open_rows] = torch.cat(outside) <= bound[copies.row[open_rows]]
-        # What an open copy found it finds again.
-        found = found.joined(new.where(~is_open[torch.cat([row for _, row in parts])]))
-        found = found.where(found.distance <= bound[found.query])
-        open_rows = is_open.nonzero().flatten()
-        wanted *= _TIMES
-    shifts = moved.shifts(found.query, found.key, found.steps)
-    order = _sorted(*shifts.T.flip(0), found.key, found.distance, found.query)
-    place = torch.arange(len(order)) - _starts(found.query[order], len(bound))
-    return found.where(order[place < k])
+    share, looked_to = copies.apart / bound[copies.row], -1.0
+    for wave in _WAVES:
+        is_next = (share > looked_to) & (share <= wave) & (copies.apart <= bound[copies.row])
+        open_rows, looked_to = is_next.nonzero().flatten(), wave
+        # About what falls to each of a query's copies, itself included.
+        wanted = 2 + k * len(bound) // (len(bound) + len(copies.row))
+        while open_rows.numel():
+            if wanted > 2 * (k + 2):
+                keys.keep_first(k + 1)
+            wanted = min(wanted, len(keys.kept))
+            new, copy, outside = _seen_from(clouds, moved, copies, open_rows, keys, bound, wanted)
+            query = copies.row[open_rows]
+            is_seen = torch.zeros(len(bound), dtype=torch.bool)
+            is_seen[query] = True
+            kth = _kth_distance(found.where(is_seen[found.query]).joined(new), k, len(bound))
+            bound = torch.minimum(bound, kth * (1 + 1e-12) + rounding)
+            is_open = torch.zeros(len(copies.row), dtype=torch.bool)
+            is_open[open_rows] = outside <= bound[query]
+            # What an open copy found it finds again.
+            found = found.joined(new.where(~is_open[copy]))
+            open_rows, wanted = is_open.nonzero().flatten(), 4 * wanted
+    return _first_of_each(found.where(found.distance <= bound[found.query]), moved, k, len(bound))
+
+
+def _seen_from(
+    clouds: Clouds, moved: Wrapped, copies: Copies, open_rows: Tensor, keys: _Keys, bound: Tensor, wanted: int
+) -> tuple[_Found, Tensor, Tensor]:
+    """What copies see within their queries' bounds, by which copy, and how far all else is from each at least.
+
+    A key that a copy sees is seen by its query moved by the opposite of the copy's steps.
+    """
+    parts, seen_by, outside = [], [], []
+    for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
+        of = copies.row[rows]
+        cloud = None if clouds.query_cloud is None else clouds.query_cloud[of]
+        candidate, beyond = keys.query(copies.places[rows], cloud, wanted)
+        copy, place = (candidate < len(keys.points)).nonzero().T
+        query, key, steps = of[copy], candidate[copy, place], -copies.steps[rows[copy]]
+        distance = clouds.squared_distances(query, key, moved.shifts(query, key, steps)).sqrt()
+        near = distance <= bound[query]
+        parts.append(_Found(query, key, distance, steps).where(near))
+        seen_by.append(rows[copy[near]])
+        outside.append(beyond)
+    return _joined(parts), torch.cat(seen_by), torch.cat(outside)
 
 
 def _kth_distance(found: _Found, k: int, count: int) -> Tensor:
     """The distance of the k-th of each query; infinite for those with fewer."""
-    order = _sorted(found.distance, found.query)
-    query = found.query[order]
-    at = torch.arange(len(order)) - _starts(query, count) == k - 1
+    order, place = _by_distance(found, count)
+    at = order[place == k - 1]
     kth = torch.full((count,), torch.inf, dtype=torch.float64)
-    kth[query[at]] = found.distance[order[at]]
+    kth[found.query[at]] = found.distance[at]
     return kth
 
 
-def _sorted(*keys: Tensor) -> Tensor:
-    """The order by the last of the keys, then by the one before."""
-    return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+def _first_of_each(found: _Found, moved: Wrapped, k: int, count: int) -> _Found:
+    """The k nearest of each query; of equal distances the lower key comes first, then the lower shift."""
+    order, place = _by_distance(found, count)
+    last, next_one = (torch.full((count,), end, dtype=torch.float64) for end in (-1.0, -2.0))
+    for at, distance in ((k - 1, last), (k, next_one)):
+        chosen = order[place == at]
+        distance[found.query[chosen]] = found.distance[chosen]
+    is_tied = (last == next_one)[found.query]
+    nearest = found.where(order[(place < k) & ~is_tied[order]])
+    if not is_tied.any():
+        return nearest
+    tied = found.where(is_tied)
+    shifts = moved.shifts(tied.query, tied.key, tied.steps)
+    keys = [*shifts.T.flip(0), tied.key, tied.distance, tied.query]
+    order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+    return nearest.joined(tied.where(order[_places(tied.query[order], count) < k]))
 
 
-def _starts(query: Tensor, count: int) -> Tensor:
-    """Of sorted numbers, where each one's first is."""
+def _by_distance(found: _Found, count: int) -> tuple[Tensor, Tensor]:
+    """The order by query, then distance, and the place of each of these among its query's."""
+    by_distance = torch.argsort(found.distance)
+    query = found.query[by_distance]
+    order = compressed_rows(query, query, count, count).edges
+    return by_distance[order], _places(query[order], count)
+
+
+def _places(query: Tensor, count: int) -> Tensor:
+    """Of sorted numbers, the place of each among those like it."""
     sizes = torch.bincount(query, minlength=count)
-    return (sizes.cumsum(0) - sizes)[query]
+    return torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]
+
+
+def _joined(parts: Sequence[_Found]) -> _Found:
+    return _Found(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -164,7 +164,7 @@ def _pairs_by_tree(clouds: Clouds, r: float, moved: Wrapped | None) -> Pairs:
         reach = r * (1 + 1e-12) + moved.rounding(clouds, r)
         low, high = boxes(moved.queries, clouds.query_cloud, clouds.key_cloud, len(moved.keys))
         every = torch.full((len(moved.keys),), reach, dtype=torch.float64)
-        key, steps, points = moved.lattice.copies(moved.keys, moved.key_cell, low, high, every)
+        key, steps, points, _ = moved.lattice.copies(moved.keys, moved.key_cell, low, high, every)
         centres = moved.queries
     cloud = clouds.key_cloud if clouds.key_cloud is None or key is None else clouds.key_cloud[key]
     around = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
