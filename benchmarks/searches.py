@@ -1,7 +1,7 @@
 """Graph.radius and Graph.nearest on twenty shapes, beside the libraries that find the pairs.
 
-`python -m benchmarks.searches [shape ...]` measures the named shapes (all by default) and keeps each one's result as soon
-as it is there.
+`python -m benchmarks.searches [shape ...]` measures the named shapes (all by default) and keeps each one's result as
+soon as it is there.
 """
 
 from __future__ import annotations

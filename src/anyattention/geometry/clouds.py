@@ -93,12 +93,14 @@ class Clouds:
         parts = [self.keys[:, axis][key] - self.queries[:, axis][query] for axis in range(self.dim)]
         if shifts is None or self.cell is None:
             return parts
-        number = self.cell_of(self.query_cloud, len(self.queries))[query]
+        cell, wide = self.cell[0], shifts.double()
+        if len(self.cell) > 1:
+            cell = self.cell[self.cell_of(self.query_cloud, len(self.queries))[query]].movedim(0, 2)
         for axis in range(self.dim):
             along = torch.zeros_like(parts[axis])
             for vector in range(self.dim):
                 if self.periodic[vector]:
-                    along = along + shifts[:, vector] * self.cell[:, vector, axis][number]
+                    along = along + wide[:, vector] * cell[vector, axis]
             parts[axis] = parts[axis] + along
         return parts
 

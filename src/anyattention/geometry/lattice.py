@@ -106,8 +106,8 @@ class Lattice:
     def copies(self, points: Tensor, cell: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Copies:
         """Every copy of each point that is within its reach of its box.
 
-        The coordinates are gone through from the last, the longest vector first. What the distance along the ones before
-        leaves of the reach bounds the steps along the next, so that no more copies are made than may be near.
+        The longest vector, along the last coordinate, comes first. What the distance along it leaves of the reach
+        bounds the steps along the next, so that no more copies are made than may be near.
 
         Args:
             points: `(points, dim)`, along the axes.
@@ -158,9 +158,14 @@ class Wrapped(NamedTuple):
     query_cell: Tensor
     key_cell: Tensor
 
+    @property
+    def is_moved(self) -> bool:
+        """Whether any point was outside of the cell."""
+        return bool(self.key_steps.any() or self.query_steps.any())
+
     def shifts(self, query: Tensor, key: Tensor, steps: Tensor) -> Tensor:
         """The shifts `(pairs, dim)` of pairs whose wrapped key is moved by so many steps more."""
-        if self.key_steps.any() or self.query_steps.any():
+        if self.is_moved:
             steps = steps + self.key_steps[key] - self.query_steps[query]
         change = self.lattice.change
         if len(change) > 1:

@@ -74,16 +74,20 @@ class _Keys:
         farthest = torch.from_numpy(distances)[:, -1]
         return key.sort(1).values, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
 
-    def keep_first(self, most: int) -> None:
-        """Keep those that have fewer than `most` coincident ones before them in their cloud: no other is nearest."""
-        if len(self.kept) < len(self.points) or len(self.points) <= most:
+    def expect(self, rows: int, wanted: int, k: int) -> None:
+        """Before so many rows ask for so many keys: where many coincide, leave out those that are nearest to none.
+
+        They have more than k coincident ones before them in their cloud.
+        """
+        is_much = wanted > 2 * (k + 2) and rows * wanted > 4 * len(self.points)
+        if not is_much or len(self.kept) < len(self.points):
             return
         group = torch.unique(self.places, dim=0, return_inverse=True)[1]
         order = torch.argsort(group, stable=True)
         sizes = torch.bincount(group)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-        self.kept = (place < most).nonzero().flatten()
+        self.kept = (place <= k).nonzero().flatten()
         self.tree = tree_of(self.places[self.kept])
 
 
@@ -144,8 +148,7 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
             found.append(_Found(query, key[used], distance[used], steps))
         open_rows = torch.cat(undecided)
         wanted *= 2
-        if open_rows.numel() and wanted > 2 * (k + 2):
-            keys.keep_first(k + 1)
+        keys.expect(len(open_rows), wanted, k)
     return _joined(found)
 
 
@@ -155,9 +158,8 @@ def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tenso
     key = candidate.reshape(-1)
     is_none = key == len(clouds.keys)
     key = key.masked_fill(is_none, 0)
-    if moved is None:
-        shifts = None
-    else:
+    shifts = None
+    if moved is not None and moved.is_moved:
         shifts = moved.shifts(query, key, torch.zeros(len(key), moved.lattice.repeats, dtype=torch.int64))
     distance = clouds.squared_distances(query, key, shifts).sqrt()
     if clouds.is_one_set:
@@ -215,8 +217,7 @@ def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: 
         # About what falls to each of a query's copies, itself included.
         wanted = 2 + k * len(bound) // (len(bound) + len(copies.row))
         while open_rows.numel():
-            if wanted > 2 * (k + 2):
-                keys.keep_first(k + 1)
+            keys.expect(len(open_rows), wanted, k)
             wanted = min(wanted, len(keys.kept))
             new, copy, outside = _seen_from(clouds, moved, copies, open_rows, keys, bound, wanted)
             query = copies.row[open_rows]
