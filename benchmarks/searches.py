@@ -33,7 +33,7 @@ def main(names: list[str]) -> None:
     if names[:1] == [_ASKED]:
         by_vesin(every[names[1]])
         return
-    require_tests("tests/geometry/test_shapes.py")
+    require_tests("tests/geometry/test_search_work.py")
     path = RESULTS / "searches.json"
     results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {"radius": {}, "nearest": {}}
     results |= {"points": POINTS, "seconds that vesin has": VESIN_SECONDS}

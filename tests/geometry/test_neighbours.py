@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from neighbour_oracle import brute_force, first_k
 
 from anyattention import Graph
 from anyattention.geometry.neighbours import radius_neighbours
+from neighbour_oracle import brute_force, first_k
 
 
 def _layout(random, kind, count, dim):
