@@ -1,4 +1,4 @@
-"""A search makes no more candidates and images than a few for each point and pair returned, whatever shape they fill."""
+"""A search makes a few candidates and images for each point and pair returned, whatever shape the points fill."""
 
 import itertools
 

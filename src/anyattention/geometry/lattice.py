@@ -230,7 +230,7 @@ def _reduced(vectors: np.ndarray) -> np.ndarray:
     for _ in range(200 * count):
         if at == count:
             break
-        lower = np.linalg.qr((change @ vectors).T, mode="r").T
+        lower = np.linalg.qr((change @ vectors).T).R.T
         for before in reversed(range(at)):
             times = int(np.rint(lower[at, before] / lower[before, before]))
             change[at] -= times * change[before]

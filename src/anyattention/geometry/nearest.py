@@ -127,7 +127,7 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
     both = torch.cat([queries, points])
     # Farther than any two points of one cloud are apart.
     keys = _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
-    rounding = 0.0 if moved is None else moved.rounding(clouds, keys.step)
+    rounding = 0.0 if moved is None else moved.rounding(clouds, 0.0)
     found: list[_Found] = []
     # One more for the point itself, and one by whose distance a tie shows.
     open_rows, wanted = torch.arange(len(queries)), k + 2

@@ -83,7 +83,7 @@ def _within(clouds: Clouds, r: float) -> Neighbours:
     if clouds.is_one_set and moved is None:
         return _both_ways(_half_by_tree(clouds, r), num_keys)
     pairs = _pairs_by_tree(clouds, r, moved)
-    return sorted_neighbours(*pairs.points.T, pairs.shifts, num_queries, num_keys)
+    return sorted_neighbours(pairs.points[:, 0], pairs.points[:, 1], pairs.shifts, num_queries, num_keys)
 
 
 def _require_memory_for_pairs(clouds: Clouds, r: float, moved: Wrapped) -> None:
