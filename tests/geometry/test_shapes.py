@@ -70,7 +70,7 @@ def _cells(dim, generator):
     return [box, skewed]
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+@pytest.mark.parametrize("dim", [1, 2, 3, pytest.param(4, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", ["cube", "far point", "two clusters", "coincident", "line", "lattice"])
 def test_every_combination_of_periodic_axes(dim, kind):
     generator = torch.Generator().manual_seed(dim)
