@@ -221,12 +221,14 @@ def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: 
             wanted = min(wanted, len(keys.kept))
             new, copy, outside = _seen_from(clouds, moved, copies, open_rows, keys, bound, wanted)
             query = copies.row[open_rows]
-            is_seen = torch.zeros(len(bound), dtype=torch.bool)
-            is_seen[query] = True
-            kth = _kth_distance(found.where(is_seen[found.query]).joined(new), k, len(bound))
-            bound = torch.minimum(bound, kth * (1 + 1e-12) + rounding)
             is_open = torch.zeros(len(copies.row), dtype=torch.bool)
             is_open[open_rows] = outside <= bound[query]
+            if wave < 1 or is_open.any():
+                is_seen = torch.zeros(len(bound), dtype=torch.bool)
+                is_seen[query] = True
+                kth = _kth_distance(found.where(is_seen[found.query]).joined(new), k, len(bound))
+                bound = torch.minimum(bound, kth * (1 + 1e-12) + rounding)
+                is_open[open_rows] = outside <= bound[query]
             # What an open copy found it finds again.
             found = found.joined(new.where(~is_open[copy]))
             open_rows, wanted = is_open.nonzero().flatten(), 4 * wanted
@@ -284,7 +286,7 @@ def _first_of_each(found: _Found, moved: Wrapped, k: int, count: int) -> _Found:
 
 def _by_distance(found: _Found, count: int) -> tuple[Tensor, Tensor]:
     """The order by query, then distance, and the place of each of these among its query's."""
-    by_distance = torch.argsort(found.distance)
+    by_distance = torch.from_numpy(np.argsort(found.distance.numpy()))
     query = found.query[by_distance]
     order = compressed_rows(query, query, count, count).edges
     return by_distance[order], _places(query[order], count)
