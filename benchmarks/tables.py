@@ -75,6 +75,7 @@ AIMS: Aims = {
     "geometric/all_pairs/*heads, forward+backward": [at_most(4, _SDPA)],
     "geometric/attention/attend*, over the larger limit": [below(3, "random"), below(3, "sorted")],
     "geometric/neighbours/radius graph*": [at_most(1.3, "vesin, pairs alone")],
+    "searches/*/*": [Aim("at most 3 x the better", lambda case: all(case.over(name) >= 1 / 3 for name in case.others))],
 }
 
 
@@ -273,6 +274,8 @@ TABLES: dict[str, Table] = {
     "points all pairs": _comparisons("geometric/all_pairs"),
     "points neighbours": _comparisons("geometric/neighbours"),
     "search growth": search_growth,
+    "searches radius": _comparisons("searches/radius"),
+    "searches nearest": _comparisons("searches/nearest"),
     "points attention": _comparisons("geometric/attention"),
     "points limits": _numbers("geometric/attention", "our time over the larger limit"),
     "points forces": _numbers("geometric/forces/per edge", "particles"),

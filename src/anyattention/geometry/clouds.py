@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +28,21 @@ from anyattention.errors import (
     UnsupportedError,
 )
 
-__all__ = ["LARGEST", "Clouds", "read_clouds", "require_library"]
+__all__ = ["LARGEST", "Clouds", "Pairs", "read_clouds", "require_library"]
 
 # Squares of larger coordinates are not sure to be float64.
 LARGEST = 1e150
+
+
+class Pairs(NamedTuple):
+    """`(pairs, 2)` int64, a query and a key each; and shifts `(pairs, dim)`, None without a cell."""
+
+    points: Tensor
+    shifts: Tensor | None = None
+
+    def where(self, keep: Tensor) -> Pairs:
+        """Those that are kept."""
+        return Pairs(self.points[keep], None if self.shifts is None else self.shifts[keep])
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,9 @@ class Clouds:
 
     Attributes:
         queries, keys: `(points, dim)` float64, equal to the caller's; the same tensor where the caller gave one set.
-        query_cloud, key_cloud: `(points,)` int64, the cloud of each point; None for one cloud.
-        cell: `(cells, dim, dim)` float64, one per cloud or one for all; rows are the cell's vectors. A vector along
-            which nothing repeats is replaced by one across the others, so that each cell has an inverse. None without.
+        query_cloud, key_cloud: `(points,)` int64, the cloud of each point, numbered without gaps; None for one cloud.
+        cell: `(cells, dim, dim)` float64, one per cloud or one for all; rows are the cell's vectors. One along which
+            nothing repeats may be anything. None without.
         periodic: whether the points repeat along each vector of the cell.
         dtype: the caller's.
     """
@@ -72,6 +83,10 @@ class Clouds:
             return torch.zeros(count, dtype=torch.int64, device="cpu")
         return cloud
 
+    def no_shifts(self, count: int) -> Tensor | None:
+        """The shifts of so many pairs of points as they are; None without a cell."""
+        return None if self.cell is None else torch.zeros(count, self.dim, dtype=torch.int64, device="cpu")
+
     def displacements(self, query: Tensor, key: Tensor, shifts: Tensor | None) -> list[Tensor]:
         """Coordinate by coordinate, (x_key - x_query) + shift @ cell.
 
@@ -80,12 +95,14 @@ class Clouds:
         parts = [self.keys[:, axis][key] - self.queries[:, axis][query] for axis in range(self.dim)]
         if shifts is None or self.cell is None:
             return parts
-        number = self.cell_of(self.query_cloud, len(self.queries))[query]
+        cell, wide = self.cell[0], shifts.double()
+        if len(self.cell) > 1:
+            cell = self.cell[self.cell_of(self.query_cloud, len(self.queries))[query]].movedim(0, 2)
         for axis in range(self.dim):
             along = torch.zeros_like(parts[axis])
             for vector in range(self.dim):
                 if self.periodic[vector]:
-                    along = along + shifts[:, vector] * self.cell[:, vector, axis][number]
+                    along = along + wide[:, vector] * cell[vector, axis]
             parts[axis] = parts[axis] + along
         return parts
 
@@ -100,17 +117,6 @@ class Clouds:
     def are_within(self, r: float, pairs: Tensor, shifts: Tensor | None) -> Tensor:
         """Which pairs `(pairs, 2)` of a query and a key are at a distance of at most r."""
         return self.squared_distances(pairs[:, 0], pairs[:, 1], shifts).sqrt() <= r
-
-    def rounding(self) -> float:
-        """More than a distance can be off by where points were moved by cells, which rounds coordinates."""
-        size = max((float(points.abs().max()) for points in (self.queries, self.keys) if points.numel()), default=0.0)
-        if self.cell is not None and self.cell.numel():
-            size += float(self.cell.abs().max()) * self.dim
-        return 64 * self.dim * torch.finfo(torch.float64).eps * size
-
-    def reach(self, r: float) -> float:
-        """The radius for a search by scipy's tree, whose differences are exact but for images."""
-        return r * (1 + 1e-12) + (self.rounding() if any(self.periodic) else 0.0)
 
 
 def require_library(module: str) -> Any:
@@ -156,6 +162,10 @@ def read_clouds(
     given = [cloud for cloud in (key_cloud, query_cloud) if cloud is not None and cloud.numel()]
     clouds = 1 + max((int(cloud[-1]) for cloud in given), default=0)
     wide_cell, repeats = _read_cell(cell, periodic, positions, None if key_cloud is None else clouds)
+    if given:
+        used = torch.unique(torch.cat(given))
+        key_cloud, query_cloud = _renumbered(key_cloud, used), _renumbered(query_cloud, used)
+        wide_cell = wide_cell[used] if wide_cell is not None and len(wide_cell) > 1 else wide_cell
     keys = _wide(positions)
     return Clouds(
         keys if queries is None else _wide(queries), keys, query_cloud, key_cloud, wide_cell, repeats, positions.dtype
@@ -172,6 +182,11 @@ def _held(x: Any, argument: str) -> Any:
             argument=argument,
         )
     return values_of(x)
+
+
+def _renumbered(cloud: Tensor | None, used: Tensor) -> Tensor | None:
+    """The clouds numbered without gaps, so that nothing is as large as a number; None where there is one."""
+    return None if cloud is None or len(used) == 1 else torch.searchsorted(used, cloud)
 
 
 def _wide(points: Tensor) -> Tensor:
@@ -242,7 +257,9 @@ def _read_cell(
         )
     if not (cell.detach().abs() < LARGEST).all():
         raise InvalidInputError(argument="cell", expected="finite numbers", actual="NaN, Inf or larger ones")
-    return _complete(_wide(cell).reshape(-1, dim, dim), repeats, torch.finfo(cell.dtype).eps), repeats
+    wide = _wide(cell).reshape(-1, dim, dim)
+    _require_independent(wide, repeats, torch.finfo(cell.dtype).eps)
+    return wide, repeats
 
 
 def _read_periodic(periodic: bool | Sequence[bool] | None, dim: int, *, default: bool) -> tuple[bool, ...]:
@@ -258,25 +275,20 @@ def _read_periodic(periodic: bool | Sequence[bool] | None, dim: int, *, default:
     return tuple(flags)
 
 
-def _complete(cell: Tensor, periodic: tuple[bool, ...], eps: float) -> Tensor:
-    """The cells with each vector that does not repeat replaced by one of a like length, across those that do."""
-    flags = torch.tensor(periodic, dtype=torch.bool, device="cpu")
-    some = cell[:, flags]
-    _, sizes, directions = torch.linalg.svd(some)
-    if sizes.numel():
-        lowest, highest = sizes[:, -1], sizes[:, 0]
-        # A row of tiny length beside long ones is as good a cell as any; only directions may not coincide.
-        unit = some / some.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        spread = torch.linalg.svdvals(unit)[:, -1]
-        is_singular = ~((spread > 4 * cell.shape[-1] * eps) & (lowest > highest * 1e-12))
-        if is_singular.any():
-            first = int(is_singular.nonzero()[0])
-            raise MatrixOperationError(
-                argument="cell" if len(cell) == 1 else f"cell[{first}]",
-                expected="vectors that repeat to point in independent directions",
-                actual=f"a singular cell, {cell[first].tolist()}",
-            )
-    whole = cell.clone()
-    scale = sizes[:, :1, None] if sizes.numel() else 1.0
-    whole[:, ~flags] = scale * directions[:, some.shape[1] :]
-    return whole
+def _require_independent(cell: Tensor, periodic: tuple[bool, ...], eps: float) -> None:
+    """Raise unless the vectors that repeat point in independent directions."""
+    some = cell[:, torch.tensor(periodic, dtype=torch.bool, device="cpu")]
+    if not some.numel():
+        return
+    sizes = torch.linalg.svdvals(some)
+    # A row of tiny length beside long ones is as good a cell as any; only directions may not coincide.
+    unit = some / some.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    spread = torch.linalg.svdvals(unit)[:, -1]
+    is_singular = ~((spread > 4 * cell.shape[-1] * eps) & (sizes[:, -1] > sizes[:, 0] * 1e-12))
+    if is_singular.any():
+        first = int(is_singular.nonzero()[0])
+        raise MatrixOperationError(
+            argument="cell" if len(cell) == 1 else f"cell[{first}]",
+            expected="vectors that repeat to point in independent directions",
+            actual=f"a singular cell, {cell[first].tolist()}",
+        )

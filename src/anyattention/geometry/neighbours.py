@@ -5,25 +5,21 @@ The libraries find candidates; which of them are neighbours is decided here, in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyattention import native
 from anyattention._checks import allocation_failures_named, require_memory, require_number
 from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
-from anyattention.geometry.clouds import LARGEST, Clouds, read_clouds, require_library
-from anyattention.geometry.images import images_within
+from anyattention.geometry.cell_list import cell_list_pairs, numbered_box
+from anyattention.geometry.clouds import LARGEST, Clouds, Pairs, read_clouds, require_library
+from anyattention.geometry.lattice import Wrapped, boxes, wrapped
 from anyattention.native.compressed_rows import compressed_rows, symmetric_rows
 
 __all__ = ["Neighbours", "radius_neighbours", "sorted_neighbours"]
-
-# Beyond so many cells along one axis vesin's numbers of cells are not to be trusted.
-_WIDEST = 2.0**20
 
 
 class Neighbours(NamedTuple):
@@ -41,16 +37,6 @@ class Neighbours(NamedTuple):
     query_offsets: Tensor
     shifts: Tensor | None = None
     reverse: Tensor | None = None
-
-
-class _Pairs(NamedTuple):
-    """`(pairs, 2)` int64, a query and a key, or of one set each pair once; and shifts."""
-
-    points: Tensor
-    shifts: Tensor | None = None
-
-    def where(self, keep: Tensor) -> _Pairs:
-        return _Pairs(self.points[keep], None if self.shifts is None else self.shifts[keep])
 
 
 @lasting()
@@ -80,15 +66,37 @@ def radius_neighbours(
         found = no_neighbours(clouds)
     else:
         with allocation_failures_named():
-            if clouds.is_one_set:
-                suits = _suits_vesin(clouds, r)
-                found = _by_vesin(clouds, r) if suits else _both_ways(_half_by_tree(clouds, r), num_keys)
-            else:
-                pairs, shifts = _pairs_by_tree(clouds, r)
-                found = sorted_neighbours(pairs[:, 0], pairs[:, 1], shifts, num_queries, num_keys)
+            found = _within(clouds, r)
     if max_neighbours is not None:
         _require_few(found.query_offsets, max_neighbours)
     return found
+
+
+def _within(clouds: Clouds, r: float) -> Neighbours:
+    """By vesin where the points fill their box, which its time grows with; else by the tree, linear on any shape."""
+    moved = wrapped(clouds) if any(clouds.periodic) else None
+    if moved is not None:
+        _require_memory_for_pairs(clouds, r, moved)
+    box = numbered_box(clouds, r, moved)
+    num_queries, num_keys = len(clouds.queries), len(clouds.keys)
+    if box is not None:
+        pairs, _memory = cell_list_pairs(clouds, r, box, moved)
+        return _both_ways(pairs, num_keys)
+    if clouds.is_one_set and moved is None:
+        return _both_ways(_half_by_tree(clouds, r), num_keys)
+    pairs = _pairs_by_tree(clouds, r, moved)
+    return sorted_neighbours(pairs.points[:, 0], pairs.points[:, 1], pairs.shifts, num_queries, num_keys)
+
+
+def _require_memory_for_pairs(clouds: Clouds, r: float, moved: Wrapped) -> None:
+    """Raise where the pairs of one set take more than is free: those of points with their own images, or with all."""
+    if clouds.is_one_set:
+        pairs = moved.lattice.translates(r)[moved.key_cell].sum() / 2
+        if all(clouds.periodic) and clouds.key_cloud is None:
+            # At the mean density; a list of this length is all that a radius of many cells leads to.
+            pairs = pairs * len(clouds.keys)
+        size = min(float(pairs) * 40, 2.0**62)
+        require_memory(int(size), f"{float(pairs):.3g} pairs of neighbours", torch.device("cpu"))
 
 
 def require_count(argument: str, count: object, at_least: int) -> None:
@@ -100,8 +108,7 @@ def require_count(argument: str, count: object, at_least: int) -> None:
 def no_neighbours(clouds: Clouds) -> Neighbours:
     """The result without a pair."""
     none = torch.empty(2, 0, dtype=torch.int64, device="cpu")
-    shifts = None if clouds.cell is None else torch.empty(0, clouds.dim, dtype=torch.int64, device="cpu")
-    return Neighbours(none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64, device="cpu"), shifts)
+    return Neighbours(none, torch.zeros(len(clouds.queries) + 1, dtype=torch.int64, device="cpu"), clouds.no_shifts(0))
 
 
 def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
@@ -151,90 +158,39 @@ def _require_few(offsets: Tensor, most: int) -> None:
         )
 
 
-def _suits_vesin(clouds: Clouds, r: float) -> bool:
-    """One cloud in up to three dimensions, not so sparse that cells of size r could not be numbered."""
-    if clouds.dim > 3 or clouds.key_cloud is not None:
-        return False
-    low, high = clouds.keys.aminmax()
-    return float(high - low) < _WIDEST * r
-
-
-def _by_vesin(clouds: Clouds, r: float) -> Neighbours:
-    """The neighbours of one set, by vesin's cell list."""
-    vesin = require_library("vesin")
-    dim, missing = clouds.dim, 3 - clouds.dim
-    points = torch.nn.functional.pad(clouds.keys, (0, missing)).numpy()
-    box = torch.eye(3, dtype=torch.float64, device="cpu")
-    if clouds.cell is not None:
-        box[:dim, :dim] = clouds.cell[0]
-    if clouds.periodic == (True,) * 3:
-        # At the mean density; a list of this length is all that a radius of many cells leads to.
-        pairs = len(points) ** 2 * (2 / 3 * math.pi * r**3) / float(torch.linalg.det(box).abs())
-        require_memory(int(pairs) * 40, f"{pairs:.3g} pairs of neighbours", torch.device("cpu"))
-    is_periodic = any(clouds.periodic)
-    tolerance = clouds.rounding() + 1e-12 * r
-    search = vesin.NeighborList(
-        cutoff=r + tolerance, full_list=False, sorted=False, n_threads=max(1, native.num_threads())
-    )
-    wanted = "PdS" if is_periodic else "Pd"
-    # Without copies these are views of the search's memory: they end with this function.
-    pairs, distances, *more = search.compute(
-        points, box.numpy(), [*clouds.periodic, *[False] * missing], wanted, copy=False
-    )
-    pairs, distances = torch.from_numpy(pairs.view("int64")), torch.from_numpy(distances)
-    found = _Pairs(pairs)
-    if clouds.cell is not None:
-        shifts = torch.zeros(len(pairs), dim, dtype=torch.int64, device="cpu")
-        found = _Pairs(pairs, shifts.copy_(torch.from_numpy(more[0])[:, :dim]) if more else shifts)
-    # vesin's distances are right but for rounding, so that only those next to r are in question.
-    near = (distances >= r - tolerance).nonzero().flatten()
-    if near.numel():
-        inside = torch.ones(len(pairs), dtype=torch.bool, device="cpu")
-        inside[near] = clouds.are_within(r, *found.where(near))
-        found = found.where(inside)
-    return _both_ways(found, len(clouds.keys))
-
-
-def _half_by_tree(clouds: Clouds, r: float) -> _Pairs:
-    """Each pair of one set once, by scipy's tree."""
-    if clouds.cell is not None and any(clouds.periodic):
-        pairs, shifts = _pairs_by_tree(clouds, r)
-        assert shifts is not None
-        # Of the two ways of a pair, keep the one whose key, or else shift, comes later.
-        later = torch.zeros(len(pairs), dtype=torch.int64, device="cpu")
-        for vector in reversed(range(clouds.dim)):
-            sign = shifts[:, vector].sign()
-            later = torch.where(sign != 0, sign, later)
-        query, key = pairs.T
-        return _Pairs(pairs, shifts).where((key > query) | ((key == query) & (later > 0)))
-    reach = clouds.reach(r)
-    tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
-    pairs = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
-    shifts = None if clouds.cell is None else torch.zeros(len(pairs), clouds.dim, dtype=torch.int64, device="cpu")
-    return _Pairs(pairs, shifts).where(clouds.are_within(r, pairs, shifts))
-
-
-def _pairs_by_tree(clouds: Clouds, r: float) -> _Pairs:
-    """Each (query, key) pair, images of keys included; no point with itself in one set."""
-    reach = clouds.reach(r)
-    images, points, centres, key_cloud = None, clouds.keys, clouds.queries, clouds.key_cloud
-    if clouds.cell is not None and any(clouds.periodic):
-        images = images_within(clouds, torch.full((len(clouds.cell),), reach, dtype=torch.float64, device="cpu"))
-        points, centres = images.points, images.queries
-        key_cloud = None if key_cloud is None else key_cloud[images.key]
+def _pairs_by_tree(clouds: Clouds, r: float, moved: Wrapped | None) -> Pairs:
+    """Each pair of a query and a key, images of keys included; no point with itself in one set."""
+    if moved is None:
+        reach, points, centres, key, steps = r * (1 + 1e-12), clouds.keys, clouds.queries, None, None
+    else:
+        reach = r * (1 + 1e-12) + moved.rounding(clouds, r)
+        low, high = boxes(moved.queries, clouds.query_cloud, clouds.key_cloud, len(moved.keys))
+        every = torch.full((len(moved.keys),), reach, dtype=torch.float64, device="cpu")
+        key, steps, points, _ = moved.lattice.copies(moved.keys, moved.key_cell, low, high, every)
+        centres = moved.queries
+    cloud = clouds.key_cloud if clouds.key_cloud is None or key is None else clouds.key_cloud[key]
     around = tree_of(separated(centres, clouds.query_cloud, 2 * reach))
-    inside = tree_of(separated(points, key_cloud, 2 * reach))
+    inside = tree_of(separated(points, cloud, 2 * reach))
     found = around.sparse_distance_matrix(inside, reach, output_type="ndarray")
-    query, key = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
-    shifts = None if clouds.cell is None else torch.zeros(len(query), clouds.dim, dtype=torch.int64, device="cpu")
-    if images is not None:
-        shifts = images.shifts[key] - images.query_shifts[query]
-        key = images.key[key]
-    pairs = torch.stack([query, key], dim=1)
-    keep = clouds.are_within(r, pairs, shifts)
+    query, place = torch.from_numpy(found["i"].copy()).long(), torch.from_numpy(found["j"].copy()).long()
+    if moved is None or key is None or steps is None:
+        pairs = Pairs(torch.stack([query, place], dim=1), clouds.no_shifts(len(query)))
+    else:
+        shifts = moved.shifts(query, key[place], steps[place])
+        pairs = Pairs(torch.stack([query, key[place]], dim=1), shifts)
+    keep = clouds.are_within(r, *pairs)
     if clouds.is_one_set:
-        keep &= (query != key) | (False if shifts is None else (shifts != 0).any(1))
-    return _Pairs(pairs, shifts).where(keep)
+        keep &= (pairs.points[:, 0] != pairs.points[:, 1]) | (False if pairs.shifts is None else pairs.shifts.any(1))
+    return pairs.where(keep)
+
+
+def _half_by_tree(clouds: Clouds, r: float) -> Pairs:
+    """Each pair of one set once, without images."""
+    reach = r * (1 + 1e-12)
+    tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
+    points = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
+    pairs = Pairs(points, clouds.no_shifts(len(points)))
+    return pairs.where(clouds.are_within(r, *pairs))
 
 
 def separated(points: Tensor, cloud: Tensor | None, step: float) -> Tensor:
@@ -247,7 +203,7 @@ def tree_of(points: Tensor) -> Any:
     return require_library("scipy.spatial").cKDTree(points.numpy(), balanced_tree=False)
 
 
-def _both_ways(half: _Pairs, count: int) -> Neighbours:
+def _both_ways(half: Pairs, count: int) -> Neighbours:
     """The pairs of one set and the way back of each, sorted."""
     if half.shifts is None:
         offsets, edge_index, reverse = symmetric_rows(half.points, count)
