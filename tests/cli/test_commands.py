@@ -204,7 +204,7 @@ MISTAKES = [
     ("predict --model absent", "config.json: expected a readable JSON file"),
     ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
     ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
-    ("predict --model five --data good.npz", "--data: expected 5 features and 2 classes, as the model was trained on"),
+    ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as the model was"),
     ("predict --model five --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("predict --model five --out result.txt", "--out: expected a file that ends in .csv or .npz, got 'result.txt'"),
     ("predict --model five --out good.npz/result.csv", "--data: expected 5 features"),
@@ -256,10 +256,8 @@ def test_an_unwritable_folder_is_refused_before_training(folder: Path, monkeypat
     assert error == "anyattention: error: run: expected a writable folder, got read-only\n"
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "tqdm", "sklearn"])
-def test_a_missing_extra_is_named_before_training(package: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+def test_a_missing_scikit_learn_is_named_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ["sklearn", *(name for name in sys.modules if name.startswith("sklearn."))]:
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["train", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err

@@ -36,11 +36,14 @@ class NodeData:
         name: what to call it.
         features: `(nodes, in_features)` float32, dense or sparse CSR.
         graph: over the nodes, self-loops included.
-        labels: `(nodes,)` int64, from 0.
-        num_classes: number of classes.
-        splits: at least one.
+        labels: `(nodes,)` int64, from 0; -1 where it is unknown.
+        num_classes: number of classes among the labels.
+        splits: at least one for a training.
         metric: what the data set is judged by: "accuracy", or "roc_auc" for two classes.
         images: `(nodes, height, width)` in [0, 1] where a node is a picture, or None.
+        standardise: whether the columns of the (dense) features have units of their own, so that a network standardises
+            them, by mean and deviation of the nodes that it was trained on.
+        notes: what was done with the source that its author may not expect, a sentence each.
     """
 
     name: str
@@ -51,6 +54,8 @@ class NodeData:
     splits: tuple[Split, ...]
     metric: Metric = "accuracy"
     images: Tensor | None = None
+    standardise: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -92,7 +92,7 @@ def fit(
     Args:
         data: features, graph and labels.
         split: one of `data.splits`.
-        config: of the classifier.
+        config: of the classifier; whether it standardises is `data.standardise`.
         settings: of the training.
         on_epoch: called after each epoch.
 
@@ -107,7 +107,9 @@ def fit(
     number, interrupted = 0, False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = NodeClassifier.from_config(config)
+        model = NodeClassifier.from_config(replace(config, standardise=data.standardise))
+        if data.standardise:
+            model.measure_features(data.features)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         try:
             for number in range(1, settings.epochs + 1):
