@@ -69,7 +69,7 @@ def test_dropout_of_sparse_features_touches_stored_values_only(monkeypatch) -> N
     x = (torch.rand(40, 50) < 0.3).float().to_sparse_csr()
     seen, forward = [], model.first_layer.forward
 
-    def watch(x: torch.Tensor, graph: Graph) -> anyattention.AttentionOutput:
+    def watch(x: torch.Tensor, graph: Graph, edge_features: None) -> anyattention.AttentionOutput:
         seen.append(x)
         return forward(x, graph)
 
@@ -119,6 +119,17 @@ def test_equal_weights_are_equal_and_train_the_rest(score) -> None:
     names = {"additive": "value_projection", "dynamic": "key_projection", "dot": "value_projection"}
     for layer in (model.first_layer, model.second_layer):
         assert (getattr(layer, names[score]).weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("score", ["additive", "dynamic", "dot"])
+def test_edge_features_reach_both_layers(score) -> None:
+    graph, x = graph_of(), torch.randn(7, 5)
+    model = NodeClassifier(5, 3, score=score, hidden=6, heads=2, edge_dim=2).eval()
+    edges = torch.randn(graph.num_edges, 2)
+    hidden = model.first_layer(x, graph, edges).output
+    expected = model.second_layer(F.elu(hidden), graph, edges).output
+    assert torch.equal(model(x, graph, edges).output, expected)
+    assert not torch.equal(model(x, graph, torch.zeros_like(edges)).output, expected)
 
 
 def test_features_are_standardised_by_those_that_were_measured(tmp_path) -> None:
@@ -177,6 +188,7 @@ def test_saved_and_loaded(tmp_path) -> None:
         ({"in_features": 0}, "in_features: expected an int of at least 1 and below"),
         ({"dropout": 1.0}, "dropout: expected a finite number at least 0 and below 1, got 1"),
         ({"attention_dropout": float("nan")}, "attention_dropout: expected a finite number at least 0"),
+        ({"edge_dim": 0}, "edge_dim: expected an int of at least 1"),
         ({"equal_weights": 0}, "equal_weights: expected True or False, got 0"),
         ({"standardise": None}, "standardise: expected True or False, got None"),
         ({"residual": 1}, "residual: expected True or False, got 1"),

@@ -76,7 +76,8 @@ def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierC
     if "dropout" in chosen and "attention_dropout" not in chosen:
         # A dropout that was asked for is meant for both.
         model["attention_dropout"] = None
-    config = NodeClassifierConfig(in_features=data.in_features, num_classes=data.num_classes, **model)
+    sizes = {"in_features": data.in_features, "num_classes": data.num_classes, "edge_dim": data.edge_dim}
+    config = NodeClassifierConfig(**sizes, **model)
     return config, FitSettings(**{**preset.fit, **{name: value for name, value in chosen.items() if name in training}})
 
 

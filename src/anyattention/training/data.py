@@ -43,6 +43,7 @@ class NodeData:
         images: `(nodes, height, width)` in [0, 1] where a node is a picture, or None.
         standardise: whether the columns of the (dense) features have units of their own, so that a network standardises
             them, by mean and deviation of the nodes that it was trained on.
+        edge_features: `(edges, edge_dim)` float32, in the graph's order of the edges, or None.
         notes: what was done with the source that its author may not expect, a sentence each.
     """
 
@@ -55,6 +56,7 @@ class NodeData:
     metric: Metric = "accuracy"
     images: Tensor | None = None
     standardise: bool = False
+    edge_features: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,3 +68,8 @@ class NodeData:
     def in_features(self) -> int:
         """Width of a node's features."""
         return self.features.shape[1]
+
+    @property
+    def edge_dim(self) -> int | None:
+        """Width of an edge's features, where edges have any."""
+        return None if self.edge_features is None else self.edge_features.shape[1]

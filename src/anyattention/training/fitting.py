@@ -12,12 +12,13 @@ from torch import Tensor
 
 from anyattention._checks import require_number
 from anyattention.errors import InvalidConfigError
+from anyattention.output import AttentionOutput
 from anyattention.training.data import NodeData, Split
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 from anyattention.training.steps import require_finite_loss
 
-__all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits", "run_epoch"]
+__all__ = ["Epoch", "Fit", "FitSettings", "classify", "fit", "predict_logits", "run_epoch"]
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,17 @@ def fit(
     return Fit(model.eval(), best, number, interrupted)
 
 
+def classify(model: NodeClassifier, data: NodeData, *, return_weights: bool | str = False) -> AttentionOutput:
+    """The model's output for all nodes of the data, whose edge features it gets if it takes any."""
+    edges = None if model.config.edge_dim is None else data.edge_features
+    return model(data.features, data.graph, edges, return_weights=return_weights)
+
+
 def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
     """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
     model.eval()
     with torch.no_grad():
-        return model(data.features, data.graph).output
+        return classify(model, data).output
 
 
 def run_epoch(
@@ -143,7 +150,7 @@ def run_epoch(
     """One step of training on all nodes, and the scores on the validation labels after it."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    logits = model(data.features, data.graph).output
+    logits = classify(model, data).output
     loss = F.cross_entropy(logits[split.train], data.labels[split.train])
     require_finite_loss(loss.item(), f"epoch {number}")
     loss.backward()

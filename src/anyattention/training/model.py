@@ -39,6 +39,7 @@ class NodeClassifierConfig(Config):
         residual: each layer adds a linear map of its own node's features.
         layer_norm: normalise the hidden layer.
         equal_weights: attention off, for comparison: a node weighs all of its neighbours alike.
+        edge_dim: width of the edge features that each call brings; None is without.
         standardise: subtract `feature_mean` from the features and divide by `feature_deviation`; `fit` sets this as the
             data asks for it.
 
@@ -61,6 +62,7 @@ class NodeClassifierConfig(Config):
     residual: bool = False
     layer_norm: bool = False
     equal_weights: bool = False
+    edge_dim: int | None = None
     standardise: bool = False
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class NodeClassifierConfig(Config):
                 base=AttentionConfig(d_model=d_model, num_heads=heads, dropout=dropout, scale=scale),
                 in_features=in_features,
                 score=self.score,
+                edge_dim=self.edge_dim,
                 concat=concat,
                 residual=self.residual,
             )
@@ -141,6 +144,7 @@ class NodeClassifier(nn.Module):
         residual: bool = False,
         layer_norm: bool = False,
         equal_weights: bool = False,
+        edge_dim: int | None = None,
         standardise: bool = False,
     ) -> None:
         super().__init__()
@@ -156,6 +160,7 @@ class NodeClassifier(nn.Module):
             residual=residual,
             layer_norm=layer_norm,
             equal_weights=equal_weights,
+            edge_dim=edge_dim,
             standardise=standardise,
         )
         first, second = self.config.layer_configs()
@@ -171,12 +176,16 @@ class NodeClassifier(nn.Module):
         """The network of a config."""
         return cls(**vars(config))
 
-    def forward(self, x: Tensor, graph: Graph, *, return_weights: bool | str = False) -> AttentionOutput:
+    def forward(
+        self, x: Tensor, graph: Graph, edge_features: Tensor | None = None, *, return_weights: bool | str = False
+    ) -> AttentionOutput:
         """Class scores of all nodes.
 
         Args:
             x: `(nodes, in_features)`, dense or (without standardise) sparse CSR.
             graph: over the nodes; self-loops are not added here.
+            edge_features: `(edges, edge_dim)`, in the graph's order, exactly when there is an edge_dim; both layers
+                see them.
             return_weights: "mean" over heads (or True) or "heads": the second layer's attention weights.
 
         Returns:
@@ -186,10 +195,10 @@ class NodeClassifier(nn.Module):
         """
         if self.config.standardise:
             x = (x - self.feature_mean) / self.feature_deviation
-        hidden = self.first_layer(self._drop(x), graph).output
+        hidden = self.first_layer(self._drop(x), graph, edge_features).output
         if self.norm is not None:
             hidden = self.norm(hidden)
-        return self.second_layer(self._drop(F.elu(hidden)), graph, return_weights=return_weights)
+        return self.second_layer(self._drop(F.elu(hidden)), graph, edge_features, return_weights=return_weights)
 
     def measure_features(self, x: Tensor) -> None:
         """Keep mean and deviation of the columns of x `(nodes, in_features)`, by which forward standardises."""

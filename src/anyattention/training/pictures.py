@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anyattention.training.data import NodeData, Split
 from anyattention.training.extras import import_demo
+from anyattention.training.fitting import classify
 from anyattention.training.model import NodeClassifier
 
 __all__ = ["draw_attention"]
@@ -48,7 +49,7 @@ def draw_attention(model: NodeClassifier, data: NodeData, split: Split) -> bytes
     agg = import_demo("matplotlib.backends.backend_agg", _PURPOSE)
     model.eval()
     with torch.no_grad():
-        logits, weights = model(data.features, data.graph, return_weights="mean")
+        logits, weights = classify(model, data, return_weights="mean")
     assert weights is not None
     predicted = logits.argmax(1)
     shown = 8 if data.images is not None else 6
