@@ -27,7 +27,7 @@ COMMANDS = ("train", "demo", "predict", "info")
         ([], COMMANDS),
         (["train"], ("--data", "--layer {gat,gatv2,dot}", "--hidden", "--heads", "--epochs", "--lr", "--dropout")),
         (["train"], ("--weight-decay", "--seed", "--out", "--residual", "--layer-norm", "--split", "metrics.json")),
-        (["demo"], ("--seed", "--out", "three plain", "digits", "--epochs")),
+        (["demo"], ("--seed", "--out", "four plain", "without attention", "digits", "--epochs")),
         (["predict"], ("--model", "--data", "--out", "FILE.csv", "FILE.npz", "probabilities")),
         (["info"], ("kernels", "extras")),
     ],
@@ -92,7 +92,13 @@ def test_demo(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.2%}  graph attention (this package)" in printed
-    for name in ("nearest-neighbour vote", "logistic regression", "LabelSpreading"):
+    for name in (
+        "attention off",
+        "nearest-neighbour vote",
+        "logistic regression",
+        "LabelSpreading, same links",
+        "LabelSpreading, nearest neighbours",
+    ):
         assert re.search(rf"\d\d\.\d\d%  {name}$", printed, re.MULTILINE)
     assert "1,597" in printed
     assert re.search(r" won, | share the first place", printed)
@@ -102,12 +108,32 @@ def test_demo(tmp_path: Path, capsys) -> None:
         assert file["probabilities"].shape == (1797, 10)
 
 
+def test_a_network_of_the_earlier_digits_still_predicts(tmp_path: Path, capsys) -> None:
+    """One without edge features, which those digits did not have."""
+    anyattention.save(NodeClassifier(32, 10, hidden=8, heads=2), tmp_path / "old")
+    assert main(["predict", "--model", str(tmp_path / "old"), "--out", str(tmp_path / "digits.csv")]) == 0
+    expected = f"{tmp_path / 'old'}: trained without features of edges, so those of digits are not used\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_demo_without_tqdm_and_matplotlib(tmp_path: Path, monkeypatch, capsys) -> None:
+    for package in ("tqdm", "matplotlib"):
+        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+    out = tmp_path / "demo"
+    assert main(["demo", "--epochs", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("is not installed") == 2
+    assert "attention.png" not in printed.out
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "metrics.json"}
+
+
 def test_the_demo_says_what_was_learnt(require) -> None:
     data = load_digits(0)
     (split,) = data.splits
-    model = NodeClassifier(data.in_features, 10, hidden=8, heads=2).eval()
+    model = NodeClassifier(data.in_features, 10, hidden=8, heads=2, edge_dim=data.edge_dim).eval()
     text = " ".join(demo._what_it_learnt(model, data, split).split())
-    logits, weights = model(data.features, data.graph, return_weights=True)
+    logits, weights = model(data.features, data.graph, data.edge_features, return_weights=True)
     truth, read = data.labels[split.test].numpy(), logits[split.test].argmax(1).numpy()
     counts = require("sklearn.metrics").confusion_matrix(truth, read, labels=range(10))
     correct = counts.diagonal() / counts.sum(1)
@@ -157,6 +183,7 @@ def folder(tmp_path: Path, data_files) -> Path:
     np.savez(tmp_path / "other.npz", weights=np.arange(3))
     np.savez(tmp_path / "pickled.npz", y=np.array([{}, {}], dtype=object))
     anyattention.save(NodeClassifier(5, 2, hidden=4, heads=2), tmp_path / "five")
+    anyattention.save(NodeClassifier(3, 2, hidden=4, heads=2, edge_dim=1), tmp_path / "edges")
     anyattention.save(MultiHeadAttention(8, 2), tmp_path / "dense")
     anyattention.save(NodeClassifier(3, 2, hidden=4, heads=2), tmp_path / "cut")
     weights = (tmp_path / "cut/model.safetensors").read_bytes()
@@ -204,7 +231,11 @@ MISTAKES = [
     ("predict --model absent", "config.json: expected a readable JSON file"),
     ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
     ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
-    ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as the model was"),
+    ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as in the training"),
+    (
+        "predict --model edges --data good.npz",
+        "--data: expected edges with 1 features, as in the training, got edges with no",
+    ),
     ("predict --model five --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("predict --model five --out result.txt", "--out: expected a file that ends in .csv or .npz, got 'result.txt'"),
     ("predict --model five --out good.npz/result.csv", "--data: expected 5 features"),

@@ -160,7 +160,7 @@ def test_predict_scores_the_labels_that_are_there(data_files, tmp_path: Path, ca
     assert f"that of the label for {right} of the 6 labelled nodes ({right / 6:.1%})" in capsys.readouterr().out
     too_many = data_files.write(tmp_path / "three.npz", {**nodes, "node_labels": np.full(17, 2)})
     assert main(["predict", "--model", str(run), "--data", str(too_many)]) == 2
-    assert "at most 2 classes, as the model was trained on, got 3 features and 3 classes" in capsys.readouterr().err
+    assert "at most 2 classes, as in the training, got 3 features and 3 classes" in capsys.readouterr().err
 
 
 def test_a_folder_without_mean_and_deviation_still_predicts(dense_file: Path, tmp_path: Path, capsys) -> None:

@@ -14,7 +14,7 @@ from anyattention.cli.arguments import add_data, load_data, print_notes, use_thr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anyattention.training import NodeData
+    from anyattention.training import NodeClassifierConfig, NodeData
 
 __all__ = ["add_parser"]
 
@@ -60,9 +60,14 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
     data = load_data(arguments.data, seed=0, to_train=False)
     use_threads(arguments.threads, data)
-    _require_fit(model.config.in_features, model.config.num_classes, data)
+    _require_fit(model.config, data)
     make_folder(out.parent)
     print_notes(arguments.data, data)
+    if data.edge_dim is not None and model.config.edge_dim is None:
+        print(
+            f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
+            file=sys.stderr,
+        )
     if data.standardise and not model.config.standardise:
         data = _standardised_by_itself(data)
         print(
@@ -81,14 +86,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_fit(in_features: int, num_classes: int, data: NodeData) -> None:
+def _require_fit(config: NodeClassifierConfig, data: NodeData) -> None:
     from anyattention.errors import InvalidInputError
 
-    if in_features != data.in_features or num_classes < data.num_classes:
+    if config.in_features != data.in_features or config.num_classes < data.num_classes:
         raise InvalidInputError(
             argument="--data",
-            expected=f"{in_features} features and at most {num_classes} classes, as the model was trained on",
+            expected=f"{config.in_features} features and at most {config.num_classes} classes, as in the training",
             actual=f"{data.in_features} features and {data.num_classes} classes",
+        )
+    if config.edge_dim is not None and config.edge_dim != data.edge_dim:
+        raise InvalidInputError(
+            argument="--data",
+            expected=f"edges with {config.edge_dim} features, as in the training",
+            actual=f"edges with {data.edge_dim or 'no'} features",
         )
 
 

@@ -18,7 +18,16 @@ from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 from anyattention.training.steps import require_finite_loss
 
-__all__ = ["Epoch", "Fit", "FitSettings", "classify", "fit", "predict_logits", "run_epoch"]
+__all__ = [
+    "Epoch",
+    "Fit",
+    "FitSettings",
+    "attention_within_classes",
+    "classify",
+    "fit",
+    "predict_logits",
+    "run_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,28 @@ def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
     model.eval()
     with torch.no_grad():
         return classify(model, data).output
+
+
+def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:
+    """The share of some nodes' attention to other nodes that stays in their class; and the same, evenly paid.
+
+    Args:
+        model: a trained classifier; the attention is that of its second layer.
+        data: what it classifies; all labels are known.
+        nodes: whose attention, `(any,)` int64.
+    """
+    model.eval()
+    with torch.no_grad():
+        weights = classify(model, data, return_weights=True).weights
+    assert weights is not None
+    query, key = data.graph.query_index, data.graph.key_index
+    is_counted = torch.zeros(data.num_nodes, dtype=torch.bool)
+    is_counted[nodes] = True
+    counted = is_counted[query] & (query != key)
+    same = (data.labels[query] == data.labels[key])[counted]
+    even = 1 / data.graph.query_offsets.diff()[query].to(weights.dtype)
+    learnt, evenly = (float(part[counted][same].sum() / part[counted].sum()) for part in (weights, even))
+    return learnt, evenly
 
 
 def run_epoch(
