@@ -93,7 +93,7 @@ def test_demo(tmp_path: Path, capsys) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.2%}  graph attention (this package)" in printed
     for name in (
-        "attention off",
+        "the same network, attention off",
         "nearest-neighbour vote",
         "logistic regression",
         "LabelSpreading, same links",
@@ -101,6 +101,12 @@ def test_demo(tmp_path: Path, capsys) -> None:
     ):
         assert re.search(rf"\d\d\.\d\d%  {name}$", printed, re.MULTILINE)
     assert "1,597" in printed
+    own, off = (
+        float(re.search(rf"(\d\d\.\d\d)%  {name}", printed)[1]) for name in (r"graph attention", "the same network")
+    )
+    points = re.search(r"With attention off it reads (\d+\.\d) points (fewer|more)\.", printed)
+    assert float(points[1]) == pytest.approx(abs(own - off), abs=0.06)
+    assert points[2] == ("fewer" if off < own else "more")
     assert re.search(r" won, | share the first place", printed)
     assert str(out / "attention.png") in printed
     assert main(["predict", "--model", str(out), "--out", str(tmp_path / "digits.npz")]) == 0

@@ -74,11 +74,16 @@ def _run(arguments: argparse.Namespace) -> int:
         "\nNow the same network with attention off, all linked digits weighed equally, and four plain methods.",
         flush=True,
     )
-    off = run_training(data, [0], replace(config, equal_weights=True), settings)
-    results = [("graph attention (this package)", run.mean("accuracy")), ("attention off", off.mean("accuracy"))]
+    off = run_training(data, [0], replace(config, equal_weights=True), settings).mean("accuracy")
+    own = run.mean("accuracy")
+    results = [("graph attention (this package)", own), ("the same network, attention off", off)]
     results += [(result.name, result.test_accuracy) for result in run_baselines(data, split)]
     print(_comparison(results, len(split.test)))
-    print()
+    print(f"""\
+With attention off it reads {100 * abs(own - off):.1f} points {"fewer" if off < own else "more"}. The network sees the \
+links only; those methods that look for nearest
+neighbours look at all digits.
+""")
     if "attention.png" in written:
         print(f"The picture {folder / 'attention.png'} shows some of the test digits, and whom each attended to most.")
     print(f"The network is in {folder}; `anyattention predict --model {folder}` uses it again.")
