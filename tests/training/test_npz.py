@@ -304,6 +304,7 @@ def test_the_shared_files(data_folder: Path) -> None:
     cora, tolokers = load_npz(data_folder / "cora.npz"), load_npz(data_folder / "tolokers.npz")
     assert (cora.num_nodes, cora.in_features, cora.num_classes) == (2708, 1433, 7)
     assert [len(part) for part in cora.splits[0]] == [140, 500, 1000]
+    assert cora.notes == tolokers.notes == ()
     assert cora.graph.num_edges == 10556 + 2708
     assert (tolokers.num_nodes, tolokers.in_features, tolokers.num_classes) == (11758, 10, 2)
     assert (len(tolokers.splits), tolokers.metric) == (10, "roc_auc")

@@ -130,6 +130,9 @@ class NodeClassifier(nn.Module):
         torch.Size([2, 3])
     """
 
+    feature_mean: Tensor
+    feature_deviation: Tensor
+
     def __init__(
         self,
         in_features: int,
