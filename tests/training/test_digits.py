@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from anyattention.errors import MissingExtraError
-from anyattention.training import load_digits
+from anyattention.training import (
+    FitSettings,
+    NodeClassifierConfig,
+    accuracy,
+    attention_within_classes,
+    fit,
+    load_digits,
+    predict_logits,
+    preset_for,
+)
 
 
 def test_the_graph_is_that_of_the_shrunk_images(require) -> None:
@@ -67,6 +76,26 @@ def test_the_seed_draws_the_labels_and_nothing_else() -> None:
     assert not torch.equal(first.splits[0].train, other.splits[0].train)
     assert torch.equal(first.features, other.features)
     assert torch.equal(first.graph.edge_index, other.graph.edge_index)
+    assert first.edge_features is not None
+    assert other.edge_features is not None
+    assert torch.equal(first.edge_features, other.edge_features)
+
+
+@pytest.mark.exhaustive
+def test_choosing_among_the_links_is_worth_something() -> None:
+    data = load_digits(0)
+    (split,) = data.splits
+    preset = preset_for(data)
+    found = []
+    for equal in (False, True):
+        config = NodeClassifierConfig(data.in_features, 10, edge_dim=1, equal_weights=equal, **preset.model)
+        model = fit(data, split, config, FitSettings(**preset.fit)).model
+        share = attention_within_classes(model, data, split.test)
+        found.append((accuracy(predict_logits(model, data)[split.test], data.labels[split.test]), *share))
+    (attentive, learnt, evenly), (off, learnt_off, _) = found
+    assert attentive > off + 0.01
+    assert learnt > evenly + 0.1
+    assert learnt_off == pytest.approx(evenly, abs=1e-6)
 
 
 def test_scikit_learn_is_named_when_it_is_missing(monkeypatch) -> None:
