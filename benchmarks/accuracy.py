@@ -1,6 +1,7 @@
 """Accuracy of `anyattention train` with its default settings, repeated: `python -m benchmarks.accuracy digits`.
 
-digits: 5 seeds (each draws other known labels), beside three baselines on the same labels. cora: 10 seeds on the public
+digits: 5 seeds (each draws other known labels), beside the same network with attention off and plain methods, on the
+same labels; and the share of the attention that digits pay to digits of the same number. cora: 10 seeds on the public
 split. tolokers: its ten splits. Every finished run is kept in results/accuracy-<name>.json, so that an interrupted
 benchmark goes on where it stopped; other settings start anew.
 """
@@ -13,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ import torch
 
 from anyattention.cli.training import settings_for
 from anyattention.saving import write_atomically
-from anyattention.training import NodeData, fit, load_digits, load_npz, metric_value, predict_logits
+from anyattention.training import (
+    NodeData,
+    attention_within_classes,
+    fit,
+    load_digits,
+    load_npz,
+    metric_value,
+    predict_logits,
+)
 from anyattention.training.baselines import run_baselines
 from benchmarks.harness import RESULTS, environment
 
@@ -71,8 +81,17 @@ def main() -> None:
             "seconds": round(time.monotonic() - started, 1),
         }
         if name == "digits":
-            run["baselines"] = {
-                result.name: {"test": result.test_accuracy, "setting": result.setting}
+            learnt, evenly = attention_within_classes(done.model, data, test)
+            run["attention within the class"] = {"learnt": learnt, "evenly paid": evenly}
+            off = fit(data, data.splits[split], replace(config, equal_weights=True), training)
+            score = metric_value(data.metric, predict_logits(off.model, data)[test], data.labels[test])
+            run["baselines"] = {"attention off": {"test": score, "validation": off.best.validation_score}}
+            run["baselines"] |= {
+                result.name: {
+                    "test": result.test_accuracy,
+                    "validation": result.validation_accuracy,
+                    "setting": result.setting,
+                }
                 for result in run_baselines(data, data.splits[split])
             }
         # Another process may have finished runs of its own meanwhile.
@@ -129,6 +148,11 @@ def write(path: Path, name: str, metric: str, settings: dict[str, Any], runs: li
         "settings": settings,
         "runs": runs,
     }
+    shares = [run["attention within the class"] for run in runs if "attention within the class" in run]
+    if shares:
+        result["attention within the class"] = {
+            kind: statistics.fmean(share[kind] for share in shares) for kind in shares[0]
+        }
     RESULTS.mkdir(exist_ok=True)
     write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
 

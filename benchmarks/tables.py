@@ -181,6 +181,23 @@ def accuracies(results: Results) -> str:
     return markdown(["task", "score", "runs", OURS, "others"], rows)
 
 
+def digits_attention(results: Results) -> str:
+    """Where the digits' attention goes, and what it is worth, each with its aim."""
+    content = results["accuracy-digits"]
+    learnt, evenly = (content["attention within the class"][kind] for kind in ("learnt", "evenly paid"))
+    on, off = (content["summary"][who]["mean"] for who in (OURS, "attention off"))
+    rows = [
+        [
+            "attention to digits of the same number",
+            f"{learnt:.1%}",
+            f"{evenly:.1%}",
+            f"10 points more: {verdict(learnt - evenly >= 0.1)}",
+        ],
+        ["test digits read correctly", f"{on:.1%}", f"{off:.1%}", f"1 point more: {verdict(on - off >= 0.01)}"],
+    ]
+    return markdown(["share", "attention", "attention off: paid evenly", "aim"], rows)
+
+
 def language_steps(results: Results) -> str:
     """Time and memory of a training step of the language model."""
     steps = look_up(results, "sequence/step")
@@ -254,6 +271,7 @@ _comparisons, _numbers = partial(figures.comparisons, aims=AIMS), partial(figure
 TABLES: dict[str, Table] = {
     "environments": environments,
     "accuracies": accuracies,
+    "digits attention": digits_attention,
     "dense": _comparisons("dense"),
     "small": _comparisons("small"),
     "graph": _comparisons("graph/layers", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"),

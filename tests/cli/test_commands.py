@@ -27,7 +27,7 @@ COMMANDS = ("train", "demo", "predict", "info")
         ([], COMMANDS),
         (["train"], ("--data", "--layer {gat,gatv2,dot}", "--hidden", "--heads", "--epochs", "--lr", "--dropout")),
         (["train"], ("--weight-decay", "--seed", "--out", "--residual", "--layer-norm", "--split", "metrics.json")),
-        (["demo"], ("--seed", "--out", "three plain", "digits", "--epochs")),
+        (["demo"], ("--seed", "--out", "four plain", "without attention", "digits", "--epochs")),
         (["predict"], ("--model", "--data", "--out", "FILE.csv", "FILE.npz", "probabilities")),
         (["info"], ("kernels", "extras")),
     ],
@@ -92,9 +92,21 @@ def test_demo(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.2%}  graph attention (this package)" in printed
-    for name in ("nearest-neighbour vote", "logistic regression", "LabelSpreading"):
+    for name in (
+        "the same network, attention off",
+        "nearest-neighbour vote",
+        "logistic regression",
+        "LabelSpreading, same links",
+        "LabelSpreading, nearest neighbours",
+    ):
         assert re.search(rf"\d\d\.\d\d%  {name}$", printed, re.MULTILINE)
     assert "1,597" in printed
+    own, off = (
+        float(re.search(rf"(\d\d\.\d\d)%  {name}", printed)[1]) for name in (r"graph attention", "the same network")
+    )
+    points = re.search(r"With attention off it reads (\d+\.\d) points (fewer|more)\.", printed)
+    assert float(points[1]) == pytest.approx(abs(own - off), abs=0.06)
+    assert points[2] == ("fewer" if off < own else "more")
     assert re.search(r" won, | share the first place", printed)
     assert str(out / "attention.png") in printed
     assert main(["predict", "--model", str(out), "--out", str(tmp_path / "digits.npz")]) == 0
@@ -102,12 +114,32 @@ def test_demo(tmp_path: Path, capsys) -> None:
         assert file["probabilities"].shape == (1797, 10)
 
 
+def test_a_network_of_the_earlier_digits_still_predicts(tmp_path: Path, capsys) -> None:
+    """One without edge features, which those digits did not have."""
+    anyattention.save(NodeClassifier(32, 10, hidden=8, heads=2), tmp_path / "old")
+    assert main(["predict", "--model", str(tmp_path / "old"), "--out", str(tmp_path / "digits.csv")]) == 0
+    expected = f"{tmp_path / 'old'}: trained without features of edges, so those of digits are not used\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_demo_without_tqdm_and_matplotlib(tmp_path: Path, monkeypatch, capsys) -> None:
+    for package in ("tqdm", "matplotlib"):
+        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+    out = tmp_path / "demo"
+    assert main(["demo", "--epochs", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("is not installed") == 2
+    assert "attention.png" not in printed.out
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "metrics.json"}
+
+
 def test_the_demo_says_what_was_learnt(require) -> None:
     data = load_digits(0)
     (split,) = data.splits
-    model = NodeClassifier(data.in_features, 10, hidden=8, heads=2).eval()
+    model = NodeClassifier(data.in_features, 10, hidden=8, heads=2, edge_dim=data.edge_dim).eval()
     text = " ".join(demo._what_it_learnt(model, data, split).split())
-    logits, weights = model(data.features, data.graph, return_weights=True)
+    logits, weights = model(data.features, data.graph, data.edge_features, return_weights=True)
     truth, read = data.labels[split.test].numpy(), logits[split.test].argmax(1).numpy()
     counts = require("sklearn.metrics").confusion_matrix(truth, read, labels=range(10))
     correct = counts.diagonal() / counts.sum(1)
@@ -157,6 +189,7 @@ def folder(tmp_path: Path, data_files) -> Path:
     np.savez(tmp_path / "other.npz", weights=np.arange(3))
     np.savez(tmp_path / "pickled.npz", y=np.array([{}, {}], dtype=object))
     anyattention.save(NodeClassifier(5, 2, hidden=4, heads=2), tmp_path / "five")
+    anyattention.save(NodeClassifier(3, 2, hidden=4, heads=2, edge_dim=1), tmp_path / "edges")
     anyattention.save(MultiHeadAttention(8, 2), tmp_path / "dense")
     anyattention.save(NodeClassifier(3, 2, hidden=4, heads=2), tmp_path / "cut")
     weights = (tmp_path / "cut/model.safetensors").read_bytes()
@@ -204,7 +237,11 @@ MISTAKES = [
     ("predict --model absent", "config.json: expected a readable JSON file"),
     ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
     ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
-    ("predict --model five --data good.npz", "--data: expected 5 features and 2 classes, as the model was trained on"),
+    ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as in the training"),
+    (
+        "predict --model edges --data good.npz",
+        "--data: expected edges with 1 features, as in the training, got edges with no",
+    ),
     ("predict --model five --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("predict --model five --out result.txt", "--out: expected a file that ends in .csv or .npz, got 'result.txt'"),
     ("predict --model five --out good.npz/result.csv", "--data: expected 5 features"),
@@ -256,10 +293,8 @@ def test_an_unwritable_folder_is_refused_before_training(folder: Path, monkeypat
     assert error == "anyattention: error: run: expected a writable folder, got read-only\n"
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "tqdm", "sklearn"])
-def test_a_missing_extra_is_named_before_training(package: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+def test_a_missing_scikit_learn_is_named_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ["sklearn", *(name for name in sys.modules if name.startswith("sklearn."))]:
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["train", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err

@@ -15,7 +15,7 @@ import torch
 import anyattention
 from anyattention.cli import main
 from anyattention.cli import training as cli_training
-from anyattention.training import accuracy, load_digits, load_npz, predict_logits, roc_auc
+from anyattention.training import NodeClassifier, accuracy, load_digits, load_npz, predict_logits, roc_auc
 
 SMALL = ["--hidden", "8", "--heads", "2"]
 FILES = {"model.safetensors", "config.json", "metrics.json", "attention.png"}
@@ -121,6 +121,97 @@ def test_train_on_one_split(dense_file: Path, tmp_path: Path) -> None:
     # A dropout that was asked for is meant for inputs and attention weights.
     assert model.config.layer_configs()[0].base.dropout == 0.25
     assert torch.get_num_threads() == 2
+
+
+def predict(model: Path, data: Path, out: Path) -> np.ndarray:
+    assert main(["predict", "--model", str(model), "--data", str(data), "--out", str(out)]) == 0
+    with np.load(out) as file:
+        return file["probabilities"]
+
+
+def test_nodes_alone_are_standardised_as_inside_their_graph(data_files, tmp_path: Path) -> None:
+    """Nodes of one class, cut out of the graph: their own mean says nothing of the features' unit."""
+    arrays = data_files.dense_arrays()
+    arrays["edges"] = np.array([[0, 1], [2, 4], [4, 6]])
+    whole = data_files.write(tmp_path / "whole.npz", arrays)
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(whole), "--epochs", "20", "--out", str(run)]) == 0
+    part = np.arange(8, 17, 2)
+    cut = {"node_features": arrays["node_features"][part], "edges": np.empty((0, 2), dtype=int)}
+    alone = predict(run, data_files.write(tmp_path / "part.npz", cut), tmp_path / "part_out.npz")
+    inside = predict(run, whole, tmp_path / "whole_out.npz")[part]
+    np.testing.assert_allclose(alone, inside, atol=1e-6)
+
+
+def test_predict_scores_the_labels_that_are_there(data_files, tmp_path: Path, capsys) -> None:
+    arrays = data_files.dense_arrays()
+    run = tmp_path / "run"
+    data = data_files.write(tmp_path / "whole.npz", arrays)
+    assert main(["train", "--data", str(data), "--epochs", "4", "--out", str(run)]) == 0
+    nodes = {key: arrays[key] for key in ("node_features", "edges")}
+    capsys.readouterr()
+    probabilities = predict(run, data_files.write(tmp_path / "bare.npz", nodes), tmp_path / "out.npz")
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    assert printed.err == ""
+    labels = np.where(np.arange(17) < 6, arrays["node_labels"], -1)
+    right = int((probabilities.argmax(1) == labels).sum())
+    predict(run, data_files.write(tmp_path / "some.npz", {**nodes, "node_labels": labels}), tmp_path / "out.npz")
+    assert f"that of the label for {right} of the 6 labelled nodes ({right / 6:.1%})" in capsys.readouterr().out
+    too_many = data_files.write(tmp_path / "three.npz", {**nodes, "node_labels": np.full(17, 2)})
+    assert main(["predict", "--model", str(run), "--data", str(too_many)]) == 2
+    assert "at most 2 classes, as in the training, got 3 features and 3 classes" in capsys.readouterr().err
+
+
+def test_a_folder_without_mean_and_deviation_still_predicts(dense_file: Path, tmp_path: Path, capsys) -> None:
+    """As folders were before models kept them: features are standardised by the file that is given, which is told."""
+    run, data = tmp_path / "run", load_npz(dense_file)
+    torch.manual_seed(0)
+    model = NodeClassifier(3, 2, hidden=4, heads=2).eval()
+    anyattention.save(model, run)
+    settings = json.loads((run / "config.json").read_text())
+    for name in ("standardise", "equal_weights"):
+        del settings["config"][name]
+    (run / "config.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    found = predict(run, dense_file, tmp_path / "out.npz")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{run}: saved without the mean and deviation of its training's features, so those of ")
+    wide = data.features.double()
+    expected = model(((wide - wide.mean(0)) / wide.std(0, correction=0)).float(), data.graph).output.softmax(1)
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+
+
+def test_what_is_not_used_is_told_in_a_line(data_files, tmp_path: Path, capsys) -> None:
+    arrays = {**data_files.dense_arrays(), "edge_weight": np.ones(17)}
+    arrays["edges"] = np.concatenate([arrays["edges"], arrays["edges"][:, ::-1]])
+    data, run = data_files.write(tmp_path / "more.npz", arrays), tmp_path / "run"
+    lines = [
+        f"{data}: edges lists 17 edges again, either way round; each counts once, in both directions.",
+        f"{data}: Not used, since the format has no such key: edge_weight.",
+    ]
+    assert main(["train", "--data", str(data), "--epochs", "2", "--split", "0", "--out", str(run)]) == 0
+    assert capsys.readouterr().err.splitlines()[:2] == lines
+    predict(run, data, tmp_path / "out.npz")
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_without_tqdm_and_matplotlib(dense_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "attention.png").write_text("of an earlier run")
+    for package in ("tqdm", "matplotlib"):
+        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+    assert main(["train", "--data", str(dense_file), "--epochs", "3", "--out", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "tqdm is not installed: no progress bar (pip install 'anyattention[demo]')",
+        "matplotlib is not installed: no picture of the attention (pip install 'anyattention[demo]')",
+    ]
+    assert f"Wrote model.safetensors, config.json and metrics.json to {run}" in printed.out
+    assert names(run) == FILES - {"attention.png"}
+    assert predict(run, dense_file, tmp_path / "out.npz").shape == (17, 2)
 
 
 def interrupt_at(epoch: int, monkeypatch, fits: int = 1) -> None:

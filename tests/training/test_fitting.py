@@ -45,6 +45,15 @@ def test_it_learns(data: NodeData) -> None:
     assert metric_value("accuracy", predict_logits(done.model, data)[nodes], data.labels[nodes]) > 0.8
 
 
+def test_the_model_keeps_mean_and_deviation_where_the_data_asks_for_it(data: NodeData) -> None:
+    kept = fit(data, data.splits[0], CONFIG, FitSettings(epochs=2)).model
+    torch.testing.assert_close(kept.feature_mean, data.features.mean(0))
+    torch.testing.assert_close(kept.feature_deviation, data.features.std(0, correction=0))
+    as_they_are = dataclasses.replace(data, standardise=False)
+    model = fit(as_they_are, data.splits[0], CONFIG, FitSettings(epochs=2)).model
+    assert (model.config.standardise, list(model.buffers())) == (False, [])
+
+
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state(data: NodeData) -> None:
     before = torch.get_rng_state()
     first, second = (fit(data, data.splits[0], CONFIG, FitSettings(epochs=5)) for _ in range(2))

@@ -6,6 +6,7 @@ import anyattention
 from anyattention import Graph
 from anyattention.errors import InvalidConfigError
 from anyattention.training import NodeClassifier, NodeClassifierConfig
+from anyattention.training.model import mean_and_deviation
 
 # PyTorch says this once in a process, at the first sparse CSR tensor that a test makes by itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -68,7 +69,7 @@ def test_dropout_of_sparse_features_touches_stored_values_only(monkeypatch) -> N
     x = (torch.rand(40, 50) < 0.3).float().to_sparse_csr()
     seen, forward = [], model.first_layer.forward
 
-    def watch(x: torch.Tensor, graph: Graph) -> anyattention.AttentionOutput:
+    def watch(x: torch.Tensor, graph: Graph, edge_features: None) -> anyattention.AttentionOutput:
         seen.append(x)
         return forward(x, graph)
 
@@ -105,6 +106,59 @@ def test_attention_dropout_is_a_setting_of_its_own() -> None:
     assert not torch.equal(model(x, graph).output, model(x, graph).output)
 
 
+@pytest.mark.parametrize("score", ["additive", "dynamic", "dot"])
+def test_equal_weights_are_equal_and_train_the_rest(score) -> None:
+    graph, x = graph_of(), torch.randn(7, 5)
+    model = NodeClassifier(5, 3, score=score, hidden=6, heads=2, dropout=0.0, equal_weights=True)
+    output, weights = model(x, graph, return_weights=True)
+    assert torch.equal(weights, 1 / graph.query_offsets.diff()[graph.query_index])
+    attentive = NodeClassifier(5, 3, score=score, hidden=6, heads=2, dropout=0.0)
+    attentive.load_state_dict(model.state_dict())
+    assert not torch.equal(attentive(x, graph).output, output)
+    (output * torch.randn(7, 3)).sum().backward()
+    names = {"additive": "value_projection", "dynamic": "key_projection", "dot": "value_projection"}
+    for layer in (model.first_layer, model.second_layer):
+        assert (getattr(layer, names[score]).weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("score", ["additive", "dynamic", "dot"])
+def test_edge_features_reach_both_layers(score) -> None:
+    graph, x = graph_of(), torch.randn(7, 5)
+    model = NodeClassifier(5, 3, score=score, hidden=6, heads=2, edge_dim=2).eval()
+    edges = torch.randn(graph.num_edges, 2)
+    hidden = model.first_layer(x, graph, edges).output
+    expected = model.second_layer(F.elu(hidden), graph, edges).output
+    assert torch.equal(model(x, graph, edges).output, expected)
+    assert not torch.equal(model(x, graph, torch.zeros_like(edges)).output, expected)
+
+
+def test_features_are_standardised_by_those_that_were_measured(tmp_path) -> None:
+    plain = NodeClassifier(5, 3, hidden=6, heads=2).eval()
+    model = NodeClassifier(5, 3, hidden=6, heads=2, standardise=True).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x, graph = 1000 + 7 * torch.randn(7, 5), graph_of()
+    x[:, 1] = 3.3
+    assert torch.equal(model(x, graph).output, plain(x, graph).output), "nothing is measured yet"
+    model.measure_features(x)
+    wide = x.double()
+    deviation = wide.std(0, correction=0)
+    deviation[1] = 1
+    expected = ((wide - wide.mean(0)) / deviation).float()
+    torch.testing.assert_close(model(x, graph).output, plain(expected, graph).output, atol=1e-4, rtol=1e-4)
+    # One node alone is standardised as it is in its graph.
+    alone = Graph.from_edge_index(torch.zeros(2, 0, dtype=torch.int64), 1).with_self_loops()
+    torch.testing.assert_close(model(x[:1], alone).output, plain(expected[:1], alone).output, atol=1e-4, rtol=1e-4)
+    anyattention.save(model, tmp_path)
+    assert torch.equal(anyattention.load(tmp_path)(x, graph).output, model(x, graph).output)
+
+
+def test_large_features_do_not_overflow() -> None:
+    x = torch.randn(7, 5)
+    plain, large = (mean_and_deviation(factor * x) for factor in (1, 1e38))
+    for one, other in zip(plain, large, strict=True):
+        torch.testing.assert_close(other / 1e38, one, atol=1e-5, rtol=1e-5)
+
+
 def test_weights_are_the_second_layer_s() -> None:
     graph = graph_of()
     model = NodeClassifier(5, 3, hidden=6, heads=2, output_heads=2).eval()
@@ -134,6 +188,9 @@ def test_saved_and_loaded(tmp_path) -> None:
         ({"in_features": 0}, "in_features: expected an int of at least 1 and below"),
         ({"dropout": 1.0}, "dropout: expected a finite number at least 0 and below 1, got 1"),
         ({"attention_dropout": float("nan")}, "attention_dropout: expected a finite number at least 0"),
+        ({"edge_dim": 0}, "edge_dim: expected an int of at least 1"),
+        ({"equal_weights": 0}, "equal_weights: expected True or False, got 0"),
+        ({"standardise": None}, "standardise: expected True or False, got None"),
         ({"residual": 1}, "residual: expected True or False, got 1"),
         ({"score": "loud"}, "score: expected one of 'additive', 'dynamic', 'dot', got 'loud'"),
     ],

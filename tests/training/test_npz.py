@@ -49,26 +49,12 @@ def test_listed_edges_are_taken_as_they_are_with_self_loops(data_files, tmp_path
     assert graph.num_edges == 15
 
 
-def test_dense_features_are_standardised(data_files, tmp_path: Path) -> None:
+def test_dense_features_are_to_be_standardised(data_files, tmp_path: Path) -> None:
     arrays = data_files.dense_arrays()
-    arrays["node_features"][:, 1] = 7
     data = load_npz(data_files.write(tmp_path / "made_up.npz", arrays))
-    given = arrays["node_features"].astype(np.float64)
-    expected = (given - given.mean(0)) / np.where(given.std(0) > 0, given.std(0), 1)
-    np.testing.assert_allclose(data.features.numpy(), expected, atol=1e-5)
-    assert (data.features[:, 1] == 0).all()
+    np.testing.assert_array_equal(data.features.numpy(), arrays["node_features"])
+    assert data.standardise
     assert (data.metric, data.num_classes, len(data.splits)) == ("roc_auc", 2, 2)
-    for number, split in enumerate(data.splits):
-        for key, nodes in zip(("train", "val", "test"), split, strict=True):
-            assert nodes.tolist() == arrays[f"{key}_masks"][number].nonzero()[0].tolist()
-
-
-def test_large_features_do_not_overflow(data_files, tmp_path: Path) -> None:
-    arrays = data_files.dense_arrays()
-    plain = load_npz(data_files.write(tmp_path / "plain.npz", arrays))
-    arrays["node_features"] = arrays["node_features"] * np.float32(1e38)
-    large = load_npz(data_files.write(tmp_path / "large.npz", arrays))
-    torch.testing.assert_close(large.features, plain.features, atol=1e-5, rtol=0)
 
 
 def test_features_that_cancel_do_not_overflow(data_files, tmp_path: Path) -> None:
@@ -102,6 +88,78 @@ def test_unlabelled_nodes_stay_in_the_graph(data_files, tmp_path: Path) -> None:
     arrays["test"] = np.arange(8, 12)
     data = load_npz(data_files.write(tmp_path / "partly.npz", arrays))
     assert (data.num_nodes, data.num_classes) == (13, 2)
+    assert data.labels[12] == -1
+
+
+@pytest.mark.parametrize(("kind", "key"), [("sparse", "y"), ("dense", "node_labels")])
+def test_minus_one_is_unlabelled(kind: str, key: str, data_files, tmp_path: Path) -> None:
+    arrays = getattr(data_files, f"{kind}_arrays")()
+    arrays[key] = np.append(arrays[key][:-1], -1)
+    if kind == "sparse":
+        arrays["test"] = arrays["test"][:-1]
+    for part in ("train", "val", "test") if kind == "dense" else ():
+        arrays[f"{part}_masks"][:, -1] = False
+    data = load_npz(data_files.write(tmp_path / "partly.npz", arrays))
+    assert data.labels.tolist() == arrays[key].tolist()
+    assert data.num_classes == 2
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_predicting_needs_no_labels_and_no_splits(kind: str, data_files, tmp_path: Path) -> None:
+    arrays = getattr(data_files, f"{kind}_arrays")()
+    whole = load_npz(data_files.write(tmp_path / "whole.npz", arrays))
+    nodes = ("x_indptr", "x_indices", "x_data", "x_shape", "edge_index", "node_features", "edges")
+    bare = {key: array for key, array in arrays.items() if key in nodes}
+    data = load_npz(data_files.write(tmp_path / "bare.npz", bare), to_train=False)
+    assert torch.equal(data.features.to_dense(), whole.features.to_dense())
+    assert torch.equal(data.graph.edge_index, whole.graph.edge_index)
+    assert (data.labels == -1).all()
+    assert (data.num_classes, data.splits, data.notes) == (0, (), ())
+    with pytest.raises(InvalidInputError, match=r"got no (y, train, val, test|node_labels, train_masks)"):
+        load_npz(tmp_path / "bare.npz")
+
+
+def test_labels_to_score_a_prediction_need_not_have_every_class(data_files, tmp_path: Path) -> None:
+    arrays = data_files.dense_arrays()
+    arrays["node_labels"] = np.where(np.arange(17) < 5, 3, -1)
+    arrays["train_masks"] = "no masks"
+    data = load_npz(data_files.write(tmp_path / "few.npz", arrays), to_train=False)
+    assert data.labels.tolist() == [3] * 5 + [-1] * 12
+    assert data.num_classes == 4
+    arrays["node_labels"][0] = -2
+    with pytest.raises(InvalidInputError, match="node_labels: expected class numbers from 0"):
+        load_npz(data_files.write(tmp_path / "negative.npz", arrays), to_train=False)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_keys_that_are_not_used_are_named(kind: str, data_files, tmp_path: Path) -> None:
+    arrays = getattr(data_files, f"{kind}_arrays")()
+    path = tmp_path / "more.npz"
+    assert load_npz(data_files.write(path, arrays)).notes == ()
+    arrays |= {"edge_weight": np.ones(26), "names": np.arange(3)}
+    (note,) = load_npz(data_files.write(path, arrays)).notes
+    assert note == "Not used, since the format has no such key: edge_weight, names."
+
+
+def test_undirected_edges_given_again_count_once(data_files, tmp_path: Path) -> None:
+    """As torch_geometric.utils.to_undirected has it."""
+    arrays = data_files.dense_arrays()
+    once = load_npz(data_files.write(tmp_path / "once.npz", arrays))
+    arrays["edges"] = np.concatenate([arrays["edges"], arrays["edges"][:, ::-1], arrays["edges"][:2], [[3, 3]] * 2])
+    twice = load_npz(data_files.write(tmp_path / "twice.npz", arrays))
+    assert once.notes == ()
+    assert torch.equal(twice.graph.to_dense(), once.graph.to_dense())
+    assert twice.graph.num_edges == once.graph.num_edges == 17 + 2 * 17
+    assert twice.notes == ("edges lists 20 edges again, either way round; each counts once, in both directions.",)
+
+
+def test_directed_edges_listed_again_count_again_and_are_told(data_files, tmp_path: Path) -> None:
+    arrays = data_files.sparse_arrays()
+    assert load_npz(data_files.write(tmp_path / "once.npz", arrays)).notes == ()
+    arrays["edge_index"] = np.array([[0, 3, 0, 1], [1, 2, 1, 0]])
+    data = load_npz(data_files.write(tmp_path / "again.npz", arrays))
+    assert data.notes == ("edge_index lists 1 edges again, and each counts as often as it is listed.",)
+    assert data.graph.num_edges == 4 + 13
 
 
 def change(key: str, value: Callable[[Any], Any]) -> Callable[[Arrays], None]:
@@ -169,7 +227,7 @@ BAD_DENSE = {
     "masks of another size": (change("val_masks", lambda x: x[:, 1:]), InvalidInputError, "the shape (any, 17)"),
     "another number of splits": (change("val_masks", lambda x: x[1:]), InvalidInputError, "as many splits in each"),
     "masks overlap": (change("val_masks", np.ones_like), InvalidInputError, "each node in one part, once"),
-    "an empty mask": (change("val_masks", np.zeros_like), InvalidInputError, "val: expected at least one node"),
+    "an empty mask": (change("val_masks", np.zeros_like), InvalidInputError, "val_masks: expected at least one node"),
     "a key is missing": (lambda arrays: arrays.pop("edges"), InvalidInputError, "got no edges"),
 }
 
@@ -246,6 +304,7 @@ def test_the_shared_files(data_folder: Path) -> None:
     cora, tolokers = load_npz(data_folder / "cora.npz"), load_npz(data_folder / "tolokers.npz")
     assert (cora.num_nodes, cora.in_features, cora.num_classes) == (2708, 1433, 7)
     assert [len(part) for part in cora.splits[0]] == [140, 500, 1000]
+    assert cora.notes == tolokers.notes == ()
     assert cora.graph.num_edges == 10556 + 2708
     assert (tolokers.num_nodes, tolokers.in_features, tolokers.num_classes) == (11758, 10, 2)
     assert (len(tolokers.splits), tolokers.metric) == (10, "roc_auc")

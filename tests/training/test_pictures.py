@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import sys
 
@@ -58,6 +59,24 @@ def test_neighbours_come_by_falling_weight() -> None:
     assert row.weights == sorted(row.weights, reverse=True)
     assert (row.node, row.predicted) == (17, 3)
     assert 17 in row.neighbours
+
+
+def test_unlabelled_nodes_are_drawn_as_such(data_files, tmp_path, require, monkeypatch) -> None:
+    """Grey, and named in the legend; not in the colour of a class."""
+    drawn, names = [], []
+    axes, lines = require("matplotlib.axes").Axes, require("matplotlib.lines").Line2D
+    scatter, line = axes.scatter, lines.__init__
+    monkeypatch.setattr(axes, "scatter", lambda *args, **kw: (drawn.append(kw["color"]), scatter(*args, **kw))[1])
+    monkeypatch.setattr(lines, "__init__", lambda *args, **kw: (names.append(kw.get("label")), line(*args, **kw))[1])
+    arrays = data_files.dense_arrays(splits=1)
+    for labels in (arrays["node_labels"], np.where(arrays["test_masks"][0], arrays["node_labels"], -1)):
+        data = load_npz(data_files.write(tmp_path / "whole.npz", arrays))
+        data = dataclasses.replace(data, labels=torch.from_numpy(labels))
+        drawn.clear(), names.clear()
+        draw_attention(NodeClassifier(3, 2, hidden=8, heads=2), data, data.splits[0])
+        is_partly = bool((labels < 0).any())
+        assert ([pictures._UNLABELLED] in drawn) == is_partly
+        assert ("unlabelled" in names) == is_partly
 
 
 @pytest.mark.parametrize(("mistakes", "wrong"), [(0, 0), (1, 1), (400, 2), (1597, 8)])

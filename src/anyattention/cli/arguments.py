@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anyattention.training import NodeData
 
-__all__ = ["add_data", "count", "load_data", "seed", "use_threads"]
+__all__ = ["add_data", "count", "load_data", "print_notes", "seed", "use_threads"]
 
 # Edges, self-loops included.
 _SMALL_GRAPH = 100_000
@@ -40,8 +41,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_data(name: str, seed: int) -> NodeData:
-    """The data that `--data` names.
+def load_data(name: str, seed: int, *, to_train: bool = True) -> NodeData:
+    """The data that `--data` names; not to train, a file needs no labels and no splits.
 
     Raises:
         InvalidInputError: neither "digits" nor a readable .npz file.
@@ -53,7 +54,13 @@ def load_data(name: str, seed: int) -> NodeData:
         return load_digits(seed)
     if not name.endswith(".npz"):
         raise InvalidInputError(argument="--data", expected="digits or a path that ends in .npz", actual=repr(name))
-    return load_npz(name)
+    return load_npz(name, to_train=to_train)
+
+
+def print_notes(name: str, data: NodeData) -> None:
+    """Say on stderr what was done with the file that its author may not expect, a line each."""
+    for note in data.notes:
+        print(f"{name}: {note}", file=sys.stderr)
 
 
 def use_threads(threads: int | None, data: NodeData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ __all__ = ["add_parser"]
 # What was a subject of this command, and the example that it is now.
 _EXAMPLES = {"sequence": "language_model", "points": "particles"}
 _DESCRIPTION = """\
-Train on handwritten digits with the default settings, compare the result with three plain methods that see the same
-labels, and draw what the network attends to. Ctrl-C ends the training early and reports on what there is.
+Train on handwritten digits with the default settings, compare the result with the same network without attention and
+with four plain methods that see the same labels, and draw what the network attends to. Ctrl-C ends a training early and
+reports on what there is.
 """
 
 
@@ -51,39 +53,50 @@ def _subject(text: str) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from anyattention.cli.training import run_training, settings_for, write_run
+    from anyattention.cli.training import name_what_is_missing, run_training, settings_for, write_run
     from anyattention.saving import make_folder
     from anyattention.training.baselines import run_baselines
-    from anyattention.training.extras import require_extras
 
-    require_extras()
     data = load_data("digits", arguments.seed)
     use_threads(None, data)
     config, settings = settings_for(data, {"seed": arguments.seed, "epochs": arguments.epochs})
     folder = make_folder(arguments.out or Path("runs/demo"))
     split = data.splits[0]
+    name_what_is_missing()
     print(_introduction(data, split), flush=True)
     started = time.monotonic()
     run = run_training(data, [0], config, settings)
     seconds = time.monotonic() - started
-    write_run(run, folder)
+    written = write_run(run, folder)
     print(f"\nTrained for {run.fits[0].epochs} epochs in {seconds:.0f} s.")
     print(_what_it_learnt(run.fits[0].model, data, split))
-    print("\nNow the three plain methods.", flush=True)
-    results = [("graph attention (this package)", run.mean("accuracy"))]
+    print(
+        "\nNow the same network with attention off, all linked digits weighed equally, and four plain methods.",
+        flush=True,
+    )
+    off = run_training(data, [0], replace(config, equal_weights=True), settings).mean("accuracy")
+    own = run.mean("accuracy")
+    results = [("graph attention (this package)", own), ("the same network, attention off", off)]
     results += [(result.name, result.test_accuracy) for result in run_baselines(data, split)]
     print(_comparison(results, len(split.test)))
-    print(f"""
-The picture {folder / "attention.png"} shows some of the test digits and, for each, the digits it attended to most.
-The network itself is in the same folder; `anyattention predict --model {folder}` uses it again.""")
+    print(f"""\
+With attention off it reads {100 * abs(own - off):.1f} points {"fewer" if off < own else "more"}. The network sees the \
+links only; those methods that look for nearest
+neighbours look at all digits.
+""")
+    if "attention.png" in written:
+        print(f"The picture {folder / 'attention.png'} shows some of the test digits, and whom each attended to most.")
+    print(f"The network is in {folder}; `anyattention predict --model {folder}` uses it again.")
     return 0
 
 
 def _introduction(data: NodeData, split: Split) -> str:
     nodes, train, validation, test = data.num_nodes, *map(len, split)
+    links = data.graph.num_edges // nodes - 1
     return f"""\
-{nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to those that look most like it, and a small
-network learns whom to attend to among them, in order to tell which number each one shows.
+{nodes:,} handwritten digits, 8 x 8 pixels each. Every digit is linked to the {links} that look most like it from afar,
+shrunk to 2 x 2 pixels. Only about half of these show the same number. Each link says how different the two whole images
+are, and a small network learns whom to attend to, in order to tell which number each digit shows.
 It is told the answer for {train} of them; {validation} more serve to pick the best moment of the training.
 The other {test:,} are the test.
 """
@@ -92,7 +105,7 @@ The other {test:,} are the test.
 def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
     """The digits it reads best and worst, its commonest mistake, and where its attention goes."""
 
-    from anyattention.training import predict_logits
+    from anyattention.training import attention_within_classes, predict_logits
 
     truth, read = data.labels[split.test], predict_logits(model, data)[split.test].argmax(1)
     counts = truth.new_zeros(10, 10).index_put_((truth, read), truth.new_ones(()), accumulate=True)
@@ -100,7 +113,7 @@ def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
     best, worst = int(correct.argmax()), int(correct.argmin())
     mistakes = counts.clone().fill_diagonal_(0)
     taken, said = divmod(int(mistakes.argmax()), 10)
-    attended, linked = _same_number(model, data, split)
+    attended, linked = attention_within_classes(model, data, split.test)
     verdict = "\nSo here the links do most of the work." if attended - linked < 0.01 else ""
     return f"""\
 What it learnt: of the test digits, it reads {best} best ({correct[best]:.0%} correct) and {worst} worst \
@@ -108,24 +121,6 @@ What it learnt: of the test digits, it reads {best} best ({correct[best]:.0%} co
 Its commonest mistake, made {int(mistakes.max())} times, is to take {_with_article(taken)} for {_with_article(said)}.
 When it looks at other digits, {attended:.1%} of its attention goes to digits of the same number; paid evenly to all
 linked digits, it would be {linked:.1%}.{verdict}"""
-
-
-def _same_number(model: NodeClassifier, data: NodeData, split: Split) -> tuple[float, float]:
-    """The share of test nodes' attention to others that stays in their class; and the same for even attention."""
-    import torch
-
-    graph = data.graph
-    with torch.no_grad():
-        weights = model(data.features, graph, return_weights=True).weights
-    assert weights is not None
-    is_test = torch.zeros(data.num_nodes, dtype=torch.bool, device=split.test.device)
-    is_test[split.test] = True
-    query, key = graph.query_index, graph.key_index
-    counted = is_test[query] & (query != key)
-    same = (data.labels[query] == data.labels[key])[counted]
-    even = 1 / graph.query_offsets.diff()[query].to(weights.dtype)
-    attended, linked = (float(part[counted][same].sum() / part[counted].sum()) for part in (weights, even))
-    return attended, linked
 
 
 def _comparison(results: list[tuple[str, float]], num_test: int) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from anyattention.cli.arguments import add_data, count, load_data, seed, use_threads
+from anyattention.cli.arguments import add_data, count, load_data, print_notes, seed, use_threads
 
 __all__ = ["add_parser"]
 
@@ -17,7 +17,7 @@ Train a two-layer graph attention network to tell the classes of all nodes from 
 
   model.safetensors, config.json   the network, for `anyattention predict` and `anyattention.load`
   metrics.json                     test_accuracy (and test_roc_auc where the data is judged by it), and settings
-  attention.png                    what some test nodes attend to
+  attention.png                    what some test nodes attend to (where matplotlib is installed)
 
 The epoch that does best on the validation labels is kept; the test labels are read once, after training. Ctrl-C ends
 the training early and writes the best epoch so far.
@@ -79,25 +79,26 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.cli.training import (
         METRIC_NAMES,
         chosen_splits,
+        name_what_is_missing,
         run_training,
         settings_for,
         write_run,
     )
     from anyattention.saving import make_folder
-    from anyattention.training.extras import require_extras
 
-    require_extras()
     data = load_data(arguments.data, arguments.seed)
     use_threads(arguments.threads, data)
     config, settings = settings_for(data, _given(arguments))
     splits = chosen_splits(data, arguments.split)
     folder = make_folder(arguments.out or Path("runs") / data.name)
+    name_what_is_missing()
+    print_notes(arguments.data, data)
     run = run_training(data, splits, config, settings)
-    write_run(run, folder)
+    *written, last = write_run(run, folder)
     for metric in run.scores[run.chosen]:
         over = f", mean of {len(run.scores)} splits" if len(run.scores) > 1 else ""
         print(f"Test {METRIC_NAMES[metric]}: {run.mean(metric):.4f}{over}")
-    print(f"Wrote model.safetensors, config.json, metrics.json and attention.png to {folder}")
+    print(f"Wrote {', '.join(written)} and {last} to {folder}")
     return 0
 
 

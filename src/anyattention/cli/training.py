@@ -24,11 +24,12 @@ from anyattention.training import (
     predict_logits,
     preset_for,
 )
+from anyattention.training.extras import is_installed
 
 if TYPE_CHECKING:
     from anyattention.training import Epoch
 
-__all__ = ["METRIC_NAMES", "Run", "chosen_splits", "run_training", "settings_for", "write_run"]
+__all__ = ["METRIC_NAMES", "Run", "chosen_splits", "name_what_is_missing", "run_training", "settings_for", "write_run"]
 
 # As people call them.
 METRIC_NAMES = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}
@@ -75,7 +76,8 @@ def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierC
     if "dropout" in chosen and "attention_dropout" not in chosen:
         # A dropout that was asked for is meant for both.
         model["attention_dropout"] = None
-    config = NodeClassifierConfig(in_features=data.in_features, num_classes=data.num_classes, **model)
+    sizes = {"in_features": data.in_features, "num_classes": data.num_classes, "edge_dim": data.edge_dim}
+    config = NodeClassifierConfig(**sizes, **model)
     return config, FitSettings(**{**preset.fit, **{name: value for name, value in chosen.items() if name in training}})
 
 
@@ -90,6 +92,13 @@ def chosen_splits(data: NodeData, split: int | None) -> list[int]:
     if split >= len(data.splits):
         raise InvalidInputError(argument="--split", expected=f"from 0 to {len(data.splits) - 1}", actual=split)
     return [split]
+
+
+def name_what_is_missing() -> None:
+    """Say on stderr, a line for each package of the `demo` extra, what a training goes without."""
+    for package, loss in (("tqdm", "no progress bar"), ("matplotlib", "no picture of the attention")):
+        if not is_installed(package):
+            print(f"{package} is not installed: {loss} (pip install 'anyattention[demo]')", file=sys.stderr)
 
 
 def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig, settings: FitSettings) -> Run:
@@ -115,8 +124,11 @@ def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig
     return Run(data, settings, fits, scores, chosen)
 
 
-def write_run(run: Run, folder: Path) -> None:
-    """Write model.safetensors, config.json, metrics.json and attention.png.
+def write_run(run: Run, folder: Path) -> list[str]:
+    """Write model.safetensors, config.json, metrics.json and, where matplotlib is installed, attention.png.
+
+    Returns:
+        The names of the files.
 
     Raises:
         InvalidInputError: the folder cannot be written.
@@ -125,7 +137,14 @@ def write_run(run: Run, folder: Path) -> None:
     model = run.fits[run.chosen].model
     save(model, folder)
     write_atomically(folder / "metrics.json", (json.dumps(_metrics(run), indent=2) + "\n").encode())
-    write_atomically(folder / "attention.png", draw_attention(model, run.data, run.data.splits[run.chosen]))
+    written = ["model.safetensors", "config.json", "metrics.json"]
+    picture = folder / "attention.png"
+    if not is_installed("matplotlib"):
+        # That of an earlier run would be of another network.
+        picture.unlink(missing_ok=True)
+        return written
+    write_atomically(picture, draw_attention(model, run.data, run.data.splits[run.chosen]))
+    return [*written, picture.name]
 
 
 def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:

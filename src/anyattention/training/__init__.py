@@ -2,7 +2,7 @@
 
 from anyattention.training.data import Metric, NodeData, Split
 from anyattention.training.digits import load_digits
-from anyattention.training.fitting import Epoch, Fit, FitSettings, fit, predict_logits
+from anyattention.training.fitting import Epoch, Fit, FitSettings, attention_within_classes, fit, predict_logits
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.npz import load_npz
 from anyattention.training.pictures import draw_attention
@@ -19,6 +19,7 @@ __all__ = [
     "NodeData",
     "Split",
     "accuracy",
+    "attention_within_classes",
     "draw_attention",
     "fit",
     "load_digits",

@@ -36,11 +36,15 @@ class NodeData:
         name: what to call it.
         features: `(nodes, in_features)` float32, dense or sparse CSR.
         graph: over the nodes, self-loops included.
-        labels: `(nodes,)` int64, from 0.
-        num_classes: number of classes.
-        splits: at least one.
+        labels: `(nodes,)` int64, from 0; -1 where it is unknown.
+        num_classes: number of classes among the labels.
+        splits: at least one for a training.
         metric: what the data set is judged by: "accuracy", or "roc_auc" for two classes.
         images: `(nodes, height, width)` in [0, 1] where a node is a picture, or None.
+        standardise: whether the columns of the (dense) features have units of their own, so that a network standardises
+            them, by mean and deviation of the nodes that it was trained on.
+        edge_features: `(edges, edge_dim)` float32, in the graph's order of the edges, or None.
+        notes: what was done with the source that its author may not expect, a sentence each.
     """
 
     name: str
@@ -51,6 +55,9 @@ class NodeData:
     splits: tuple[Split, ...]
     metric: Metric = "accuracy"
     images: Tensor | None = None
+    standardise: bool = False
+    edge_features: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -61,3 +68,8 @@ class NodeData:
     def in_features(self) -> int:
         """Width of a node's features."""
         return self.features.shape[1]
+
+    @property
+    def edge_dim(self) -> int | None:
+        """Width of an edge's features, where edges have any."""
+        return None if self.edge_features is None else self.edge_features.shape[1]

@@ -1,8 +1,9 @@
-"""The embedded data set: scikit-learn's handwritten digits, each linked to the digits that look most like it."""
+"""The embedded data set: scikit-learn's handwritten digits, each linked to digits that look like it from afar."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention.geometry import principal_components
@@ -13,15 +14,18 @@ from anyattention.training.extras import import_demo
 __all__ = ["load_digits"]
 
 _COMPONENTS = 32
-_NEIGHBOURS = 10
+_NEIGHBOURS = 20
 _LABELS_PER_CLASS = 10
 
 
 def load_digits(seed: int = 0) -> NodeData:
     """1,797 handwritten digits of 8 x 8 pixels as a graph; nothing is downloaded.
 
-    Each digit is linked to its 10 nearest neighbours in the space of the first principal components, in both
-    directions, and to itself. Transductive: components and neighbours see all images; no label is used for them.
+    Each digit is linked to itself and to the 20 digits that look most like it when the images are shrunk to 2 x 2
+    pixels. About half of them show the same number, so that it matters whom a digit attends to. The feature of an edge
+    is how different the two whole images are: the sum of the squared differences of their pixels, which are in [0, 1].
+    A digit's own features are the first 32 principal components. Transductive: components and neighbours see all
+    images; no label is used for them.
 
     Args:
         seed: draws which 10 training and 10 validation labels of each class are known. The other 1,597 are for
@@ -34,29 +38,32 @@ def load_digits(seed: int = 0) -> NodeData:
     digits = datasets.load_digits()
     pixels = torch.from_numpy(digits.data).double() / 16
     labels = torch.from_numpy(digits.target).long()
+    images = pixels.reshape(-1, 8, 8)
+    shrunk = F.avg_pool2d(images[:, None], 4).flatten(1)
+    graph = _nearest_neighbours(shrunk, _NEIGHBOURS)
+    differences = (pixels[graph.query_index] - pixels[graph.key_index]).square().sum(1, keepdim=True)
     components = principal_components(pixels, _COMPONENTS)
     # The first component's spread is the unit: all keep their relative importance.
     coordinates = components.coordinates / components.variances[0].sqrt()
     return NodeData(
         name="digits",
         features=coordinates.float(),
-        graph=_nearest_neighbours(coordinates, _NEIGHBOURS),
+        graph=graph,
         labels=labels,
         num_classes=10,
         splits=(_draw_split(labels, seed),),
-        images=torch.from_numpy(digits.images).float() / 16,
+        images=images.float(),
+        edge_features=differences.float(),
     )
 
 
 def _nearest_neighbours(points: Tensor, count: int) -> Graph:
-    """Each point linked with its nearest others, in both directions, and with itself."""
+    """Each point attends to its nearest others and to itself."""
     distances = torch.cdist(points, points)
-    distances.fill_diagonal_(torch.inf)
-    nearest = distances.topk(count, largest=False).indices
-    adjacency = torch.zeros(distances.shape, dtype=torch.bool, device=distances.device).scatter_(1, nearest, True)
-    adjacency |= adjacency.T.clone()
-    adjacency.fill_diagonal_(True)
-    return Graph.from_adjacency(adjacency)
+    distances.fill_diagonal_(-1)
+    nearest = distances.topk(count + 1, largest=False).indices
+    adjacency = torch.zeros(distances.shape, dtype=torch.bool, device=distances.device)
+    return Graph.from_adjacency(adjacency.scatter_(1, nearest, True))
 
 
 def _draw_split(labels: Tensor, seed: int) -> Split:

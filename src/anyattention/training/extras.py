@@ -34,6 +34,15 @@ def import_demo(module: str, purpose: str) -> Any:
         ) from missing
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module of the `demo` extra can be imported, for what can be left out."""
+    try:
+        import_demo(module, module)
+    except MissingExtraError:
+        return False
+    return True
+
+
 def require_extras() -> None:
     """Raise before the work when a package is missing that would be needed after it.
 

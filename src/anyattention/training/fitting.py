@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,12 +12,22 @@ from torch import Tensor
 
 from anyattention._checks import require_number
 from anyattention.errors import InvalidConfigError
+from anyattention.output import AttentionOutput
 from anyattention.training.data import NodeData, Split
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 from anyattention.training.steps import require_finite_loss
 
-__all__ = ["Epoch", "Fit", "FitSettings", "fit", "predict_logits", "run_epoch"]
+__all__ = [
+    "Epoch",
+    "Fit",
+    "FitSettings",
+    "attention_within_classes",
+    "classify",
+    "fit",
+    "predict_logits",
+    "run_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def fit(
     Args:
         data: features, graph and labels.
         split: one of `data.splits`.
-        config: of the classifier.
+        config: of the classifier; whether it standardises is `data.standardise`.
         settings: of the training.
         on_epoch: called after each epoch.
 
@@ -107,7 +117,9 @@ def fit(
     number, interrupted = 0, False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = NodeClassifier.from_config(config)
+        model = NodeClassifier.from_config(replace(config, standardise=data.standardise))
+        if data.standardise:
+            model.measure_features(data.features)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         try:
             for number in range(1, settings.epochs + 1):
@@ -128,11 +140,39 @@ def fit(
     return Fit(model.eval(), best, number, interrupted)
 
 
+def classify(model: NodeClassifier, data: NodeData, *, return_weights: bool | str = False) -> AttentionOutput:
+    """The model's output for all nodes of the data, whose edge features it gets if it takes any."""
+    edges = None if model.config.edge_dim is None else data.edge_features
+    return model(data.features, data.graph, edges, return_weights=return_weights)
+
+
 def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
     """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
     model.eval()
     with torch.no_grad():
-        return model(data.features, data.graph).output
+        return classify(model, data).output
+
+
+def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:
+    """The share of some nodes' attention to other nodes that stays in their class; and the same, evenly paid.
+
+    Args:
+        model: a trained classifier; the attention is that of its second layer.
+        data: what it classifies; all labels are known.
+        nodes: whose attention, `(any,)` int64.
+    """
+    model.eval()
+    with torch.no_grad():
+        weights = classify(model, data, return_weights=True).weights
+    assert weights is not None
+    query, key = data.graph.query_index, data.graph.key_index
+    is_counted = torch.zeros(data.num_nodes, dtype=torch.bool)
+    is_counted[nodes] = True
+    counted = is_counted[query] & (query != key)
+    same = (data.labels[query] == data.labels[key])[counted]
+    even = 1 / data.graph.query_offsets.diff()[query].to(weights.dtype)
+    learnt, evenly = (float(part[counted][same].sum() / part[counted].sum()) for part in (weights, even))
+    return learnt, evenly
 
 
 def run_epoch(
@@ -141,7 +181,7 @@ def run_epoch(
     """One step of training on all nodes, and the scores on the validation labels after it."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    logits = model(data.features, data.graph).output
+    logits = classify(model, data).output
     loss = F.cross_entropy(logits[split.train], data.labels[split.train])
     require_finite_loss(loss.item(), f"epoch {number}")
     loss.backward()

@@ -38,6 +38,10 @@ class NodeClassifierConfig(Config):
         attention_dropout: probability with which an attention weight is dropped; None is `dropout`.
         residual: each layer adds a linear map of its own node's features.
         layer_norm: normalise the hidden layer.
+        equal_weights: attention off, for comparison: a node weighs all of its neighbours alike.
+        edge_dim: width of the edge features that each call brings; None is without.
+        standardise: subtract `feature_mean` from the features and divide by `feature_deviation`; `fit` sets this as the
+            data asks for it.
 
     Raises:
         InvalidConfigError: a value is out of range.
@@ -57,6 +61,9 @@ class NodeClassifierConfig(Config):
     attention_dropout: float | None = None
     residual: bool = False
     layer_norm: bool = False
+    equal_weights: bool = False
+    edge_dim: int | None = None
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "hidden", "heads", "output_heads"):
@@ -71,7 +78,7 @@ class NodeClassifierConfig(Config):
             require_number(
                 "attention_dropout", self.attention_dropout, at_least=0.0, below=1.0, error=InvalidConfigError
             )
-        for name in ("residual", "layer_norm"):
+        for name in ("residual", "layer_norm", "equal_weights", "standardise"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidConfigError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         self.layer_configs()
@@ -79,12 +86,15 @@ class NodeClassifierConfig(Config):
     def layer_configs(self) -> tuple[GraphAttentionConfig, GraphAttentionConfig]:
         """The settings of the two attention layers."""
         dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
+        # Scores times the least normal number are so small that the softmax is exactly that of zeros.
+        scale = torch.finfo(torch.float32).tiny if self.equal_weights else None
 
         def layer(in_features: int, d_model: int, heads: int, *, concat: bool) -> GraphAttentionConfig:
             return GraphAttentionConfig(
-                base=AttentionConfig(d_model=d_model, num_heads=heads, dropout=dropout),
+                base=AttentionConfig(d_model=d_model, num_heads=heads, dropout=dropout, scale=scale),
                 in_features=in_features,
                 score=self.score,
+                edge_dim=self.edge_dim,
                 concat=concat,
                 residual=self.residual,
             )
@@ -100,6 +110,9 @@ class NodeClassifier(nn.Module):
 
         hidden = ELU(LayerNorm?(GraphAttention(dropout(x))))
         logits = GraphAttention(dropout(hidden)), the mean over its heads
+
+    With standardise x is `(x - feature_mean) / feature_deviation` here. Both are buffers `(in_features,)`, saved with
+    the weights, and 0 and 1 until `measure_features` sets them.
 
     Args:
         in_features, num_classes, and the rest by keyword: the fields of `NodeClassifierConfig`.
@@ -117,6 +130,9 @@ class NodeClassifier(nn.Module):
         torch.Size([2, 3])
     """
 
+    feature_mean: Tensor
+    feature_deviation: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -130,6 +146,9 @@ class NodeClassifier(nn.Module):
         attention_dropout: float | None = None,
         residual: bool = False,
         layer_norm: bool = False,
+        equal_weights: bool = False,
+        edge_dim: int | None = None,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         self.config = NodeClassifierConfig(
@@ -143,23 +162,33 @@ class NodeClassifier(nn.Module):
             attention_dropout=attention_dropout,
             residual=residual,
             layer_norm=layer_norm,
+            equal_weights=equal_weights,
+            edge_dim=edge_dim,
+            standardise=standardise,
         )
         first, second = self.config.layer_configs()
         self.first_layer = GraphAttention.from_config(first)
         self.norm = nn.LayerNorm(hidden) if layer_norm else None
         self.second_layer = GraphAttention.from_config(second)
+        if standardise:
+            self.register_buffer("feature_mean", torch.zeros(in_features))
+            self.register_buffer("feature_deviation", torch.ones(in_features))
 
     @classmethod
     def from_config(cls, config: NodeClassifierConfig) -> Self:
         """The network of a config."""
         return cls(**vars(config))
 
-    def forward(self, x: Tensor, graph: Graph, *, return_weights: bool | str = False) -> AttentionOutput:
+    def forward(
+        self, x: Tensor, graph: Graph, edge_features: Tensor | None = None, *, return_weights: bool | str = False
+    ) -> AttentionOutput:
         """Class scores of all nodes.
 
         Args:
-            x: `(nodes, in_features)`, dense or sparse CSR.
+            x: `(nodes, in_features)`, dense or (without standardise) sparse CSR.
             graph: over the nodes; self-loops are not added here.
+            edge_features: `(edges, edge_dim)`, in the graph's order, exactly when there is an edge_dim; both layers
+                see them.
             return_weights: "mean" over heads (or True) or "heads": the second layer's attention weights.
 
         Returns:
@@ -167,10 +196,18 @@ class NodeClassifier(nn.Module):
 
         Raises: as `nn.GraphAttention`.
         """
-        hidden = self.first_layer(self._drop(x), graph).output
+        if self.config.standardise:
+            x = (x - self.feature_mean) / self.feature_deviation
+        hidden = self.first_layer(self._drop(x), graph, edge_features).output
         if self.norm is not None:
             hidden = self.norm(hidden)
-        return self.second_layer(self._drop(F.elu(hidden)), graph, return_weights=return_weights)
+        return self.second_layer(self._drop(F.elu(hidden)), graph, edge_features, return_weights=return_weights)
+
+    def measure_features(self, x: Tensor) -> None:
+        """Keep mean and deviation of the columns of x `(nodes, in_features)`, by which forward standardises."""
+        mean, deviation = mean_and_deviation(x)
+        self.feature_mean.copy_(mean)
+        self.feature_deviation.copy_(deviation)
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.config.dropout == 0:
@@ -180,6 +217,13 @@ class NodeClassifier(nn.Module):
         # Zeros that are not stored stay zero whether dropped or not.
         values = F.dropout(x.values(), self.config.dropout)
         return sparse_csr(x.crow_indices(), x.col_indices(), values, (x.shape[0], x.shape[1]))
+
+
+def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the columns of x `(nodes, in_features)`; a constant column's deviation is 1."""
+    # In float32 the squares of large features would overflow.
+    deviation, mean = torch.std_mean(x.double(), 0, correction=0)
+    return mean.to(x.dtype), deviation.where(deviation > 0, 1.0).to(x.dtype)
 
 
 def sparse_csr(offsets: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +25,36 @@ __all__ = ["load_npz"]
 
 Arrays = Mapping[str, np.ndarray]
 
-_SPARSE_KEYS = ("x_indptr", "x_indices", "x_data", "x_shape", "edge_index", "y", "train", "val", "test")
-_DENSE_KEYS = ("node_features", "node_labels", "edges", "train_masks", "val_masks", "test_masks")
+
+class _Format(NamedTuple):
+    """The keys of one format: of the nodes and edges, of the labels, of the splits, and those that may be missing."""
+
+    graph: tuple[str, ...]
+    labels: str
+    splits: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.graph, self.labels, *self.splits)
 
 
-def load_npz(path: str | os.PathLike[str]) -> NodeData:
+_SPARSE = _Format(
+    ("x_indptr", "x_indices", "x_data", "x_shape", "edge_index"), "y", ("train", "val", "test"), ("labelled",)
+)
+_DENSE = _Format(("node_features", "edges"), "node_labels", ("train_masks", "val_masks", "test_masks"))
+
+
+def load_npz(path: str | os.PathLike[str], *, to_train: bool = True) -> NodeData:
     """Node classification data from a file in one of the two formats of docs/data.md.
 
-    Sparse features stay sparse, and each row is divided by the sum of its magnitudes; dense ones are standardised,
-    column by column, over all nodes. A graph gets both directions of each edge where the format stores one, and
-    self-loops.
+    Sparse features stay sparse, and each row is divided by the sum of its magnitudes; dense ones stay as they are, and
+    are to be standardised. A graph gets both directions of each edge where the format stores one, and self-loops.
 
     Args:
         path: of the .npz file. Nothing in it is unpickled.
+        to_train: whether labels and splits must be there. Else the splits are not read, labels may be missing (all are
+            -1 then), and need not have every class.
 
     Raises:
         InvalidInputError: no such file, not an .npz file, or a key, shape, dtype or value is wrong.
@@ -45,11 +64,13 @@ def load_npz(path: str | os.PathLike[str]) -> NodeData:
     path = Path(path)
     arrays = _read_arrays(path)
     # A wrong file should be told of the format that it comes closest to.
-    if sum(key in arrays for key in _DENSE_KEYS) > sum(key in arrays for key in _SPARSE_KEYS):
-        _require_keys(path, arrays, _DENSE_KEYS)
-        return _dense_format(path, arrays)
-    _require_keys(path, arrays, _SPARSE_KEYS)
-    return _sparse_format(path, arrays)
+    own = max((_SPARSE, _DENSE), key=lambda format: sum(key in arrays for key in format.keys))
+    _require_keys(path, arrays, own.keys if to_train else own.graph)
+    data = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
+    unused = [key for key in arrays if key not in (*own.keys, *own.optional)]
+    if not unused:
+        return data
+    return replace(data, notes=(*data.notes, f"Not used, since the format has no such key: {', '.join(unused)}."))
 
 
 def _read_arrays(path: Path) -> Arrays:
@@ -83,19 +104,32 @@ def _require_keys(path: Path, arrays: Arrays, keys: tuple[str, ...]) -> None:
         )
 
 
-def _sparse_format(path: Path, arrays: Arrays) -> NodeData:
+def _sparse_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
     shape = _array(arrays, "x_shape", "iu", 1, (2,))
     num_nodes, num_features = int(shape[0]), int(shape[1])
     if num_nodes < 1 or num_features < 1:
         raise InvalidInputError(argument="x_shape", expected="two sizes of at least 1", actual=tuple(shape.tolist()))
     features = _sparse_features(arrays, num_nodes, num_features)
-    edges = _array(arrays, "edge_index", "iu", 2, (2, None))
-    # Nodes without a known label are kept, for the graph, and take no part in any split.
-    known = np.ones(num_nodes, dtype=bool)
-    if "labelled" in arrays:
-        known = _array(arrays, "labelled", "b", 1, (num_nodes,))
-    labels, num_classes = _labels(arrays, "y", num_nodes, known)
-    parts = {key: _array(arrays, key, "iu", 1, (None,)) for key in ("train", "val", "test")}
+    edges = _array(arrays, "edge_index", "iu", 2, (2, None)).astype(np.int64)
+    graph = _graph(edges, num_nodes, "edge_index")
+    repeated = int(_is_repeated(edges).sum())
+    labels, num_classes = _labels(arrays, _SPARSE, num_nodes, to_train)
+    return NodeData(
+        name=path.stem,
+        features=features,
+        graph=graph,
+        labels=labels,
+        num_classes=num_classes,
+        splits=(_listed_split(arrays, num_nodes, labels),) if to_train else (),
+        notes=(f"edge_index lists {repeated:,} edges again, and each counts as often as it is listed.",)
+        if repeated
+        else (),
+    )
+
+
+def _listed_split(arrays: Arrays, num_nodes: int, labels: Tensor) -> Split:
+    """The split of the sparse format, whose parts list their nodes."""
+    parts = {key: _array(arrays, key, "iu", 1, (None,)) for key in _SPARSE.splits}
     for key, nodes in parts.items():
         if nodes.size and (nodes.min() < 0 or nodes.max() >= num_nodes):
             raise InvalidInputError(
@@ -103,15 +137,7 @@ def _sparse_format(path: Path, arrays: Arrays) -> NodeData:
                 expected=f"node numbers from 0 to {num_nodes - 1}",
                 actual=f"{int(nodes.min())} to {int(nodes.max())}",
             )
-    masks = {key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}
-    return NodeData(
-        name=path.stem,
-        features=features,
-        graph=_graph(edges.astype(np.int64), num_nodes, "edge_index"),
-        labels=labels,
-        num_classes=num_classes,
-        splits=(_split(masks, known),),
-    )
+    return _split({key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}, labels)
 
 
 def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tensor:
@@ -142,34 +168,39 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
     return sparse_csr(torch.from_numpy(offsets), torch.from_numpy(columns), scaled, (num_nodes, num_features))
 
 
-def _dense_format(path: Path, arrays: Arrays) -> NodeData:
+def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
     features = _array(arrays, "node_features", "fiub", 2, (None, None)).astype(np.float32)
     num_nodes = features.shape[0]
     if not features.size:
         raise InvalidInputError(argument="node_features", expected="nodes and features", actual=features.shape)
     _require_finite("node_features", features)
-    known = np.ones(num_nodes, dtype=bool)
-    labels, num_classes = _labels(arrays, "node_labels", num_nodes, known)
-    edges = _array(arrays, "edges", "iu", 2, (None, 2)).astype(np.int64).T
-    masks = {key: _array(arrays, f"{key}_masks", "b", 2, (None, num_nodes)) for key in ("train", "val", "test")}
-    counts = {f"{key}_masks": len(rows) for key, rows in masks.items()}
-    if len(set(counts.values())) != 1 or not counts["train_masks"]:
-        raise InvalidInputError(argument="train_masks", expected="as many splits in each of the masks", actual=counts)
-    splits = tuple(
-        _split({key: rows[number] for key, rows in masks.items()}, known) for number in range(counts["train_masks"])
-    )
-    # In float32 the squares of large features would overflow.
-    wide = features.astype(np.float64)
-    spread = wide.std(0)
-    centred = (wide - wide.mean(0)) / np.where(spread > 0, spread, 1.0)
+    labels, num_classes = _labels(arrays, _DENSE, num_nodes, to_train)
+    listed = _array(arrays, "edges", "iu", 2, (None, 2)).astype(np.int64).T
+    is_repeated = _is_repeated(np.sort(listed, axis=0))
+    edges, repeated = listed[:, ~is_repeated], int(is_repeated.sum())
     return NodeData(
         name=path.stem,
-        features=torch.from_numpy(centred.astype(np.float32)),
+        features=torch.from_numpy(features),
         graph=_graph(np.concatenate([edges, edges[::-1, edges[0] != edges[1]]], axis=1), num_nodes, "edges"),
         labels=labels,
         num_classes=num_classes,
-        splits=splits,
+        splits=_masked_splits(arrays, num_nodes, labels) if to_train else (),
         metric="roc_auc" if num_classes == 2 else "accuracy",
+        standardise=True,
+        notes=(f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
+        if repeated
+        else (),
+    )
+
+
+def _masked_splits(arrays: Arrays, num_nodes: int, labels: Tensor) -> tuple[Split, ...]:
+    """The splits of the dense format, whose parts are masks."""
+    masks = {key: _array(arrays, key, "b", 2, (None, num_nodes)) for key in _DENSE.splits}
+    counts = {key: len(rows) for key, rows in masks.items()}
+    if len(set(counts.values())) != 1 or not counts["train_masks"]:
+        raise InvalidInputError(argument="train_masks", expected="as many splits in each of the masks", actual=counts)
+    return tuple(
+        _split({key: rows[number] for key, rows in masks.items()}, labels) for number in range(counts["train_masks"])
     )
 
 
@@ -187,18 +218,31 @@ def _array(arrays: Arrays, key: str, kinds: str, rank: int, shape: tuple[int | N
     return array
 
 
-def _labels(arrays: Arrays, key: str, num_nodes: int, known: np.ndarray) -> tuple[Tensor, int]:
-    labels = _array(arrays, key, "iu", 1, (num_nodes,)).astype(np.int64)
-    seen = labels[known]
+def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tuple[Tensor, int]:
+    """The labels, -1 where there is none, and how many classes there are."""
+    if own.labels not in arrays and not to_train:
+        return torch.full((num_nodes,), -1), 0
+    labels = _array(arrays, own.labels, "iu", 1, (num_nodes,)).astype(np.int64)
+    if "labelled" in own.optional and "labelled" in arrays:
+        labels = np.where(_array(arrays, "labelled", "b", 1, (num_nodes,)), labels, -1)
+    classes = np.unique(labels[labels != -1])
     # A class without a node would be a mistake in the numbering, or a file of another kind.
-    classes = np.unique(seen)
-    if len(classes) < 2 or classes[0] != 0 or classes[-1] != len(classes) - 1:
+    is_complete = len(classes) >= 2 and classes[0] == 0 and classes[-1] == len(classes) - 1
+    if not is_complete and (to_train or (len(classes) and classes[0] < 0)):
         raise InvalidInputError(
-            argument=key,
-            expected="class numbers from 0, at least two classes, none left out",
+            argument=own.labels,
+            expected="class numbers from 0 (or -1: unlabelled), at least two classes, none left out",
             actual=f"{len(classes)} classes" + (f" from {classes[0]} to {classes[-1]}" if len(classes) else ""),
         )
-    return torch.from_numpy(np.where(known, labels, 0)), len(classes)
+    return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
+
+
+def _is_repeated(edges: np.ndarray) -> np.ndarray:
+    """Which columns repeat an earlier one."""
+    order = np.lexsort(edges)
+    repeated = np.zeros(edges.shape[1], dtype=bool)
+    repeated[order[1:]] = (edges[:, order[1:]] == edges[:, order[:-1]]).all(0)
+    return repeated
 
 
 def _graph(edges: np.ndarray, num_nodes: int, key: str) -> Graph:
@@ -209,7 +253,7 @@ def _graph(edges: np.ndarray, num_nodes: int, key: str) -> Graph:
     return graph.with_self_loops()
 
 
-def _split(masks: Mapping[str, np.ndarray], known: np.ndarray) -> Split:
+def _split(masks: Mapping[str, np.ndarray], labels: Tensor) -> Split:
     """A split of masks (or counts) over the nodes; a node is in one part, once."""
     total = np.sum([mask.astype(np.int64) for mask in masks.values()], axis=0)
     if (total > 1).any():
@@ -221,7 +265,7 @@ def _split(masks: Mapping[str, np.ndarray], known: np.ndarray) -> Split:
     for key, mask in masks.items():
         if not mask.any():
             raise InvalidInputError(argument=key, expected="at least one node", actual="none")
-        if mask[~known].any():
+        if mask[labels.numpy() == -1].any():
             raise InvalidInputError(argument=key, expected="labelled nodes", actual="a node without a label")
     return Split(*(torch.from_numpy(np.flatnonzero(mask)) for mask in masks.values()))
 

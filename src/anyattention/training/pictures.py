@@ -11,11 +11,12 @@ from torch import Tensor
 
 from anyattention.training.data import NodeData, Split
 from anyattention.training.extras import import_demo
+from anyattention.training.fitting import classify
 from anyattention.training.model import NodeClassifier
 
 __all__ = ["draw_attention"]
 
-_RIGHT, _WRONG, _QUIET = "#1b7f4d", "#c0392b", "#666666"
+_RIGHT, _WRONG, _QUIET, _UNLABELLED = "#1b7f4d", "#c0392b", "#666666", "#d9d9d9"
 _PURPOSE = "the picture of the attention"
 
 
@@ -48,7 +49,7 @@ def draw_attention(model: NodeClassifier, data: NodeData, split: Split) -> bytes
     agg = import_demo("matplotlib.backends.backend_agg", _PURPOSE)
     model.eval()
     with torch.no_grad():
-        logits, weights = model(data.features, data.graph, return_weights="mean")
+        logits, weights = classify(model, data, return_weights="mean")
     assert weights is not None
     predicted = logits.argmax(1)
     shown = 8 if data.images is not None else 6
@@ -158,7 +159,11 @@ def _add_bar(axes: Any, share: float) -> None:
 def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: list[_Attended]) -> None:
     """A panel per test node: itself in the middle, the nodes it attends to most around it."""
     lines = import_demo("matplotlib.lines", _PURPOSE)
-    colours = [import_demo("matplotlib", _PURPOSE).colormaps["tab10"](label % 10) for label in range(data.num_classes)]
+    palette = import_demo("matplotlib", _PURPOSE).colormaps["tab10"]
+    colours = {label: palette(label % 10) for label in range(data.num_classes)}
+    names = {label: f"class {label}" for label in colours}
+    if (data.labels < 0).any():
+        colours[-1], names[-1] = _UNLABELLED, "unlabelled"
     _write_title(
         figure,
         f"Whom some nodes of “{data.name}” attend to when the network decides their class",
@@ -171,8 +176,8 @@ def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: li
         axes = figure.add_axes([0.02 + 0.325 * (place % 3), 0.46 - 0.39 * (place // 3), 0.31, 0.355])
         _draw_neighbourhood(axes, data, row, colours, known)
     handles = [
-        lines.Line2D([], [], marker="o", linestyle="", markersize=10, color=colour, label=f"class {label}")
-        for label, colour in enumerate(colours)
+        lines.Line2D([], [], marker="o", linestyle="", markersize=10, color=colour, label=names[label])
+        for label, colour in colours.items()
     ]
     figure.legend(
         handles=handles,
@@ -184,7 +189,7 @@ def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: li
     )
 
 
-def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: list[Any], known: set[int]) -> None:
+def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: dict[int, Any], known: set[int]) -> None:
     truth = int(data.labels[row.node])
     others = [pair for pair in zip(row.neighbours, row.weights, strict=True) if pair[0] != row.node]
     own_share = sum(row.weights) - sum(weight for _, weight in others)

@@ -17,8 +17,8 @@ class Preset(NamedTuple):
 
 
 _DIGITS = Preset(
-    {"score": "additive", "hidden": 64, "heads": 8, "dropout": 0.5},
-    {"epochs": 100, "learning_rate": 0.01, "weight_decay": 5e-4, "patience": 40},
+    {"score": "dot", "hidden": 64, "heads": 4, "dropout": 0.1, "attention_dropout": 0.0, "residual": True},
+    {"epochs": 150, "learning_rate": 0.01, "weight_decay": 0.02, "patience": 40},
 )
 
 # Velickovic et al., 2018, section 3.3, for citation graphs with words as features.
