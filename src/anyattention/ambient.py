@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -17,14 +18,19 @@ from torch.compiler import is_compiling
 
 __all__ = [
     "Moment",
+    "constant_when_compiled",
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
     "is_transformed",
     "moment_of",
     "shielded",
+    "untraced",
     "without_tangents",
 ]
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 _TYPES = frozenset({Tensor, torch.nn.Parameter})
 
@@ -85,6 +91,20 @@ def is_differentiated_again() -> bool:
 def is_autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def constant_when_compiled(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Marks a function whose answer torch.compile takes as a constant, without tracing it.
+
+    As `torch.compiler.assume_constant_result` does, which imports the whole compiler for it, in over a second.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def untraced(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """The function as torch.compile does not trace it, not even after a break of the graph."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from anyattention.ambient import is_compiling
+from anyattention.ambient import constant_when_compiled, is_compiling, untraced
 from anyattention.patterns import Pattern
 
 __all__ = ["constant_when_traced"]
@@ -22,17 +21,15 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
     traced function, anew in each call.
     """
 
-    # After a break of the graph this is called as it is, and must not be traced either.
-    untraced: Any = torch.compiler.disable(compute)
-
-    @torch.compiler.assume_constant_result
+    @constant_when_compiled
     def constant(settings: tuple[Any, ...], *sizes: Any) -> tuple[Any, ...]:
         return compute(_made_of(settings), *sizes)
 
     @functools.wraps(compute)
     def call(pattern: Pattern, num_queries: int, num_keys: int, *more: Any) -> tuple[Any, ...]:
         if not is_compiling():
-            return untraced(pattern, num_queries, num_keys, *more)
+            # After a break of the graph this is called as it is, and must not be traced either.
+            return untraced(compute)(pattern, num_queries, num_keys, *more)
         found = constant(_settings_of(pattern), _fixed(num_queries), _fixed(num_keys), *more)
         # torch.compile does not know the shape of a tensor in a constant, but that of its alias.
         return tuple([x.detach() if isinstance(x, Tensor) else x for x in found])
