@@ -104,7 +104,8 @@ def constant_when_compiled(function: Callable[Parameters, Returned]) -> Callable
 
 def untraced(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
     """The function as torch.compile does not trace it, not even after a break of the graph."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    disable: Any = torch.compiler.disable
+    return disable(function) if "torch._dynamo" in sys.modules else function
 
 
 @contextmanager
