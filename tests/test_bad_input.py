@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pytest
 import safetensors.torch
+import scipy.sparse
 import torch
 
 from anyattention import (
@@ -128,7 +130,7 @@ _ATTEND_DENSE = [
     row("device of value", _INPUT, lambda: attend(_X, _X, _X.to("meta")),
         "value: expected device cpu, as query, got meta"),
     row("integer mask", _MASK, lambda: attend(_X, _X, _X, mask=torch.ones(5, dtype=torch.int64)),
-        "mask: expected a torch.bool tensor.*got torch.int64. .*mask_from_blocked"),
+        r"mask: expected a torch.bool tensor.*got torch.int64. mask\.bool\(\) .*Hugging Face.*mask_from_blocked"),
     row("float mask", _MASK, lambda: attend(_X, _X, _X, mask=torch.zeros(5)),
         "mask: expected a torch.bool tensor.*got torch.float32. .*mask_from_blocked"),
     row("mask as list", _MASK, lambda: attend(_X, _X, _X, mask=[True] * 5), "mask: expected a torch.bool.*got list"),
@@ -136,6 +138,14 @@ _ATTEND_DENSE = [
         r"mask: expected rank 1, 2 or 4, got rank 3, \(2, 5, 5\).*mask\[:, None\].*mask\[None\]"),
     row("size of mask", _MASK, lambda: attend(_X, _X, _X, mask=torch.ones(5, 4, dtype=torch.bool)),
         r"mask: expected a shape that broadcasts to \(batch=2, heads=3, query_length=5, key_length=5\), got \(5, 4\)"),
+    row("padding", _MASK, lambda: attend(_X, _X, _X, mask=torch.ones(2, 5, dtype=torch.bool)),
+        r"mask: expected .*got \(2, 5\). for padding, .* mask\[:, None, None\], in a module mask\[:, None\]"),
+    row("scipy pattern", _INPUT, lambda: attend(_X, _X, _X, scipy.sparse.eye_array(5)),
+        r"pattern: expected a pattern .*Graph.from_adjacency\(\.\.\.\) makes a Graph of it"),
+    row("networkx pattern", _INPUT, lambda: attend(_X, _X, _X, networkx.path_graph(5)),
+        r"pattern: expected a pattern .*Graph.from_networkx\(\.\.\.\) makes a Graph of it"),
+    row("networkx layer", _INPUT, lambda: _gat()(_F, networkx.DiGraph([(0, 1)])),
+        r"graph: expected a torch.Tensor, got DiGraph. Graph.from_networkx\(\.\.\.\) makes a Graph of it"),
     row("rank 5 mask", _MASK, lambda: attend(_X, _X, _X, mask=torch.ones(1, 1, 1, 1, 5, dtype=torch.bool)),
         r"mask: expected a shape that broadcasts.*got \(1, 1, 1, 1, 5\)"),
     row("device of mask", _INPUT, lambda: attend(_X, _X, _X, mask=torch.ones(5, dtype=torch.bool, device="meta")),

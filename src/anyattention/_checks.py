@@ -93,7 +93,9 @@ def describe_shape(tensor: Tensor) -> str:
 def require_tensor(argument: str, value: object) -> None:
     """Raise unless the argument is a tensor with a shape."""
     if not isinstance(value, Tensor):
-        raise InvalidInputError(argument=argument, expected="a torch.Tensor", actual=type(value).__name__)
+        raise InvalidInputError(
+            argument=argument, expected="a torch.Tensor", actual=type(value).__name__, hint=conversion_of(value)
+        )
     if value.is_nested:
         raise InvalidInputError(
             argument=argument,
@@ -101,6 +103,18 @@ def require_tensor(argument: str, value: object) -> None:
             actual="a nested (ragged) tensor",
             hint="pad it, and hide the padding with a mask",
         )
+
+
+def conversion_of(value: object) -> str | None:
+    """What makes ours of another library's object, as a hint."""
+    by_library = {
+        "networkx": "Graph.from_networkx(...) makes a Graph of it",
+        "scipy": "Graph.from_adjacency(...) makes a Graph of it",
+        "pandas": "Graph.from_adjacency(...) makes a Graph of it",
+        "numpy": "torch.from_numpy(...) makes a tensor of it",
+    }
+    libraries = [base.__module__.partition(".")[0] for base in type(value).__mro__]
+    return next((by_library[library] for library in libraries if library in by_library), None)
 
 
 def require_dense(argument: str, tensor: Tensor) -> None:
@@ -174,7 +188,8 @@ def require_mask(argument: str, mask: Tensor) -> None:
             argument=argument,
             expected="a torch.bool tensor in which True means 'may attend'",
             actual=mask.dtype if isinstance(mask, Tensor) else type(mask).__name__,
-            hint="anyattention.mask_from_blocked converts masks in which True or 1 means 'masked out'",
+            hint=f"{argument}.bool() is one where 1 means 'may attend', as in Hugging Face's attention_mask;"
+            " anyattention.mask_from_blocked converts masks in which True or 1 means 'masked out'",
         )
     require_dense(argument, mask)
 
@@ -200,11 +215,15 @@ def to_four_axes(
     full = (batch, heads, query_length, key_length)
     sizes = (1,) * (4 - tensor.ndim) + tuple(tensor.shape) if tensor.ndim in (1, 2, 4) else ()
     if not sizes or any(size not in (1, whole) for size, whole in zip(sizes, full, strict=True)):
+        hint = None
+        if tuple(tensor.shape) == (batch, key_length):
+            hint = f"for padding, (batch, key_length), write {argument}[:, None, None], in a module {argument}[:, None]"
         raise error(
             argument=argument,
             expected=f"a shape that broadcasts to (batch={batch}, heads={heads}, "
             f"query_length={query_length}, key_length={key_length})",
             actual=describe_shape(tensor),
+            hint=hint,
         )
     return tensor.reshape(sizes)
 

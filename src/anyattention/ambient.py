@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from enum import Enum
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "Moment",
     "admitted",
+    "constant_when_compiled",
     "is_autocast_enabled",
     "is_compiling",
     "is_derived_unrecorded",
@@ -43,10 +45,14 @@ __all__ = [
     "moment_of",
     "shielded",
     "takes_kept",
+    "untraced",
     "values_of",
     "without_autocast",
     "without_tangents",
 ]
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 _add_batch_dim: Any = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
 _remove_batch_dim: Any = torch._remove_batch_dim  # pyright: ignore[reportPrivateImportUsage]
@@ -198,6 +204,21 @@ def lasting(*made_of: Tensor) -> Iterator[None]:
         if torch._C._are_functorch_transforms_active() and not any(map(is_functorch_wrapped_tensor, made_of)):
             left.enter_context(torch._C._DisableFuncTorch())
         yield
+
+
+def constant_when_compiled(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Marks a function whose answer torch.compile takes as a constant, without tracing it.
+
+    As `torch.compiler.assume_constant_result` does, which imports the whole compiler for it, in over a second.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def untraced(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """The function as torch.compile does not trace it, not even after a break of the graph."""
+    disable: Any = torch.compiler.disable
+    return disable(function) if "torch._dynamo" in sys.modules else function
 
 
 @contextmanager

@@ -307,6 +307,18 @@ def test_no_keys_and_no_queries(implementation: str) -> None:
         assert all((gradient == 0).all() for gradient in torch.autograd.grad(result.output.sum(), inputs))
 
 
+@pytest.mark.parametrize("pattern", [TopK(2), Causal("top_left") & TopK(2)])
+def test_no_heads(pattern: TopK) -> None:
+    none = torch.ones(2, 5, 0, 4, requires_grad=True)
+    result = attend(none, none, none, pattern, return_weights="heads", return_logsumexp=True)
+    assert result.output.shape == (2, 5, 0, 4)
+    assert result.weights is not None
+    assert result.weights.shape == (2, 5, 0, 2)
+    assert result.logsumexp is not None
+    assert result.logsumexp.shape == (2, 5, 0)
+    result.output.sum().backward()
+
+
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_nan_shows_where_it_is_chosen(wrong: float, implementation: str) -> None:
     inputs = [x.detach() for x in leaves(implementation)]

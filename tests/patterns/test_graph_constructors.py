@@ -6,6 +6,7 @@ from typing import Any
 
 import networkx
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse
 import torch
@@ -64,9 +65,21 @@ def as_torch_csc(matrix: np.ndarray) -> Tensor:
     return torch.tensor(matrix).to_sparse_csc()
 
 
+def as_named_table(matrix: np.ndarray) -> pandas.DataFrame:
+    return pandas.DataFrame(matrix, index=list("abc"), columns=list("abc"))
+
+
+def as_sparse_table(matrix: np.ndarray) -> pandas.DataFrame:
+    return pandas.DataFrame(matrix).astype(pandas.SparseDtype("float64", 0.0))
+
+
+_TORCH_FORMS = [torch.tensor, as_torch_coo, as_torch_csr, as_torch_csc]
+_TABLES = [pandas.DataFrame, as_named_table, as_sparse_table]
+
+
 @pytest.mark.parametrize(
     "convert",
-    [*_SCIPY_CLASSES, torch.tensor, as_torch_coo, as_torch_csr, as_torch_csc, np.asarray, np.asmatrix, np.float32],
+    [*_SCIPY_CLASSES, *_TORCH_FORMS, *_TABLES, np.asarray, np.asmatrix, np.float32],
     ids=lambda convert: convert.__name__,
 )
 def test_rows_of_an_adjacency_attend_to_columns(convert: Callable[[np.ndarray], Any]) -> None:

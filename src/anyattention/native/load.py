@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import anyattention
+from anyattention.ambient import constant_when_compiled
 from anyattention.errors import InvalidConfigError, OutOfMemoryError, UnsupportedError
 from anyattention.native.structures import structures
 
@@ -128,7 +129,7 @@ def num_threads() -> int:
 
 
 # A traced call takes the answer as a constant: torch.compile does not trace the lock of loading.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def available() -> bool:
     """Whether kernels can run; where they cannot, warns the first time it is asked.
 

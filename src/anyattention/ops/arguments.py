@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import (
+    conversion_of,
     describe_shape,
     require_dense,
     require_device,
@@ -92,7 +93,7 @@ class Arguments:
         if self.pattern is None:
             object.__setattr__(self, "pattern", Full())
         elif not isinstance(self.pattern, Pattern | TopK):
-            hint = None
+            hint = conversion_of(self.pattern)
             if isinstance(self.pattern, Tensor):
                 hint = "a boolean tensor is given as mask=, a float one as bias="
             raise InvalidInputError(

@@ -37,11 +37,14 @@ def _read_others(adjacency: Any) -> Entries:
     scipy_sparse = sys.modules.get("scipy.sparse")
     if scipy_sparse is not None and scipy_sparse.issparse(adjacency):
         return _read_scipy(adjacency)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(adjacency, pandas.DataFrame):
+        return _read_pandas(adjacency)
     if hasattr(adjacency, "__array__"):
         return _read_torch(_from_array(adjacency))
     raise SparseMatrixError(
         argument="adjacency",
-        expected="a scipy.sparse matrix, a torch tensor (CSR, CSC, COO or dense) or an array",
+        expected="a scipy.sparse matrix, a torch tensor (CSR, CSC, COO or dense), an array or a pandas DataFrame",
         actual=type(adjacency).__name__,
     )
 
@@ -106,6 +109,14 @@ def _read_scipy(matrix: Any) -> Entries:
     outer = _expand(offsets, matrix.shape[matrix.format == "csc"], inner.numel())
     rows, columns = (outer, inner) if matrix.format == "csr" else (inner, outer)
     return rows, columns, _from_array(matrix.data), matrix.shape
+
+
+def _read_pandas(frame: Any) -> Entries:
+    """A table of numbers, by the places of its rows and columns; their labels do not count."""
+    types = {type(dtype).__name__ for dtype in frame.dtypes}
+    return (
+        _read_scipy(frame.sparse.to_coo()) if types == {"SparseDtype"} else _read_torch(_from_array(frame.to_numpy()))
+    )
 
 
 def _from_array(array: Any) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from anyattention.ambient import Moment, admitted, moment_of, shielded
+from anyattention.ambient import Moment, admitted, constant_when_compiled, moment_of, shielded, untraced
 from anyattention.patterns import Pattern
 
 __all__ = ["constant_when_traced"]
@@ -23,10 +23,7 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
     traced function, anew in each call.
     """
 
-    # After a break of the graph this is called as it is, and must not be traced either.
-    untraced: Any = torch.compiler.disable(compute)
-
-    @torch.compiler.assume_constant_result
+    @constant_when_compiled
     def constant(settings: tuple[Any, ...], *sizes: Any) -> tuple[Any, ...]:
         return compute(_made_of(settings), *sizes)
 
@@ -36,10 +33,11 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
             found = constant(_settings_of(pattern), _fixed(num_queries), _fixed(num_keys), *more)
             # torch.compile does not know the shape of a tensor in a constant, but that of its alias.
             return tuple([x.detach() if isinstance(x, Tensor) else x for x in found])
+        # After a break of the graph this is called as it is, and must not be traced either.
         if moment_of(()) is Moment.PLAIN:
-            return untraced(pattern, num_queries, num_keys, *more)
+            return untraced(compute)(pattern, num_queries, num_keys, *more)
         with shielded():
-            found = untraced(pattern, _fixed(num_queries), _fixed(num_keys), *more)
+            found = untraced(compute)(pattern, _fixed(num_queries), _fixed(num_keys), *more)
         return tuple([admitted(x) if isinstance(x, Tensor) else x for x in found])
 
     return call

@@ -37,7 +37,7 @@ def run(call: Arguments) -> AttentionResult:
     """
     assert not isinstance(call.bias, RelativeBias)
     dtype = call.sums_dtype
-    group = call.query.shape[2] // call.key.shape[2]
+    group = call.query.shape[2] // max(call.key.shape[2], 1)
     query = call.query.transpose(1, 2).to(dtype)
     key, value = (x.transpose(1, 2).to(dtype).repeat_interleave(group, dim=1) for x in (call.key, call.value))
     with torch.no_grad():
