@@ -216,9 +216,14 @@ def constant_when_compiled(function: Callable[Parameters, Returned]) -> Callable
 
 
 def untraced(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """The function as torch.compile does not trace it, not even after a break of the graph."""
-    disable: Any = torch.compiler.disable
-    return disable(function) if "torch._dynamo" in sys.modules else function
+    """The function as torch.compile does not trace it, not even after a break of the graph; kept with the function."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    kept = vars(function)
+    if "_untraced" not in kept:
+        disable: Any = torch.compiler.disable
+        kept["_untraced"] = disable(function)
+    return kept["_untraced"]
 
 
 @contextmanager
