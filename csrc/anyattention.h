@@ -229,14 +229,14 @@ typedef struct anyattention_graph_attention_weights_call {
 ANYATTENTION_EXPORT int32_t
 anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights);
 
-/* From the forward's results and the gradients by them (grad_logsumexp may be null):
+/* From the forward's results and the gradients by them (grad_log_sum may be null):
  * grad_query, grad_key, grad_value as their inputs, strides too (without grad_value, of
  * a value that is the key, grad_key is the gradient by both); grad_vector as the vector, null where
  * there is none; grad_term (batch, num_edges, heads), by the raw score (for Additive: by what the
  * LeakyReLU takes), or null; grad_bias, of the same shape, by the score, or null. */
 typedef struct anyattention_graph_attention_backward_call {
   anyattention_graph_attention_call call;
-  const void *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
+  const void *output, *largest, *log_sum, *grad_output, *grad_log_sum;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_graph_attention_backward_call;
@@ -334,12 +334,12 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattentio
                                                                void *log_sum);
 
 /* From the results of all parts: gradients as their inputs; with `adds` added to what they
- * hold. grad_logsumexp may be null, and grad_bias. A bias of which the gradient is wanted has
+ * hold. grad_log_sum may be null, and grad_bias. A bias of which the gradient is wanted has
  * strides[0] 0 and, for each head in its order, size / heads numbers strides[1] apart, or
  * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
 typedef struct anyattention_run_attention_backward_call {
   anyattention_run_attention_call call;
-  const void *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
+  const void *output, *largest, *log_sum, *grad_output, *grad_log_sum;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_run_attention_backward_call;

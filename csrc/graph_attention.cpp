@@ -406,11 +406,11 @@ T rest_of(T top, T log, T shift) {
 }
 
 // For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
-// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_logsumexp. Whether the rounding of a
+// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_log_sum. Whether the rounding of a
 // shift leaves a rest that counts, which it does where scores are beyond some hundreds.
 template <class T, int CW>
 bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
-                      const T *grad_output, const T *grad_logsumexp, T *of_query) {
+                      const T *grad_output, const T *grad_log_sum, T *of_query) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
   bool counts = false;
@@ -430,8 +430,8 @@ bool prepare_backward(const anyattention_graph_attention_call &c, const T *outpu
       any |= has_score & (std::abs(rest_of(tops[h], logs[h], shift[h])) > 32 * std::numeric_limits<T>::epsilon());
     }
     counts |= any != 0;
-    for (int64_t h = 0; grad_logsumexp && h < H; ++h) {
-      if (tops[h] != kMinusInfinity<T>) delta[h] -= grad_logsumexp[i * H + h];
+    for (int64_t h = 0; grad_log_sum && h < H; ++h) {
+      if (tops[h] != kMinusInfinity<T>) delta[h] -= grad_log_sum[i * H + h];
     }
   }
   return counts;
@@ -477,7 +477,7 @@ bool weights(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call
 
 template <class T, class Score, int DW, int CW>
 bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, const T *output, const T *largest,
-              const T *log_sum, const T *grad_output, const T *grad_logsumexp, T *grad_query, T *grad_key, T *grad_value,
+              const T *log_sum, const T *grad_output, const T *grad_log_sum, T *grad_query, T *grad_key, T *grad_value,
               T *grad_vector, T *grad_raw, T *grad_score) {
   const anyattention_graph_arrays &graph = c.graph;
   const int64_t size = static_cast<int64_t>(sizeof(T)), H = c.heads;
@@ -490,7 +490,7 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> of_query(2 * queries * H, false);
   const bool rest_counts =
-      prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_logsumexp, of_query.get());
+      prepare_backward<T, CW>(c, output, largest, log_sum, grad_output, grad_log_sum, of_query.get());
   const Workspace<T> scaled(rest_counts ? queries * H * c.value_dim : 0, false);
   if (rest_counts) {
     scale_by_rest(c, largest, log_sum, grad_output, of_query.get(), scaled.get());
@@ -609,6 +609,6 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
   }
   const auto body = [](const auto &...arguments) { return anyattention::backward(arguments...); };
   return anyattention::run(call, body, record->output, record->largest, record->log_sum, record->grad_output,
-                           record->grad_logsumexp, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+                           record->grad_log_sum, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
 }
 }

@@ -168,7 +168,7 @@ struct Forward {
 // Where the results of a backward pass go, and what it needs of the forward's.
 template <class T>
 struct BackwardArrays {
-  const T *output, *largest, *log_sum, *grad_output, *grad_logsumexp;
+  const T *output, *largest, *log_sum, *grad_output, *grad_log_sum;
   T *grad_query, *grad_key, *grad_value, *grad_bias;
 };
 
@@ -208,7 +208,7 @@ struct Backward {
       log_sum[i] = arrays.log_sum[row];
       if (arrays.largest[row] == kMinusInfinity<T>) continue;
       largest[i] = arrays.largest[row];
-      if (arrays.grad_logsumexp) delta[i] -= arrays.grad_logsumexp[row];
+      if (arrays.grad_log_sum) delta[i] -= arrays.grad_log_sum[row];
     }
     tile.start();
     for (const Range &keys : tile.keys) {
@@ -457,7 +457,7 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention_call
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
                                             void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const void *given[] = {call->output, call->largest, call->log_sum, call->grad_output, call->grad_logsumexp};
+  const void *given[] = {call->output, call->largest, call->log_sum, call->grad_output, call->grad_log_sum};
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
   return anyattention::guarded(&call->call, [&](const auto &part) {
     if (call->call.is_double) {

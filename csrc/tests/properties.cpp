@@ -261,14 +261,14 @@ void drive_attention(const Graph &graph, bool faulty) {
   const Numbers largest = numbers(batch * queries * heads), log_sum = numbers(batch * queries * heads);
   const Numbers weights = numbers(batch * edges * heads);
   const Numbers grad_output = numbers(output.is_double ? output.doubles.count : output.floats.count);
-  const Numbers grad_logsumexp = numbers(batch * queries * heads);
+  const Numbers grad_log_sum = numbers(batch * queries * heads);
   const Numbers grad_query = numbers(batch * queries * query_stride), grad_key = numbers(batch * keys * key_stride);
   const Numbers grad_value = numbers(batch * keys * value_stride), grad_vector = numbers(heads * head_dim);
   const Numbers grad_raw = numbers(batch * edges * heads), grad_score = numbers(batch * edges * heads);
   const anyattention_graph_attention_weights_call by_sums{call, largest.get(), log_sum.get(), call.num_threads, is_double};
   const anyattention_graph_attention_backward_call by_results{
       call, output.get(), largest.get(), log_sum.get(), grad_output.get(),
-      chance(0.5) ? nullptr : grad_logsumexp.get(), call.num_threads, is_double};
+      chance(0.5) ? nullptr : grad_log_sum.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
       anyattention_graph_attention(&call, output.get(), largest.get(), log_sum.get()),
       anyattention_graph_attention_weights(&by_sums, weights.get()),
@@ -347,7 +347,7 @@ void drive_runs(bool faulty) {
   const Numbers value = numbers(batch * keys * key_heads * value_dim);
   const int64_t output_size = batch * queries * heads * value_dim, num_rows = batch * queries * heads;
   const Numbers output = numbers(output_size), largest = numbers(num_rows), log_sum = numbers(num_rows);
-  const Numbers grad_output = numbers(output_size), grad_logsumexp = numbers(num_rows);
+  const Numbers grad_output = numbers(output_size), grad_log_sum = numbers(num_rows);
   const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
   const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);
   const std::vector<int64_t> axes{batch, heads, queries, keys};
@@ -370,7 +370,7 @@ void drive_runs(bool faulty) {
       query.get(), key.get(), value.get(), mask, bias, up_to(1 << 20), part, dropout, chance(0.5), 1 + up_to(2), is_double};
   const anyattention_run_attention_backward_call by_results{
       call, output.get(), largest.get(), log_sum.get(), grad_output.get(),
-      chance(0.5) ? nullptr : grad_logsumexp.get(), call.num_threads, is_double};
+      chance(0.5) ? nullptr : grad_log_sum.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), largest.get(), log_sum.get()),
       anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),

@@ -22,9 +22,9 @@ class AttentionResult(NamedTuple):
         normalizer: with logsumexp, which is their sum: a pair (largest, log_sum) of tensors of its shape. `largest` is
             the largest score of each row, a constant to autograd; `log_sum`, which has the gradient of logsumexp, is
             the log of the row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum): beside a
-            score of 1e9 logsumexp itself has no digits left for the logarithm. A row without keys has -inf and 0.
-            From "torch", which does not tell the largest score, `largest` is logsumexp, and `log_sum` what its
-            rounding left.
+            score of 1e9 logsumexp itself has no digits left for the logarithm. A row without keys has -inf and 0;
+            beside a NaN or an infinite score `largest` may be anything. From "torch", which does not tell the largest
+            score, `largest` is logsumexp, and `log_sum` what its rounding left.
 
     Example:
         >>> import torch

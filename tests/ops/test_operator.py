@@ -63,7 +63,7 @@ class TestSchema:
         )
         assert str(torch.ops.anyattention.run_attention_backward.default._schema) == (
             f"anyattention::run_attention_backward({call}, Tensor output, Tensor largest, Tensor log_sum, "
-            "Tensor grad_output, Tensor? grad_logsumexp, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
+            "Tensor grad_output, Tensor? grad_log_sum, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
         )
 
 
@@ -283,7 +283,7 @@ class TestResults:
             largest=largest,
             log_sum=log_sum,
             grad_output=torch.randn_like(output),
-            grad_logsumexp=None,
+            grad_log_sum=None,
         )
         ours, theirs = op(record), call_through_pytorch(op, record)
         assert len(storages(list(ours[:3]))) == 1

@@ -56,25 +56,26 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
             raise InvalidInputError(
                 argument=f"parts[{number}]", expected="an AttentionResult", actual=type(part).__name__
             )
-        if part.normalizer is None:
+        normalizer = part.normalizer
+        if not isinstance(normalizer, tuple | list) or len(normalizer) != 2:
             raise InvalidInputError(
                 argument=f"parts[{number}].normalizer",
                 expected="a pair of tensors",
-                actual=None,
+                actual=None if normalizer is None else type(normalizer).__name__,
                 hint="call attend with return_logsumexp=True",
             )
         batch = "batch " if parts[0].output.ndim == 4 else ""
         axes.bind(f"parts[{number}].output", part.output, f"{batch}queries heads value_dim")
         require_floating(f"parts[{number}].output", part.output)
         require_same_kind(f"parts[{number}].output", part.output, "parts[0].output", parts[0].output)
-        for place, x in enumerate(part.normalizer):
+        for place, x in enumerate(normalizer):
             name = f"parts[{number}].normalizer[{place}]"
             axes.bind(name, x, f"{batch}queries heads")
             require_floating(name, x)
             require_device(name, x, part.output.device, f"parts[{number}].output")
         outputs.append(part.output)
-        each_largest.append(part.normalizer[0])
-        log_sums.append(part.normalizer[1])
+        each_largest.append(normalizer[0])
+        log_sums.append(normalizer[1])
     each = torch.stack(each_largest).detach()
     largest = each.amax(0)
     shares = torch.exp((each - torch.where(largest == -torch.inf, 0.0, largest)) + torch.stack(log_sums))

@@ -166,7 +166,7 @@ def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tenso
         weights = classify(model, data, return_weights=True).weights
     assert weights is not None
     query, key = data.graph.query_index, data.graph.key_index
-    is_counted = torch.zeros(data.num_nodes, dtype=torch.bool)
+    is_counted = torch.zeros(data.num_nodes, dtype=torch.bool, device=nodes.device)
     is_counted[nodes] = True
     counted = is_counted[query] & (query != key)
     same = (data.labels[query] == data.labels[key])[counted]

@@ -171,8 +171,9 @@ class NodeClassifier(nn.Module):
         self.norm = nn.LayerNorm(hidden) if layer_norm else None
         self.second_layer = GraphAttention.from_config(second)
         if standardise:
-            self.register_buffer("feature_mean", torch.zeros(in_features))
-            self.register_buffer("feature_deviation", torch.ones(in_features))
+            like = next(self.parameters())
+            self.register_buffer("feature_mean", like.new_zeros(in_features))
+            self.register_buffer("feature_deviation", like.new_ones(in_features))
 
     @classmethod
     def from_config(cls, config: NodeClassifierConfig) -> Self:

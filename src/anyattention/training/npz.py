@@ -221,7 +221,7 @@ def _array(arrays: Arrays, key: str, kinds: str, rank: int, shape: tuple[int | N
 def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tuple[Tensor, int]:
     """The labels, -1 where there is none, and how many classes there are."""
     if own.labels not in arrays and not to_train:
-        return torch.full((num_nodes,), -1), 0
+        return torch.full((num_nodes,), -1, dtype=torch.int64, device="cpu"), 0
     labels = _array(arrays, own.labels, "iu", 1, (num_nodes,)).astype(np.int64)
     if "labelled" in own.optional and "labelled" in arrays:
         labels = np.where(_array(arrays, "labelled", "b", 1, (num_nodes,)), labels, -1)

@@ -23,8 +23,8 @@ LEAK = (
     "reaches all of them; implementation='reference' keeps it where it belongs"
 )
 ROUNDING = (
-    "torch: gradients are off by the rounding of the largest product of query and key, times the scale: by 3 % at a "
-    "million in float32, and too large by the number of keys at 1e8. The size of a bias does not matter"
+    "torch: gradients are off by the rounding of the largest product of query and key, times the scale: in float32 by "
+    "3 % at a million, and by the number of keys at a billion. The scores beside a large bias are not rounded"
 )
 
 

@@ -84,7 +84,7 @@ class GraphAttentionBackward:
     largest: Annotated[Tensor, Numbers("batch num_queries heads")]
     log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
     grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
-    grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
+    grad_log_sum: Annotated[Tensor | None, Numbers("batch num_queries heads")]
 
 
 _INPUTS = ("query", "key", "value", "vector", "term", "bias")
@@ -110,14 +110,12 @@ def _gradient(
     call: GraphAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
     output, largest, log_sum = results
-    grad_output, _, grad_logsumexp = by
+    grad_output, _, grad_log_sum = by
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return composed(call).gradients((grad_output, grad_logsumexp), needs)
-    found = graph_attention_backward(
-        GraphAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp)
-    )
+        return composed(call).gradients((grad_output, grad_log_sum), needs)
+    found = graph_attention_backward(GraphAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum))
     return dict(zip(_INPUTS, found, strict=True))
 
 

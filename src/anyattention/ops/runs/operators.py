@@ -66,7 +66,7 @@ class RunAttentionBackward:
     largest: Annotated[Tensor, Numbers("batch num_queries heads")]
     log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
     grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
-    grad_logsumexp: Annotated[Tensor | None, Numbers("batch num_queries heads")]
+    grad_log_sum: Annotated[Tensor | None, Numbers("batch num_queries heads")]
     needed: tuple[bool, ...]
 
 
@@ -111,13 +111,13 @@ def _gradient(
     call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
     output, largest, log_sum = results
-    grad_output, _, grad_logsumexp = by
+    grad_output, _, grad_log_sum = by
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return _composed_gradients(call, (grad_output, grad_logsumexp), needs)
+        return _composed_gradients(call, (grad_output, grad_log_sum), needs)
     needed = (True, True, True, "bias" in needs)
-    found = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_logsumexp, needed))
+    found = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
     return dict(zip(("query", "key", "value", "bias"), found, strict=True))
 
 
