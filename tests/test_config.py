@@ -388,13 +388,20 @@ def test_sparse_arguments_are_the_configs_fields():
 @pytest.mark.parametrize("kind", [DistanceAttention, EquivariantAttention])
 def test_geometric_arguments_are_the_configs_fields(kind):
     fields = {name: field.default for name, field in _fields(GeometricAttentionConfig).items() if name != "base"}
-    base = {name: field.default for name, field in _fields(AttentionConfig).items()}
+    base = {name: field.default for name, field in _fields(AttentionConfig).items()} | {"dropout": 0.0}
     given = _settings(kind)
     assert set(fields) - set(given) == ({"vector_channels"} if kind is DistanceAttention else set())
     assert given == {name: fields[name] if name in fields else base[name] for name in given}
     refused = {name for config, settings, _ in _UNUSED for name in settings if config is GeometricAttentionConfig}
     assert refused | set(given) >= set(base)
     assert not refused & set(given)
+
+
+def test_points_lose_no_pair_unless_asked_and_a_saved_config_keeps_its_dropout():
+    assert GeometricAttentionConfig().base.dropout == 0.0
+    assert EquivariantAttention.from_config(GeometricAttentionConfig()).config.base.dropout == 0.0
+    saved = GeometricAttentionConfig(base=AttentionConfig(8, 2)).to_json()
+    assert GeometricAttentionConfig.from_json(saved).base.dropout == 0.1
 
 
 def test_radial_range_and_vector_channels_have_defaults():

@@ -14,6 +14,7 @@ from anyattention.nn.arguments import ParameterArguments, PatternArgument, argum
 from anyattention.nn.base import AttentionModule, require_finite
 from anyattention.nn.projected import (
     ProjectedAttention,
+    alignment_of,
     allowed_pairs,
     attend_heads,
     check_features,
@@ -215,7 +216,7 @@ class MultiHeadAttention(ProjectedAttention):
             DimensionMismatchError: a shape does not fit, or a sequence is longer than max_seq_len.
             InvalidInputError, InvalidMaskError: a dtype or device does not fit.
         """
-        heads = self._project(query, key, value)
+        heads = self._project(query, key, value, alignment_of(self.pattern, bias))
         pattern = allowed_pairs(self.pattern, self.config.causal, heads)
         wanted = self.pattern is None if return_weights is None else return_weights
         return self._attend(heads, pattern, mask, bias, wanted)

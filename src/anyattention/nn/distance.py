@@ -129,7 +129,8 @@ class DistanceAttention(PointAttention):
             x: features `(points, d_model)` or `(batch, points, d_model)`.
             positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`, in the unit of `radius`.
             graph: a Graph or an edge_index over the points; None is all pairs. Put self-loops in it
-                (`graph.with_self_loops()`), as over all pairs. Several clouds are one graph by `Graph.batch`.
+                (`graph.with_self_loops()`), as over all pairs: without them the output jumps as a point's last
+                neighbour leaves. Of radius at least the layer's. Several clouds are one graph by `Graph.batch`.
             cell: exactly where the graph has shifts, the periodic cell that they count, in the positions' unit:
                 `(geometric_dim, geometric_dim)` or `(clouds, geometric_dim, geometric_dim)`, as in
                 `Graph.displacements`. The key of an edge is then its image at x_j + shift @ cell; gradients reach the

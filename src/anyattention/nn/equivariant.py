@@ -168,10 +168,10 @@ class EquivariantAttention(PointAttention):
 
         Args:
             x: features `(points, d_model)` or `(batch, points, d_model)`.
-            positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`, in the unit of `radius`.
+            positions: `(points, geometric_dim)` or `(batch, points, geometric_dim)`, in the unit of `radius`. In a
+                stack every layer gets those that the graph was built from, or energies jump as a pair leaves it.
             vectors: `(..., points, vector_channels, geometric_dim)`, such as velocities; None is zeros.
-            graph: a Graph or an edge_index over the points; None is all pairs, each point's own included. Several
-                clouds are one graph by `Graph.batch`.
+            graph: as in `DistanceAttention.forward`: with self-loops, and of radius at least the layer's.
             cell, batch: as in `DistanceAttention.forward`. The positions that come out are not brought into the cell,
                 so that graph and cell serve the next layer too.
             mask: as in `DistanceAttention.forward`.

@@ -25,11 +25,20 @@ from anyattention.nn.matrices import require_unmapped, weights_at
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
+from anyattention.patterns.base import Align
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ProjectedAttention", "allowed_pairs", "attend_heads", "check_features", "check_pattern", "split_heads"]
+__all__ = [
+    "ProjectedAttention",
+    "alignment_of",
+    "allowed_pairs",
+    "attend_heads",
+    "check_features",
+    "check_pattern",
+    "split_heads",
+]
 
 
 class ProjectedAttention(AttentionModule):
@@ -100,14 +109,21 @@ class ProjectedAttention(AttentionModule):
             self._fill_position_table(table)
         return self
 
-    def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> list[Tensor]:
-        """Query, key and value, checked, as `(batch, length, heads, d_k)`."""
+    def _project(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, align: Align | None = None
+    ) -> list[Tensor]:
+        """Query, key and value, checked, as `(batch, length, heads, d_k)`.
+
+        With positions the last query stands at the last key where `align` is "bottom_right", else the first of both
+        have position 0.
+        """
         settings = self._settings
         key, value = check_features(settings, query, key, value)
         for name, x in (("query", query), ("key", key), ("value", value)):
             require_parameter_kind(name, x, self)
-        placed_query = self._add_positions("query", query)
-        placed_key = placed_query if key is query else self._add_positions("key", key)
+        ahead = key.shape[1] - query.shape[1] if align == "bottom_right" else 0
+        placed_query = self._add_positions("query", query, max(ahead, 0))
+        placed_key = placed_query if key is query else self._add_positions("key", key, max(-ahead, 0))
         heads = [
             split_heads(projection(x), settings.num_heads)
             for projection, x in (
@@ -135,11 +151,11 @@ class ProjectedAttention(AttentionModule):
             require_finite(self.name, output)
         return AttentionOutput(output, result.weights)
 
-    def _add_positions(self, argument: str, x: Tensor) -> Tensor:
+    def _add_positions(self, argument: str, x: Tensor, first: int) -> Tensor:
         settings = self._settings
         if settings.positions == "none":
             return x
-        length = x.shape[1]
+        length = first + x.shape[1]
         if length > settings.max_seq_len:
             raise DimensionMismatchError(
                 argument=argument,
@@ -149,7 +165,7 @@ class ProjectedAttention(AttentionModule):
             )
         is_learned = settings.positions == "learned"
         table = self.position_embedding if is_learned else self.get_buffer("position_table")
-        return x + table[:length].to(x.dtype)
+        return x + table[first:length].to(x.dtype)
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -223,6 +239,12 @@ def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tens
             hint="for others build the module without causal, and with pattern=Causal(align='bottom_right')",
         )
     return _joined(pattern, causal)
+
+
+def alignment_of(pattern: Pattern | TopK | None, bias: Tensor | RelativeBias | None) -> Align | None:
+    """Where a pattern, or a bias by distance, has the queries stand beside the keys; None where nothing says."""
+    among = pattern.among if isinstance(pattern, TopK) else pattern
+    return (among.align if among else None) or (bias.align if isinstance(bias, RelativeBias) else None)
 
 
 def attend_heads(
