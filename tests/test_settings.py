@@ -102,6 +102,9 @@ _FIELDS = {
 }
 
 
+_OWN_DEFAULTS = {DistanceAttention: {"dropout": (float, 0.0)}, EquivariantAttention: {"dropout": (float, 0.0)}}
+
+
 def _arguments_in_help(kind):
     """The names under "Args:", each with what it means."""
     section = re.search(r"^Args:\n((?: .*\n)+)", inspect.getdoc(kind), re.MULTILINE)
@@ -113,7 +116,8 @@ def test_signature_shows_each_argument_with_type_and_default(module):
     shown = inspect.signature(module)
     assert list(shown.parameters) == _ARGUMENTS[module]
     for name, parameter in shown.parameters.items():
-        assert (parameter.annotation, parameter.default) == {**_SETTINGS, **_BESIDE}[name]
+        expected = {**_SETTINGS, **_BESIDE, **_OWN_DEFAULTS.get(module, {})}[name]
+        assert (parameter.annotation, parameter.default) == expected
         assert get_type_hints(module.__init__)[name] == parameter.annotation
         is_size = name in ("d_model", "num_heads")
         assert parameter.kind == (parameter.POSITIONAL_OR_KEYWORD if is_size else parameter.KEYWORD_ONLY)
@@ -382,7 +386,7 @@ def test_type_checker_shows_each_argument_with_type_and_default(type_check):
         found = re.findall(r"(\w+): (.+?) = ([^,)]+)", text)
         assert [name for name, _, _ in found] == names
         for name, kind, default in found:
-            expected = {**_SETTINGS, **_BESIDE}[name]
+            expected = {**_SETTINGS, **_BESIDE, **_OWN_DEFAULTS.get(module, {})}[name]
             assert ast.literal_eval(default) == expected[1]
             if name in _SETTINGS:
                 assert kind.replace('"', "'") == inspect.formatannotation(expected[0])

@@ -34,6 +34,11 @@ RadialBasis = Literal["gaussian", "bessel"]
 SparsityPattern = Literal["local", "strided", "fixed", "global", "block", "top_k"]
 GraphScore = Literal["additive", "dynamic", "dot"]
 Aggregation = Literal["sum", "mean", "max"]
+Dropout = Annotated[
+    float,
+    Within(at_least=0.0, below=1.0),
+    "probability in [0, 1) with which a weight is dropped during training",
+]
 
 
 @documented
@@ -56,11 +61,7 @@ class AttentionConfig(Config):
 
     d_model: Annotated[int, "width of all heads together; num_heads divides it"] = 512
     num_heads: Annotated[int, "number of heads, each d_k = d_model / num_heads wide"] = 8
-    dropout: Annotated[
-        float,
-        Within(at_least=0.0, below=1.0),
-        "probability in [0, 1) with which a weight is dropped during training",
-    ] = 0.1
+    dropout: Dropout = 0.1
     use_bias: Annotated[bool, "whether projections have a bias"] = True
     scale: Annotated[
         float | None,
@@ -124,12 +125,8 @@ class GraphBase(AttentionConfig):
 class PointBase(AttentionConfig):
     """The settings of its base that attention between points takes: those that are not taken out here."""
 
-    dropout: Annotated[
-        float,
-        Within(at_least=0.0, below=1.0),
-        "probability in [0, 1) with which a weight is dropped during training; 0 unless asked for, since a dropped "
-        "pair is a jump in an energy, whose derivatives are forces: with 0.1 they were learnt five times worse",
-    ] = 0.0
+    # A dropped pair is a jump in an energy, whose derivatives are forces: with 0.1 they are learnt five times worse.
+    dropout: Dropout = 0.0
     max_seq_len: Any = field(init=False, metadata=_NO_ORDER)
     causal: Any = field(init=False, metadata=_NO_ORDER)
     positions: Any = field(init=False, metadata=_NO_ORDER)
