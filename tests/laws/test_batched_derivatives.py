@@ -60,6 +60,25 @@ class TestCotangents:
             found, stacked([torch.autograd.grad(results, x, [y[n] for y in many], **settings) for n in range(_COUNT)])
         )
 
+    def test_derivatives_of_is_grads_batched(self, subject: Subject) -> None:
+        """A batch of gradients is differentiated again, beside a term that has a derivative whatever they have."""
+        many = subject.cotangents(_COUNT)
+
+        def again(is_batched: bool) -> tuple[torch.Tensor, ...]:
+            x = tuple([each.detach().requires_grad_() for each in subject.inputs])
+            outputs = subject(*x)
+            settings = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+            if is_batched:
+                found = torch.autograd.grad(outputs, x, many, is_grads_batched=True, **settings)
+            else:
+                rows = zip(*many, strict=True)
+                each = [torch.autograd.grad(outputs, x, list(row), **settings) for row in rows]
+                found = tuple(map(torch.stack, zip(*each, strict=True)))
+            total = sum(part.square().sum() for part in found) + sum(part.pow(3).sum() for part in x)
+            return torch.autograd.grad(total, x)
+
+        torch.testing.assert_close(again(True), again(False))
+
     @pytest.mark.parametrize("create_graph", [False, True])
     def test_vmap_of_a_backward(self, subject: Subject, create_graph: bool) -> None:
         settings = {"create_graph": create_graph, "materialize_grads": True}

@@ -93,3 +93,18 @@ def test_a_check_of_finite_numbers_cannot_be_made_of_mapped_ones() -> None:
     layer = DistanceAttention(4, 2, check_finite=True).eval()
     with pytest.raises(UnsupportedError, match="check_finite=True"):
         torch.vmap(lambda x, positions: layer(x, positions).output)(torch.randn(2, 5, 4), torch.randn(2, 5, 3))
+
+
+def test_values_of_a_batch_keep_their_derivatives() -> None:
+    edges, weights = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.arange(6.0)
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        graph = Graph.from_edge_index(edges, num_nodes=3, values=values)
+        joined = Graph.batch([graph, graph]).values
+        assert joined is not None
+        return (joined * weights).sum()
+
+    values, expected = torch.ones(3), torch.tensor([3.0, 5.0, 7.0])
+    torch.testing.assert_close(torch.func.grad(total)(values), expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(values[None]), expected[None])
+    torch.testing.assert_close(torch.func.jvp(total, (values,), (values,))[1], expected.sum())

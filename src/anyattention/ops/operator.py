@@ -169,6 +169,9 @@ class Operator(Generic[Record]):
             kernel = self._kernel_for(tensors)
             if kernel is not None:
                 return kernel(record)
+        elif moment is Moment.BATCHED:
+            # A node of autograd would hang on the batched wrappers, and go with them.
+            return mapped_by_autograd(self, self._layout, self._have_batch(record), record, tensors)
         elif moment is not Moment.DISPATCHED:
             return self._function.apply(moment, record, *tensors)
         return self._through_dispatcher(record)
@@ -353,8 +356,6 @@ def _function_of(op: Operator[Any]) -> Any:
     """The operator's `autograd.Function`: of the moment of the call, the record, and its tensors."""
 
     def forward(moment: Moment, record: Any, *tensors: Tensor | None) -> Any:
-        if moment is Moment.BATCHED:
-            return mapped_by_autograd(op, op._layout, op._have_batch(record), record, tensors)
         if moment is not Moment.TRANSFORMED:
             kernel = op._kernel_for(tensors)
             return op._through_dispatcher(record) if kernel is None else kernel(record)

@@ -126,8 +126,12 @@ def own_edges(edge_index: Tensor) -> Tensor:
 
 def moved_arrays(graph: Graph, device: torch.device | str) -> list[Any]:
     """The fields on another device."""
+    *arrays, values, shifts = fields_of(graph)
     with lasting(graph.edge_index):
-        return [None if part is None else part.to(device) for part in fields_of(graph)]
+        moved = [x.to(device) for x in arrays]
+        shifts = None if shifts is None else shifts.to(device)
+    # Outside: they keep the derivatives of the moment.
+    return [*moved, None if values is None else values.to(device), shifts]
 
 
 def sorted_arrays(edge_index: Tensor, num_queries: int, num_keys: int) -> list[Tensor]:
@@ -214,10 +218,13 @@ def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
                 actual=graph.device,
             )
     with lasting(*[graph.edge_index for graph in graphs]):
-        return _joined(graphs)
+        joined, shifts = _joined(graphs), _joined_shifts(graphs)
+    # Outside: they keep the derivatives of the moment.
+    values = [graph.values for graph in graphs if graph.values is not None]
+    return [*joined, torch.cat(values) if len(values) == len(graphs) else None, shifts]
 
 
-def _joined(graphs: Sequence[Graph]) -> list[Any]:
+def _joined(graphs: Sequence[Graph]) -> list[Tensor]:
     edges, queries, keys = 0, 0, 0
     parts: list[tuple[Tensor, ...]] = []
     for graph in graphs:
@@ -237,9 +244,7 @@ def _joined(graphs: Sequence[Graph]) -> list[Any]:
         edges += graph.num_edges
         queries += graph.num_queries
         keys += graph.num_keys
-    joined = [torch.cat(part, dim=-1) for part in zip(*parts, strict=True)]
-    values = [graph.values for graph in graphs if graph.values is not None]
-    return [*joined, torch.cat(values) if len(values) == len(graphs) else None, _joined_shifts(graphs)]
+    return [torch.cat(part, dim=-1) for part in zip(*parts, strict=True)]
 
 
 def _joined_shifts(graphs: Sequence[Graph]) -> Tensor | None:
