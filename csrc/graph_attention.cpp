@@ -216,7 +216,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   const T *of_query, *grad_output;  // of_query: see prepare_backward
-  T *grad_key, *grad_value;         // without grad_value, grad_key is of the key and the value together
+  T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
 
   BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
@@ -399,6 +399,12 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
+// Threads for a pass over the rows of queries: few rows are not worth a team.
+int team_of_rows(const anyattention_graph_attention_call &c) {
+  const int64_t numbers = c.batch * c.graph.num_queries * c.heads * c.value_dim;
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, numbers / 16384)));
+}
+
 // What the rounding of top + log, to `shift`, leaves.
 template <class T>
 T rest_of(T top, T log, T shift) {
@@ -412,7 +418,7 @@ template <class T, int CW>
 bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
                       const T *grad_output, const T *grad_log_sum, T *of_query) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(c.num_threads, rows * H * C / 16384)));
+  const int team = team_of_rows(c);
   bool counts = false;
 #pragma omp parallel for num_threads(team) reduction(|| : counts) if (team > 1)
   for (int64_t i = 0; i < rows; ++i) {
@@ -443,7 +449,8 @@ template <class T>
 void scale_by_rest(const anyattention_graph_attention_call &c, const T *largest, const T *log_sum, const T *grad_output,
                    T *of_query, T *scaled) {
   const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-#pragma omp parallel for num_threads(static_cast<int>(c.num_threads)) if (c.num_threads > 1)
+  const int team = team_of_rows(c);
+#pragma omp parallel for num_threads(team) if (team > 1)
   for (int64_t n = 0; n < rows * H; ++n) {
     T *shift = of_query + n / H * 2 * H + n % H, *delta = shift + H;
     const T factor = largest[n] == kMinusInfinity<T> ? T{1} : std::exp(-rest_of(largest[n], log_sum[n], *shift));

@@ -125,7 +125,7 @@ class GraphBase(AttentionConfig):
 class PointBase(AttentionConfig):
     """The settings of its base that attention between points takes: those that are not taken out here."""
 
-    # A dropped pair is a jump in an energy, whose derivatives are forces: with 0.1 they are learnt five times worse.
+    # A dropped pair is a jump in an energy, whose derivatives are forces.
     dropout: Dropout = 0.0
     max_seq_len: Any = field(init=False, metadata=_NO_ORDER)
     causal: Any = field(init=False, metadata=_NO_ORDER)

@@ -244,7 +244,7 @@ def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tens
 def alignment_of(pattern: Pattern | TopK | None, bias: Tensor | RelativeBias | None) -> Align | None:
     """Where a pattern, or a bias by distance, has the queries stand beside the keys; None where nothing says."""
     among = pattern.among if isinstance(pattern, TopK) else pattern
-    return (among.align if among else None) or (bias.align if isinstance(bias, RelativeBias) else None)
+    return (None if among is None else among.align) or (bias.align if isinstance(bias, RelativeBias) else None)
 
 
 def attend_heads(

@@ -57,10 +57,14 @@ class Score:
     """How strongly a query attends to a key; abstract. Axes: as in the operations."""
 
     is_product: ClassVar[bool] = False
-    """Whether the raw score is `query . key`, so that matrix products give it in tiles."""
+    """Whether the raw score is `query . key`, so that matrix products give it in tiles. Not inherited."""
 
     features_are_inside: ClassVar[bool] = False
     """Whether edge features cannot be added to the raw score of the nodes: `with_features` then gives all of it."""
+
+    def __init_subclass__(cls) -> None:
+        """A subclass may have another formula, and says by itself whether it is the product."""
+        cls.is_product = vars(cls).get("is_product", False)
 
     def check(self, axes: Axes, query: Tensor) -> None:
         """Raise unless the score's own arguments fit the heads and the head_dim."""

@@ -14,7 +14,6 @@ from anyattention.ops.dense.torch_kernel import FusedDense, fused_dense
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal
-from anyattention.scores import Dot
 
 __all__ = ["LEAK", "ROUNDING", "refusal", "run"]
 
@@ -35,7 +34,7 @@ def refusal(call: Arguments) -> str | None:
     assert not isinstance(call.bias, RelativeBias)
     if is_transformed(call.query, call.key, call.value, call.bias):
         return "it has no forward derivatives and no rules for the transforms of torch.func"
-    if type(call.score) is not Dot:
+    if not call.score.is_product:
         return f"it scores by dot product, not by {type(call.score).__name__}"
     if call.softcap is not None:
         return "it has no softcap"

@@ -9,7 +9,6 @@ from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_setti
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.topk import cpu, reference
 from anyattention.output import AttentionResult
-from anyattention.scores import Dot
 
 __all__ = ["explain_topk", "topk_attention"]
 
@@ -38,7 +37,7 @@ def _check(arguments: Arguments) -> Arguments:
     axes.bind("value", arguments.value, "batch key_length key_heads value_dim")
     for name, tensor in (("query", query), ("key", arguments.key), ("value", arguments.value)):
         require_same_kind(name, tensor, "query", query)
-    if type(arguments.score) is not Dot:
+    if not arguments.score.is_product:
         raise UnsupportedError(f"score={type(arguments.score).__name__}: TopK chooses by Dot()", argument="score")
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
