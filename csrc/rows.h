@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "anyattention.h"
-#include "pages.h"
+#include "workspace.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,27 +27,6 @@ constexpr int64_t kPrefetch = 16;  // slots ahead
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
-
-struct FreeMemory {
-  void operator()(void *pointer) const { std::free(pointer); }
-};
-
-// 64-byte aligned numbers, 0 unless told otherwise, padded so that a vector may run past the end; throws std::bad_alloc.
-template <class T>
-class Workspace {
- public:
-  explicit Workspace(int64_t count, bool zeroed = true) {
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 191) / 64 * 64;
-    pointer_.reset(static_cast<T *>(std::aligned_alloc(64, bytes)));
-    if (!pointer_) throw std::bad_alloc();
-    prefer_large_pages(pointer_.get(), static_cast<int64_t>(bytes));
-    if (zeroed) std::fill_n(reinterpret_cast<char *>(pointer_.get()), bytes, char{0});
-  }
-  T *get() const { return pointer_.get(); }
-
- private:
-  std::unique_ptr<T[], FreeMemory> pointer_;
-};
 
 inline int thread_number() {
 #ifdef _OPENMP

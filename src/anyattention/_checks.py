@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,7 +39,8 @@ class Axes:
 
     def __init__(self, named_by: str = "", **sizes: int) -> None:
         self.sizes: dict[str, int] = sizes
-        self._named_by: dict[str, str] = dict.fromkeys(sizes, named_by)
+        # Who names an axis is looked up in the order of the bindings, and only for an error.
+        self._bound: list[tuple[str, Sequence[str]]] = [(named_by, tuple(sizes))]
 
     def bind(self, argument: str, tensor: Tensor, names: str) -> None:
         """Check the rank and every size that is already bound; bind the others."""
@@ -49,11 +50,9 @@ class Axes:
         if len(shape) != len(axes):
             raise self._mismatch(argument, tensor, axes)
         for axis, size in zip(axes, shape, strict=True):
-            if axis not in sizes:
-                sizes[axis] = size
-                self._named_by[axis] = argument
-            elif sizes[axis] != size:
+            if sizes.setdefault(axis, size) != size:
                 raise self._mismatch(argument, tensor, axes, axis)
+        self._bound.append((argument, axes))
 
     def bind_keys(self, argument: str, tensor: Tensor, names: str) -> None:
         """`bind` for a tensor whose `key_heads` are shared by groups of `heads`, bound before: they divide them."""
@@ -64,19 +63,22 @@ class Axes:
                 argument=argument,
                 expected=f"a number of key_heads that divides heads={heads}",
                 actual=describe_shape(tensor),
-                hint=f"heads is {heads} in {self._named_by['heads']}",
+                hint=f"heads is {heads} in {self._named_by('heads')}",
             )
 
     def set(self, axis: str, size: int, named_by: str) -> None:
         """Bind a size that no tensor carries, such as a graph's number of nodes."""
         self.sizes[axis] = size
-        self._named_by[axis] = named_by
+        self._bound.insert(0, (named_by, (axis,)))
+
+    def _named_by(self, axis: str) -> str:
+        return next(argument for argument, axes in self._bound if axis in axes)
 
     def _mismatch(
         self, argument: str, tensor: Tensor, axes: list[str], axis: str | None = None
     ) -> DimensionMismatchError:
         known = [f"{name}={self.sizes[name]}" if name in self.sizes else name for name in axes]
-        hint = axis and f"{axis} is {self.sizes[axis]} in {self._named_by[axis]}"
+        hint = axis and f"{axis} is {self.sizes[axis]} in {self._named_by(axis)}"
         return DimensionMismatchError(
             argument=argument,
             expected=f"({', '.join(known)})",

@@ -29,22 +29,22 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "Moment",
-    "admitted",
     "constant_when_compiled",
+    "has_outer_derivatives",
     "is_autocast_enabled",
     "is_compiling",
-    "is_derived_unrecorded",
     "is_differentiated_again",
     "is_hollow",
     "is_mapped",
     "is_readable",
     "is_transformed",
+    "is_untraced",
     "lasting",
+    "lifted",
     "mapped_at",
     "mapped_last",
     "moment_of",
     "shielded",
-    "takes_kept",
     "untraced",
     "values_of",
     "without_autocast",
@@ -112,7 +112,7 @@ def is_differentiated_again() -> bool:
     return is_grad_enabled() and not is_compiling()
 
 
-def is_derived_unrecorded(gradients: Sequence[Tensor | None]) -> bool:
+def has_outer_derivatives(gradients: Sequence[Tensor | None]) -> bool:
     """Inside a backward by these that autograd does not record: whether other derivatives are taken of what it gives.
 
     Those of forward mode, and of any transform of torch.func but vmap.
@@ -178,7 +178,8 @@ def _without_derivatives(x: Tensor) -> Tensor:
 
 def is_autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for the device; PyTorch's own question fails for "meta"."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    name = device.type
+    return name != "meta" and torch.is_autocast_enabled(name)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -186,7 +187,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def takes_kept(x: Tensor) -> bool:
+def is_untraced(x: Tensor) -> bool:
     """Whether a call of this tensor takes tensors made under `shielded` as they are: nothing traces it."""
     return type(x) in _TYPES and not is_compiling() and not torch._C._len_torch_dispatch_stack()
 
@@ -233,7 +234,7 @@ def shielded() -> Iterator[None]:
         yield
 
 
-def admitted(x: Tensor) -> Tensor:
+def lifted(x: Tensor) -> Tensor:
     """A tensor made under `shielded` as the modes of the moment take it: as a fake one, as a constant of a trace."""
     return torch.ops.aten.lift_fresh.default(x) if torch._C._len_torch_dispatch_stack() else x
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from anyattention import Graph, attend
+from anyattention import Blocks, Graph, attend
 from anyattention.errors import UnsupportedError
 from anyattention.nn import DistanceAttention, GraphAttention
 
@@ -108,3 +108,23 @@ def test_values_of_a_batch_keep_their_derivatives() -> None:
     torch.testing.assert_close(torch.func.grad(total)(values), expected)
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(values[None]), expected[None])
     torch.testing.assert_close(torch.func.jvp(total, (values,), (values,))[1], expected.sum())
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda mask: Graph.from_adjacency(mask), "an adjacency under vmap"),
+        (lambda mask: Graph.from_adjacency(mask.double()), "an adjacency under vmap"),
+        (lambda mask: Blocks(mask, 2), "Blocks under vmap"),
+    ],
+    ids=["adjacency of bool", "adjacency of numbers", "blocks"],
+)
+def test_places_that_a_map_hides_are_refused(build: Callable[[Tensor], object], named: str) -> None:
+    masks = torch.rand(3, 2, 2) > 0.5
+
+    def count(mask: Tensor) -> Tensor:
+        build(mask)
+        return mask.sum()
+
+    with pytest.raises(UnsupportedError, match=named):
+        torch.vmap(count)(masks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def run(function: str, bound: Bound, *arguments: Any) -> None:
 
     Raises: as `load.run`, and InvalidInputError for a tensor that is not on the CPU.
     """
-    given = [_pointer(x) if isinstance(x, Tensor) else x for x in arguments]
+    given = [x if not isinstance(x, Tensor) else x.data_ptr() if x.is_cpu else _refuse(x) for x in arguments]
     load.run(function, ctypes.byref(bound.structure), *given)
 
 
@@ -70,7 +70,7 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
     # One loop, and no calls for what most fields are: this stands before every kernel.
     values: list[Any] = []
     given = record.__dict__
-    for name, kind, inside, is_many, is_name in layout.plan:
+    for name, kind, inside, is_many, is_name, shapes_of in layout.plan:
         value = given[name]
         if kind is not None:
             if value is None and kind.default is not None:
@@ -84,7 +84,11 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
                 if dtype is None:
                     dtype = bound.dtype = value.dtype if value.dtype in _NUMBERS else torch.float32
                     bound.first = value
-            if value.dtype is not dtype or not value.is_cpu or not _fits(kind, value.shape, bound):
+            shape = value.shape
+            fits = (shapes_of is not None and shapes_of[bound.has_batch](bound.sizes) == shape) or _fits(
+                kind, shape, bound
+            )
+            if value.dtype is not dtype or not value.is_cpu or not fits:
                 raise _misfit(place + name, kind, value, bound)
             if not kind.is_contiguous:
                 lying, found = kind.read(value, bound.sizes)
@@ -128,10 +132,8 @@ def _part(layout: Layout, part: Any, bound: Bound, place: str) -> Any:
     return structure
 
 
-def _pointer(x: Tensor) -> int:
-    if not x.is_cpu:
-        raise InvalidInputError(argument="a kernel's tensor", expected="the cpu", actual=x.device)
-    return x.data_ptr()
+def _refuse(x: Tensor) -> NoReturn:
+    raise InvalidInputError(argument="a kernel's tensor", expected="the cpu", actual=x.device)
 
 
 def _misfit(argument: str, kind: Kind, x: Tensor, bound: Bound) -> InvalidInputError:

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -244,9 +244,11 @@ class Layout:
         record: the type.
         fields: in order.
         axes: those that are this record's own in C.
+        sure_axes: those that tensors give which are always there.
         names: of the fields.
         plan: for each field that C gets, the name, the kind of a tensor, the layout of a record inside, whether it is a
-            tuple of records, and whether it is a name.
+            tuple of records, whether it is a name, and what looks up a tensor's shape, without batch and with, among
+            the sizes that fields before it have given.
         is_call: not a `Part`: C is told the number of threads and whether numbers are double.
         tensors_of: the tensors of a record that has nothing else, in order.
         is_of_tensors: whether it has nothing else.
@@ -259,8 +261,9 @@ class Layout:
         self.fields = [_field(item.name, hints[item.name]) for item in fields(record)]
         self.is_call = not issubclass(record, Part)
         self.names = tuple([each.name for each in self.fields])
+        self.sure_axes: set[str] = set()
         self.plan = [
-            (each.name, each.kind, each.layout, each.is_many, each.type is str)
+            (each.name, each.kind, each.layout, each.is_many, each.type is str, self._shapes_of(each))
             for each in self.fields
             if not each.is_tuple
         ]
@@ -277,6 +280,20 @@ class Layout:
                     named.add(axis)
                     self.axes.append(axis)
         self.all_axes = named
+
+    def _shapes_of(self, field: Field) -> tuple[itemgetter[Any], itemgetter[Any]] | None:
+        """What looks up the shape, where fields before this one give all of its sizes; notes the sizes it gives."""
+        if field.layout is not None:
+            self.sure_axes |= field.layout.sure_axes
+        if field.kind is None or not field.kind.is_exact:
+            return None
+        axes = [axis for axis, _ in field.kind.names]
+        own = axes[axes[:1] == ["batch"] :]
+        is_given = self.sure_axes.issuperset(axes) and not any(more for _, more in field.kind.names)
+        if not field.optional or field.kind.default is not None:
+            self.sure_axes.update(axes)
+        # Of one name it would not give a tuple.
+        return (itemgetter(*own), itemgetter(*axes)) if is_given and len(own) > 1 else None
 
     @cached_property
     def structure(self) -> type[ctypes.Structure]:

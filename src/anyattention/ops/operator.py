@@ -247,7 +247,7 @@ class Operator(Generic[Record]):
                 axes = result.sized if bound.has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
                 dtype = result.dtype
-                results.append(first.new_empty(shape) if dtype is None else first.new_empty(shape, dtype=dtype))
+                results.append(first.new_empty(*shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
 
     def _kernel_for(self, tensors: Sequence[Tensor | None]) -> Callable[[Any], Any] | None:
@@ -320,7 +320,7 @@ class Operator(Generic[Record]):
         if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
         call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
-        if not ambient.is_derived_unrecorded(by):
+        if not ambient.has_outer_derivatives(by):
             found = self._gradient(call, results, by, frozenset(needs))
             return {name: found.get(name) for name in needs}
         with torch.enable_grad():

@@ -76,7 +76,7 @@ def tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[T
     """The tensors of a record, in order, absent ones too; on demand without those of parts of indices."""
     found: list[Tensor | None] = []
     given = record.__dict__
-    for name, kind, inside, is_many, _ in layout.plan:
+    for name, kind, inside, is_many, _, _ in layout.plan:
         if kind is not None:
             found.append(given[name])
         elif inside is not None and (with_indices or not inside.is_of_indices):
@@ -88,11 +88,15 @@ def tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[T
 def versions_of(layout: Layout, record: Any) -> list[int]:
     """How often each tensor of a record's parts of indices was changed in place."""
     found: list[int] = []
-    for name, _, inside, is_many, _ in layout.plan:
+    for name, _, inside, is_many, _, _ in layout.plan:
         if inside is not None:
             for part in record.__dict__[name] if is_many else (record.__dict__[name],):
                 if inside.is_of_indices:
-                    found += [0 if x.is_inference() else x._version for x in inside.tensors_of(part)]
+                    tensors = inside.tensors_of(part)
+                    try:
+                        found += [x._version for x in tensors]
+                    except RuntimeError:  # inference tensors keep none
+                        found += [0 if x.is_inference() else x._version for x in tensors]
                 else:
                     found += versions_of(inside, part)
     return found

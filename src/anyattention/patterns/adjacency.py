@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import describe_shape
-from anyattention.ambient import lasting
+from anyattention.ambient import is_mapped, lasting
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidInputError,
     MissingExtraError,
     SparseMatrixError,
+    UnsupportedError,
 )
 
 __all__ = ["Entries", "read_adjacency", "read_networkx"]
@@ -26,6 +27,11 @@ Entries = tuple[Tensor, Tensor, Tensor, tuple[int, int]]
 def read_adjacency(adjacency: Any) -> Entries:
     """The stored (sparse) or non-zero (dense) entries of a matrix."""
     if isinstance(adjacency, Tensor):
+        if is_mapped(adjacency):
+            raise UnsupportedError(
+                "an adjacency under vmap: each entry has other edges. Join their graphs by Graph.batch, outside",
+                argument="adjacency",
+            )
         with lasting(adjacency):
             return _read_torch(adjacency)
     with lasting():

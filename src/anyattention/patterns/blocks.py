@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ambient import lasting
-from anyattention.errors import DimensionMismatchError, InvalidMaskError
+from anyattention.ambient import is_mapped, lasting
+from anyattention.errors import DimensionMismatchError, InvalidMaskError, UnsupportedError
 from anyattention.patterns.base import Pattern, require_int
 from anyattention.patterns.spans import Spans
 
@@ -53,6 +53,7 @@ class Blocks(_BlockPattern):
 
     Raises:
         InvalidMaskError: the mask is not a boolean matrix.
+        UnsupportedError: a mask that vmap maps.
         InvalidConfigError: a size below 1.
         DimensionMismatchError: the mask has not as many blocks as a call's lengths.
 
@@ -72,6 +73,10 @@ class Blocks(_BlockPattern):
             found = f"{self.mask.dtype} {tuple(self.mask.shape)}" if isinstance(self.mask, Tensor) else repr(self.mask)
             raise InvalidMaskError(
                 argument="mask", expected="a boolean matrix (query blocks, key blocks)", actual=found
+            )
+        if is_mapped(self.mask):
+            raise UnsupportedError(
+                "Blocks under vmap: each entry has other pairs. Give them as mask= of the pairs", argument="mask"
             )
         # A call may remember the pattern's Graph, which a change in place would not reach.
         with lasting(self.mask):

@@ -127,8 +127,8 @@ class Graph(Pattern):
             num_nodes: number of nodes, when queries and keys are the same ones. It is never read off the
                 edges: the last nodes may be isolated.
             num_queries, num_keys: the two numbers of a bipartite graph, in place of num_nodes.
-            values: `(edges,)`, kept as `graph.values`.
-            shifts: `(edges, dim)` int64, kept as `graph.shifts`: another library's neighbour list, say.
+            values: `(edges,)`, kept as `graph.values`; not a copy.
+            shifts: `(edges, dim)` int64, kept as `graph.shifts`, not a copy: another library's neighbour list, say.
 
         Raises:
             GraphStructureError: an index outside its range, or no number of nodes, or two.

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from anyattention.ambient import shielded, takes_kept
+from anyattention.ambient import is_untraced, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
@@ -42,7 +42,7 @@ def run(call: Arguments) -> AttentionResult:
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     causal = isinstance(call.pattern, Causal)
-    is_kept = takes_kept(call.query)
+    is_kept = is_untraced(call.query)
     part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
     output, largest, log_sum = run_attention(run_call(call, (part,), call.bias, is_dense=True))
     result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype))

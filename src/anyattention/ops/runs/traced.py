@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from anyattention.ambient import Moment, admitted, constant_when_compiled, moment_of, shielded, untraced
+from anyattention.ambient import Moment, constant_when_compiled, lifted, moment_of, shielded, untraced
 from anyattention.patterns import Pattern
 
 __all__ = ["constant_when_traced"]
@@ -38,7 +38,7 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
             return untraced(compute)(pattern, num_queries, num_keys, *more)
         with shielded():
             found = untraced(compute)(pattern, _fixed(num_queries), _fixed(num_keys), *more)
-        return tuple([admitted(x) if isinstance(x, Tensor) else x for x in found])
+        return tuple([lifted(x) if isinstance(x, Tensor) else x for x in found])
 
     return call
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.ambient import is_readable
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -99,7 +100,7 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
             ranks = [scores.masked_fill(hidden, -torch.inf) for scores in ranks]
         found = torch.cat([indices, places.expand(ranks[0].shape)], dim=-1)
         ranks = [torch.cat(pair, dim=-1) for pair in zip(best, ranks, strict=True)]
-        order = _largest_first(ranks)[..., :k]
+        order = _largest_first(ranks, k)
         best, indices = [scores.gather(-1, order) for scores in ranks], found.gather(-1, order)
     return torch.where(best[0] == -torch.inf, -1, indices)
 
@@ -116,15 +117,36 @@ def _products(query: Tensor, key: Tensor) -> Tensor:
     return (query @ F.pad(key, (0, 0, 0, -num_keys % _TILE)).mT)[..., :num_keys]
 
 
-def _largest_first(ranks: list[Tensor]) -> Tensor:
-    """The order along the last axis: by the first numbers, where these are equal by the next, and then as they lie."""
-    order = None
-    for numbers in reversed(ranks):
-        numbers = numbers if order is None else numbers.gather(-1, order)
-        step = torch.sort(numbers, dim=-1, descending=True, stable=True).indices
-        order = step if order is None else order.gather(-1, step)
-    assert order is not None
-    return order
+def _largest_first(ranks: list[Tensor], k: int) -> Tensor:
+    """Where the k largest lie along the last axis: by the first numbers, where these are equal by the next, and then
+    as they lie.
+    """
+    *others, last = ranks
+    if not others:
+        return _k_largest_first(last, k)
+    order = torch.sort(last, dim=-1, descending=True, stable=True).indices
+    for numbers in reversed(others):
+        step = torch.sort(numbers.gather(-1, order), dim=-1, descending=True, stable=True).indices
+        order = order.gather(-1, step)
+    return order[..., :k]
+
+
+def _k_largest_first(numbers: Tensor, k: int) -> Tensor:
+    """Where the k largest lie, the first ones of equal numbers first; there are more than k.
+
+    `torch.topk` finds the numbers, but of those that equal the k-th it takes any: where more than k do, a second one
+    finds the first of these. A stable sort of whole rows would take several times as long.
+    """
+    found = numbers.topk(k + 1, dim=-1)
+    least, next_one = found.values[..., k - 1 : k], found.values[..., k:]
+    places = found.indices[..., :k]
+    if not is_readable(numbers) or bool(((least == next_one) & (least > -torch.inf)).any()):
+        from_the_end = torch.arange(numbers.shape[-1], 0, -1, dtype=torch.int32, device=numbers.device)
+        equals = torch.where(numbers == least, from_the_end, 0).topk(k, dim=-1).indices
+        turn = torch.arange(k, device=numbers.device) - (found.values[..., :k] != least).sum(-1, keepdim=True)
+        places = torch.where(turn < 0, places, equals.gather(-1, turn.clamp(min=0)))
+    places = places.sort(dim=-1).values
+    return places.gather(-1, torch.sort(numbers.gather(-1, places), dim=-1, descending=True, stable=True).indices)
 
 
 def _at_some(pairs: Tensor, first: int, end: int) -> Tensor:
