@@ -69,7 +69,7 @@ def bind(record: Any) -> Bound:
 def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
     # One loop, and no calls for what most fields are: this stands before every kernel.
     values: list[Any] = []
-    given = record.__dict__
+    given, sizes, numbers = record.__dict__, bound.sizes, bound.dtype
     for name, kind, inside, is_many, is_name, shapes_of in layout.plan:
         value = given[name]
         if kind is not None:
@@ -78,20 +78,16 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
             if value is None:
                 values += kind.absent
                 continue
-            dtype = kind.dtype
+            dtype = kind.dtype or numbers
             if dtype is None:
-                dtype = bound.dtype
-                if dtype is None:
-                    dtype = bound.dtype = value.dtype if value.dtype in _NUMBERS else torch.float32
-                    bound.first = value
+                dtype = numbers = bound.dtype = value.dtype if value.dtype in _NUMBERS else torch.float32
+                bound.first = value
             shape = value.shape
-            fits = (shapes_of is not None and shapes_of[bound.has_batch](bound.sizes) == shape) or _fits(
-                kind, shape, bound
-            )
-            if value.dtype is not dtype or not value.is_cpu or not fits:
+            fits = shapes_of is not None and shapes_of[bound.has_batch](sizes) == shape
+            if value.dtype is not dtype or not value.is_cpu or not (fits or _fits(kind, shape, bound)):
                 raise _misfit(place + name, kind, value, bound)
             if not kind.is_contiguous:
-                lying, found = kind.read(value, bound.sizes)
+                lying, found = kind.read(value, sizes)
                 values += found
                 if lying is not value:
                     bound.copies.append(lying)
@@ -104,9 +100,9 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
             part = value[0] if is_many else value
             read = _part if inside.is_of_indices else _structure
             values.append(read(inside, part, bound, f"{place}{name}."))
+            numbers = bound.dtype
         else:
             values.append(load.score_number(value) if is_name else value)
-    sizes = bound.sizes
     found = map(sizes.get, layout.axes, repeat(0))
     if layout.is_call:
         return layout.structure(*found, *values, load.num_threads(), bound.dtype is torch.float64)
