@@ -157,7 +157,7 @@ class AttentionModule(nn.Module):
             TrainingError: None was given and no gradient is held.
             DimensionMismatchError: the vector's length is not `parameter_count()`.
         """
-        require_number("learning_rate", learning_rate, at_least=0.0)
+        learning_rate = require_number("learning_rate", learning_rate, at_least=0.0)
         if isinstance(gradients, AttentionGradients):
             gradients = gradients.parameters
         if gradients is None and all(parameter.grad is None for parameter in self.parameters()):
@@ -176,7 +176,7 @@ class AttentionModule(nn.Module):
 
     def regularization_loss(self, l2_weight: float) -> Tensor:
         """`l2_weight` times the sum of the squared parameters; 0-d, at least float32, differentiable."""
-        require_number("l2_weight", l2_weight, at_least=0.0)
+        l2_weight = require_number("l2_weight", l2_weight, at_least=0.0)
         device = next((parameter.device for parameter in self.parameters()), "cpu")
         total = torch.zeros((), dtype=torch.float32, device=device)
         for parameter in self.parameters():

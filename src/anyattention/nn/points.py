@@ -197,7 +197,7 @@ class PointAttention(AttentionModule):
         self, positions: Tensor, radius: float, cell: Tensor | None, periodic: bool | Sequence[bool] | None
     ) -> tuple[Graph, Tensor | None]:
         """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself; and offsets."""
-        require_number("radius", radius, above=0.0)
+        radius = require_number("radius", radius, above=0.0)
         flat, batch = positions.flatten(0, -2), None
         if positions.ndim == 3:
             clouds, points = positions.shape[:2]

@@ -12,6 +12,7 @@ from torch import Tensor
 from anyattention._checks import (
     conversion_of,
     describe_shape,
+    keep_plain,
     require_dense,
     require_device,
     require_floating,
@@ -121,14 +122,14 @@ class Arguments:
         if self.return_weights is not False and self.return_weights != "heads":
             object.__setattr__(self, "return_weights", weights_asked_for(self.return_weights))
         for name in ("normalize", "return_logsumexp"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(keep_plain(self, name), bool):
                 raise InvalidInputError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         if type(self.dropout) is not float or self.dropout != 0.0:
-            require_number("dropout", self.dropout, at_least=0.0, below=1.0)
+            require_number("dropout", keep_plain(self, "dropout"), at_least=0.0, below=1.0)
         if self.scale is not None:
-            require_number("scale", self.scale)
+            require_number("scale", keep_plain(self, "scale"))
         if self.softcap is not None:
-            require_number("softcap", self.softcap, above=0.0)
+            require_number("softcap", keep_plain(self, "softcap"), above=0.0)
 
     @property
     def weights(self) -> Weights | None:

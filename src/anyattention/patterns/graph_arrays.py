@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
-from anyattention._checks import describe_shape, require_dense, require_device
+from anyattention._checks import describe_shape, plain, require_dense, require_device
 from anyattention.ambient import is_compiling, is_readable, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
@@ -270,6 +270,7 @@ def _require_count(argument: str, count: int | None) -> int:
             actual=None,
             hint="give num_nodes, or num_queries and num_keys: isolated nodes cannot be read off the edges",
         )
+    count = plain(count)
     # Above 2^59 the size of the offsets in bytes is no int64.
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 2**59:
         raise GraphStructureError(argument=argument, expected="an int >= 0, up to 2^59", actual=repr(count))

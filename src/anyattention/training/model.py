@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyattention._checks import require_number
+from anyattention._checks import keep_plain, require_number
 from anyattention.config import AttentionConfig, Config, GraphAttentionConfig
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import GraphAttention
@@ -67,19 +67,23 @@ class NodeClassifierConfig(Config):
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "hidden", "heads", "output_heads"):
-            value = getattr(self, name)
+            value = keep_plain(self, name)
             at_least = 2 if name == "num_classes" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
                 raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
         if self.hidden % self.heads:
             raise InvalidConfigError(argument="heads", expected=f"a divisor of hidden={self.hidden}", actual=self.heads)
-        require_number("dropout", self.dropout, at_least=0.0, below=1.0, error=InvalidConfigError)
+        require_number("dropout", keep_plain(self, "dropout"), at_least=0.0, below=1.0, error=InvalidConfigError)
         if self.attention_dropout is not None:
             require_number(
-                "attention_dropout", self.attention_dropout, at_least=0.0, below=1.0, error=InvalidConfigError
+                "attention_dropout",
+                keep_plain(self, "attention_dropout"),
+                at_least=0.0,
+                below=1.0,
+                error=InvalidConfigError,
             )
         for name in ("residual", "layer_norm", "equal_weights", "standardise"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(keep_plain(self, name), bool):
                 raise InvalidConfigError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         self.layer_configs()
 
