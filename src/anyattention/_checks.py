@@ -113,10 +113,20 @@ def conversion_of(value: object) -> str | None:
         "networkx": "Graph.from_networkx(...) makes a Graph of it",
         "scipy": "Graph.from_adjacency(...) makes a Graph of it",
         "pandas": "Graph.from_adjacency(...) makes a Graph of it",
+        "dgl": "Graph.from_edge_index(torch.stack(graph.edges()), graph.num_nodes()) makes a Graph of it",
+        "torch_geometric": "Graph.from_edge_index(data.edge_index, data.num_nodes) makes a Graph of it",
         "numpy": "torch.from_numpy(...) makes a tensor of it",
     }
     libraries = [base.__module__.partition(".")[0] for base in type(value).__mro__]
     return next((by_library[library] for library in libraries if library in by_library), None)
+
+
+def no_graph(argument: str, value: object, expected: str = "a Graph") -> InvalidInputError:
+    """The error for what is given in place of a Graph."""
+    hint = conversion_of(value)
+    if isinstance(value, Tensor):
+        hint = "Graph.from_edge_index(...) makes a Graph of an edge list, Graph.from_adjacency(...) of a matrix"
+    return InvalidInputError(argument=argument, expected=expected, actual=type(value).__name__, hint=hint)
 
 
 def require_dense(argument: str, tensor: Tensor) -> None:

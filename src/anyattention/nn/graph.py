@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
+from anyattention._checks import Axes, no_graph, require_dense, require_device, require_floating, require_tensor
 from anyattention.config import GraphAttentionConfig, GraphBase
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
@@ -172,6 +172,8 @@ class GraphAttention(AttentionModule):
         """
         source, target = self._check_nodes(x)
         if not isinstance(graph, Graph):
+            if not isinstance(graph, Tensor):
+                raise no_graph("graph", graph, "a Graph or an edge_index")
             require_tensor("graph", graph)
             require_device("graph", graph, target.device, "x")
             graph = Graph.from_edge_index(graph, num_queries=target.shape[-2], num_keys=source.shape[-2])

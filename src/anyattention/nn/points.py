@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anyattention._checks import (
     Axes,
     describe_shape,
+    no_graph,
     require_dense,
     require_device,
     require_floating,
@@ -155,6 +156,8 @@ class PointAttention(AttentionModule):
         if graph is None:
             return None
         if not isinstance(graph, Graph):
+            if not isinstance(graph, Tensor):
+                raise no_graph("graph", graph, "a Graph or an edge_index")
             require_tensor("graph", graph)
             require_device("graph", graph, like.device, "the positions")
             return Graph.from_edge_index(graph, num_queries=num_queries, num_keys=num_keys)

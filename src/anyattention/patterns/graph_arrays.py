@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
-from anyattention._checks import describe_shape, plain, require_dense, require_device
+from anyattention._checks import describe_shape, no_graph, plain, require_dense, require_device
 from anyattention.ambient import is_compiling, is_readable, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
@@ -210,7 +210,7 @@ def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
         return all_pairs_arrays(0, 0, "cpu")
     for position, graph in enumerate(graphs):
         if not isinstance(graph, Graph):
-            raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
+            raise no_graph(f"graphs[{position}]", graph)
         if graph.device != graphs[0].device:
             raise InvalidInputError(
                 argument=f"graphs[{position}]",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyattention._checks import conversion_of
 from anyattention.ambient import shielded
 from anyattention.errors import InvalidConfigError
 from anyattention.patterns.base import Pattern, keep_int
@@ -47,7 +48,12 @@ class TopK:
     def __post_init__(self) -> None:
         keep_int(self, "k", 1)
         if self.among is not None and not isinstance(self.among, Pattern):
-            raise InvalidConfigError(argument="among", expected="a pattern or None", actual=repr(self.among))
+            raise InvalidConfigError(
+                argument="among",
+                expected="a pattern or None",
+                actual=repr(self.among),
+                hint=conversion_of(self.among),
+            )
         if self.among is not None:
             require_simple(self.among)
 
