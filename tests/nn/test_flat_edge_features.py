@@ -34,3 +34,14 @@ def test_attend_takes_one_number_for_each_edge() -> None:
     assert torch.equal(found, same[:, 0])
     with pytest.raises(DimensionMismatchError):
         attend(x, x, x, _GRAPH, edges=EdgeFeatures(numbers, torch.randn(2, 4, 3)))
+
+
+def test_a_compiled_call_takes_one_number_for_each_edge() -> None:
+    x, numbers, weight = torch.randn(3, 2, 4), torch.randn(4), torch.randn(2, 4, 1)
+    layer = GraphAttention(8, 2, edge_dim=1).eval()
+
+    def call(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        edges = EdgeFeatures(numbers, weight, weight)
+        return attend(x, x, x, _GRAPH, edges=edges).output, layer(x.flatten(1), _GRAPH, numbers).output
+
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(numbers), call(numbers))

@@ -11,7 +11,7 @@ import torch
 
 from anyattention import Graph, TopK, attend, edge_dot, edge_softmax, edge_sum
 from anyattention.errors import AttentionError
-from anyattention.nn import DistanceAttention, EquivariantAttention, GraphAttention, MultiHeadAttention
+from anyattention.nn import DistanceAttention, EquivariantAttention, GraphAttention, MultiHeadAttention, SparseAttention
 
 _X = torch.ones(3, 2, 4)
 _ROWS = torch.ones(3, 8)
@@ -25,7 +25,7 @@ def _dgl_graph() -> object:
 
 
 _FOREIGN = {
-    "networkx": (networkx.DiGraph([(0, 1)]), "Graph.from_networkx(...)"),
+    "networkx": (networkx.DiGraph([(0, 1), (1, 2)]), "Graph.from_networkx(...)"),
     "scipy": (scipy.sparse.eye(3, format="csr"), "Graph.from_adjacency(...)"),
     "dgl": (_dgl_graph(), "Graph.from_edge_index(torch.stack(graph.edges()), graph.num_nodes())"),
 }
@@ -49,6 +49,33 @@ def test_the_error_names_the_constructor(library: str, taker: str) -> None:
     graph, constructor = _FOREIGN[library]
     with pytest.raises(AttentionError, match=re.escape(constructor)):
         _TAKERS[taker](graph)
+
+
+_OTHERS_TAKERS: dict[str, Callable[[Any], object]] = {
+    "from_edge_index": lambda graph: Graph.from_edge_index(graph, num_nodes=3),
+    "from_adjacency": Graph.from_adjacency,
+    "from_networkx": Graph.from_networkx,
+    "GraphAttention.sparse_forward": lambda graph: GraphAttention(8, 2).sparse_forward(_ROWS, graph),
+    "SparseAttention.sparse_forward": lambda graph: SparseAttention(8, 2).sparse_forward(
+        _ROWS[None], _ROWS[None], _ROWS[None], graph
+    ),
+}
+_OWN_TAKERS = {
+    "networkx": ("from_networkx",),
+    "scipy": ("from_adjacency", "GraphAttention.sparse_forward", "SparseAttention.sparse_forward"),
+    "dgl": (),
+}
+
+
+@pytest.mark.parametrize("taker", _OTHERS_TAKERS)
+@pytest.mark.parametrize("library", _FOREIGN)
+def test_another_librarys_constructor_names_the_right_one(library: str, taker: str) -> None:
+    graph, constructor = _FOREIGN[library]
+    if taker in _OWN_TAKERS[library]:
+        _OTHERS_TAKERS[taker](graph)
+    else:
+        with pytest.raises(AttentionError, match=re.escape(constructor)):
+            _OTHERS_TAKERS[taker](graph)
 
 
 def test_an_edge_list_in_place_of_a_graph() -> None:

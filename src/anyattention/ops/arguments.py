@@ -13,6 +13,7 @@ from anyattention._checks import (
     conversion_of,
     describe_shape,
     keep_plain,
+    plain,
     require_dense,
     require_device,
     require_floating,
@@ -179,6 +180,7 @@ class Arguments:
 
 def weights_asked_for(return_weights: bool | str) -> Weights | None:
     """`return_weights` as "mean", "heads" or None; True is "mean"."""
+    return_weights = plain(return_weights)
     if return_weights is False:
         return None
     if return_weights is True or return_weights == "mean":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -66,24 +66,22 @@ class NodeClassifierConfig(Config):
     standardise: bool = False
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            keep_plain(self, item.name)
         for name in ("num_classes", "hidden", "heads", "output_heads"):
-            value = keep_plain(self, name)
+            value = getattr(self, name)
             at_least = 2 if name == "num_classes" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
                 raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
         if self.hidden % self.heads:
             raise InvalidConfigError(argument="heads", expected=f"a divisor of hidden={self.hidden}", actual=self.heads)
-        require_number("dropout", keep_plain(self, "dropout"), at_least=0.0, below=1.0, error=InvalidConfigError)
+        require_number("dropout", self.dropout, at_least=0.0, below=1.0, error=InvalidConfigError)
         if self.attention_dropout is not None:
             require_number(
-                "attention_dropout",
-                keep_plain(self, "attention_dropout"),
-                at_least=0.0,
-                below=1.0,
-                error=InvalidConfigError,
+                "attention_dropout", self.attention_dropout, at_least=0.0, below=1.0, error=InvalidConfigError
             )
         for name in ("residual", "layer_norm", "equal_weights", "standardise"):
-            if not isinstance(keep_plain(self, name), bool):
+            if not isinstance(getattr(self, name), bool):
                 raise InvalidConfigError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         self.layer_configs()
 
