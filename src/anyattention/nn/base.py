@@ -48,6 +48,7 @@ class AttentionModule(nn.Module):
     """
 
     supports_masking: bool = True
+    _name: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -57,8 +58,18 @@ class AttentionModule(nn.Module):
 
     @property
     def name(self) -> str:
-        """The mechanism's name: the class's."""
-        return type(self).__name__
+        """What errors call the module: the class's name, or one that was set. Copies keep it; config and files do not.
+
+        Raises:
+            InvalidInputError: another is set, and is no str or empty.
+        """
+        return self._name or type(self).__name__
+
+    @name.setter
+    def name(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(argument="name", expected="a str of at least one character", actual=repr(name))
+        self._name = name
 
     @property
     def d_model(self) -> int:
