@@ -395,10 +395,25 @@ class Graph(EdgePattern):
         vars(self).update(checked_state(Graph, state))
 
 
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """What a Graph has besides tensors. Any two are equal: a traced call takes graphs of other radii too."""
+
+    search_radius: float | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Others)
+
+    def __hash__(self) -> int:
+        return hash(_Others)
+
+
 _pytree.register_pytree_node(
     Graph,
-    lambda graph: (fields_of(graph), graph.search_radius),
-    lambda parts, search_radius: Graph(*parts, search_radius=search_radius),
+    lambda graph: (fields_of(graph), _Others(graph.search_radius)),
+    lambda parts, others: Graph(*parts, search_radius=others.search_radius),
     serialized_type_name="anyattention.Graph",
-    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), graph.search_radius),
+    to_dumpable_context=lambda others: others.search_radius,
+    from_dumpable_context=_Others,
+    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), _Others(graph.search_radius)),
 )
