@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,10 +115,20 @@ def conversion_of(value: object) -> str | None:
         "networkx": "Graph.from_networkx(...) makes a Graph of it",
         "scipy": "Graph.from_adjacency(...) makes a Graph of it",
         "pandas": "Graph.from_adjacency(...) makes a Graph of it",
+        "dgl": "Graph.from_edge_index(torch.stack(graph.edges()), graph.num_nodes()) makes a Graph of it",
+        "torch_geometric": "Graph.from_edge_index(data.edge_index, data.num_nodes) makes a Graph of it",
         "numpy": "torch.from_numpy(...) makes a tensor of it",
     }
     libraries = [base.__module__.partition(".")[0] for base in type(value).__mro__]
     return next((by_library[library] for library in libraries if library in by_library), None)
+
+
+def no_graph(argument: str, value: object, expected: str = "a Graph") -> InvalidInputError:
+    """The error for what is given in place of a Graph."""
+    hint = conversion_of(value)
+    if isinstance(value, Tensor):
+        hint = "Graph.from_edge_index(...) makes a Graph of an edge list, Graph.from_adjacency(...) of a matrix"
+    return InvalidInputError(argument=argument, expected=expected, actual=type(value).__name__, hint=hint)
 
 
 def require_dense(argument: str, tensor: Tensor) -> None:
@@ -159,6 +171,25 @@ def require_device(argument: str, tensor: Tensor, device: torch.device, named_by
         raise InvalidInputError(argument=argument, expected=f"device {device}, as {named_by}", actual=tensor.device)
 
 
+def plain(value: Any) -> Any:
+    """numpy's scalars and arrays as Python's numbers and lists, in lists and tuples too; anything else as it is."""
+    kind = type(value)
+    if kind is int or kind is float:
+        return value
+    if kind is list or kind is tuple:
+        return kind([plain(item) for item in value])
+    return value.tolist() if kind.__module__ == "numpy" and hasattr(value, "tolist") else value
+
+
+def keep_plain(record: object, name: str) -> Any:
+    """A field of a frozen dataclass as a plain number, which the field is from now on."""
+    value = getattr(record, name)
+    if type(value) not in (int, float, bool, str, NoneType):
+        value = plain(value)
+        object.__setattr__(record, name, value)
+    return value
+
+
 def require_number(
     argument: str,
     value: object,
@@ -167,13 +198,14 @@ def require_number(
     at_least: float = -math.inf,
     below: float = math.inf,
     error: type[AttentionError] = InvalidInputError,
-) -> None:
-    """Raise unless the value is a finite number in the range."""
+) -> Any:
+    """The value as a plain number, finite and in the range; raise unless it is one."""
+    value = plain(value)
     is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
     is_bool = isinstance(value, bool)
     # Not math.isfinite, which overflows on an integer that no float can hold.
     if is_number and not is_bool and -_LARGEST <= value <= _LARGEST and above < value and at_least <= value < below:
-        return
+        return value
     bounds = [
         f"{word} {bound:g}"
         for word, bound in (("above", above), ("at least", at_least), ("below", below))

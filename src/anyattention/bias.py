@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyattention._checks import describe_shape, require_floating
+from anyattention._checks import describe_shape, keep_plain, require_floating
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
 from anyattention.patterns.base import Align, check_align, diagonal_offset, require_int
 
@@ -55,6 +55,7 @@ class RelativeBias:
             raise DimensionMismatchError(
                 argument="bias.numbers", expected="(heads, distances)", actual=describe_shape(self.numbers)
             )
+        keep_plain(self, "first")
         if isinstance(self.first, bool) or not isinstance(self.first, int):
             raise InvalidConfigError(argument="first", expected="an int", actual=repr(self.first))
         check_align(self.align)
@@ -84,8 +85,8 @@ class RelativeBias:
             tensor([[-0.1250, -0.0625,  0.0000, -0.0625, -0.1250],
                     [-0.0078, -0.0039,  0.0000, -0.0039, -0.0078]])
         """
-        require_int("heads", heads, 1)
-        require_int("length", length, 1)
+        heads = require_int("heads", heads, 1)
+        length = require_int("length", length, 1)
         power = 2 ** math.floor(math.log2(heads))
         exponents = [8 * (h + 1) / power for h in range(power)]
         exponents += [8 * (2 * h + 1) / (2 * power) for h in range(heads - power)]

@@ -131,7 +131,8 @@ class TestBrokenArrays:
         self.assert_refused(graph, name, ValueError, "invalid argument")
 
     @pytest.mark.parametrize(
-        "name", [item.name for item in fields(Graph) if item.name not in ("edge_index", "values", "shifts")]
+        "name",
+        [item.name for item in fields(Graph) if item.name not in ("edge_index", "values", "shifts", "search_radius")],
     )
     def test_arrays_of_another_length_dtype_or_layout(self, name: str) -> None:
         array = getattr(self.graph, name)

@@ -41,9 +41,9 @@ def build(drawn: tuple[int, int, list[tuple[int, int]]]) -> Graph:
     return Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
 
 
-def all_parts(graph: Graph) -> dict[str, list | None]:
+def all_parts(graph: Graph) -> dict[str, Any]:
     parts = {field.name: getattr(graph, field.name) for field in dataclasses.fields(graph)}
-    return {name: None if part is None else part.tolist() for name, part in parts.items()}
+    return {name: part.tolist() if isinstance(part, Tensor) else part for name, part in parts.items()}
 
 
 def counts(graph: Graph) -> np.ndarray:
@@ -183,7 +183,7 @@ def test_to_moves_every_part() -> None:
     assert graph.to_graph(2, 2, device="cpu") is graph
     moved = graph.to("meta")
     assert moved.device.type == "meta"
-    for field in dataclasses.fields(moved):
+    for field in dataclasses.fields(moved)[:-1]:
         assert getattr(moved, field.name).device.type == "meta", field.name
     assert repr(moved) == repr(graph)
     assert graph.to_graph(device="meta").device.type == "meta"
@@ -229,5 +229,5 @@ def test_a_large_skewed_graph_is_built_alike_on_both_routes(monkeypatch: pytest.
     monkeypatch.setattr(load, "library", lambda: None)
     plain = Graph.from_edge_index(edge_index, num_queries=1000, num_keys=700)
     for field in dataclasses.fields(fast):
-        if field.name not in ("values", "shifts"):
+        if field.name not in ("values", "shifts", "search_radius"):
             assert torch.equal(getattr(fast, field.name), getattr(plain, field.name)), field.name

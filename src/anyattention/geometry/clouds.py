@@ -13,6 +13,7 @@ from torch import Tensor
 from anyattention._checks import (
     Axes,
     describe_shape,
+    plain,
     require_dense,
     require_device,
     require_floating,
@@ -265,6 +266,7 @@ def _read_cell(
 def _read_periodic(periodic: bool | Sequence[bool] | None, dim: int, *, default: bool) -> tuple[bool, ...]:
     if periodic is None:
         return (default,) * dim
+    periodic = plain(periodic)
     if isinstance(periodic, bool):
         return (periodic,) * dim
     flags = periodic.tolist() if isinstance(periodic, Tensor) else periodic

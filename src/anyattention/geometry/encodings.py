@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from anyattention._checks import require_floating, require_number
+from anyattention._checks import plain, require_floating, require_number
 from anyattention.errors import InvalidInputError
 
 __all__ = ["bessel_basis", "cutoff_envelope", "gaussian_basis", "log_cutoff_envelope", "safe_distance"]
@@ -42,7 +42,7 @@ def safe_distance(squared: Tensor, eps: float) -> Tensor:
         tensor([0.5000, 3.0000])
     """
     require_floating("squared", squared)
-    require_number("eps", eps, above=0.0)
+    eps = require_number("eps", eps, above=0.0)
     return squared.clamp(min=eps**2).sqrt()
 
 
@@ -73,7 +73,7 @@ def gaussian_basis(distance: Tensor, radius: float, count: int) -> Tensor:
         tensor([[1.0000, 0.6065],
                 [0.6065, 1.0000]])
     """
-    _check(distance, radius, count)
+    radius, count = _check(distance, radius, count)
     width = radius / max(count - 1, 1)
     # As multiples of the width, from which the centres are whole numbers.
     steps = torch.arange(count, dtype=distance.dtype, device=distance.device)
@@ -104,7 +104,7 @@ def bessel_basis(distance: Tensor, radius: float, count: int) -> Tensor:
         >>> bessel_basis(torch.tensor([1.0]), 2.0, 2).round(decimals=4).abs()
         tensor([[1., 0.]])
     """
-    _check(distance, radius, count)
+    radius, count = _check(distance, radius, count)
     frequency = torch.arange(1, count + 1, dtype=distance.dtype, device=distance.device) * (math.pi / radius)
     away = distance[..., None]
     return math.sqrt(2.0 / radius) * torch.sin(away * frequency) / away
@@ -165,7 +165,7 @@ def log_cutoff_envelope(distance: Tensor, radius: float) -> Tensor:
 def _envelope_parts(distance: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """`1 - x`, and what (1 - x)^3 is multiplied with; the latter's x is at most 1."""
     require_floating("distance", distance)
-    require_number("radius", radius, above=0.0)
+    radius = require_number("radius", radius, above=0.0)
     x = distance / radius
     left = 1.0 - x
     x = x.clamp(max=1.0)
@@ -175,8 +175,10 @@ def _envelope_parts(distance: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     return left, factor
 
 
-def _check(distance: Tensor, radius: float, count: int) -> None:
+def _check(distance: Tensor, radius: float, count: int) -> tuple[float, int]:
+    """The radius and the count as plain numbers."""
     require_floating("distance", distance)
-    require_number("radius", radius, above=0.0)
+    radius, count = require_number("radius", radius, above=0.0), plain(count)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidInputError(argument="count", expected="an int of at least 1", actual=repr(count))
+    return radius, count

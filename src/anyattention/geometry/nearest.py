@@ -110,7 +110,7 @@ def nearest_neighbours(
         Neighbours, on the CPU, sorted by query, key and shift, not by distance.
     """
     clouds = read_clouds(positions, batch, cell, periodic, queries, query_batch)
-    require_count("k", k, 1)
+    k = require_count("k", k, 1)
     num_queries, num_keys = len(clouds.queries), len(clouds.keys)
     if num_queries == 0 or num_keys == 0:
         return no_neighbours(clouds)

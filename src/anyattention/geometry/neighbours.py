@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyattention._checks import allocation_failures_named, require_memory, require_number
+from anyattention._checks import allocation_failures_named, plain, require_memory, require_number
 from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.cell_list import cell_list_pairs, numbered_box
@@ -60,7 +60,7 @@ def radius_neighbours(
     clouds = read_clouds(positions, batch, cell, periodic, queries, query_batch)
     r = _read_radius(r, clouds.dtype)
     if max_neighbours is not None:
-        require_count("max_neighbours", max_neighbours, 0)
+        max_neighbours = require_count("max_neighbours", max_neighbours, 0)
     num_queries, num_keys = len(clouds.queries), len(clouds.keys)
     if num_queries == 0 or num_keys == 0:
         found = no_neighbours(clouds)
@@ -99,10 +99,12 @@ def _require_memory_for_pairs(clouds: Clouds, r: float, moved: Wrapped) -> None:
         require_memory(int(size), f"{float(pairs):.3g} pairs of neighbours", torch.device("cpu"))
 
 
-def require_count(argument: str, count: object, at_least: int) -> None:
-    """Raise unless the count is an int of at least so many."""
+def require_count(argument: str, count: Any, at_least: int) -> int:
+    """The count as a plain int; raise unless it is one of at least so many."""
+    count = plain(count)
     if isinstance(count, bool) or not isinstance(count, int) or count < at_least:
         raise InvalidInputError(argument=argument, expected=f"an int of at least {at_least}", actual=repr(count))
+    return count
 
 
 def no_neighbours(clouds: Clouds) -> Neighbours:
@@ -139,7 +141,7 @@ def _sort_shifts(shifts: Tensor, is_again: Tensor) -> None:
 
 
 def _read_radius(r: float, dtype: torch.dtype) -> float:
-    require_number("r", r, above=0, below=LARGEST)
+    r = require_number("r", r, above=0, below=LARGEST)
     rounded = float(torch.tensor(r, dtype=torch.float64, device="cpu").to(dtype))
     if not 1 / LARGEST < rounded < LARGEST:
         raise InvalidInputError(argument="r", expected=f"a number above 0 in {dtype}", actual=r)

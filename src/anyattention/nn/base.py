@@ -48,6 +48,7 @@ class AttentionModule(nn.Module):
     """
 
     supports_masking: bool = True
+    _name: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -57,8 +58,18 @@ class AttentionModule(nn.Module):
 
     @property
     def name(self) -> str:
-        """The mechanism's name: the class's."""
-        return type(self).__name__
+        """What errors call the module: the class's name, or one that was set. Copies keep it; config and files do not.
+
+        Raises:
+            InvalidInputError: another is set, and is no str or empty.
+        """
+        return self._name or type(self).__name__
+
+    @name.setter
+    def name(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(argument="name", expected="a str of at least one character", actual=repr(name))
+        self._name = name
 
     @property
     def d_model(self) -> int:
@@ -157,7 +168,7 @@ class AttentionModule(nn.Module):
             TrainingError: None was given and no gradient is held.
             DimensionMismatchError: the vector's length is not `parameter_count()`.
         """
-        require_number("learning_rate", learning_rate, at_least=0.0)
+        learning_rate = require_number("learning_rate", learning_rate, at_least=0.0)
         if isinstance(gradients, AttentionGradients):
             gradients = gradients.parameters
         if gradients is None and all(parameter.grad is None for parameter in self.parameters()):
@@ -176,7 +187,7 @@ class AttentionModule(nn.Module):
 
     def regularization_loss(self, l2_weight: float) -> Tensor:
         """`l2_weight` times the sum of the squared parameters; 0-d, at least float32, differentiable."""
-        require_number("l2_weight", l2_weight, at_least=0.0)
+        l2_weight = require_number("l2_weight", l2_weight, at_least=0.0)
         device = next((parameter.device for parameter in self.parameters()), "cpu")
         total = torch.zeros((), dtype=torch.float32, device=device)
         for parameter in self.parameters():

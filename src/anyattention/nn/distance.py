@@ -17,6 +17,7 @@ from anyattention.nn.bare import initialise_projection
 from anyattention.nn.base import require_finite
 from anyattention.nn.points import PointAttention, read_pairs_mask, require_finite_positions
 from anyattention.ops import attend
+from anyattention.ops.dispatch import Explanation
 from anyattention.ops.points.pairs import (
     as_pairs,
     displacements,
@@ -148,13 +149,40 @@ class DistanceAttention(PointAttention):
         Raises:
             DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit, a coordinate is not
                 finite, or there is a cell or are shifts without the other.
-            GraphStructureError: an edge_index names a point, or batch a cloud, that is not there.
+            GraphStructureError: an edge_index names a point, or batch a cloud, that is not there; or the graph is of a
+                smaller radius (`Graph.radius`) than the layer.
         """
-        axes = Axes()
-        self._check_points("positions", positions, x, axes, "points")
-        graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
-        offsets = self._offsets(graph, positions, cell, batch)
+        graph, offsets = self._read(x, positions, graph, cell, batch)
         return self._attend(positions, positions, x, graph, offsets, mask, self.config.radius, return_weights)
+
+    def explain_forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        graph: Graph | Tensor | None = None,
+        *,
+        cell: Tensor | None = None,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> Explanation:
+        """Which implementation `forward` runs for these arguments, and what the graph lacks for a smooth cut-off.
+
+        Args: as `forward`.
+
+        Returns:
+            Explanation(implementation, refusals, notes); print it.
+
+        Raises: as `forward`; nothing is computed.
+
+        Example:
+            >>> layer, x, positions = DistanceAttention(8, 2, radius=1.5), torch.zeros(2, 8), torch.zeros(2, 3)
+            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 0], [1, 0, 0]]), num_nodes=2)
+            >>> layer.explain_forward(x, positions, graph).notes[-1].split(",")[0]
+            '1 of 2 points have no edge to themselves'
+        """
+        graph, _ = self._read(x, positions, graph, cell, batch)
+        return self._explained(positions, graph, mask, return_weights)
 
     def geometric_forward(
         self, query_pos: Tensor, key_pos: Tensor, features: Tensor, *, return_weights: bool | str = True
@@ -210,6 +238,14 @@ class DistanceAttention(PointAttention):
         flat, rows = positions.flatten(0, -2), features.flatten(0, -2)
         result = self._attend(flat, flat, rows, graph, offsets, None, radius, "mean")
         return self._with_matrix(result, graph, positions.shape)
+
+    def _read(
+        self, x: Tensor, positions: Tensor, graph: Graph | Tensor | None, cell: Tensor | None, batch: Tensor | None
+    ) -> tuple[Graph | None, Tensor | None]:
+        """The graph and its offsets, of a call whose arguments fit."""
+        self._check_points("positions", positions, x, Axes(), "points")
+        graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
+        return graph, self._offsets(graph, positions, cell, batch)
 
     def _attend(
         self,

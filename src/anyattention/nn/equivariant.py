@@ -21,6 +21,7 @@ from anyattention.nn.base import require_finite
 from anyattention.nn.points import PointAttention, Points, read_pairs_mask, require_finite_positions
 from anyattention.nn.vectors import mix, shortened, squares
 from anyattention.ops.arguments import weights_asked_for
+from anyattention.ops.dispatch import Explanation
 from anyattention.ops.points.pairs import as_pairs, displacements, in_use, mask_of_edges, pairs_within, shown
 from anyattention.ops.points.sums import EquivariantSums, Rows, sums_of_all, sums_of_edges
 from anyattention.output import AttentionOutput, EquivariantOutput
@@ -182,18 +183,31 @@ class EquivariantAttention(PointAttention):
 
         Raises: as `DistanceAttention.forward`.
         """
-        axes = Axes()
-        self._check_points("positions", positions, x, axes, "points")
-        if vectors is not None:
-            axes.set("vector_channels", self.config.get_vector_channels(), "the module")
-            leading = "batch " if positions.ndim == 3 else ""
-            axes.bind("vectors", vectors, f"{leading}points vector_channels geometric_dim")
-            self._check_kind("vectors", vectors)
-        graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
-        offsets = self._offsets(graph, positions, cell, batch)
+        graph, offsets = self._read(x, positions, vectors, graph, cell, batch)
         points = self._points(positions, x, vectors)
         result = self._update(points, points, graph, offsets, mask, self.config.radius, return_weights)
         return result if positions.ndim == 3 else _first(result)
+
+    def explain_forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        vectors: Tensor | None = None,
+        graph: Graph | Tensor | None = None,
+        *,
+        cell: Tensor | None = None,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> Explanation:
+        """Which implementation `forward` runs for these arguments, and what the graph lacks for a smooth cut-off.
+
+        Args: as `forward`.
+
+        Returns, Raises: as `DistanceAttention.explain_forward`.
+        """
+        graph, _ = self._read(x, positions, vectors, graph, cell, batch)
+        return self._explained(positions, graph, mask, return_weights)
 
     def geometric_forward(
         self, query_pos: Tensor, key_pos: Tensor, features: Tensor, *, return_weights: bool | str = True
@@ -244,6 +258,26 @@ class EquivariantAttention(PointAttention):
         points = self._points(positions.flatten(0, -2), features.flatten(0, -2))
         result = _first(self._update(points, points, graph, offsets, None, radius, "mean"))
         return self._with_matrix(AttentionOutput(result.output, result.weights), graph, positions.shape)
+
+    def _read(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        vectors: Tensor | None,
+        graph: Graph | Tensor | None,
+        cell: Tensor | None,
+        batch: Tensor | None,
+    ) -> tuple[Graph | None, Tensor | None]:
+        """The graph and its offsets, of a call whose arguments fit."""
+        axes = Axes()
+        self._check_points("positions", positions, x, axes, "points")
+        if vectors is not None:
+            axes.set("vector_channels", self.config.get_vector_channels(), "the module")
+            leading = "batch " if positions.ndim == 3 else ""
+            axes.bind("vectors", vectors, f"{leading}points vector_channels geometric_dim")
+            self._check_kind("vectors", vectors)
+        graph = self._read_graph(graph, positions.shape[-2], positions.shape[-2], positions)
+        return graph, self._offsets(graph, positions, cell, batch)
 
     def _update(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
+from anyattention._checks import Axes, no_graph, require_dense, require_device, require_floating, require_tensor
 from anyattention.config import GraphAttentionConfig, GraphBase
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
@@ -159,7 +159,7 @@ class GraphAttention(AttentionModule):
                 without batch also a sparse CSR matrix.
             graph: a Graph, or an edge_index `(2, edges)` int64 (row 0 = source, row 1 = target) over x's nodes. A
                 Graph built once is cheaper than an edge_index in every call.
-            edge_attr: `(edges, edge_dim)`, exactly when the module has an edge_dim.
+            edge_attr: `(edges, edge_dim)`, exactly when the module has an edge_dim; `(edges,)` too where it is 1.
             mask: boolean, True = may attend: `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
             return_weights: "mean" over heads (or True), `(..., edges)`; "heads", `(..., edges, heads)`; or False.
 
@@ -172,11 +172,13 @@ class GraphAttention(AttentionModule):
         """
         source, target = self._check_nodes(x)
         if not isinstance(graph, Graph):
+            if not isinstance(graph, Tensor):
+                raise no_graph("graph", graph, "a Graph or an edge_index")
             require_tensor("graph", graph)
             require_device("graph", graph, target.device, "x")
             graph = Graph.from_edge_index(graph, num_queries=target.shape[-2], num_keys=source.shape[-2])
         self._check_graph(graph, source, target)
-        self._check_edges(edge_attr, graph)
+        edge_attr = self._read_edges(edge_attr, graph)
         query, key, value, score = self._project(source, target)
         result = attend(
             query,
@@ -261,7 +263,7 @@ class GraphAttention(AttentionModule):
                 actual=f"{graph.num_keys} keys and {graph.num_queries} queries",
             )
 
-    def _check_edges(self, edge_attr: Tensor | None, graph: Graph) -> None:
+    def _read_edges(self, edge_attr: Tensor | None, graph: Graph) -> Tensor | None:
         width = self.config.edge_dim
         if (edge_attr is None) != (width is None):
             raise InvalidInputError(
@@ -272,6 +274,8 @@ class GraphAttention(AttentionModule):
                 actual="None" if edge_attr is None else "a tensor",
             )
         if edge_attr is not None and width is not None:
+            if width == 1 and isinstance(edge_attr, Tensor) and edge_attr.ndim == 1:
+                edge_attr = edge_attr.unsqueeze(-1)
             axes = Axes()
             axes.set("edges", graph.num_edges, "the graph")
             axes.set("edge_dim", width, "the module")
@@ -279,6 +283,7 @@ class GraphAttention(AttentionModule):
             require_floating("edge_attr", edge_attr)
             require_dense("edge_attr", edge_attr)
             require_parameter_kind("edge_attr", edge_attr, self)
+        return edge_attr
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
         """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from anyattention._checks import (
     Axes,
     describe_shape,
+    no_graph,
     require_dense,
     require_device,
     require_floating,
@@ -26,15 +28,19 @@ from anyattention._checks import (
 )
 from anyattention.ambient import is_readable, without_autocast
 from anyattention.config import GeometricAttentionConfig
-from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError
+from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.arguments import shown_settings
 from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
 from anyattention.nn.matrices import weights_at
+from anyattention.ops import explain
+from anyattention.ops.dispatch import Explanation
 from anyattention.ops.points import DistanceSettings, distance_terms
+from anyattention.ops.points.distance_terms import refusal as refusal_of_terms
 from anyattention.ops.points.pairs import shown
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
+from anyattention.patterns.graph_arrays import lacks_loop
 
 __all__ = [
     "PointAttention",
@@ -124,13 +130,17 @@ class PointAttention(AttentionModule):
 
     def _distance_terms(self, displacement: Tensor, radius: float | None) -> tuple[Tensor, Tensor | None]:
         """The distance score `(B, E, H)`, -inf from the radius on, and what else the basis weighs, `(B, E, others)`."""
-        config, dtype, heads = self.config, displacement.dtype, self.config.base.num_heads
-        settings = DistanceSettings(radius, config.get_radial_range(), config.radial_basis, config.base.eps)
+        dtype, heads = displacement.dtype, self.config.base.num_heads
+        settings = self._distance_settings(radius)
         weight = self.radial_weight
         weight = None if weight is None else weight.to(dtype)
         terms = distance_terms(displacement.flatten(0, 1), self._decay(dtype), weight, settings)
         terms = terms.unflatten(0, displacement.shape[:2])
         return terms[..., :heads], None if weight is None else terms[..., heads:]
+
+    def _distance_settings(self, radius: float | None) -> DistanceSettings:
+        config = self.config
+        return DistanceSettings(radius, config.get_radial_range(), config.radial_basis, config.base.eps)
 
     def _check_points(self, argument: str, positions: Tensor, features: Tensor | None, axes: Axes, side: str) -> None:
         """Shapes, dtypes and devices of one side; `side` names its axis of points."""
@@ -155,6 +165,8 @@ class PointAttention(AttentionModule):
         if graph is None:
             return None
         if not isinstance(graph, Graph):
+            if not isinstance(graph, Tensor):
+                raise no_graph("graph", graph, "a Graph or an edge_index")
             require_tensor("graph", graph)
             require_device("graph", graph, like.device, "the positions")
             return Graph.from_edge_index(graph, num_queries=num_queries, num_keys=num_keys)
@@ -164,6 +176,15 @@ class PointAttention(AttentionModule):
                 argument="graph",
                 expected=f"{num_keys} keys and {num_queries} queries, the points",
                 actual=f"{graph.num_keys} keys and {graph.num_queries} queries",
+            )
+        radius, searched = self.config.radius, graph.search_radius
+        # But for the rounding of a number that was kept in float32.
+        if radius is not None and searched is not None and radius > searched * (1.0 + 1e-6):
+            raise GraphStructureError(
+                argument="graph",
+                expected=f"a radius of at least {radius!r}, the layer's",
+                actual=f"a graph of radius {searched!r}",
+                hint="a pair that enters it would have a weight at once, and the output would jump",
             )
         return graph
 
@@ -193,11 +214,44 @@ class PointAttention(AttentionModule):
             wide = None if cell is None else cell.to(dtype)
             return image_offsets(positions.to(dtype), graph.shifts, wide, graph.key_index, batch)
 
+    def _explained(
+        self, positions: Tensor, graph: Graph | None, mask: Tensor | None, return_weights: bool | str
+    ) -> Explanation:
+        """What runs over the pairs of a call: dense attention, or operations over edges. Nothing is computed."""
+        config, points = self.config, positions.shape[-2]
+        batch = positions.shape[0] if positions.ndim == 3 else 1
+        mask = read_pairs_mask(mask, graph, batch, config.base.num_heads, points, points)
+        dtype = torch.promote_types(positions.dtype, torch.float32)
+        rows = positions.new_zeros((), dtype=dtype).expand(batch, points, config.base.num_heads, 1)
+        if graph is None and config.radius is None and config.get_radial_range() is None:
+            explanation = explain(rows, rows, rows, mask=mask, return_weights=return_weights)
+            return replace(explanation, notes=("dense attention over all pairs", *explanation.notes))
+        if graph is not None:
+            notes = [f"over the graph's {graph.num_edges:,} edges"]
+        elif config.radius is not None:
+            notes = ["over the pairs within the radius, found among all pairs"]
+        else:
+            notes = ["over a graph of all pairs"]
+        edges = torch.zeros(2, 0, dtype=torch.int64, device=positions.device)
+        pairs = Graph.of_known(edges, points, points) if graph is None else graph
+        explanation = explain(rows, rows, rows, pairs, return_weights=return_weights)
+        refusal = refusal_of_terms(rows, self._distance_settings(config.radius))
+        if explanation.implementation == "cpu" and refusal is not None:
+            notes.append(f"the scores of the distance run as reference: {refusal}")
+        if graph is not None and config.radius is not None and is_readable(graph.edge_index):
+            lacking = int(lacks_loop(graph).sum())
+            if lacking:
+                notes.append(
+                    f"{lacking:,} of {points:,} points have no edge to themselves, which the smooth cut-off needs: "
+                    "their output jumps as the last neighbour leaves; graph.with_self_loops() adds the edges"
+                )
+        return replace(explanation, notes=tuple(notes))
+
     def _within(
         self, positions: Tensor, radius: float, cell: Tensor | None, periodic: bool | Sequence[bool] | None
     ) -> tuple[Graph, Tensor | None]:
         """The graph of the pairs within the radius, each cloud `(points, dim)` of a batch by itself; and offsets."""
-        require_number("radius", radius, above=0.0)
+        radius = require_number("radius", radius, above=0.0)
         flat, batch = positions.flatten(0, -2), None
         if positions.ndim == 3:
             clouds, points = positions.shape[:2]

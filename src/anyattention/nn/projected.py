@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_floating, require_mask
+from anyattention._checks import Axes, conversion_of, require_dense, require_floating, require_mask
 from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
@@ -220,6 +220,7 @@ def check_pattern(pattern: Pattern | TopK | None, causal: bool) -> None:
             argument="pattern",
             expected="a pattern (Causal, Window, Graph, ...), TopK or None",
             actual=type(pattern).__name__,
+            hint=conversion_of(pattern),
         )
     _joined(pattern, causal)
 

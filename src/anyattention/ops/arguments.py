@@ -12,6 +12,8 @@ from torch import Tensor
 from anyattention._checks import (
     conversion_of,
     describe_shape,
+    keep_plain,
+    plain,
     require_dense,
     require_device,
     require_floating,
@@ -121,14 +123,14 @@ class Arguments:
         if self.return_weights is not False and self.return_weights != "heads":
             object.__setattr__(self, "return_weights", weights_asked_for(self.return_weights))
         for name in ("normalize", "return_logsumexp"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(keep_plain(self, name), bool):
                 raise InvalidInputError(argument=name, expected="True or False", actual=repr(getattr(self, name)))
         if type(self.dropout) is not float or self.dropout != 0.0:
-            require_number("dropout", self.dropout, at_least=0.0, below=1.0)
+            require_number("dropout", keep_plain(self, "dropout"), at_least=0.0, below=1.0)
         if self.scale is not None:
-            require_number("scale", self.scale)
+            require_number("scale", keep_plain(self, "scale"))
         if self.softcap is not None:
-            require_number("softcap", self.softcap, above=0.0)
+            require_number("softcap", keep_plain(self, "softcap"), above=0.0)
 
     @property
     def weights(self) -> Weights | None:
@@ -178,6 +180,7 @@ class Arguments:
 
 def weights_asked_for(return_weights: bool | str) -> Weights | None:
     """`return_weights` as "mean", "heads" or None; True is "mean"."""
+    return_weights = plain(return_weights)
     if return_weights is False:
         return None
     if return_weights is True or return_weights == "mean":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention._checks import describe_shape
+from anyattention._checks import conversion_of, describe_shape
 from anyattention.ambient import is_mapped, lasting
 from anyattention.errors import (
     DimensionMismatchError,
@@ -52,6 +52,7 @@ def _read_others(adjacency: Any) -> Entries:
         argument="adjacency",
         expected="a scipy.sparse matrix, a torch tensor (CSR, CSC, COO or dense), an array or a pandas DataFrame",
         actual=type(adjacency).__name__,
+        hint=conversion_of(adjacency),
     )
 
 
@@ -65,7 +66,9 @@ def read_networkx(graph: Any) -> Any:
             "Graph.from_networkx needs networkx and scipy: pip install 'anyattention[viz]'"
         ) from missing
     if not isinstance(graph, networkx.Graph):
-        raise InvalidInputError(argument="graph", expected="a networkx graph", actual=type(graph).__name__)
+        raise InvalidInputError(
+            argument="graph", expected="a networkx graph", actual=type(graph).__name__, hint=conversion_of(graph)
+        )
     if len(graph) == 0:
         return scipy.sparse.csr_array((0, 0))
     try:

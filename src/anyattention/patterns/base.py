@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyattention._checks import keep_plain, plain
 from anyattention.ambient import lasting, shielded
 from anyattention.errors import DimensionMismatchError, InvalidConfigError, MissingExtraError
 
@@ -86,7 +87,7 @@ class Pattern(ABC):
                     [ True,  True,  True],
                     [False,  True,  True]])
         """
-        require_int("size", size, 1)
+        size = require_int("size", size, 1)
         spans = self.spans(num_queries, num_keys, device=device)
         rows, columns = -(-num_queries // size), -(-num_keys // size)
         is_dense = spans.step <= size  # steps over no block
@@ -179,11 +180,18 @@ def check_align(align: Align | None) -> None:
         raise InvalidConfigError(argument="align", expected="'top_left', 'bottom_right' or None", actual=repr(align))
 
 
-def require_int(argument: str, number: object, at_least: int) -> None:
-    """Raise unless a setting is an int in its range, which ends at 2^59."""
+def keep_int(pattern: object, name: str, at_least: int) -> None:
+    """Raise unless a field of a frozen dataclass is an int in its range; a plain one from now on."""
+    require_int(name, keep_plain(pattern, name), at_least)
+
+
+def require_int(argument: str, number: Any, at_least: int) -> int:
+    """The setting as a plain int; raise unless it is one in its range, which ends at 2^59."""
+    number = plain(number)
     # Above 2^59 the sums of a position and some settings are no int64.
     if isinstance(number, bool) or not isinstance(number, int) or not at_least <= number <= 2**59:
         raise InvalidConfigError(argument=argument, expected=f"an int >= {at_least}, up to 2^59", actual=repr(number))
+    return number
 
 
 def diagonal_offset(argument: str, align: Align | None, num_queries: int, num_keys: int) -> int:

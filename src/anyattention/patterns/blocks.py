@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyattention.ambient import is_mapped, lasting
 from anyattention.errors import DimensionMismatchError, InvalidMaskError, UnsupportedError
-from anyattention.patterns.base import Pattern, require_int
+from anyattention.patterns.base import Pattern, keep_int
 from anyattention.patterns.spans import Spans
 
 __all__ = ["Blocks", "RandomBlocks"]
@@ -68,7 +68,7 @@ class Blocks(_BlockPattern):
     size: int
 
     def __post_init__(self) -> None:
-        require_int("size", self.size, 1)
+        keep_int(self, "size", 1)
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.ndim != 2:
             found = f"{self.mask.dtype} {tuple(self.mask.shape)}" if isinstance(self.mask, Tensor) else repr(self.mask)
             raise InvalidMaskError(
@@ -126,9 +126,9 @@ class RandomBlocks(_BlockPattern):
     size: int = 64
 
     def __post_init__(self) -> None:
-        require_int("per_row", self.per_row, 0)
-        require_int("seed", self.seed, 0)
-        require_int("size", self.size, 1)
+        keep_int(self, "per_row", 0)
+        keep_int(self, "seed", 0)
+        keep_int(self, "size", 1)
 
     def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         rows, columns = -(-num_queries // self.size), -(-num_keys // self.size)

@@ -16,12 +16,13 @@ from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import radius_neighbours
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
-from anyattention.patterns.base import Pattern
+from anyattention.patterns.edges import EdgePattern
 from anyattention.patterns.graph_arrays import (
     all_pairs_arrays,
     edges_as_keys_arrays,
     fields_of,
     joined_arrays,
+    joined_radius,
     loops_added,
     moved_arrays,
     named_fields_of,
@@ -34,13 +35,13 @@ from anyattention.patterns.graph_arrays import (
     row_arrays,
     sorted_arrays,
 )
-from anyattention.patterns.spans import Spans
+from anyattention.patterns.graph_state import checked_state
 
 __all__ = ["Graph"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Graph(Pattern):
+class Graph(EdgePattern):
     """The (query, key) pairs of a graph: a multiset, in the caller's edge order.
 
     Build one with `from_edge_index`, `from_adjacency`, `from_networkx`, `radius`, `nearest` or `batch`; the
@@ -57,6 +58,8 @@ class Graph(Pattern):
             unless they are passed on as bias or edge features.
         shifts: `(edges, dim)` int64, or None: the edge leads to the image of its key by so many vectors of the
             periodic cell. `displacements` uses them, attention does not; `&` and `|` drop them as they do values.
+        search_radius: the r of `Graph.radius`, or None: all pairs up to so far apart are edges. Layers between
+            points refuse a graph of a smaller radius than their own.
 
     Example:
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 1], [2, 2]]), num_nodes=3)
@@ -75,39 +78,7 @@ class Graph(Pattern):
     edges_by_key: Tensor
     values: Tensor | None = None
     shifts: Tensor | None = None
-
-    @property
-    def num_queries(self) -> int:
-        """Number of queries, isolated ones included."""
-        return self.query_offsets.shape[0] - 1
-
-    @property
-    def num_keys(self) -> int:
-        """Number of keys, unused ones included."""
-        return self.key_offsets.shape[0] - 1
-
-    @property
-    def num_edges(self) -> int:
-        """Number of edges; a duplicate counts again."""
-        return self.edge_index.shape[1]
-
-    @property
-    def key_index(self) -> Tensor:
-        """`(edges,)` int64: the key (source) of each edge, in the caller's order."""
-        return self.edge_index[0]
-
-    @property
-    def query_index(self) -> Tensor:
-        """`(edges,)` int64: the query (target) of each edge, in the caller's order."""
-        return self.edge_index[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the index arrays are."""
-        return self.edge_index.device
-
-    def __repr__(self) -> str:
-        return f"Graph(num_queries={self.num_queries}, num_keys={self.num_keys}, num_edges={self.num_edges})"
+    search_radius: float | None = None
 
     @classmethod
     def from_edge_index(
@@ -160,10 +131,12 @@ class Graph(Pattern):
         num_keys: int,
         values: Tensor | None = None,
         shifts: Tensor | None = None,
+        search_radius: float | None = None,
     ) -> Graph:
         """`from_edge_index` of edges that are known to be right, and the Graph's own, who shares their memory."""
         with allocation_failures_named():
-            return cls(*sorted_arrays(edge_index, num_queries, num_keys), values=values, shifts=shifts)
+            arrays = sorted_arrays(edge_index, num_queries, num_keys)
+            return cls(*arrays, values=values, shifts=shifts, search_radius=search_radius)
 
     @classmethod
     def from_rows(cls, keys: Tensor, num_keys: int) -> Graph:
@@ -176,8 +149,8 @@ class Graph(Pattern):
         return cls(*all_pairs_arrays(num_queries, num_keys, device))
 
     def edges_as_keys(self) -> Graph:
-        """The same queries and edges, each edge from a key of its own."""
-        return Graph(*edges_as_keys_arrays(self))
+        """The same queries and edges, each edge from a key of its own, with their `values` and `shifts`."""
+        return Graph(*edges_as_keys_arrays(self), values=self.values, shifts=self.shifts)
 
     @classmethod
     def from_adjacency(cls, adjacency: Any) -> Graph:
@@ -262,8 +235,8 @@ class Graph(Pattern):
             max_neighbours: raise where a query has more. Nothing is ever cut off.
 
         Returns:
-            The Graph, on the positions' device, edges by query, then key, then shift; `shifts` where a cell is given.
-            No points: no edges.
+            The Graph, on the positions' device, edges by query, then key, then shift; `shifts` where a cell is given,
+            and r as `search_radius`. No points: no edges.
 
         Raises:
             InvalidInputError, DimensionMismatchError: points above 1e150, infinite or NaN, and what does not fit.
@@ -284,7 +257,7 @@ class Graph(Pattern):
                     [ 1,  0]])
         """
         found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
-        return cls(*neighbour_arrays(found, len(positions), positions.device))
+        return cls(*neighbour_arrays(found, len(positions), positions.device), search_radius=float(r))
 
     @classmethod
     def nearest(
@@ -326,7 +299,7 @@ class Graph(Pattern):
 
         Args:
             graphs: any number, all on one device; nothing is sorted again. `values` are kept when every graph has
-                them, `shifts` when one has: 0 in the others.
+                them, `shifts` when one has (0 in the others), and the least `search_radius` there is.
 
         Raises:
             InvalidInputError: an item is not a Graph, or the devices differ.
@@ -338,23 +311,35 @@ class Graph(Pattern):
             tensor([[0, 2],
                     [1, 3]])
         """
-        return cls(*joined_arrays(graphs))
+        return cls(*joined_arrays(graphs), search_radius=joined_radius(graphs))
 
-    def with_self_loops(self) -> Graph:
-        """This graph plus one edge i -> i for each node that has none, after the caller's edges; no `values`.
+    def with_self_loops(self, *, fill: float = 1.0) -> Graph:
+        """This graph plus one edge i -> i for each node that has none.
 
-        An edge to an image of the node itself is no self-loop; the new edges have shift 0.
+        The new edges stand after the caller's, in the order of their nodes. An edge to an image of the node itself is
+        no self-loop; the new edges have shift 0. Edge features of the caller's are extended by as many rows as edges
+        were added, as in the example.
+
+        Args:
+            fill: the value of the new edges where the graph has `values`, in whose dtype it is kept; without them it
+                has no effect. Derivatives of the other values are kept.
 
         Raises:
             GraphStructureError: queries and keys are different sets.
+            InvalidInputError: fill is no finite number, or none that the values' dtype holds.
 
         Example:
-            >>> Graph.from_edge_index(torch.tensor([[1], [0]]), num_nodes=2).with_self_loops().edge_index
-            tensor([[1, 0, 1],
-                    [0, 0, 1]])
+            >>> graph = Graph.from_edge_index(torch.tensor([[1, 2], [0, 2]]), num_nodes=3)
+            >>> looped = graph.with_self_loops()
+            >>> looped.edge_index
+            tensor([[1, 2, 0, 1],
+                    [0, 2, 0, 1]])
+            >>> features = torch.tensor([[5.0], [6.0]])
+            >>> torch.cat([features, features.new_zeros(looped.num_edges - graph.num_edges, 1)]).flatten()
+            tensor([5., 6., 0., 0.])
         """
-        edge_index, shifts = loops_added(self)
-        return Graph.of_known(edge_index, self.num_queries, self.num_keys, shifts=shifts)
+        edge_index, values, shifts = loops_added(self, fill)
+        return Graph.of_known(edge_index, self.num_queries, self.num_keys, values, shifts, self.search_radius)
 
     def displacements(
         self,
@@ -388,40 +373,6 @@ class Graph(Pattern):
         sizes = (self.num_queries, self.num_keys)
         return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)
 
-    def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
-        """True where there is an edge. Cost: a sort of the edges."""
-        require_sizes(self, num_queries, num_keys)
-        edges = torch.sort(self.query_index * num_keys + self.key_index).values
-        pairs = query * num_keys + key
-        if self.num_edges == 0:
-            return torch.zeros_like(pairs, dtype=torch.bool)
-        place = torch.searchsorted(edges, pairs).clamp(max=self.num_edges - 1)
-        return edges[place] == pairs
-
-    def spans(self, num_queries: int, num_keys: int, *, device: torch.device | str = "cpu") -> Spans:
-        """Each pair on its own; duplicates fall together. Cost: a sort of the edges."""
-        require_sizes(self, num_queries, num_keys)
-        pairs = torch.unique(self.query_index * num_keys + self.key_index).to(device)
-        key = pairs % max(num_keys, 1)
-        return Spans.of(pairs // max(num_keys, 1), key, key)
-
-    def is_simple(self) -> bool:
-        """Whether no edge is there twice."""
-        return torch.unique(self.query_index * self.num_keys + self.key_index).numel() == self.num_edges
-
-    def to_dense(
-        self,
-        num_queries: int | None = None,
-        num_keys: int | None = None,
-        *,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """The pairs as a boolean matrix `(num_queries, num_keys)`; duplicates fall together."""
-        require_sizes(self, num_queries, num_keys)
-        pairs = torch.zeros(self.num_queries, self.num_keys, dtype=torch.bool, device=self.device)
-        pairs[self.query_index, self.key_index] = True
-        return pairs.to(device)
-
     def to_graph(
         self,
         num_queries: int | None = None,
@@ -437,13 +388,32 @@ class Graph(Pattern):
         """This graph with its tensors on the device; itself where they are there already."""
         if self.device == torch.device(device):
             return self
-        return Graph(*moved_arrays(self, device))
+        return Graph(*moved_arrays(self, device), search_radius=self.search_radius)
+
+    def __setstate__(self, state: object) -> None:
+        # A file can hold anything, and kernels read what the arrays say.
+        vars(self).update(checked_state(Graph, state))
+
+
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """What a Graph has besides tensors. Any two are equal: a traced call takes graphs of other radii too."""
+
+    search_radius: float | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Others)
+
+    def __hash__(self) -> int:
+        return hash(_Others)
 
 
 _pytree.register_pytree_node(
     Graph,
-    lambda graph: (fields_of(graph), None),
-    lambda parts, _: Graph(*parts),
+    lambda graph: (fields_of(graph), _Others(graph.search_radius)),
+    lambda parts, others: Graph(*parts, search_radius=others.search_radius),
     serialized_type_name="anyattention.Graph",
-    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), None),
+    to_dumpable_context=lambda others: others.search_radius,
+    from_dumpable_context=_Others,
+    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), _Others(graph.search_radius)),
 )

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
-from anyattention._checks import describe_shape, require_dense, require_device
+from anyattention._checks import describe_shape, no_graph, plain, require_dense, require_device, require_number
 from anyattention.ambient import is_compiling, is_readable, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
 from anyattention.native.compressed_rows import compressed_rows
 
 if TYPE_CHECKING:
     from anyattention.geometry.neighbours import Neighbours
+    from anyattention.patterns.edges import EdgePattern
     from anyattention.patterns.graph import Graph
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "edges_as_keys_arrays",
     "fields_of",
     "joined_arrays",
+    "joined_radius",
+    "lacks_loop",
     "loops_added",
     "moved_arrays",
     "named_fields_of",
@@ -43,13 +46,14 @@ __all__ = [
 
 
 def fields_of(graph: Graph) -> list[Any]:
-    """The fields, in order; `values` and `shifts` may be None."""
-    return [getattr(graph, item.name) for item in fields(graph)]
+    """The tensors, in the order of the fields; `values` and `shifts` may be None."""
+    return [tensor for _, tensor in named_fields_of(graph)]
 
 
 def named_fields_of(graph: Graph) -> list[tuple[Any, Any]]:
-    """The fields with their names, for torch.export, which names its inputs."""
-    return [(_pytree.GetAttrKey(item.name), getattr(graph, item.name)) for item in fields(graph)]
+    """The tensors with their names, for torch.export, which names its inputs."""
+    names = [item.name for item in fields(graph) if item.name != "search_radius"]
+    return [(_pytree.GetAttrKey(name), getattr(graph, name)) for name in names]
 
 
 def require_edge_index(edge_index: Tensor) -> None:
@@ -106,7 +110,7 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
 
 
-def require_sizes(graph: Graph, num_queries: int | None, num_keys: int | None) -> None:
+def require_sizes(graph: EdgePattern, num_queries: int | None, num_keys: int | None) -> None:
     """That a caller's numbers of queries and keys, where given, are the graph's own."""
     asked = (graph.num_queries if num_queries is None else num_queries,)
     asked += (graph.num_keys if num_keys is None else num_keys,)
@@ -155,7 +159,7 @@ def edges_as_keys_arrays(graph: Graph) -> list[Tensor]:
         return [torch.stack([edges, graph.query_index]), *by_query, offsets, graph.query_index, edges]
 
 
-def row_arrays(keys: Tensor, num_keys: int) -> list[Tensor]:
+def row_arrays(keys: Tensor, num_keys: int) -> list[Any]:
     """A Graph's fields, of the keys `(num_queries, k)` of each query."""
     num_queries, k = keys.shape
     with lasting(keys):
@@ -168,7 +172,7 @@ def row_arrays(keys: Tensor, num_keys: int) -> list[Tensor]:
 
 
 @lasting()
-def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str) -> list[Tensor]:
+def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str) -> list[Any]:
     """A Graph's fields, of every pair."""
     queries, keys = torch.arange(num_queries, device=device), torch.arange(num_keys, device=device)
     edges = torch.arange(num_queries * num_keys, device=device)
@@ -179,25 +183,51 @@ def all_pairs_arrays(num_queries: int, num_keys: int, device: torch.device | str
     return [torch.stack([key_index, queries.repeat_interleave(num_keys)]), *by_query, *by_key]
 
 
-def loops_added(graph: Graph) -> tuple[Tensor, Tensor | None]:
-    """The edges, and their shifts, with i -> i added for each node that has no such edge to itself, not an image."""
-    if graph.num_queries != graph.num_keys:
-        raise GraphStructureError(
-            argument="graph",
-            expected="as many queries as keys for self-loops",
-            actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
-        )
+def lacks_loop(graph: Graph) -> Tensor:
+    """`(nodes,)` boolean: which nodes have no edge to themselves; one to an image of the node is none."""
     with lasting(graph.edge_index):
         missing = torch.ones(graph.num_queries, dtype=torch.bool, device=graph.device)
         is_loop = graph.key_index == graph.query_index
         if graph.shifts is not None:
             is_loop &= (graph.shifts == 0).all(1)
         missing[graph.key_index[is_loop]] = False
-        loops = missing.nonzero().T.expand(2, -1)
+        return missing
+
+
+def loops_added(graph: Graph, fill: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The edges, their values and their shifts, with i -> i added for each node that has no such edge."""
+    if graph.num_queries != graph.num_keys:
+        raise GraphStructureError(
+            argument="graph",
+            expected="as many queries as keys for self-loops",
+            actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
+        )
+    values, shifts = graph.values, graph.shifts
+    fill = require_number("fill", fill) if values is None else _require_held("fill", fill, values.dtype)
+    with lasting(graph.edge_index):
+        loops = lacks_loop(graph).nonzero().T.expand(2, -1)
         edge_index = torch.cat([graph.edge_index, loops], dim=1)
-        if graph.shifts is None:
-            return edge_index, None
-        return edge_index, torch.cat([graph.shifts, graph.shifts.new_zeros(loops.shape[1], graph.shifts.shape[1])])
+        if shifts is not None:
+            shifts = torch.cat([shifts, shifts.new_zeros(loops.shape[1], shifts.shape[1])])
+    # Outside: they keep the derivatives of the moment.
+    if values is not None:
+        values = torch.cat([values, values.new_full((loops.shape[1],), fill)])
+    return edge_index, values, shifts
+
+
+def _require_held(argument: str, number: float, dtype: torch.dtype) -> float:
+    """The number, which a tensor of the dtype can hold: whole and in range, but for rounding."""
+    number = require_number(argument, number)
+    if dtype.is_floating_point or dtype.is_complex:
+        is_held = abs(number) <= torch.finfo(dtype).max
+    else:
+        low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        is_held = low <= number <= high and number == int(number)
+    if not is_held:
+        raise InvalidInputError(
+            argument=argument, expected=f"a number that {dtype}, the values' dtype, holds", actual=number
+        )
+    return number
 
 
 def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
@@ -210,7 +240,7 @@ def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
         return all_pairs_arrays(0, 0, "cpu")
     for position, graph in enumerate(graphs):
         if not isinstance(graph, Graph):
-            raise InvalidInputError(argument=f"graphs[{position}]", expected="a Graph", actual=type(graph).__name__)
+            raise no_graph(f"graphs[{position}]", graph)
         if graph.device != graphs[0].device:
             raise InvalidInputError(
                 argument=f"graphs[{position}]",
@@ -222,6 +252,11 @@ def joined_arrays(graphs: Sequence[Graph]) -> list[Any]:
     # Outside: they keep the derivatives of the moment.
     values = [graph.values for graph in graphs if graph.values is not None]
     return [*joined, torch.cat(values) if len(values) == len(graphs) else None, shifts]
+
+
+def joined_radius(graphs: Sequence[Graph]) -> float | None:
+    """The least radius that one of the graphs is known to have all pairs of."""
+    return min((graph.search_radius for graph in graphs if graph.search_radius is not None), default=None)
 
 
 def _joined(graphs: Sequence[Graph]) -> list[Tensor]:
@@ -270,6 +305,7 @@ def _require_count(argument: str, count: int | None) -> int:
             actual=None,
             hint="give num_nodes, or num_queries and num_keys: isolated nodes cannot be read off the edges",
         )
+    count = plain(count)
     # Above 2^59 the size of the offsets in bytes is no int64.
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 2**59:
         raise GraphStructureError(argument=argument, expected="an int >= 0, up to 2^59", actual=repr(count))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anyattention._checks import keep_plain, plain
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
-from anyattention.patterns.base import Align, Pattern, check_align, diagonal_offset, require_int
+from anyattention.patterns.base import Align, Pattern, check_align, diagonal_offset, keep_int, require_int
 from anyattention.patterns.spans import Spans, concatenate
 
 __all__ = ["Causal", "Documents", "Fixed", "Full", "Global", "Strided", "Window"]
@@ -114,8 +115,8 @@ class Window(_Positional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_int("left", self.left, 0)
-        require_int("right", self.right, 0)
+        keep_int(self, "left", 0)
+        keep_int(self, "right", 0)
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """True where `-left <= key - position <= right`."""
@@ -156,8 +157,8 @@ class Strided(_Positional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_int("stride", self.stride, 1)
-        require_int("local", self.local, 0)
+        keep_int(self, "stride", 1)
+        keep_int(self, "local", 0)
 
     def allows(self, query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """True where `|key - position| <= local` or `key = position mod stride`."""
@@ -208,8 +209,8 @@ class Fixed(_Positional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_int("block", self.block, 1)
-        require_int("summary", self.summary, 0)
+        keep_int(self, "block", 1)
+        keep_int(self, "summary", 0)
         if self.summary > self.block:
             raise InvalidConfigError(argument="summary", expected=f"at most block={self.block}", actual=self.summary)
 
@@ -258,8 +259,9 @@ class Global(_Positional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        keep_plain(self, "tokens")
         if isinstance(self.tokens, int):
-            require_int("tokens", self.tokens, 0)
+            keep_int(self, "tokens", 0)
         else:
             object.__setattr__(self, "tokens", tuple(sorted(set(_integers("tokens", self.tokens)))))
 
@@ -344,7 +346,7 @@ class Documents(Pattern):
 
 def _integers(argument: str, numbers: Sequence[int] | Tensor) -> list[int]:
     """The numbers, none of them negative."""
-    listed = numbers.tolist() if isinstance(numbers, Tensor) else numbers
+    listed = numbers.tolist() if isinstance(numbers, Tensor) else plain(numbers)
     if not isinstance(listed, list | tuple | range):
         raise InvalidConfigError(argument=argument, expected="a sequence of ints", actual=repr(numbers))
     for place, number in enumerate(listed):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyattention._checks import conversion_of
 from anyattention.ambient import shielded
 from anyattention.errors import InvalidConfigError
-from anyattention.patterns.base import Pattern, require_int
+from anyattention.patterns.base import Pattern, keep_int
 from anyattention.patterns.composed import require_simple
 from anyattention.patterns.sequence import Full
 
@@ -45,9 +46,14 @@ class TopK:
     among: Pattern | None = None
 
     def __post_init__(self) -> None:
-        require_int("k", self.k, 1)
+        keep_int(self, "k", 1)
         if self.among is not None and not isinstance(self.among, Pattern):
-            raise InvalidConfigError(argument="among", expected="a pattern or None", actual=repr(self.among))
+            raise InvalidConfigError(
+                argument="among",
+                expected="a pattern or None",
+                actual=repr(self.among),
+                hint=conversion_of(self.among),
+            )
         if self.among is not None:
             require_simple(self.among)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention._checks import Axes, require_number
+from anyattention._checks import Axes, keep_plain, require_number
 from anyattention.errors import DimensionMismatchError
 from anyattention.scores.base import EdgeProducts, FeatureProducts, Score
 
@@ -31,6 +31,9 @@ class Additive(Score):
     """
 
     negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        keep_plain(self, "negative_slope")
 
     def check(self, axes: Axes, query: Tensor) -> None:
         """A head_dim of 1."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention._checks import Axes, require_floating, require_number, require_same_kind
+from anyattention._checks import Axes, keep_plain, require_floating, require_number, require_same_kind
 from anyattention.scores.base import EdgeProducts, FeatureProducts, Score
 
 __all__ = ["Dynamic"]
@@ -36,6 +36,9 @@ class Dynamic(Score):
     negative_slope: float = 0.2
 
     features_are_inside: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        keep_plain(self, "negative_slope")
 
     def check(self, axes: Axes, query: Tensor) -> None:
         """A vector for each head."""

@@ -16,7 +16,7 @@ class EdgeFeatures:
     `key' = key_j + key_weight e` and `value' = value_j + value_weight e`; a weight that is None adds nothing.
 
     Args:
-        features: `(edges, edge_dim)`, in the caller's edge order.
+        features: `(edges, edge_dim)`, in the caller's edge order; `(edges,)` is taken as `(edges, 1)`.
         key_weight: `(heads, head_dim, edge_dim)` or None.
         value_weight: `(heads, value_dim, edge_dim)` or None.
 
@@ -29,3 +29,7 @@ class EdgeFeatures:
     features: Tensor
     key_weight: Tensor | None = None
     value_weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.features, Tensor) and self.features.ndim == 1:
+            object.__setattr__(self, "features", self.features.unsqueeze(-1))

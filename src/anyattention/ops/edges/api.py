@@ -12,12 +12,12 @@ from torch import Tensor
 from anyattention._checks import (
     Axes,
     allocation_failures_named,
+    no_graph,
     require_device,
     require_floating,
     require_same_kind,
 )
 from anyattention.ambient import is_autocast_enabled, is_compiling, is_transformed
-from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
 from anyattention.ops.dispatch import Implementation
 from anyattention.ops.edges import operators, reference
@@ -163,7 +163,7 @@ def edge_softmax(scores: Tensor, graph: Graph, *, implementation: str | None = N
 
 def _axes(graph: Graph) -> Axes:
     if not isinstance(graph, Graph):
-        raise InvalidInputError(argument="graph", expected="a Graph", actual=type(graph).__name__)
+        raise no_graph("graph", graph)
     sizes = {"queries": graph.num_queries, "keys": graph.num_keys, "edges": graph.num_edges}
     return Axes("the graph", **sizes)
 

@@ -13,12 +13,12 @@ from typing import Annotated, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention import native
 from anyattention.ambient import Moment, is_differentiated_again, moment_of
 from anyattention.geometry import bessel_basis, gaussian_basis, log_cutoff_envelope, safe_distance
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
 from anyattention.ops.points.chunks import gradients_in_chunks, in_chunks
+from anyattention.ops.refusals import refusal_of_device
 
 __all__ = ["DistanceSettings", "distance_terms"]
 
@@ -89,12 +89,18 @@ def distance_terms(
     shared = [decay] if radial_weight is None else [decay, radial_weight]
     # Before the kernel's own function, which is to keep what derivatives are taken by.
     displacement, *shared = (x.contiguous() for x in (displacement, *shared))
-    has_kernel = native.available() and (radial_weight is None or settings.radial_basis == "gaussian")
-    if has_kernel and displacement.is_cpu and moment_of((displacement, *shared)) is Moment.PLAIN:
+    if refusal(displacement, settings) is None and moment_of((displacement, *shared)) is Moment.PLAIN:
         numbers = (settings.radius or 0.0, settings.radial_range or 1.0, settings.eps)
         weight = None if radial_weight is None else shared[1]
         return _distance_terms(DistanceTerms(displacement, shared[0], weight, *numbers))
     return in_chunks(partial(reference, settings), displacement, *shared)[0]
+
+
+def refusal(rows: Tensor, settings: DistanceSettings) -> str | None:
+    """Why the kernel cannot run on the rows' device, or cannot have these functions; None where it can."""
+    if settings.radial_range is not None and settings.radial_basis != "gaussian":
+        return f"the kernel has no {settings.radial_basis} basis"
+    return refusal_of_device(rows, "positions are")
 
 
 def reference(
