@@ -274,6 +274,30 @@ def test_a_forked_child_runs_kernels_on_one_thread(native):
     assert printed.split() == ["0", "2"]
 
 
+def test_a_child_that_was_forked_before_the_first_use_runs_kernels_on_one_thread(native):
+    printed = in_fresh_process(
+        """
+        import os, signal, sys, warnings, torch, anyattention
+        torch.set_num_threads(2)
+        rows = torch.arange(200_000) % 11
+        # PyTorch has had a team of threads, which the child is without.
+        torch.ones(1_000_000).exp()
+        assert "anyattention.native" not in sys.modules
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            from anyattention.native import load
+            from anyattention.native.compressed_rows import compressed_rows
+            offsets = compressed_rows(rows, rows, 11, 11).offsets
+            os._exit(0 if load.num_threads() == 1 and offsets[-1] == 200_000 else 1)
+        _, status = os.waitpid(child, 0)
+        print(status)
+        """
+    )
+    assert printed.split() == ["0"]
+
+
 @pytest.fixture
 def nothing_built(monkeypatch):
     monkeypatch.setattr(load, "_state", load._State())

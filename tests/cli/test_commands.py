@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,12 @@ def test_info_without_kernels(monkeypatch, capsys) -> None:
 
 
 def test_info_says_what_is_missing(monkeypatch, capsys) -> None:
-    from anyattention.cli import info
-
     def version(package: str) -> str:
         if package == "matplotlib":
-            raise info.PackageNotFoundError(package)
+            raise metadata.PackageNotFoundError(package)
         return "1.2.3"
 
-    monkeypatch.setattr(info, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "not installed, matplotlib missing: pip install 'anyattention[demo]'" in printed
@@ -303,10 +302,32 @@ def test_a_missing_scikit_learn_is_named_before_training(tmp_path: Path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
-def test_the_commands_load_nothing_heavy_for_their_help() -> None:
-    script = "import sys; from anyattention.cli import main; main(['train', '--help']); print('MODULES', *sys.modules)"
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda command: " ".join(command) or "-")
+def test_help_imports_nothing_of_what_the_commands_run(command) -> None:
+    script = (
+        f"import sys; from anyattention.cli import main; main([*{command}, '--help']); print('MODULES', *sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    modules = done.stdout.partition("MODULES")[2].split()
-    loaded = {name.split(".")[0] for name in modules}
-    assert not loaded & {"sklearn", "matplotlib", "scipy"}
-    assert "anyattention.cli.training" not in modules
+    shown, _, modules = done.stdout.partition("MODULES")
+    assert "usage: anyattention" in shown
+    loaded = set(modules.split())
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "safetensors",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "tqdm",
+        "importlib.metadata",
+    }
+    ours = {name for name in loaded if name.startswith("anyattention.") and not name.startswith("anyattention.cli")}
+    assert ours == {"anyattention.errors"}
+    assert "anyattention.cli.training" not in loaded
+
+
+def test_a_mistake_is_told_without_pytorch() -> None:
+    script = "import sys; from anyattention.cli import main; main(['train', '--epochs', '0']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "expected a whole number from 1" in done.stderr
+    assert "torch" not in done.stdout.split()

@@ -108,7 +108,7 @@ class _State:
 
 
 _state = _State()
-_forked = False
+_forked = os.getpid() != anyattention._IMPORTED_BY
 
 
 def _after_fork_in_child() -> None:
