@@ -233,7 +233,7 @@ MISTAKES = [
     ("demo sequence", "'sequence' is an example now: run `python -m examples.language_model` in a checkout"),
     ("demo points --particles 5", "'points' is an example now: run `python -m examples.particles` in a checkout"),
     ("predict", "the following arguments are required: --model"),
-    ("predict --model absent", "config.json: expected a readable JSON file"),
+    ("predict --model absent", "model.safetensors: expected a readable safetensors file, got No such file"),
     ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
     ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
     ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as in the training"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import anyattention
@@ -173,6 +174,7 @@ def test_a_folder_without_mean_and_deviation_still_predicts(dense_file: Path, tm
     for name in ("standardise", "equal_weights"):
         del settings["config"][name]
     (run / "config.json").write_text(json.dumps(settings))
+    safetensors.torch.save_file(model.state_dict(), run / "model.safetensors")
     capsys.readouterr()
     found = predict(run, dense_file, tmp_path / "out.npz")
     (line,) = capsys.readouterr().err.splitlines()

@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import anyattention
     from anyattention.errors import InvalidInputError
-    from anyattention.saving import make_folder, write_atomically
+    from anyattention.files import make_folder, write_atomically
     from anyattention.training import NodeClassifier, predict_logits
 
     out = arguments.out or arguments.model / "predictions.csv"

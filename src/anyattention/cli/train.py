@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         settings_for,
         write_run,
     )
-    from anyattention.saving import make_folder
+    from anyattention.files import make_folder
 
     data = load_data(arguments.data, arguments.seed)
     use_threads(arguments.threads, data)
