@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ try:
 except ImportError:  # no POSIX system
     fcntl = None
 
-__all__ = ["make_folder", "reading", "to_path", "write_atomically", "write_together"]
+__all__ = ["make_folder", "reading", "require_file", "to_path", "write_atomically", "write_together"]
 
 _TEMPORARY = ".anyattention-"
 
@@ -84,6 +85,18 @@ def to_path(folder: str | os.PathLike[str]) -> Path:
     if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
         raise InvalidInputError(argument="folder", expected="a path", actual=repr(folder))
     return Path(folder)
+
+
+def require_file(path: Path) -> int:
+    """How many bytes a regular file has. A device or a pipe might never end.
+
+    Raises:
+        OSError: it is another thing, or not there.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(None, "not a file")
+    return about.st_size
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
-from anyattention.files import make_folder, reading, to_path, write_together
+from anyattention.files import make_folder, reading, require_file, to_path, write_together
 
 __all__ = ["load", "model_files", "save"]
 
@@ -149,7 +148,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
 def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[str, Tensor]]:
     """The settings among a file's metadata, None where it has none, and the weights: of one dtype, without NaN."""
     try:
-        _require_file(path)
+        require_file(path)
         with safetensors.safe_open(path, "pt", str(device)) as file:
             settings = (file.metadata() or {}).get(_SETTINGS)
             # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
@@ -175,7 +174,7 @@ def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[st
 
 def _read_config(path: Path) -> str:
     try:
-        if _require_file(path) > _LARGEST_CONFIG:
+        if require_file(path) > _LARGEST_CONFIG:
             raise InvalidConfigError(argument=str(path), expected="settings", actual=f"over {_LARGEST_CONFIG:,} bytes")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as fault:
@@ -183,14 +182,6 @@ def _read_config(path: Path) -> str:
             raise
         reason = getattr(fault, "strerror", None) or str(fault)
         raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=reason) from fault
-
-
-def _require_file(path: Path) -> int:
-    """How many bytes a regular file has. A device or a pipe might never end."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError(None, "not a file")
-    return about.st_size
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
