@@ -278,6 +278,20 @@ def test_settings_cannot_ask_for_memory_that_the_weights_do_not_fill(config, fau
         load(tmp_path)
 
 
+def test_tables_are_not_larger_than_the_weights_allow(tmp_path):
+    weights = MultiHeadAttention(8, 2).state_dict()
+    _write(tmp_path, {"module": "MultiHeadAttention", "config": {"d_model": 8, "num_heads": 2}}, weights)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for max_seq_len, is_refused in ((1 << 20, False), (1 << 28, True)):
+        settings["config"] |= {"positions": "sinusoidal", "max_seq_len": max_seq_len}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        if is_refused:
+            with pytest.raises(InvalidConfigError, match=r"at most .* bytes beside such weights, got 8,589,934,592"):
+                load(tmp_path)
+        else:
+            load(tmp_path)
+
+
 @pytest.mark.parametrize("length", [0, 1, 8, 100, -1])
 def test_truncated_weights_are_refused(length, tmp_path):
     save(_randomized("multi_head"), tmp_path)

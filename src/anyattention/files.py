@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from anyattention.errors import InvalidInputError
+from anyattention.signals import uninterrupted
 
 try:
     import fcntl
@@ -40,7 +39,7 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, without: Sequenc
         InvalidInputError: the folder cannot be written.
         KeyboardInterrupt: after it was written, with a message that says so.
     """
-    with _uninterrupted(f"{', '.join(files)} in {folder} are whole"), _locked(folder, to_write=True) as is_locked:
+    with uninterrupted(f"{', '.join(files)} in {folder} are whole"), _locked(folder, to_write=True) as is_locked:
         try:
             for left in folder.glob(f"{_TEMPORARY}*") if is_locked else ():
                 left.unlink()
@@ -132,27 +131,3 @@ def _locked(folder: Path, *, to_write: bool) -> Iterator[bool]:
     finally:
         if number is not None:
             os.close(number)
-
-
-@contextmanager
-def _uninterrupted(outcome: str) -> Iterator[None]:
-    """While signals that would end the process wait, which only the main thread can make them do."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    # None is the handler of a program that Python is embedded in, which cannot be put back.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in handlers.items() if handler is not None}
-    for number in handlers:
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in came:
-            try:
-                signal.raise_signal(number)
-            except KeyboardInterrupt as interrupt:
-                raise type(interrupt)(outcome) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     Raises:
         InvalidInputError: a file is missing or broken, the weights do not fit the settings, are not of one floating
             dtype, or have a NaN.
-        InvalidConfigError: the settings name an unknown module or field, or are out of range.
+        InvalidConfigError: the settings name an unknown module or field, are out of range, or ask for tables that are
+            far larger than the weights.
     """
     path = to_path(folder)
     try:
@@ -134,7 +136,9 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     try:
         # First without memory: settings that do not fit the weights may ask for any amount of it.
         with torch.device("meta"):
-            kind.from_config(config).load_state_dict(weights, assign=True)
+            hollow = kind.from_config(config)
+            _require_small_tables(hollow, weights, path)
+            hollow.load_state_dict(weights, assign=True)
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
@@ -170,6 +174,18 @@ def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[st
         if x.isnan().any():
             raise InvalidInputError(argument=str(path), expected="weights that are numbers", actual=f"NaN in {name}")
     return settings, weights
+
+
+def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise where tables that are computed, of positions say, would take far more memory than the weights."""
+    tables = sum(x.numel() * x.element_size() for name, x in module.named_buffers() if name not in weights)
+    most = (1 << 26) + 100 * sum(x.numel() * x.element_size() for x in weights.values())
+    if tables > most:
+        raise InvalidConfigError(
+            argument=str(path),
+            expected=f"settings that ask for at most {most:,} bytes beside such weights",
+            actual=f"{tables:,} bytes: a smaller max_seq_len",
+        )
 
 
 def _read_config(path: Path) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ MISTAKES = [
     ("train --data absent.npz", "absent.npz: expected a readable .npz file, got No such file"),
     ("train --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("train --data text.npz", "text.npz: expected a readable .npz file"),
-    ("train --data pickled.npz", "pickled.npz: expected a readable .npz file, got it holds pickled objects"),
+    ("train --data pickled.npz", "pickled.npz: expected a readable .npz file, got y holds pickled objects"),
     ("train --data other.npz", "other.npz: expected the keys x_indptr"),
     ("train --data good.npz --out good.npz", "good.npz: expected a folder, got File exists"),
     ("train --data good.npz --out good.npz/run", "good.npz/run: expected a folder, got Not a directory"),
@@ -268,6 +269,32 @@ def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def run(arguments: list[str], **streams) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "anyattention.cli", *arguments], text=True, check=False, **streams)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_output_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = run(["info"], stdout=full, stderr=subprocess.PIPE)
+    line = "anyattention: error: the output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_streams(closed: tuple[int, ...], data_files: ModuleType, tmp_path: Path) -> None:
+    """No file that is written takes the number of a closed stream, into which other code may print."""
+    close = "import os, sys; [os.close(number) for number in map(int, sys.argv.pop(1))]; os.execv(sys.executable, "
+    close += "[sys.executable, '-m', 'anyattention.cli', *sys.argv[1:]])"
+    out, data = str(tmp_path / "run"), data_files.write(tmp_path / "data.npz", data_files.dense_arrays())
+    arguments = ["train", "--data", str(data), "--epochs", "2", "--split", "0", "--out", out]
+    command = [sys.executable, "-c", close, "".join(map(str, closed)), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
+    anyattention.load(out)
 
 
 def test_a_loss_that_is_not_finite_is_told_in_one_line(folder: Path, monkeypatch, capsys) -> None:
@@ -322,7 +349,7 @@ def test_help_imports_nothing_of_what_the_commands_run(command) -> None:
         "importlib.metadata",
     }
     ours = {name for name in loaded if name.startswith("anyattention.") and not name.startswith("anyattention.cli")}
-    assert ours == {"anyattention.errors"}
+    assert ours == {"anyattention.errors", "anyattention.signals"}
     assert "anyattention.cli.training" not in loaded
 
 

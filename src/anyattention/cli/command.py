@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import NoReturn
 
 from anyattention.errors import AttentionError, InvalidInputError
+from anyattention.signals import uninterrupted
 
 __all__ = ["Parser", "run_command"]
 
@@ -33,6 +35,8 @@ class _Terminated(KeyboardInterrupt):
 def run_command(parser: Parser, argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and call `run`, a default that the parser sets, with them.
 
+    Another default, `imports`, names modules that `run` imports.
+
     Args:
         parser: of the command.
         argv: the arguments; None takes the process's.
@@ -42,17 +46,22 @@ def run_command(parser: Parser, argv: Sequence[str] | None = None) -> int:
         line on stderr; 130 when Ctrl-C, and 143 when SIGTERM came before there was anything to keep; 141 when nobody
         reads the output any more.
     """
+    _open_what_is_closed()
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
     try:
-        arguments = parser.parse_args(argv)
-        code = arguments.run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            arguments = parser.parse_args(argv)
+            with uninterrupted():
+                # Libraries in C make other errors of a Ctrl-C while they are imported.
+                for module in vars(arguments).get("imports", ()):
+                    import_module(module)
+            code = arguments.run(arguments)
+        except SystemExit as finished:
+            # argparse ends `--help` this way.
+            code = finished.code if isinstance(finished.code, int) else 0
+        sys.stdout.flush()
         return code
-    except SystemExit as finished:
-        # argparse ends `--help` this way.
-        return finished.code if isinstance(finished.code, int) else 0
     except AttentionError as mistake:
         return _told(f"{parser.prog}: error: {' '.join(str(mistake).split())}", _MISTAKE)
     except BrokenPipeError:
@@ -72,6 +81,13 @@ def run_command(parser: Parser, argv: Sequence[str] | None = None) -> int:
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
+
+
+def _open_what_is_closed() -> None:
+    """Closed streams lead nowhere: else a file that is opened takes their number, and what others print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # until the process ends
 
 
 def _told(line: str, code: int) -> int:

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/demo)")
     parser.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.cli.training", "anyattention.training.baselines"))
 
 
 def _subject(text: str) -> str:

@@ -41,6 +41,7 @@ def _kernels() -> list[str]:
     lines = [
         f"kernels built {', '.join(about.built) or 'none'}",
         f"this CPU runs {', '.join(about.supported) or 'none'}",
+        *[f"not usable    {level}: {reason}" for level, reason in about.refused],
     ]
     if about.reason is not None:
         return [*lines, f"kernels used  none, the reference implementation runs: {about.reason}"]

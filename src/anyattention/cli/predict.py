@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         type=Path,
         help="where to write, as its suffix says: .csv or .npz (default: predictions.csv in the model's folder)",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.training",))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     add_model(parser)
     add_training(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/ and the data's name)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.cli.training",))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
