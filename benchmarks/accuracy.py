@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from anyattention.cli.training import settings_for
-from anyattention.saving import write_atomically
+from anyattention.files import write_atomically
 from anyattention.training import (
     NodeData,
     attention_within_classes,

@@ -23,7 +23,7 @@ import torch
 
 import anyattention
 from anyattention import native
-from anyattention.saving import write_atomically
+from anyattention.files import write_atomically
 from benchmarks.memory import peak_memory
 
 __all__ = [

@@ -75,6 +75,9 @@ AIMS: Aims = {
     "geometric/all_pairs/*heads, forward+backward": [at_most(4, _SDPA)],
     "geometric/attention/attend*, over the larger limit": [below(3, "random"), below(3, "sorted")],
     "geometric/neighbours/radius graph*": [at_most(1.3, "vesin, pairs alone")],
+    "startup/imports/import anyattention": [below(150, "more than import torch")],
+    "startup/imports/every public name": [below(150, "more than import torch")],
+    "startup/help/*": [below(150, "milliseconds")],
     "searches/*/*": [Aim("at most 3 x the better", lambda case: all(case.over(name) >= 1 / 3 for name in case.others))],
 }
 
@@ -298,6 +301,8 @@ TABLES: dict[str, Table] = {
     "points limits": _numbers("geometric/attention", "our time over the larger limit"),
     "points forces": _numbers("geometric/forces/per edge", "particles"),
     "force growth": growth("geometric/forces/per edge", "microseconds", "bytes"),
+    "startup imports": _numbers("startup/imports", "process"),
+    "startup help": _numbers("startup/help", "command"),
     "language steps": language_steps,
     "particle errors": particle_errors,
     "nbody errors": nbody_errors,

@@ -1,6 +1,7 @@
 """The shape of the package: arrows point one way, imports stay light, public names are documented."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -189,13 +190,53 @@ def _run(code):
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def test_import_is_light():
+def _loaded(code):
+    """What a fresh process has imported in the end, and what without the package."""
+    run = _run(f"import sys, torch; before = set(sys.modules); {code}; print('LOADED', *sys.modules, '/', *before)")
+    loaded, _, before = run.stdout.partition("LOADED")[2].partition("/")
+    return set(loaded.split()), set(before.split())
+
+
+def test_import_alone_does_not_import_pytorch():
+    run = _run("import sys; before = set(sys.modules); import anyattention; print(*(set(sys.modules) - before))")
+    loaded = {name for name in run.stdout.split() if name.startswith("anyattention") or name in ("torch", "numpy")}
+    assert loaded == {"anyattention"}
+
+
+def test_every_public_name_together_is_light():
+    loaded, before = _loaded("from anyattention import *; attend, nn, Graph, save")
+    assert {"anyattention.ops", "anyattention.nn", "anyattention.saving"} <= loaded
+    new = loaded - before
     # PyTorch itself imports tqdm.
-    run = _run("import sys, torch; before = set(sys.modules); import anyattention; print(*(set(sys.modules) - before))")
-    loaded = {name.split(".")[0] for name in run.stdout.split()}
-    assert "anyattention" in loaded
-    assert not loaded & set(_HEAVY)
-    assert not {name for name in run.stdout.split() if name.startswith(("anyattention.cli", "anyattention.training"))}
+    assert not {name.split(".")[0] for name in new} & {*_HEAVY, "pandas", "sympy"}
+    heavy = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental", "torch.onnx")
+    assert not {name for name in new if name.startswith(heavy)}
+    assert not {name for name in new if name.startswith(("anyattention.cli", "anyattention.training"))}
+
+
+def test_each_public_name_is_where_the_package_says():
+    """What type checkers read, and what Python reads."""
+    tree = ast.parse((_ROOT / "__init__.py").read_text())
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    shown = {
+        alias.name: (node.module or "").removeprefix("anyattention").removeprefix(".")
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert shown == anyattention._HOME_OF
+    assert {*shown, "__version__"} == set(anyattention.__all__) <= set(dir(anyattention))
+    for name, home in shown.items():
+        if home:
+            assert name in importlib.import_module(f"anyattention.{home}").__all__, name
+            assert getattr(anyattention, name) is getattr(importlib.import_module(f"anyattention.{home}"), name)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'anyattention' has no attribute 'atend'"):
+        anyattention.atend  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'atend' from 'anyattention'"):
+        from anyattention import atend  # noqa: F401
 
 
 def test_import_says_nothing():
@@ -210,16 +251,7 @@ def test_each_module_names_what_it_offers(name):
         assert hasattr(module, offered), f"{name} has no {offered}"
 
 
-def test_the_prelude_is_complete():
-    modules = {name.split(".")[0] for name in _NAMES}
-    public = {name for name in vars(anyattention) if not name.startswith("_")}
-    imported = {name for name in public if inspect.ismodule(getattr(anyattention, name))} - {
-        "errors",
-        "interfaces",
-        "nn",
-    }
-    # Submodules become attributes when something imports them; `version` is importlib's.
-    assert public - (imported & modules) - {"version"} == set(anyattention.__all__) - {"__version__"}
+def test_the_public_names_are_sorted():
     assert anyattention.__all__ == sorted(anyattention.__all__)
 
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,6 +277,30 @@ def test_a_forked_child_runs_kernels_on_one_thread(native):
     assert printed.split() == ["0", "2"]
 
 
+def test_a_child_that_was_forked_before_the_first_use_runs_kernels_on_one_thread(native):
+    printed = in_fresh_process(
+        """
+        import os, signal, sys, warnings, torch, anyattention
+        torch.set_num_threads(2)
+        rows = torch.arange(200_000) % 11
+        # PyTorch has had a team of threads, which the child is without.
+        torch.ones(1_000_000).exp()
+        assert "anyattention.native" not in sys.modules
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            from anyattention.native import load
+            from anyattention.native.compressed_rows import compressed_rows
+            offsets = compressed_rows(rows, rows, 11, 11).offsets
+            os._exit(0 if load.num_threads() == 1 and offsets[-1] == 200_000 else 1)
+        _, status = os.waitpid(child, 0)
+        print(status)
+        """
+    )
+    assert printed.split() == ["0"]
+
+
 @pytest.fixture
 def nothing_built(monkeypatch):
     monkeypatch.setattr(load, "_state", load._State())
@@ -301,6 +328,59 @@ def test_warns_about_a_library_that_does_not_load(monkeypatch, tmp_path):
     monkeypatch.setattr(load, "_built", lambda: {"baseline": broken})
     with pytest.warns(load.MissingKernelsWarning, match="cannot be used"):
         assert not load.available()
+
+
+@pytest.fixture
+def libraries(native, monkeypatch, tmp_path):
+    """Copies of the libraries with their digests, as an installation has them."""
+    found = {}
+    for level, path in load._built().items():
+        if level in load._supported():
+            found[level] = tmp_path / path.name
+            found[level].write_bytes(path.read_bytes())
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[level].with_name(f"{path.name}.sha256").write_text(f"{digest}\n")
+    monkeypatch.setattr(load, "_state", load._State())
+    monkeypatch.setattr(load, "_built", lambda: found)
+    return found
+
+
+@pytest.mark.parametrize("kept", [0, 100, 4096, 1 << 20, -1])
+def test_a_library_that_is_cut_off_is_not_opened(libraries, kept):
+    best, *slower = libraries
+    libraries[best].write_bytes(libraries[best].read_bytes()[:kept])
+    reason = "cannot be used \\(it is not the file that was built\\)"
+    expected = rf"runs its kernels for {slower[0]}, which are slower: .*{reason}\. Reinstall" if slower else reason
+    with pytest.warns(load.MissingKernelsWarning, match=expected) as caught:
+        assert load.available() == bool(slower)
+    assert load.available() == bool(slower)
+    assert len(caught) == 1
+    assert load.info().level == (slower[0] if slower else None)
+    assert [level for level, _ in load.info().refused] == [best]
+
+
+def test_the_next_level_runs_where_one_cannot_be_used(libraries):
+    """Also one that the system refuses, without a digest."""
+    *broken, last = libraries
+    for level in broken:
+        libraries[level].write_bytes(b"not a library")
+        libraries[level].with_name(f"{libraries[level].name}.sha256").unlink()
+    found, about = load._open(None)
+    assert found is not None
+    assert about.level == last
+    assert [level for level, _ in about.refused] == broken
+    assert about.reason is None
+
+
+def test_an_installation_has_digests():
+    folder = Path(sysconfig.get_path("purelib")) / "anyattention"
+    built = [path for path in folder.glob("libanyattention_*") if path.suffix != ".sha256"]
+    if not built and not os.environ.get("CI"):
+        pytest.skip("no libraries are installed")
+    assert built
+    for path in built:
+        digest = path.with_name(f"{path.name}.sha256").read_text().strip()
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class OtherEdgeSum(ctypes.Structure):

@@ -20,6 +20,7 @@ from anyattention import (
     save,
 )
 from anyattention.errors import InvalidConfigError, InvalidInputError
+from anyattention.files import make_folder, write_atomically
 from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
@@ -28,7 +29,6 @@ from anyattention.nn import (
     ScaledDotProductAttention,
     SparseAttention,
 )
-from anyattention.saving import make_folder, write_atomically
 from anyattention.training import NodeClassifier
 
 _SOURCE = Path(anyattention.__file__).parent
@@ -278,6 +278,20 @@ def test_settings_cannot_ask_for_memory_that_the_weights_do_not_fill(config, fau
         load(tmp_path)
 
 
+def test_tables_are_not_larger_than_the_weights_allow(tmp_path):
+    weights = MultiHeadAttention(8, 2).state_dict()
+    _write(tmp_path, {"module": "MultiHeadAttention", "config": {"d_model": 8, "num_heads": 2}}, weights)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for max_seq_len, is_refused in ((1 << 20, False), (1 << 28, True)):
+        settings["config"] |= {"positions": "sinusoidal", "max_seq_len": max_seq_len}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        if is_refused:
+            with pytest.raises(InvalidConfigError, match=r"at most .* bytes beside such weights, got 8,589,934,592"):
+                load(tmp_path)
+        else:
+            load(tmp_path)
+
+
 @pytest.mark.parametrize("length", [0, 1, 8, 100, -1])
 def test_truncated_weights_are_refused(length, tmp_path):
     save(_randomized("multi_head"), tmp_path)
@@ -296,7 +310,8 @@ def test_a_pickle_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(name, tmp_path):
-    save(_randomized("multi_head"), tmp_path)
+    module = _randomized("multi_head")
+    _write(tmp_path, {"module": "MultiHeadAttention", "config": module.config.to_dict()}, module.state_dict())
     (tmp_path / name).unlink()
     with pytest.raises(InvalidInputError, match=f"{name}: expected a readable .*No such file"):
         load(tmp_path)
@@ -317,8 +332,70 @@ def test_weights_that_do_not_fit_are_refused(change, tmp_path):
     else:
         weights[name] = weights[name].long()
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
-    fault = "hook" if change == "extra" else "key_projection"
-    with pytest.raises(InvalidInputError, match=rf"(?s)the weights do not fit config\.json: .*{fault}"):
+    fault = {"extra": "fit config.json: .*hook", "dtype": "weights of one floating-point dtype of 16, 32 or 64 bits"}
+    with pytest.raises(InvalidInputError, match="(?s)" + fault.get(change, "fit config.json: .*key_projection")):
+        load(tmp_path)
+
+
+def test_the_settings_go_with_the_weights(tmp_path):
+    """Two models of the same shapes and other heads: which one a folder has is decided by one file."""
+    two, three = MultiHeadAttention(6, 2), MultiHeadAttention(6, 3)
+    save(two, tmp_path / "two")
+    save(three, tmp_path / "three")
+    (tmp_path / "three" / "model.safetensors").replace(tmp_path / "two" / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"config\.json is not what .*model\.safetensors was saved with"):
+        assert load(tmp_path / "two").config.num_heads == 3
+    (tmp_path / "two" / "config.json").unlink()
+    assert load(tmp_path / "two").config.num_heads == 3
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float32", "bfloat16"), ("int64",), ("complex64",)])
+def test_weights_have_one_floating_dtype(dtypes, tmp_path):
+    module = _randomized("multi_head")
+    save(module, tmp_path)
+    weights = {
+        name: x.to(getattr(torch, dtypes[n % len(dtypes)])) for n, (name, x) in enumerate(module.state_dict().items())
+    }
+    settings = safetensors.safe_open(tmp_path / "model.safetensors", "pt").metadata()
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", settings)
+    found = ", ".join(sorted(f"torch.{name}" for name in dtypes))
+    with pytest.raises(InvalidInputError, match=f"expected weights of one floating-point dtype .*, got {found}"):
+        load(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    module = _randomized("multi_head")
+    with torch.no_grad():
+        module.key_projection.weight[1, 2] = torch.nan
+    save(module, tmp_path)
+    with pytest.raises(
+        InvalidInputError, match=r"expected weights that are numbers, got NaN in key_projection\.weight"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(kind, name, tmp_path):
+    module = _randomized("multi_head")
+    _write(tmp_path, {"module": "MultiHeadAttention", "config": module.config.to_dict()}, module.state_dict())
+    (tmp_path / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif kind == "device":
+        (tmp_path / name).symlink_to("/dev/zero")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(InvalidInputError, match=rf"{name}: expected a readable .*, got not a file"):
+        load(tmp_path)
+
+
+def test_a_large_config_is_not_read(tmp_path):
+    module = _randomized("multi_head")
+    _write(tmp_path, {"module": "MultiHeadAttention", "config": module.config.to_dict()}, module.state_dict())
+    with open(tmp_path / "config.json", "ab") as file:
+        file.truncate(1 << 21)
+    with pytest.raises(InvalidConfigError, match=r"config\.json: expected settings, got over 1,048,576 bytes"):
         load(tmp_path)
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import nn
 from tqdm import tqdm
 
-from anyattention.saving import make_folder, write_atomically
+from anyattention.files import make_folder, write_atomically
 from benchmarks.harness import require_tests, write_result
 from benchmarks.nbody.data import Systems, simulate
 from benchmarks.nbody.training import MARKS, Data, Mark, Training

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from anyattention.saving import write_atomically
+from anyattention.files import write_atomically
 from benchmarks.nbody.data import Systems
 
 __all__ = ["MARKS", "Data", "Mark", "Training"]

@@ -15,7 +15,7 @@ from anyattention.cli.arguments import count
 from anyattention.cli.command import Parser, run_command
 from anyattention.cli.progress import progress_bar
 from anyattention.errors import InvalidInputError
-from anyattention.saving import make_folder, write_atomically
+from anyattention.files import make_folder, write_together
 from anyattention.training.extras import require_extras
 from examples.language_model import report
 from examples.language_model.model import Settings
@@ -111,9 +111,9 @@ def _write(
         "interrupted": done.interrupted,
         "settings": vars(settings),
     }
-    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    passage = text.held_out[: settings.length]
-    write_atomically(folder / "attention.png", draw(done, passage, references))
+    picture = draw(done, text.held_out[: settings.length], references)
+    files = {"metrics.json": (json.dumps(metrics, indent=2) + "\n").encode(), "attention.png": picture}
+    write_together(folder, files, without=("attention.png",))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from anyattention import Graph
 from anyattention.cli.arguments import count
 from anyattention.cli.command import Parser, run_command
 from anyattention.cli.progress import progress_bar
-from anyattention.saving import make_folder, write_atomically
+from anyattention.files import make_folder, write_together
 from anyattention.training.extras import require_extras
 from examples.particles import report
 from examples.particles.model import Settings
@@ -110,8 +110,9 @@ def _write(folder: Path, done: Fit, data: Data, settings: Settings, found: repor
         "interrupted": done.interrupted,
         "settings": vars(settings),
     }
-    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    write_atomically(folder / "attention.png", draw(done, data.test, found.equivariant, found.plain))
+    picture = draw(done, data.test, found.equivariant, found.plain)
+    files = {"metrics.json": (json.dumps(metrics, indent=2) + "\n").encode(), "attention.png": picture}
+    write_together(folder, files, without=("attention.png",))
 
 
 if __name__ == "__main__":

@@ -7,42 +7,49 @@
 tensor([0.5000, 0.5000])
 """
 
-from importlib.metadata import version
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from anyattention import errors, interfaces, nn
-from anyattention.bias import RelativeBias
-from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
-from anyattention.config import (
-    AttentionConfig,
-    GeometricAttentionConfig,
-    GraphAttentionConfig,
-    SparseAttentionConfig,
-)
-from anyattention.masks import mask_from_blocked
-from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain, merge
-from anyattention.output import (
-    AttentionCache,
-    AttentionGradients,
-    AttentionOutput,
-    AttentionResult,
-    EquivariantOutput,
-)
-from anyattention.patterns import (
-    Blocks,
-    Causal,
-    Documents,
-    Fixed,
-    Full,
-    Global,
-    Graph,
-    Pattern,
-    RandomBlocks,
-    Strided,
-    TopK,
-    Window,
-)
-from anyattention.saving import load, save
-from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures
+# Each public name is imported at its first use, by `__getattr__`: PyTorch takes a second, which the help of the
+# command `anyattention` need not wait for. Type checkers and editors read these lines, and Python reads `_HOMES`.
+if TYPE_CHECKING:
+    from anyattention import errors, interfaces, nn
+    from anyattention.bias import RelativeBias
+    from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
+    from anyattention.config import (
+        AttentionConfig,
+        GeometricAttentionConfig,
+        GraphAttentionConfig,
+        SparseAttentionConfig,
+    )
+    from anyattention.masks import mask_from_blocked
+    from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain, merge
+    from anyattention.output import (
+        AttentionCache,
+        AttentionGradients,
+        AttentionOutput,
+        AttentionResult,
+        EquivariantOutput,
+    )
+    from anyattention.patterns import (
+        Blocks,
+        Causal,
+        Documents,
+        Fixed,
+        Full,
+        Global,
+        Graph,
+        Pattern,
+        RandomBlocks,
+        Strided,
+        TopK,
+        Window,
+    )
+    from anyattention.saving import load, save
+    from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures
+
+    __version__: str
 
 __all__ = [
     "Additive",
@@ -89,4 +96,41 @@ __all__ = [
     "save",
 ]
 
-__version__: str = version("anyattention")
+# The modules in which the public names are; "" where the name is a module.
+_HOMES = {
+    "": ("errors", "interfaces", "nn"),
+    "bias": ("RelativeBias",),
+    "builder": ("AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"),
+    "config": ("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig", "SparseAttentionConfig"),
+    "masks": ("mask_from_blocked",),
+    "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
+    "output": ("AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult", "EquivariantOutput"),
+    "patterns": (
+        *("Blocks", "Causal", "Documents", "Fixed", "Full", "Global"),
+        *("Graph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
+    ),
+    "saving": ("load", "save"),
+    "scores": ("Additive", "Dot", "Dynamic", "EdgeFeatures"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+# OpenMP's threads do not survive a fork, which may come before the kernels' first use: `native.load` compares.
+_IMPORTED_BY = os.getpid()
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """A public name, the first time that it is asked for; later ones find it among the module's own."""
+        if name == "__version__":
+            found = import_module("importlib.metadata").version("anyattention")
+        elif name not in _HOME_OF:
+            raise AttributeError(f"module 'anyattention' has no attribute {name!r}")
+        elif home := _HOME_OF[name]:
+            found = getattr(import_module(f"anyattention.{home}"), name)
+        else:
+            found = import_module(f"anyattention.{name}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from contextlib import suppress
+import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
+from anyattention.files import make_folder, reading, require_file, to_path, write_together
 
-__all__ = ["load", "make_folder", "save", "write_atomically"]
+__all__ = ["load", "model_files", "save"]
+
+_SETTINGS = "anyattention"  # their name among a file's metadata
+_LARGEST_CONFIG = 1 << 20
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # The closed set of modules that a folder may name: where each lives, and its config.
 _MODULES = {
@@ -36,9 +41,10 @@ _MODULES = {
 
 
 def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write a module's weights and settings: `model.safetensors` and `config.json`.
+    """Write a module's weights and settings: `model.safetensors`, and `config.json` to read.
 
-    Each file is written under a temporary name and then renamed, so a crash leaves the old one or the new one.
+    `model.safetensors` holds the settings too, in its metadata, so that one renaming decides which model a folder has:
+    whatever ends the process, the folder has the old model or the new one. Two processes may save at once.
 
     Args:
         module: any module of this package that has a `config`.
@@ -56,6 +62,12 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
         ...     load(folder).config.num_heads
         2
     """
+    files = model_files(module)
+    write_together(make_folder(folder), files)
+
+
+def model_files(module: nn.Module) -> dict[str, bytes]:
+    """The files that `save` writes, for `write_together`; raises as `save`."""
     name = type(module).__name__
     if name not in _MODULES or not hasattr(module, "from_config"):
         raise InvalidInputError(argument="module", expected="one of " + ", ".join(_MODULES), actual=name)
@@ -68,18 +80,20 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
             hint="save a module without pattern that has the same weights, or use SparseAttention",
         )
     config: Any = module.config
-    path = make_folder(folder)
     weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    settings = {"module": name, "config": config.to_dict()}
-    write_atomically(path / "model.safetensors", safetensors.torch.save(weights))
-    write_atomically(path / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
+    settings = json.dumps({"module": name, "config": config.to_dict()}, indent=2) + "\n"
+    return {
+        "model.safetensors": safetensors.torch.save(weights, {_SETTINGS: settings}),
+        "config.json": settings.encode(),
+    }
 
 
 def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
     """The module of a folder that `save` wrote, with its dtype, in evaluation mode.
 
     Args:
-        folder: with `model.safetensors` and `config.json`.
+        folder: with `model.safetensors`, whose metadata has the settings. `config.json` says the same, and a warning
+            comes where it does not; folders saved before 29 November 2026 have the settings in `config.json` alone.
         device: where the weights go.
 
     Returns:
@@ -94,31 +108,37 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         torch.Size([2, 8])
 
     Raises:
-        InvalidInputError: a file is missing or broken, or the weights do not fit the settings.
-        InvalidConfigError: the settings name an unknown module or field, or are out of range.
+        InvalidInputError: a file is missing or broken, the weights do not fit the settings, are not of one floating
+            dtype, or have a NaN.
+        InvalidConfigError: the settings name an unknown module or field, are out of range, or ask for tables that are
+            far larger than the weights.
     """
-    path = _to_path(folder)
+    path = to_path(folder)
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as fault:
         raise InvalidInputError(argument="device", expected="the name of a device", actual=repr(device)) from fault
-    settings = _read_settings(path / "config.json")
+    weights_path, config_path = path / "model.safetensors", path / "config.json"
+    with reading(path):
+        kept, weights = _read_weights(weights_path, place)
+        told = _read_config(config_path) if kept is None or config_path.exists() else None
+    settings = _parsed(kept, weights_path) if kept is not None else _parsed(told or "", config_path)
+    if kept is not None and told is not None and _parsed(told, config_path) != settings:
+        warnings.warn(
+            f"{config_path} is not what {weights_path} was saved with: the settings in the latter are taken. To change "
+            "settings, build the module and load the weights into it",
+            stacklevel=2,
+        )
     name = settings["module"]
     home, config_home, config_name = _MODULES[name]
     config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
     kind = getattr(import_module(home), name)
-    weights_path = path / "model.safetensors"
-    try:
-        # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
-        weights = {name: x.clone() for name, x in safetensors.torch.load_file(weights_path, device=str(place)).items()}
-    except (OSError, SafetensorError) as fault:
-        raise InvalidInputError(
-            argument=str(weights_path), expected="a readable safetensors file", actual=str(fault)
-        ) from fault
     try:
         # First without memory: settings that do not fit the weights may ask for any amount of it.
         with torch.device("meta"):
-            kind.from_config(config).load_state_dict(weights, assign=True)
+            hollow = kind.from_config(config)
+            _require_small_tables(hollow, weights, path)
+            hollow.load_state_dict(weights, assign=True)
         module: nn.Module = kind.from_config(config)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
@@ -129,56 +149,62 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     return module.to(place).eval()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it.
-
-    Raises:
-        InvalidInputError: the folder cannot be written; no half-written file stays.
-    """
-    # Not tempfile's, which are private: the result gets the permissions of any new file.
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
+def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[str, Tensor]]:
+    """The settings among a file's metadata, None where it has none, and the weights: of one dtype, without NaN."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as fault:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(fault, OSError):
-            raise InvalidInputError(argument=str(path), expected="a writable file", actual=fault.strerror) from fault
-        raise
+        require_file(path)
+        with safetensors.safe_open(path, "pt", str(device)) as file:
+            settings = (file.metadata() or {}).get(_SETTINGS)
+            # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as fault:
+        raise InvalidInputError(
+            argument=str(path),
+            expected="a readable safetensors file",
+            actual=getattr(fault, "strerror", None) or str(fault),
+        ) from fault
+    dtypes = {x.dtype for x in weights.values()}
+    if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+        raise InvalidInputError(
+            argument=str(path),
+            expected="weights of one floating-point dtype of 16, 32 or 64 bits",
+            actual=", ".join(sorted(map(str, dtypes))) or "none",
+        )
+    for name, x in weights.items():
+        if x.isnan().any():
+            raise InvalidInputError(argument=str(path), expected="weights that are numbers", actual=f"NaN in {name}")
+    return settings, weights
 
 
-def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made where it is missing.
+def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise where tables that are computed, of positions say, would take far more memory than the weights."""
+    tables = sum(x.numel() * x.element_size() for name, x in module.named_buffers() if name not in weights)
+    most = (1 << 26) + 100 * sum(x.numel() * x.element_size() for x in weights.values())
+    if tables > most:
+        raise InvalidConfigError(
+            argument=str(path),
+            expected=f"settings that ask for at most {most:,} bytes beside such weights",
+            actual=f"{tables:,} bytes: a smaller max_seq_len",
+        )
 
-    Raises:
-        InvalidInputError: it cannot be made, or is not writable.
-    """
-    path = _to_path(folder)
+
+def _read_config(path: Path) -> str:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise InvalidInputError(argument=str(path), expected="a folder", actual=fault.strerror) from fault
-    if not os.access(path, os.W_OK):
-        raise InvalidInputError(argument=str(path), expected="a writable folder", actual="read-only")
-    return path
-
-
-def _to_path(folder: str | os.PathLike[str]) -> Path:
-    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
-        raise InvalidInputError(argument="folder", expected="a path", actual=repr(folder))
-    return Path(folder)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
+        if require_file(path) > _LARGEST_CONFIG:
+            raise InvalidConfigError(argument=str(path), expected="settings", actual=f"over {_LARGEST_CONFIG:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as fault:
+        if isinstance(fault, InvalidConfigError):
+            raise
         reason = getattr(fault, "strerror", None) or str(fault)
         raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=reason) from fault
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise InvalidInputError(argument=str(path), expected="settings in JSON", actual=str(fault)) from fault
     if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
         raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
     if settings["module"] not in tuple(_MODULES):

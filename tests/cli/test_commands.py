@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -61,14 +63,12 @@ def test_info_without_kernels(monkeypatch, capsys) -> None:
 
 
 def test_info_says_what_is_missing(monkeypatch, capsys) -> None:
-    from anyattention.cli import info
-
     def version(package: str) -> str:
         if package == "matplotlib":
-            raise info.PackageNotFoundError(package)
+            raise metadata.PackageNotFoundError(package)
         return "1.2.3"
 
-    monkeypatch.setattr(info, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "not installed, matplotlib missing: pip install 'anyattention[demo]'" in printed
@@ -221,7 +221,7 @@ MISTAKES = [
     ("train --data absent.npz", "absent.npz: expected a readable .npz file, got No such file"),
     ("train --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("train --data text.npz", "text.npz: expected a readable .npz file"),
-    ("train --data pickled.npz", "pickled.npz: expected a readable .npz file, got it holds pickled objects"),
+    ("train --data pickled.npz", "pickled.npz: expected a readable .npz file, got y holds pickled objects"),
     ("train --data other.npz", "other.npz: expected the keys x_indptr"),
     ("train --data good.npz --out good.npz", "good.npz: expected a folder, got File exists"),
     ("train --data good.npz --out good.npz/run", "good.npz/run: expected a folder, got Not a directory"),
@@ -234,7 +234,7 @@ MISTAKES = [
     ("demo sequence", "'sequence' is an example now: run `python -m examples.language_model` in a checkout"),
     ("demo points --particles 5", "'points' is an example now: run `python -m examples.particles` in a checkout"),
     ("predict", "the following arguments are required: --model"),
-    ("predict --model absent", "config.json: expected a readable JSON file"),
+    ("predict --model absent", "model.safetensors: expected a readable safetensors file, got No such file"),
     ("predict --model dense --data good.npz", "--model: expected a NodeClassifier, got MultiHeadAttention"),
     ("predict --model cut --data good.npz", "model.safetensors: expected a readable safetensors file"),
     ("predict --model five --data good.npz", "--data: expected 5 features and at most 2 classes, as in the training"),
@@ -271,6 +271,32 @@ def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+def run(arguments: list[str], **streams) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "anyattention.cli", *arguments], text=True, check=False, **streams)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_output_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = run(["info"], stdout=full, stderr=subprocess.PIPE)
+    line = "anyattention: error: the output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_streams(closed: tuple[int, ...], data_files: ModuleType, tmp_path: Path) -> None:
+    """No file that is written takes the number of a closed stream, into which other code may print."""
+    close = "import os, sys; [os.close(number) for number in map(int, sys.argv.pop(1))]; os.execv(sys.executable, "
+    close += "[sys.executable, '-m', 'anyattention.cli', *sys.argv[1:]])"
+    out, data = str(tmp_path / "run"), data_files.write(tmp_path / "data.npz", data_files.dense_arrays())
+    arguments = ["train", "--data", str(data), "--epochs", "2", "--split", "0", "--out", out]
+    command = [sys.executable, "-c", close, "".join(map(str, closed)), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
+    anyattention.load(out)
+
+
 def test_a_loss_that_is_not_finite_is_told_in_one_line(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
 
@@ -303,10 +329,32 @@ def test_a_missing_scikit_learn_is_named_before_training(tmp_path: Path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
-def test_the_commands_load_nothing_heavy_for_their_help() -> None:
-    script = "import sys; from anyattention.cli import main; main(['train', '--help']); print('MODULES', *sys.modules)"
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda command: " ".join(command) or "-")
+def test_help_imports_nothing_of_what_the_commands_run(command) -> None:
+    script = (
+        f"import sys; from anyattention.cli import main; main([*{command}, '--help']); print('MODULES', *sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    modules = done.stdout.partition("MODULES")[2].split()
-    loaded = {name.split(".")[0] for name in modules}
-    assert not loaded & {"sklearn", "matplotlib", "scipy"}
-    assert "anyattention.cli.training" not in modules
+    shown, _, modules = done.stdout.partition("MODULES")
+    assert "usage: anyattention" in shown
+    loaded = set(modules.split())
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "safetensors",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "tqdm",
+        "importlib.metadata",
+    }
+    ours = {name for name in loaded if name.startswith("anyattention.") and not name.startswith("anyattention.cli")}
+    assert ours == {"anyattention.errors", "anyattention.signals"}
+    assert "anyattention.cli.training" not in loaded
+
+
+def test_a_mistake_is_told_without_pytorch() -> None:
+    script = "import sys; from anyattention.cli import main; main(['train', '--epochs', '0']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "expected a whole number from 1" in done.stderr
+    assert "torch" not in done.stdout.split()

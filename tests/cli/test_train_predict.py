@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import anyattention
@@ -173,6 +175,7 @@ def test_a_folder_without_mean_and_deviation_still_predicts(dense_file: Path, tm
     for name in ("standardise", "equal_weights"):
         del settings["config"][name]
     (run / "config.json").write_text(json.dumps(settings))
+    safetensors.torch.save_file(model.state_dict(), run / "model.safetensors")
     capsys.readouterr()
     found = predict(run, dense_file, tmp_path / "out.npz")
     (line,) = capsys.readouterr().err.splitlines()
@@ -262,7 +265,8 @@ def test_an_interrupt_before_there_is_anything(dense_file: Path, tmp_path: Path,
 
 
 @pytest.mark.exhaustive
-def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_interrupt(number: signal.Signals, dense_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # A shell's background jobs ignore interrupts, and so do their children, this test's among them.
     run = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -276,7 +280,7 @@ def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
             piece = os.read(process.stderr.fileno(), 4096)
             assert piece, seen
             seen += piece
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, rest = process.communicate()
     assert process.returncode == 0, rest
     assert b"Traceback" not in seen + rest
@@ -285,3 +289,29 @@ def test_a_real_interrupt(dense_file: Path, tmp_path: Path) -> None:
     assert names(out) == FILES
     assert json.loads((out / "metrics.json").read_text())["interrupted"] is True
     anyattention.load(out)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_any_time(number: signal.Signals, dense_file: Path, tmp_path: Path) -> None:
+    """From the first instant on: no traceback, and what is written is whole."""
+    run = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    run += "from anyattention.cli import main; print('ready', flush=True); sys.exit(main())"
+    for turn in range(10):
+        out = tmp_path / str(turn)
+        command = [sys.executable, "-c", run, "train", "--data", str(dense_file), "--epochs", "1000000"]
+        command += ["--patience", "1000000", "--threads", "1", "--split", "0", "--out", str(out)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.4 * turn)
+            process.send_signal(number)
+            _, told = process.communicate()
+        assert b"Traceback" not in told
+        if process.returncode == 0:
+            anyattention.load(out)
+            assert names(out) == FILES
+        else:
+            # Before the command has begun, SIGTERM has its default.
+            assert process.returncode in ((130,) if number == signal.SIGINT else (143, -signal.SIGTERM))
+            assert not out.exists() or names(out) == set()

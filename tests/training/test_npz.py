@@ -189,8 +189,13 @@ BAD_SPARSE = {
     "x_indices twice": (change("x_indices", put(1, 0)), SparseMatrixError, "each column once a row"),
     "x_indices floating": (change("x_indices", np.float32), InvalidInputError, "signed or unsigned numbers"),
     "x_data of another size": (change("x_data", lambda x: x[1:]), InvalidInputError, "x_data: expected the shape"),
+    "more columns than it could fill": (
+        change("x_shape", put(1, 1 << 60)),
+        InvalidInputError,
+        "x_shape: expected at most 1,048,576 columns",
+    ),
     "x_data not finite": (change("x_data", put(0, np.nan)), InvalidInputError, "x_data: expected finite numbers"),
-    "x_data is text": (change("x_data", lambda x: x.astype(str)), InvalidInputError, "x_data: expected floating"),
+    "x_data is text": (change("x_data", lambda x: x.astype(str)), InvalidInputError, "x_data: numbers, got <U32"),
     "edges out of range": (change("edge_index", put((0, 0), 13)), GraphStructureError, "edge_index: source (key)"),
     "edges negative": (change("edge_index", put((1, 0), -1)), GraphStructureError, "got -1 at edge 0"),
     "edges transposed": (change("edge_index", np.transpose), InvalidInputError, "expected the shape (2, any)"),
@@ -259,7 +264,7 @@ def test_pickled_objects_are_refused(data_files, tmp_path: Path) -> None:
     arrays = data_files.sparse_arrays()
     arrays["y"] = np.array([Bomb()] * 13, dtype=object)
     path = data_files.write(tmp_path / "bomb.npz", arrays)
-    with pytest.raises(InvalidInputError, match="it holds pickled objects, which are never loaded"):
+    with pytest.raises(InvalidInputError, match="y holds pickled objects, which are never loaded"):
         load_npz(path)
 
 
@@ -293,7 +298,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         load_npz(tmp_path / "one.npz")
     with pytest.raises(InvalidInputError, match="No such file"):
         load_npz(tmp_path / "absent.npz")
-    with pytest.raises(InvalidInputError, match="Is a directory"):
+    with pytest.raises(InvalidInputError, match="not a file"):
         load_npz(tmp_path)
     np.savez(tmp_path / "other.npz", a=np.arange(3))
     with pytest.raises(InvalidInputError, match="got no x_indptr"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-
-from anyattention.cli import demo, info, predict, train
-from anyattention.cli.command import Parser, run_command
 
 __all__ = ["main"]
 
@@ -19,10 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `command.run_command` says.
     """
-    return run_command(_parser(), argv)
-
-
-def _parser() -> Parser:
+    try:
+        # Not above: Ctrl-C while they are read ends in a line too.
+        from anyattention.cli import demo, info, predict, train
+        from anyattention.cli.command import Parser, run_command
+    except KeyboardInterrupt:
+        print("anyattention: interrupted; nothing was written", file=sys.stderr)
+        return 130
     parser = Parser(
         prog="anyattention",
         description="Attention over anything: train and use a graph attention network on the command line.",
@@ -30,4 +31,4 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for command in (train, demo, predict, info):
         command.add_parser(commands)
-    return parser
+    return run_command(parser, argv)

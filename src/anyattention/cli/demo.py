@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/demo)")
     parser.add_argument("--epochs", type=count, metavar="N", help="at most so many steps (default: as train)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.cli.training", "anyattention.training.baselines"))
 
 
 def _subject(text: str) -> str:
@@ -54,7 +54,7 @@ def _subject(text: str) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     from anyattention.cli.training import name_what_is_missing, run_training, settings_for, write_run
-    from anyattention.saving import make_folder
+    from anyattention.files import make_folder
     from anyattention.training.baselines import run_baselines
 
     data = load_data("digits", arguments.seed)
@@ -74,10 +74,14 @@ def _run(arguments: argparse.Namespace) -> int:
         "\nNow the same network with attention off, all linked digits weighed equally, and four plain methods.",
         flush=True,
     )
-    off = run_training(data, [0], replace(config, equal_weights=True), settings).mean("accuracy")
     own = run.mean("accuracy")
+    try:
+        off = run_training(data, [0], replace(config, equal_weights=True), settings).mean("accuracy")
+        plain = run_baselines(data, split)
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(f"the network is in {folder}") from None
     results = [("graph attention (this package)", own), ("the same network, attention off", off)]
-    results += [(result.name, result.test_accuracy) for result in run_baselines(data, split)]
+    results += [(result.name, result.test_accuracy) for result in plain]
     print(_comparison(results, len(split.test)))
     print(f"""\
 With attention off it reads {100 * abs(own - off):.1f} points {"fewer" if off < own else "more"}. The network sees the \

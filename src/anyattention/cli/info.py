@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 __all__ = ["add_parser"]
@@ -23,7 +22,9 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import torch
 
-    print(f"anyattention  {version('anyattention')}")
+    import anyattention
+
+    print(f"anyattention  {anyattention.__version__}")
     print(f"Python        {platform.python_version()} on {platform.machine()}")
     print(f"PyTorch       {torch.__version__}, {torch.get_num_threads()} threads")
     for line in _kernels():
@@ -40,6 +41,7 @@ def _kernels() -> list[str]:
     lines = [
         f"kernels built {', '.join(about.built) or 'none'}",
         f"this CPU runs {', '.join(about.supported) or 'none'}",
+        *[f"not usable    {level}: {reason}" for level, reason in about.refused],
     ]
     if about.reason is not None:
         return [*lines, f"kernels used  none, the reference implementation runs: {about.reason}"]
@@ -49,6 +51,8 @@ def _kernels() -> list[str]:
 
 def _extras() -> dict[str, list[str]]:
     """The packages of each extra, as the installed package's own metadata lists them."""
+    from importlib.metadata import requires
+
     found: dict[str, list[str]] = {}
     for requirement in requires("anyattention") or []:
         match = re.match(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"]", requirement)
@@ -58,6 +62,8 @@ def _extras() -> dict[str, list[str]]:
 
 
 def _describe(extra: str, packages: list[str]) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     known, missing = [], []
     for package in packages:
         try:

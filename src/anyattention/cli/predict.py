@@ -43,13 +43,13 @@ def add_parser(commands: Any) -> None:
         type=Path,
         help="where to write, as its suffix says: .csv or .npz (default: predictions.csv in the model's folder)",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.training",))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     import anyattention
     from anyattention.errors import InvalidInputError
-    from anyattention.saving import make_folder, write_atomically
+    from anyattention.files import make_folder, write_atomically
     from anyattention.training import NodeClassifier, predict_logits
 
     out = arguments.out or arguments.model / "predictions.csv"

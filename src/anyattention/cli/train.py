@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     add_model(parser)
     add_training(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/ and the data's name)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, imports=("anyattention.cli.training",))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         settings_for,
         write_run,
     )
-    from anyattention.saving import make_folder
+    from anyattention.files import make_folder
 
     data = load_data(arguments.data, arguments.seed)
     use_threads(arguments.threads, data)

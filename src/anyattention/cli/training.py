@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from anyattention.cli.progress import progress_bar
 from anyattention.errors import InvalidInputError
-from anyattention.saving import make_folder, save, write_atomically
+from anyattention.files import make_folder, write_together
+from anyattention.saving import model_files
 from anyattention.training import (
     Fit,
     FitSettings,
@@ -133,18 +134,13 @@ def write_run(run: Run, folder: Path) -> list[str]:
     Raises:
         InvalidInputError: the folder cannot be written.
     """
-    make_folder(folder)
     model = run.fits[run.chosen].model
-    save(model, folder)
-    write_atomically(folder / "metrics.json", (json.dumps(_metrics(run), indent=2) + "\n").encode())
-    written = ["model.safetensors", "config.json", "metrics.json"]
-    picture = folder / "attention.png"
-    if not is_installed("matplotlib"):
-        # That of an earlier run would be of another network.
-        picture.unlink(missing_ok=True)
-        return written
-    write_atomically(picture, draw_attention(model, run.data, run.data.splits[run.chosen]))
-    return [*written, picture.name]
+    files = model_files(model) | {"metrics.json": (json.dumps(_metrics(run), indent=2) + "\n").encode()}
+    if is_installed("matplotlib"):
+        files["attention.png"] = draw_attention(model, run.data, run.data.splits[run.chosen])
+    # Those of an earlier run would be of another network.
+    write_together(make_folder(folder), files, without=("metrics.json", "attention.png"))
+    return list(files)
 
 
 def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:

@@ -8,6 +8,7 @@ process never holds a second one. Nothing is loaded before the first question is
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import threading
@@ -70,7 +71,7 @@ _OK, _INVALID_ARGUMENT, _OUT_OF_RANGE, _OUT_OF_MEMORY = range(4)
 
 
 class MissingKernelsWarning(RuntimeWarning):
-    """The compiled kernels are missing and the slower reference implementation runs."""
+    """The compiled kernels for this CPU are missing, and slower ones or the reference implementation run."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class NativeInfo:
         version: the version it was compiled for.
         openmp: the OpenMP runtime it shares with torch; None where it runs on one thread.
         reason: why no kernel runs; None where they do.
+        refused: faster levels that cannot be used, and why.
     """
 
     built: tuple[str, ...]
@@ -94,6 +96,7 @@ class NativeInfo:
     version: str | None = None
     openmp: str | None = None
     reason: str | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 class _State:
@@ -108,7 +111,7 @@ class _State:
 
 
 _state = _State()
-_forked = False
+_forked = os.getpid() != anyattention._IMPORTED_BY
 
 
 def _after_fork_in_child() -> None:
@@ -150,19 +153,21 @@ def info() -> NativeInfo:
 
 
 def library() -> ctypes.CDLL | None:
-    """The library in use, its functions typed; None, after one warning, where there is none."""
+    """The library in use, its functions typed; None where there is none. Warns once where it is not the best one."""
     found, about = _load()
-    if found is None:
+    if found is None or about.refused:
         with _state.lock:
             first, _state.warned = not _state.warned, True
         if first:
-            warnings.warn(
-                f"anyattention runs its reference implementation in PyTorch, which is correct but"
-                f" slower: {about.reason}",
-                MissingKernelsWarning,
-                stacklevel=2,
-            )
+            warnings.warn(_warning(about), MissingKernelsWarning, stacklevel=2)
     return found
+
+
+def _warning(about: NativeInfo) -> str:
+    if about.level is None:
+        return f"anyattention runs its reference implementation in PyTorch, which is correct but slower: {about.reason}"
+    reasons = "; ".join(reason for _, reason in about.refused)
+    return f"anyattention runs its kernels for {about.level}, which are slower: {reasons}. Reinstall anyattention"
 
 
 def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -258,28 +263,42 @@ def _open(forced: str | None) -> tuple[ctypes.CDLL | None, NativeInfo]:
         )
         return None, replace(about, reason=reason)
 
-    path = built[usable[0]]
+    refused: list[tuple[str, str]] = []
+    for level in usable:
+        try:
+            found, openmp = _open_library(built[level])
+        except (OSError, AttributeError, ValueError) as fault:
+            refused.append((level, f"{built[level]} cannot be used ({fault})"))
+            continue
+        version = found.anyattention_version().decode()
+        return found, replace(
+            about, level=level, path=str(built[level]), version=version, openmp=openmp, refused=tuple(refused)
+        )
+    reasons = "; ".join(reason for _, reason in refused)
+    return None, replace(about, refused=tuple(refused), reason=f"{reasons}. Reinstall anyattention")
+
+
+def _open_library(path: Path) -> tuple[ctypes.CDLL, str | None]:
+    """A library, its functions typed, and the OpenMP runtime that it shares with torch.
+
+    Raises:
+        OSError, AttributeError, ValueError: it is broken, or of another version.
+    """
+    digest = path.with_name(f"{path.name}.sha256")
+    # Opening a library that is cut off ends the process.
+    if digest.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != digest.read_text().strip():
+        raise OSError("it is not the file that was built")
     runtime = _torch_openmp()
-    try:
-        if runtime is not None:
-            ctypes.CDLL(runtime, mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
-        found = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(found, name)
-            function.restype, function.argtypes = result, arguments
-        for name, structure in structures.items():
-            if found.anyattention_size_of(name.encode()) != ctypes.sizeof(structure):
-                raise OSError(f"it was compiled from other sources: its {name} has another size")
-    except (OSError, AttributeError) as error:
-        reason = f"{path} cannot be used ({error}). Reinstall anyattention"
-        return None, replace(about, reason=reason)
-    return found, replace(
-        about,
-        level=usable[0],
-        path=str(path),
-        version=found.anyattention_version().decode(),
-        openmp=runtime if found.anyattention_threaded() else None,
-    )
+    if runtime is not None:
+        ctypes.CDLL(runtime, mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
+    found = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    for name, structure in structures.items():
+        if found.anyattention_size_of(name.encode()) != ctypes.sizeof(structure):
+            raise OSError(f"it was compiled from other sources: its {name} has another size")
+    return found, runtime if found.anyattention_threaded() else None
 
 
 def _built() -> dict[str, Path]:
@@ -288,7 +307,8 @@ def _built() -> dict[str, Path]:
     for level in _LEVELS:
         for folder in anyattention.__path__:
             for path in sorted(Path(folder).glob(f"libanyattention_{level}.*")):
-                found.setdefault(level, path)
+                if path.suffix != ".sha256":
+                    found.setdefault(level, path)
     return found
 
 

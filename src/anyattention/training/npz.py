@@ -6,7 +6,6 @@ Two formats, told apart by their keys; docs/data.md describes them.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,15 @@ from torch import Tensor
 
 from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
 from anyattention.patterns import Graph
+from anyattention.training.archive import read_arrays
 from anyattention.training.data import NodeData, Split
 from anyattention.training.model import sparse_csr
 
 __all__ = ["load_npz"]
 
 Arrays = Mapping[str, np.ndarray]
+
+_MANY_COLUMNS, _COLUMNS_PER_FEATURE = 1 << 20, 64
 
 
 class _Format(NamedTuple):
@@ -37,6 +39,10 @@ class _Format(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return (*self.graph, self.labels, *self.splits)
+
+    def wanted(self, to_train: bool) -> tuple[str, ...]:
+        """The keys that are read."""
+        return (*(self.keys if to_train else (*self.graph, self.labels)), *self.optional)
 
 
 _SPARSE = _Format(
@@ -62,35 +68,16 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True) -> NodeData
         GraphStructureError: an edge names a node that is not there.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    both = (_SPARSE, _DENSE)
+    arrays, others = read_arrays(path, {key for each in both for key in each.wanted(to_train)})
     # A wrong file should be told of the format that it comes closest to.
-    own = max((_SPARSE, _DENSE), key=lambda format: sum(key in arrays for key in format.keys))
+    own = max(both, key=lambda format: sum(key in arrays for key in format.keys))
     _require_keys(path, arrays, own.keys if to_train else own.graph)
     data = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
-    unused = [key for key in arrays if key not in (*own.keys, *own.optional)]
+    unused = [key for key in (*arrays, *others) if key not in (*own.keys, *own.optional)]
     if not unused:
         return data
     return replace(data, notes=(*data.notes, f"Not used, since the format has no such key: {', '.join(unused)}."))
-
-
-def _read_arrays(path: Path) -> Arrays:
-    expected = "a readable .npz file"
-    try:
-        # numpy leaves a file of its own opening open when the archive is broken.
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise InvalidInputError(argument=str(path), expected=expected, actual="a single array (.npy)")
-            with loaded:
-                return {key: loaded[key] for key in loaded.files}
-    except InvalidInputError:
-        raise
-    except OSError as fault:
-        raise InvalidInputError(argument=str(path), expected=expected, actual=fault.strerror or str(fault)) from fault
-    # A broken archive fails in the archive, in its compression or in an array's header, each in its own way.
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zipfile.zlib.error) as fault:  # pyright: ignore[reportAttributeAccessIssue]
-        reason = "it holds pickled objects, which are never loaded" if "pickle" in str(fault) else str(fault)
-        raise InvalidInputError(argument=str(path), expected=expected, actual=reason or type(fault).__name__) from fault
 
 
 def _require_keys(path: Path, arrays: Arrays, keys: tuple[str, ...]) -> None:
@@ -109,6 +96,12 @@ def _sparse_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
     num_nodes, num_features = int(shape[0]), int(shape[1])
     if num_nodes < 1 or num_features < 1:
         raise InvalidInputError(argument="x_shape", expected="two sizes of at least 1", actual=tuple(shape.tolist()))
+    # The network's memory is that of the columns, and a file should not ask for more than it could fill.
+    most = max(_MANY_COLUMNS, _COLUMNS_PER_FEATURE * arrays["x_indices"].size)
+    if num_features > most:
+        raise InvalidInputError(
+            argument="x_shape", expected=f"at most {most:,} columns for so few features", actual=f"{num_features:,}"
+        )
     features = _sparse_features(arrays, num_nodes, num_features)
     edges = _array(arrays, "edge_index", "iu", 2, (2, None)).astype(np.int64)
     graph = _graph(edges, num_nodes, "edge_index")

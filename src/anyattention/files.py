@@ -1,0 +1,133 @@
+"""Files that are whole or not there, and files that belong together."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from anyattention.errors import InvalidInputError
+from anyattention.signals import uninterrupted
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None
+
+__all__ = ["make_folder", "reading", "require_file", "to_path", "write_atomically", "write_together"]
+
+_TEMPORARY = ".anyattention-"
+
+
+def write_together(folder: Path, files: Mapping[str, bytes], *, without: Sequence[str] = ()) -> None:
+    """Write files that belong together, in order, each under a temporary name and then renamed.
+
+    Whatever ends the process leaves each file old or new, and no half-written one. The first one decides what the
+    folder holds: files that would belong to the old one are taken away before it is replaced. Ctrl-C and SIGTERM wait
+    until all is written, and other processes of this package until this one is done. What a killed one left is taken
+    away.
+
+    Args:
+        folder: one that exists.
+        files: by name.
+        without: names of files to take away first.
+
+    Raises:
+        InvalidInputError: the folder cannot be written.
+        KeyboardInterrupt: after it was written, with a message that says so.
+    """
+    with uninterrupted(f"{', '.join(files)} in {folder} are whole"), _locked(folder, to_write=True) as is_locked:
+        try:
+            for left in folder.glob(f"{_TEMPORARY}*") if is_locked else ():
+                left.unlink()
+            for name in without:
+                (folder / name).unlink(missing_ok=True)
+        except OSError as fault:
+            raise InvalidInputError(
+                argument=str(folder), expected="a writable folder", actual=fault.strerror
+            ) from fault
+        for name, content in files.items():
+            _write(folder / name, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`write_together` of one file."""
+    write_together(path.parent, {path.name: content})
+
+
+def reading(folder: Path) -> AbstractContextManager[object]:
+    """While nobody writes files together into a folder."""
+    return _locked(folder, to_write=False)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        InvalidInputError: it cannot be made, or is not writable.
+    """
+    path = to_path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InvalidInputError(argument=str(path), expected="a folder", actual=fault.strerror) from fault
+    if not os.access(path, os.W_OK):
+        raise InvalidInputError(argument=str(path), expected="a writable folder", actual="read-only")
+    return path
+
+
+def to_path(folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder; raises InvalidInputError for what is none."""
+    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
+        raise InvalidInputError(argument="folder", expected="a path", actual=repr(folder))
+    return Path(folder)
+
+
+def require_file(path: Path) -> int:
+    """How many bytes a regular file has. A device or a pipe might never end.
+
+    Raises:
+        OSError: it is another thing, or not there.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(None, "not a file")
+    return about.st_size
+
+
+def _write(path: Path, content: bytes) -> None:
+    # Not tempfile's, which are private: the result gets the permissions of any new file.
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as fault:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(fault, OSError):
+            raise InvalidInputError(argument=str(path), expected="a writable file", actual=fault.strerror) from fault
+        raise
+
+
+@contextmanager
+def _locked(folder: Path, *, to_write: bool) -> Iterator[bool]:
+    """While a lock of the folder is held; whether there is one, which not every system and file system has.
+
+    The system takes it off with the process: no folder stays locked.
+    """
+    number = None
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                number = os.open(folder, os.O_RDONLY)
+                fcntl.flock(number, fcntl.LOCK_EX if to_write else fcntl.LOCK_SH)
+        yield number is not None
+    finally:
+        if number is not None:
+            os.close(number)
