@@ -18,8 +18,8 @@ _FILES = sorted(_ROOT.rglob("*.py"))
 
 # From the ground up: a module may import what stands in a line above its own, and its own package.
 _LAYERS = (
-    ("errors",),
-    ("ambient", "output"),
+    ("errors", "signals"),
+    ("ambient", "files", "output"),
     ("native", "_checks"),
     ("settings",),
     ("config", "masks", "interfaces"),
