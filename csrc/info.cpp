@@ -2,6 +2,7 @@
 
 #include "anyattention.h"
 #include "pages.h"
+#include "team.h"
 
 namespace {
 
@@ -54,6 +55,10 @@ int32_t anyattention_threaded(void) {
 #else
   return 0;
 #endif
+}
+
+int32_t anyattention_team_size(int64_t threads, int64_t pieces, double nanoseconds) {
+  return anyattention::team_size(threads, pieces, nanoseconds);
 }
 
 int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes) {

@@ -109,6 +109,17 @@ struct Selection {
     capacity = kept + std::max<int64_t>(kept, 32);
   }
 
+  // What the call takes one thread: a product, of a whole vector where there are not few columns, and a comparison that
+  // may keep a candidate. Columns of a tile see each other's keys.
+  double nanoseconds() const {
+    double keys = c.key_begins ? 0 : static_cast<double>(c.num_queries * c.num_keys);
+    for (int64_t i = 0; c.key_begins && i < c.num_queries; ++i) {
+      const int64_t own = c.key_begins[i] < c.key_ends[i] ? c.key_ends[i] - c.key_begins[i] : 0;
+      keys += static_cast<double>(std::min(own + kColumns / 2, c.num_keys));
+    }
+    const double product = static_cast<double>(c.head_dim) * (columns <= kFewColumns ? 0.1 : kPerProduct);
+    return static_cast<double>(c.batch * c.heads) * keys * (product + 6.5);
+  }
   int64_t query_row(int64_t b, int64_t g, int64_t n) const {
     return (b * c.num_queries + n / group) * c.heads + g * group + n % group;
   }
@@ -345,7 +356,7 @@ void merge(const Selection &s, const uint64_t *results, int64_t stride, int64_t 
 
 void select(const Selection &s, int64_t *indices) {
   const int64_t heads = s.c.batch * s.c.key_heads, tasks = heads * s.blocks * s.slices;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min(s.c.num_threads, tasks)));
+  const int team = team_size(s.c.num_threads, tasks, s.nanoseconds());
   const int64_t own = (Task::scratch_size(s) + kScores - 1) / kScores * kScores;
   const int64_t whole = std::min(kTaskColumns, s.columns);
   const int64_t stride = heads * s.columns * s.kept;  // from one slice's results to the next
