@@ -97,8 +97,8 @@ ANYATTENTION_EXPORT int32_t anyattention_symmetric_rows(
  *
  * The result is unique, and the same for any num_threads.
  *
- * Time O(num_edges log(longest row) + num_rows), less where rows are nearly sorted; workspace 2 num_threads (longest
- * row) integers.
+ * Time O(num_edges log(longest row) + num_rows), less where rows are nearly sorted; workspace num_edges +
+ * 2 num_threads (longest row) integers.
  */
 ANYATTENTION_EXPORT int32_t anyattention_sorted_rows(
     const int64_t *row_offsets, int64_t num_rows, int64_t num_edges, const int64_t *const *columns,

@@ -29,6 +29,12 @@ struct Free {
   void operator()(void *pointer) const { std::free(pointer); }
 };
 
+template <class T>
+std::unique_ptr<T[], Free> allocate(int64_t count) {
+  return std::unique_ptr<T[], Free>(
+      static_cast<T *>(std::malloc(static_cast<std::size_t>(std::max<int64_t>(count, 1)) * sizeof(T))));
+}
+
 // The first `packed` columns as one number, in the same order, and the others for ties.
 struct Numbers {
   const int64_t *const *columns;
@@ -125,9 +131,10 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   const Numbers numbers(columns, strides, num_columns, num_edges);
   const int64_t chunks = std::max<int64_t>(1, std::min(num_threads, num_edges / kEdgesPerChunk));
   const int threads = static_cast<int>(chunks);
-  const std::unique_ptr<Edge[], Free> workspace(
-      static_cast<Edge *>(std::malloc(static_cast<std::size_t>(std::max<int64_t>(chunks * longest, 1)) * sizeof(Edge))));
-  if (!workspace) return ANYATTENTION_OUT_OF_MEMORY;
+  const auto rows = allocate<Edge>(chunks * longest);
+  const auto packed_numbers = allocate<uint64_t>(num_edges);
+  if (!rows || !packed_numbers) return ANYATTENTION_OUT_OF_MEMORY;
+  for (int64_t e = 0; e < num_edges; ++e) packed_numbers[e] = numbers.number(e);
   // The first row of each chunk: about as many edges to each.
   const auto cut = [=](int64_t c) {
     return std::lower_bound(row_offsets, row_offsets + num_rows, num_edges / chunks * c) - row_offsets;
@@ -135,7 +142,7 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   std::atomic<bool> is_bad{false};
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t c = 0; c < chunks; ++c) {
-    Edge *edges = workspace.get() + c * longest;
+    Edge *edges = rows.get() + c * longest;
     const int64_t last = c + 1 < chunks ? cut(c + 1) : num_rows;
     for (int64_t r = c > 0 ? cut(c) : 0; r < last; ++r) {
       const int64_t begin = row_offsets[r], count = row_offsets[r + 1] - begin;
@@ -144,7 +151,7 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
         const int64_t edge = slot_edges[begin + s];
         is_inside &= static_cast<uint64_t>(edge) < static_cast<uint64_t>(num_edges);
         if (!is_inside) break;
-        edges[s] = {numbers.number(edge), edge};
+        edges[s] = {packed_numbers[edge], edge};
       }
       if (!is_inside) {
         is_bad = true;

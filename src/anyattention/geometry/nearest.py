@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from anyattention.geometry.neighbours import (
     sorted_neighbours,
     tree_of,
 )
-from anyattention.native.compressed_rows import compressed_rows
+from anyattention.native.compressed_rows import compressed_rows, sort_rows
 
 __all__ = ["nearest_neighbours"]
 
@@ -45,7 +44,11 @@ class _Found(NamedTuple):
     steps: Tensor
 
     def where(self, keep: Tensor) -> _Found:
-        return _Found(*(part[keep] for part in self))
+        places = keep.nonzero().flatten()
+        return self if len(places) == len(keep) else self.at(places)
+
+    def at(self, places: Tensor) -> _Found:
+        return _Found(*(part.index_select(0, places) for part in self))
 
     def joined(self, other: _Found) -> _Found:
         return _joined([self, other])
@@ -61,21 +64,21 @@ class _Keys:
         self.tree = tree_of(self.places)
 
     def query(self, places: Tensor, cloud: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest keys of the same cloud, sorted by index, and how far all others are at least.
+        """The nearest keys of the same cloud, and how far all others are at least.
 
         Where there are no more, `len(points)` stands for a key.
         """
         distances, found = self.tree.query(
             separated(places, cloud, self.step).numpy(),
             k=range(1, count + 1),
-            distance_upper_bound=self.step / 2 if cloud is not None else np.inf,
+            distance_upper_bound=self.step / 2 if cloud is not None else torch.inf,
             workers=max(1, native.num_threads()),
         )
         key = torch.cat([self.kept, torch.tensor([len(self.points)], dtype=torch.int64, device="cpu")])[
             torch.from_numpy(found).long()
         ]
         farthest = torch.from_numpy(distances)[:, -1]
-        return key.sort(1).values, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
+        return key, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
 
     def expect(self, rows: int, wanted: int, k: int) -> None:
         """Before so many rows ask for so many keys: where many coincide, leave out those that are nearest to none.
@@ -146,12 +149,11 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
             last = distance[:, -1] if distance.shape[1] == k else torch.full_like(outside, torch.inf)
             decided = outside.isinf() | (outside > last * (1 + 1e-12) + rounding)
             undecided.append(rows[~decided])
-            used = decided[:, None] & distance.isfinite()
-            query = rows[:, None].expand_as(key)[used]
-            steps = torch.zeros(
-                len(query), 0 if moved is None else moved.lattice.repeats, dtype=torch.int64, device="cpu"
-            )
-            found.append(_Found(query, key[used], distance[used], steps))
+            used = (decided[:, None] & distance.isfinite()).flatten()
+            query = rows[:, None].expand_as(key).flatten()
+            repeats = 0 if moved is None else moved.lattice.repeats
+            steps = torch.zeros(len(query), repeats, dtype=torch.int64, device="cpu")
+            found.append(_Found(query, key.flatten(), distance.flatten(), steps).where(used))
         open_rows = torch.cat(undecided)
         wanted *= 2
         keys.expect(len(open_rows), wanted, k)
@@ -159,7 +161,7 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
 
 
 def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row of candidates, which are in order of index; an infinite distance is no neighbour."""
+    """The k nearest of each row of candidates, of equal distances the lower; an infinite distance is no neighbour."""
     query = rows[:, None].expand_as(candidate).reshape(-1)
     key = candidate.reshape(-1)
     is_none = key == len(clouds.keys)
@@ -170,9 +172,12 @@ def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tenso
     distance = clouds.squared_distances(query, key, shifts).sqrt()
     if clouds.is_one_set:
         is_none |= query == key
-    distance = distance.masked_fill(is_none, torch.inf).view_as(candidate)
-    distance, order = distance.sort(dim=1, stable=True)
-    return candidate.gather(1, order[:, :k]), distance[:, :k]
+    numbers = [distance.masked_fill_(is_none, torch.inf).view(torch.int64), candidate.reshape(-1)]
+    offsets = torch.arange(len(rows) + 1, device="cpu") * candidate.shape[1]
+    nearest = [torch.empty_like(key), torch.empty_like(key)]
+    sort_rows(offsets, torch.arange(len(key), device="cpu"), numbers, nearest)
+    distance, key = (column.view_as(candidate)[:, :k] for column in nearest)
+    return key, distance.contiguous().view(torch.float64)
 
 
 def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found:
@@ -276,34 +281,17 @@ def _kth_distance(found: _Found, k: int, count: int) -> Tensor:
 
 def _first_of_each(found: _Found, moved: Wrapped, k: int, count: int) -> _Found:
     """The k nearest of each query; of equal distances the lower key comes first, then the lower shift."""
-    order, place = _by_distance(found, count)
-    last, next_one = (torch.full((count,), end, dtype=torch.float64, device="cpu") for end in (-1.0, -2.0))
-    for at, distance in ((k - 1, last), (k, next_one)):
-        chosen = order[place == at]
-        distance[found.query[chosen]] = found.distance[chosen]
-    is_tied = (last == next_one)[found.query]
-    nearest = found.where(order[(place < k) & ~is_tied[order]])
-    if not is_tied.any():
-        return nearest
-    tied = found.where(is_tied)
-    shifts = moved.shifts(tied.query, tied.key, tied.steps)
-    keys = [*shifts.T.flip(0), tied.key, tied.distance, tied.query]
-    order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
-    return nearest.joined(tied.where(order[_places(tied.query[order], count) < k]))
+    shifts = moved.shifts(found.query, found.key, found.steps)
+    order, place = _by_distance(found, count, found.key, *shifts.unbind(1))
+    return found.at(order[place < k])
 
 
-def _by_distance(found: _Found, count: int) -> tuple[Tensor, Tensor]:
-    """The order by query, then distance, and the place of each of these among its query's."""
-    by_distance = torch.from_numpy(np.argsort(found.distance.numpy()))
-    query = found.query[by_distance]
-    order = compressed_rows(query, query, count, count).edges
-    return by_distance[order], _places(query[order], count)
-
-
-def _places(query: Tensor, count: int) -> Tensor:
-    """Of sorted numbers, the place of each among those like it."""
-    sizes = torch.bincount(query, minlength=count)
-    return torch.arange(len(query), device="cpu") - (sizes.cumsum(0) - sizes)[query]
+def _by_distance(found: _Found, count: int, *then: Tensor) -> tuple[Tensor, Tensor]:
+    """The order by query, then distance, then other numbers, and the place of each of these among its query's."""
+    offsets, _, order = compressed_rows(found.query, found.query, count, count)
+    sort_rows(offsets, order, [found.distance.view(torch.int64), *then])
+    begins = torch.repeat_interleave(offsets[:-1], offsets.diff())
+    return order, torch.arange(len(order), device="cpu").sub_(begins)
 
 
 def _joined(parts: Sequence[_Found]) -> _Found:
