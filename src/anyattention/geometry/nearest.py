@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,13 +89,57 @@ class _Keys:
         is_much = wanted > 2 * (k + 2) and rows * wanted > 4 * len(self.points)
         if not is_much or len(self.kept) < len(self.points):
             return
-        group = torch.unique(self.places, dim=0, return_inverse=True)[1]
+        group = _places_of(self.places)
         order = torch.argsort(group, stable=True)
         sizes = torch.bincount(group)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device="cpu") - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         self.kept = (place <= k).nonzero().flatten()
         self.tree = tree_of(self.places[self.kept])
+
+
+class _Alike(NamedTuple):
+    """Points by the place that they are at, where most share theirs with others: what is near to one is near to all.
+
+    Attributes:
+        group: `(points,)` int64, a number for each place.
+        first: `(places,)` int64, the first point of each.
+        offsets: `(places + 1,)` int64, where the points of each begin among `members`.
+        members: `(points,)` int64.
+    """
+
+    group: Tensor
+    first: Tensor
+    offsets: Tensor
+    members: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor, cloud: Tensor | None) -> _Alike | None:
+        """None where every second point or more has a place of its own."""
+        along = np.sort(points[:, 0].numpy())
+        if 2 * np.count_nonzero(along[1:] != along[:-1]) >= len(points):
+            return None
+        group = _places_of(separated(points, cloud, 1.0))
+        count = 1 + int(group.max())
+        offsets, _, members = compressed_rows(group, group, count, count)
+        return None if 2 * count > len(points) else cls(group, members[offsets[:-1]], offsets, members)
+
+    def as_many(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """All points at the places of some first ones, and for each the number of its first one among these."""
+        place = self.group[first]
+        sizes = self.offsets.diff()[place]
+        again = torch.repeat_interleave(sizes)
+        begins = self.offsets[place] - (sizes.cumsum(0) - sizes)
+        return self.members[torch.arange(len(again), device="cpu") + begins[again]], again
+
+
+def _places_of(points: Tensor) -> Tensor:
+    """A number for each point, the same for those at the same place."""
+    order = torch.from_numpy(np.lexsort(points.T.numpy()))
+    in_order = points.index_select(0, order)
+    number = torch.zeros_like(order)
+    number[1:] = (in_order[1:] != in_order[:-1]).any(1).cumsum(0)
+    return torch.empty_like(order).scatter_(0, order, number)
 
 
 @lasting()
@@ -135,33 +180,40 @@ def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
     # Farther than any two points of one cloud are apart.
     keys = _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
     rounding = 0.0 if moved is None else moved.rounding(clouds, 0.0)
+    repeats = 0 if moved is None else moved.lattice.repeats
     found: list[_Found] = []
+    alike = _Alike.of(clouds.queries, clouds.query_cloud)
     # One more for the point itself, and one by whose distance a tie shows.
-    open_rows, wanted = torch.arange(len(queries), device="cpu"), k + 2
+    count, wanted = k + int(clouds.is_one_set), k + 2
+    open_rows = torch.arange(len(queries), device="cpu") if alike is None else alike.first
     while open_rows.numel():
         wanted = min(wanted, len(keys.kept))
         undecided = []
         for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
             cloud = None if clouds.query_cloud is None else clouds.query_cloud[rows]
             candidate, outside = keys.query(queries[rows], cloud, wanted)
-            key, distance = _first(clouds, moved, rows, candidate, k)
+            key, distance = _first(clouds, moved, rows, candidate, count)
             # All are seen, or what was not seen is farther.
-            last = distance[:, -1] if distance.shape[1] == k else torch.full_like(outside, torch.inf)
+            last = distance[:, -1] if distance.shape[1] == count else torch.full_like(outside, torch.inf)
             decided = outside.isinf() | (outside > last * (1 + 1e-12) + rounding)
             undecided.append(rows[~decided])
-            used = (decided[:, None] & distance.isfinite()).flatten()
-            query = rows[:, None].expand_as(key).flatten()
-            repeats = 0 if moved is None else moved.lattice.repeats
+            query, key, distance = rows[decided], key[decided], distance[decided]
+            if alike is not None:
+                query, again = alike.as_many(query)
+                key, distance = key.index_select(0, again), distance.index_select(0, again)
+            if clouds.is_one_set:
+                key, distance = _without(query, key, distance)
+            query, distance = query[:, None].expand_as(key).flatten(), distance.flatten()
             steps = torch.zeros(len(query), repeats, dtype=torch.int64, device="cpu")
-            found.append(_Found(query, key.flatten(), distance.flatten(), steps).where(used))
+            found.append(_Found(query, key.flatten(), distance, steps).where(distance.isfinite()))
         open_rows = torch.cat(undecided)
         wanted *= 2
         keys.expect(len(open_rows), wanted, k)
     return _joined(found)
 
 
-def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row of candidates, of equal distances the lower; an infinite distance is no neighbour."""
+def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest of each row of candidates, of equal distances the lower; an infinite distance is no key."""
     query = rows[:, None].expand_as(candidate).reshape(-1)
     key = candidate.reshape(-1)
     is_none = key == len(clouds.keys)
@@ -170,14 +222,23 @@ def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tenso
     if moved is not None and moved.is_moved:
         shifts = moved.shifts(query, key, torch.zeros(len(key), moved.lattice.repeats, dtype=torch.int64, device="cpu"))
     distance = clouds.squared_distances(query, key, shifts).sqrt()
-    if clouds.is_one_set:
-        is_none |= query == key
     numbers = [distance.masked_fill_(is_none, torch.inf).view(torch.int64), candidate.reshape(-1)]
     offsets = torch.arange(len(rows) + 1, device="cpu") * candidate.shape[1]
     nearest = [torch.empty_like(key), torch.empty_like(key)]
     sort_rows(offsets, torch.arange(len(key), device="cpu"), numbers, nearest)
-    distance, key = (column.view_as(candidate)[:, :k] for column in nearest)
+    distance, key = (column.view_as(candidate)[:, :count] for column in nearest)
     return key, distance.contiguous().view(torch.float64)
+
+
+def _without(query: Tensor, key: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """One key of each row less: the query's own, and where more keys are at its place than there are, the last."""
+    is_own = key == query[:, None]
+    if is_own[:, 0].all():
+        return key[:, 1:], distance[:, 1:]
+    is_own[:, -1] |= ~is_own.any(1)
+    places = (~is_own).flatten().nonzero().flatten()
+    shape = len(query), key.shape[1] - 1
+    return key.flatten()[places].view(shape), distance.flatten()[places].view(shape)
 
 
 def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found:
@@ -201,14 +262,16 @@ def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
     """A distance for each query within which its k nearest images are; infinite where its cloud has no keys."""
     count = len(moved.queries)
     own = moved.lattice.reach_of_translates(k)
-    bound = torch.full((count,), torch.inf, dtype=torch.float64, device="cpu")
     if clouds.is_one_set:
         bound = own[moved.query_cell]
-    # The translates of a key that was found: along the lattice they are as far again as they are from it, at most.
-    apart = moved.keys[home.key] - moved.queries[home.query]
-    repeats = moved.lattice.repeats
-    along = apart[:, :repeats].norm(dim=1) + own[moved.query_cell[home.query]]
-    bound = bound.scatter_reduce(0, home.query, torch.hypot(along, apart[:, repeats:].norm(dim=1)), "amin")
+    else:
+        # The translates of a key that was found: along the lattice they are as far again as they are from it, at most.
+        apart = moved.keys[home.key] - moved.queries[home.query]
+        repeats = moved.lattice.repeats
+        along = apart[:, :repeats].norm(dim=1) + own[moved.query_cell[home.query]]
+        reach = torch.hypot(along, apart[:, repeats:].norm(dim=1))
+        bound = torch.full((count,), torch.inf, dtype=torch.float64, device="cpu")
+        bound = bound.scatter_reduce(0, home.query, reach, "amin")
     farthest = torch.zeros(count, dtype=torch.float64, device="cpu").scatter_reduce(
         0, home.query, home.distance, "amax"
     )
