@@ -164,21 +164,26 @@ def nearest_neighbours(
         return no_neighbours(clouds)
     with allocation_failures_named():
         moved = wrapped(clouds) if any(clouds.periodic) else None
-        found = _at_home(clouds, k, moved)
+        keys = _keys_at_home(clouds, moved)
+        found = _at_home(clouds, k, moved, keys)
         if moved is None:
             shifts = clouds.no_shifts(len(found.query))
         else:
-            found = _with_copies(clouds, k, moved, found)
+            found = _with_copies(clouds, k, moved, keys, found)
             shifts = moved.shifts(found.query, found.key, found.steps)
         return sorted_neighbours(found.query, found.key, shifts, num_queries, num_keys)
 
 
-def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
-    """The k nearest keys of each query, of each key the one in the cell."""
+def _keys_at_home(clouds: Clouds, moved: Wrapped | None) -> _Keys:
+    """The keys, clouds farther apart than any two points of one."""
     queries, points = (clouds.queries, clouds.keys) if moved is None else (moved.queries, moved.keys)
     both = torch.cat([queries, points])
-    # Farther than any two points of one cloud are apart.
-    keys = _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
+    return _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
+
+
+def _at_home(clouds: Clouds, k: int, moved: Wrapped | None, keys: _Keys) -> _Found:
+    """The k nearest keys of each query, of each key the one in the cell."""
+    queries = clouds.queries if moved is None else moved.queries
     rounding = 0.0 if moved is None else moved.rounding(clouds, 0.0)
     repeats = 0 if moved is None else moved.lattice.repeats
     found: list[_Found] = []
@@ -241,7 +246,7 @@ def _without(query: Tensor, key: Tensor, distance: Tensor) -> tuple[Tensor, Tens
     return key.flatten()[places].view(shape), distance.flatten()[places].view(shape)
 
 
-def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found:
+def _with_copies(clouds: Clouds, k: int, moved: Wrapped, keys: _Keys, home: _Found) -> _Found:
     """The k nearest of each query, of all images, from the nearest in the cell."""
     bound = _bounds(clouds, k, moved, home)
     low, high = boxes(moved.keys, clouds.key_cloud, clouds.query_cloud, len(moved.queries))
@@ -254,7 +259,10 @@ def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found
     again = again[home.query]
     found = home.where(again)
     if len(copies.row):
-        found = _from_copies(clouds, k, moved, copies, bound, found)
+        if clouds.key_cloud is not None:
+            # Copies lie outside of the cell, where another cloud might be.
+            keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * float(bound[copies.row].max()))
+        found = _from_copies(clouds, k, moved, keys, copies, bound, found)
     return home.where(~again).joined(found)
 
 
@@ -281,11 +289,11 @@ def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
     return bound * (1 + 1e-12) + moved.rounding(clouds, largest)
 
 
-def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: Tensor, found: _Found) -> _Found:
+def _from_copies(
+    clouds: Clouds, k: int, moved: Wrapped, keys: _Keys, copies: Copies, bound: Tensor, found: _Found
+) -> _Found:
     """The k nearest of the queries that have copies, from what they found at home and what the copies find."""
-    farthest = float(bound[copies.row].max())
-    keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * farthest)
-    rounding = moved.rounding(clouds, farthest)
+    rounding = moved.rounding(clouds, float(bound[copies.row].max()))
     share, looked_to = copies.apart / bound[copies.row], -1.0
     for wave in _WAVES:
         is_next = (share > looked_to) & (share <= wave) & (copies.apart <= bound[copies.row])
