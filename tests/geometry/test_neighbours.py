@@ -142,7 +142,8 @@ def test_nearest_of_points_that_coincide(k, periodic, others):
         periodic=(False, False) if periodic is None else periodic,
         reach=100.0 if not periodic or not any(periodic) else 6.0,
     )
-    assert _rows(graph) == _expected(first_k(rows, k), cell is not None)
+    is_equal = _rows(graph) == _expected(first_k(rows, k), cell is not None)
+    assert is_equal
     _check_arrays(graph)
 
 

@@ -178,7 +178,8 @@ def _half_by_tree(clouds: Clouds, r: float) -> Pairs:
     tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
     points = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
     pairs = Pairs(points, clouds.no_shifts(len(points)))
-    return pairs.where(clouds.are_within(r, *pairs))
+    keep = clouds.are_within(r, *pairs)
+    return pairs if keep.all() else pairs.where(keep)
 
 
 def separated(points: Tensor, cloud: Tensor | None, step: float) -> Tensor:
