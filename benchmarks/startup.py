@@ -21,6 +21,7 @@ IMPORTS = {
     NOTHING: "pass",
     TORCH: "import torch",
     "import anyattention": "import anyattention",
+    "attend and Graph": "from anyattention import attend, Graph",
     "every public name": "from anyattention import *",
 }
 HELP = [[], ["train"], ["demo"], ["predict"], ["info"]]
