@@ -75,8 +75,10 @@ AIMS: Aims = {
     "geometric/all_pairs/*heads, forward+backward": [at_most(4, _SDPA)],
     "geometric/attention/attend*, over the larger limit": [below(3, "random"), below(3, "sorted")],
     "geometric/neighbours/radius graph*": [at_most(1.3, "vesin, pairs alone")],
-    "startup/imports/import anyattention": [below(150, "more than import torch")],
-    "startup/imports/every public name": [below(150, "more than import torch")],
+    **{
+        f"startup/imports/{name}": [below(150, "after import torch")]
+        for name in ("import anyattention", "attend and Graph", "every public name")
+    },
     "startup/help/*": [below(150, "milliseconds")],
     "searches/*/*": [Aim("at most 3 x the better", lambda case: all(case.over(name) >= 1 / 3 for name in case.others))],
 }

@@ -83,12 +83,31 @@ ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
  * The result is unique, and the same for any num_threads. A pair that is there twice counts twice, and
  * one of a row with itself gives two slots.
  *
- * Time O(num_pairs log(longest row) + num_rows); workspace at most max(2 num_pairs, num_rows) +
- * num_threads integers.
+ * Time O(num_pairs + num_rows), and for each byte that numbers a row once more over the slots of long rows; workspace
+ * at most max(2 num_pairs, num_rows) + num_threads (1 + longest row) integers.
  */
 ANYATTENTION_EXPORT int32_t anyattention_symmetric_rows(
     const int64_t *pairs, int64_t num_pairs, int64_t num_rows, int64_t num_threads, int64_t *row_offsets,
     int64_t *slot_rows, int64_t *slot_columns, int64_t *slot_reverse);
+
+/* Sorts the edges of each row, where they lie, by columns of numbers: by the first, among equal ones by the next, and
+ * last by the edge's own number.
+ *
+ *   row_offsets  (num_rows + 1)   the slots of each row
+ *   columns      (num_columns)    pointers to the numbers; that of edge e stands at e times the column's stride
+ *   strides      (num_columns)
+ *   slot_edges   (num_edges)      in and out: the edge of each slot, each from 0 and below num_edges
+ *   sorted       (num_columns)    out, or NULL: where the numbers of each slot's edge go, by their own strides
+ *
+ * The result is unique, and the same for any num_threads.
+ *
+ * Time O(num_edges log(longest row) + num_rows), less where rows are nearly sorted; workspace num_edges +
+ * 2 num_threads (longest row) integers.
+ */
+ANYATTENTION_EXPORT int32_t anyattention_sorted_rows(
+    const int64_t *row_offsets, int64_t num_rows, int64_t num_edges, const int64_t *const *columns,
+    const int64_t *strides, int64_t num_columns, int64_t num_threads, int64_t *slot_edges, int64_t *const *sorted,
+    const int64_t *sorted_strides);
 
 /* A graph as compressed rows, one per query, their transpose, one per key, and the ends of each edge. */
 typedef struct anyattention_graph_arrays {

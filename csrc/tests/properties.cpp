@@ -152,6 +152,44 @@ void drive_symmetric_rows(bool faulty) {
     }
 }
 
+void drive_sorted_rows(bool faulty) {
+  const int64_t rows = chance(0.05) ? 0 : 1 + up_to(12), edges = rows == 0 ? 0 : up_to(chance(0.3) ? 40000 : 60);
+  const int64_t count = 1 + up_to(chance(0.2) ? 10 : 3), stride = 1 + up_to(2);
+  const Array<int64_t> offsets(rows + 1), edge(edges), numbers(edges * count * stride), sorted(edges * count);
+  for (int64_t r = 1; r < rows; ++r) offsets[r] = std::min(edges, offsets[r - 1] + up_to(2 * edges / rows));
+  if (rows > 0) offsets[rows] = edges;
+  for (int64_t s = 0; s < edges; ++s) edge[s] = s;
+  std::shuffle(edge.get(), edge.get() + edges, generator);
+  std::vector<const int64_t *> columns;
+  std::vector<int64_t *> sorted_columns;
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t range = one_of<int64_t>({0, 1, 5, 300, int64_t{1} << 40, INT64_MAX});
+    for (int64_t e = 0; e < edges; ++e)
+      numbers[(n * edges + e) * stride] = chance(0.01) ? one_of<int64_t>({INT64_MIN, INT64_MAX}) : up_to(range);
+    columns.push_back(numbers.get() + (edges ? n * edges * stride : 0));
+    sorted_columns.push_back(sorted.get() + (edges ? n * edges : 0));
+  }
+  const std::vector<int64_t> strides(count, stride), ones(count, 1);
+  const bool broken = faulty && edges > 0;
+  if (broken) edge[up_to(edges - 1)] = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, edges});
+  const int32_t status =
+      anyattention_sorted_rows(offsets.get(), rows, edges, columns.data(), strides.data(), count, 1 + up_to(2), edge.get(),
+                               sorted_columns.data(), ones.data());
+  require(status == (broken ? ANYATTENTION_OUT_OF_RANGE : ANYATTENTION_OK), "rows of numbers", status);
+  if (broken) return;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t s = offsets[r]; s < offsets[r + 1]; ++s) {
+      bool is_after = s == offsets[r], is_decided = is_after;
+      for (int64_t n = 0; n < count; ++n) {
+        require(sorted_columns[n][s] == columns[n][edge[s] * stride], "the numbers of an edge", n);
+        if (is_decided) continue;
+        is_decided = sorted_columns[n][s - 1] != sorted_columns[n][s];
+        is_after = sorted_columns[n][s - 1] < sorted_columns[n][s];
+      }
+      require(is_decided ? is_after : edge[s - 1] < edge[s], "edges by their numbers", s);
+    }
+}
+
 // Spoils one direction of the graph; returns whether it could.
 bool plant_fault(Graph &graph, bool of_keys) {
   const Array<int64_t> &offsets = of_keys ? graph.key_offsets : graph.query_offsets;
@@ -587,6 +625,7 @@ int main(int argc, char **argv) {
     drive_topk(faulty);
     drive_distances(faulty);
     drive_symmetric_rows(faulty);
+    drive_sorted_rows(faulty);
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
               elapsed(), static_cast<long long>(faults));

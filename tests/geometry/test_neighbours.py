@@ -119,6 +119,35 @@ def _check_arrays(graph):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, field.name
 
 
+@pytest.mark.parametrize("k", [1, 4, 5, 11, 40])
+@pytest.mark.parametrize("periodic", [None, (False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("others", [False, True])
+def test_nearest_of_points_that_coincide(k, periodic, others):
+    """Five at each place, some of them a vector of the cell away, in two clouds that have places in common."""
+    random = np.random.default_rng(k)
+    places = torch.tensor(random.integers(0, 8, (6, 2)) / 8)
+    points = torch.cat([places.repeat(5, 1), places[:3].repeat(2, 1)])
+    batch = torch.arange(len(points)) // 30
+    cell = None if periodic is None else torch.tensor([[1.0, 0.0], [0.25, 1.0]], dtype=torch.float64)
+    if periodic == (True, True):
+        points[::7] += cell[0]
+    queries = torch.cat([points[:20:2], points[:20:2], points[31:34]]) if others else None
+    query_batch = torch.tensor([0] * 20 + [1] * 3) if others else None
+    graph = Graph.nearest(points, k, batch, cell=cell, periodic=periodic, queries=queries, query_batch=query_batch)
+    rows = brute_force(
+        points,
+        queries,
+        key_cloud=batch,
+        query_cloud=query_batch,
+        cell=None if cell is None else cell.numpy(),
+        periodic=(False, False) if periodic is None else periodic,
+        reach=100.0 if not periodic or not any(periodic) else 6.0,
+    )
+    is_equal = _rows(graph) == _expected(first_k(rows, k), cell is not None)
+    assert is_equal
+    _check_arrays(graph)
+
+
 def _check_radius(seed):
     case = _case(seed)
     graph = Graph.radius(case.positions, case.r, **case.settings)

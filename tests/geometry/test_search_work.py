@@ -89,6 +89,16 @@ def test_work_for_other_queries_is_linear_too(counts, name):
         assert sum(counts.values()) <= MOST * (4000 + edges), (search.__name__, counts, edges)
 
 
+@pytest.mark.parametrize("is_one_set", [True, False])
+def test_points_that_coincide_look_for_neighbours_once(counts, is_one_set):
+    places = torch.rand(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points = places.repeat(20, 1)
+    graph = Graph.nearest(points, 20) if is_one_set else Graph.nearest(places, 20, queries=points)
+    assert graph.num_edges == 20 * len(points)
+    # Of each place a few candidates more than the 20, twice as many where they are ties.
+    assert counts["asked"] <= 100 * 3 * 22
+
+
 def test_vesin_is_handed_no_box_that_it_cannot_number(monkeypatch):
     """With its own formula for how many cells there are along each axis, which gives some boxes none."""
     generator = torch.Generator().manual_seed(0)
@@ -125,9 +135,9 @@ def test_a_copy_is_made_of_a_few_queries_only():
     made = []
     plain = nearest._from_copies
 
-    def counted(clouds, k, moved, copies, bound, found):
+    def counted(clouds, k, moved, keys, copies, bound, found):
         made.append(len(copies.row))
-        return plain(clouds, k, moved, copies, bound, found)
+        return plain(clouds, k, moved, keys, copies, bound, found)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "_from_copies", counted)

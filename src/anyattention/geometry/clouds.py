@@ -93,7 +93,9 @@ class Clouds:
 
         In this order, and one product at a time, the way back has exactly the opposite sign.
         """
-        parts = [self.keys[:, axis][key] - self.queries[:, axis][query] for axis in range(self.dim)]
+        # Whole points are gathered: the coordinates of one lie together.
+        apart = self.keys.index_select(0, key).sub_(self.queries.index_select(0, query))
+        parts = list(apart.unbind(1))
         if shifts is None or self.cell is None:
             return parts
         cell, wide = self.cell[0], shifts.double()

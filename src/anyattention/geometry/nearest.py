@@ -26,7 +26,7 @@ from anyattention.geometry.neighbours import (
     sorted_neighbours,
     tree_of,
 )
-from anyattention.native.compressed_rows import compressed_rows
+from anyattention.native.compressed_rows import compressed_rows, sort_rows
 
 __all__ = ["nearest_neighbours"]
 
@@ -45,7 +45,11 @@ class _Found(NamedTuple):
     steps: Tensor
 
     def where(self, keep: Tensor) -> _Found:
-        return _Found(*(part[keep] for part in self))
+        places = keep.nonzero().flatten()
+        return self if len(places) == len(keep) else self.at(places)
+
+    def at(self, places: Tensor) -> _Found:
+        return _Found(*(part.index_select(0, places) for part in self))
 
     def joined(self, other: _Found) -> _Found:
         return _joined([self, other])
@@ -61,21 +65,21 @@ class _Keys:
         self.tree = tree_of(self.places)
 
     def query(self, places: Tensor, cloud: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest keys of the same cloud, sorted by index, and how far all others are at least.
+        """The nearest keys of the same cloud, and how far all others are at least.
 
         Where there are no more, `len(points)` stands for a key.
         """
         distances, found = self.tree.query(
             separated(places, cloud, self.step).numpy(),
             k=range(1, count + 1),
-            distance_upper_bound=self.step / 2 if cloud is not None else np.inf,
+            distance_upper_bound=self.step / 2 if cloud is not None else torch.inf,
             workers=native.num_threads((500 + 4 * count**2) * len(places)),
         )
         key = torch.cat([self.kept, torch.tensor([len(self.points)], dtype=torch.int64, device="cpu")])[
             torch.from_numpy(found).long()
         ]
         farthest = torch.from_numpy(distances)[:, -1]
-        return key.sort(1).values, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
+        return key, farthest if count < len(self.kept) else torch.full_like(farthest, torch.inf)
 
     def expect(self, rows: int, wanted: int, k: int) -> None:
         """Before so many rows ask for so many keys: where many coincide, leave out those that are nearest to none.
@@ -85,13 +89,57 @@ class _Keys:
         is_much = wanted > 2 * (k + 2) and rows * wanted > 4 * len(self.points)
         if not is_much or len(self.kept) < len(self.points):
             return
-        group = torch.unique(self.places, dim=0, return_inverse=True)[1]
+        group = _places_of(self.places)
         order = torch.argsort(group, stable=True)
         sizes = torch.bincount(group)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device="cpu") - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         self.kept = (place <= k).nonzero().flatten()
         self.tree = tree_of(self.places[self.kept])
+
+
+class _Alike(NamedTuple):
+    """Points by the place that they are at, where most share theirs with others: what is near to one is near to all.
+
+    Attributes:
+        group: `(points,)` int64, a number for each place.
+        first: `(places,)` int64, the first point of each.
+        offsets: `(places + 1,)` int64, where the points of each begin among `members`.
+        members: `(points,)` int64.
+    """
+
+    group: Tensor
+    first: Tensor
+    offsets: Tensor
+    members: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor, cloud: Tensor | None) -> _Alike | None:
+        """None where every second point or more has a place of its own."""
+        along = np.sort(points[:, 0].numpy())
+        if 2 * np.count_nonzero(along[1:] != along[:-1]) >= len(points):
+            return None
+        group = _places_of(separated(points, cloud, 1.0))
+        count = 1 + int(group.max())
+        offsets, _, members = compressed_rows(group, group, count, count)
+        return None if 2 * count > len(points) else cls(group, members[offsets[:-1]], offsets, members)
+
+    def as_many(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """All points at the places of some first ones, and for each the number of its first one among these."""
+        place = self.group[first]
+        sizes = self.offsets.diff()[place]
+        again = torch.repeat_interleave(sizes)
+        begins = self.offsets[place] - (sizes.cumsum(0) - sizes)
+        return self.members[torch.arange(len(again), device="cpu") + begins[again]], again
+
+
+def _places_of(points: Tensor) -> Tensor:
+    """A number for each point, the same for those at the same place."""
+    order = torch.from_numpy(np.lexsort(points.T.numpy()))
+    in_order = points.index_select(0, order)
+    number = torch.zeros_like(order)
+    number[1:] = (in_order[1:] != in_order[:-1]).any(1).cumsum(0)
+    return torch.empty_like(order).scatter_(0, order, number)
 
 
 @lasting()
@@ -116,50 +164,61 @@ def nearest_neighbours(
         return no_neighbours(clouds)
     with allocation_failures_named():
         moved = wrapped(clouds) if any(clouds.periodic) else None
-        found = _at_home(clouds, k, moved)
+        keys = _keys_at_home(clouds, moved)
+        found = _at_home(clouds, k, moved, keys)
         if moved is None:
             shifts = clouds.no_shifts(len(found.query))
         else:
-            found = _with_copies(clouds, k, moved, found)
+            found = _with_copies(clouds, k, moved, keys, found)
             shifts = moved.shifts(found.query, found.key, found.steps)
         return sorted_neighbours(found.query, found.key, shifts, num_queries, num_keys)
 
 
-def _at_home(clouds: Clouds, k: int, moved: Wrapped | None) -> _Found:
-    """The k nearest keys of each query, of each key the one in the cell."""
+def _keys_at_home(clouds: Clouds, moved: Wrapped | None) -> _Keys:
+    """The keys, clouds farther apart than any two points of one."""
     queries, points = (clouds.queries, clouds.keys) if moved is None else (moved.queries, moved.keys)
     both = torch.cat([queries, points])
-    # Farther than any two points of one cloud are apart.
-    keys = _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
+    return _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
+
+
+def _at_home(clouds: Clouds, k: int, moved: Wrapped | None, keys: _Keys) -> _Found:
+    """The k nearest keys of each query, of each key the one in the cell."""
+    queries = clouds.queries if moved is None else moved.queries
     rounding = 0.0 if moved is None else moved.rounding(clouds, 0.0)
+    repeats = 0 if moved is None else moved.lattice.repeats
     found: list[_Found] = []
+    alike = _Alike.of(clouds.queries, clouds.query_cloud)
     # One more for the point itself, and one by whose distance a tie shows.
-    open_rows, wanted = torch.arange(len(queries), device="cpu"), k + 2
+    count, wanted = k + int(clouds.is_one_set), k + 2
+    open_rows = torch.arange(len(queries), device="cpu") if alike is None else alike.first
     while open_rows.numel():
         wanted = min(wanted, len(keys.kept))
         undecided = []
         for rows in open_rows.split(max(1, _CANDIDATES // wanted)):
             cloud = None if clouds.query_cloud is None else clouds.query_cloud[rows]
             candidate, outside = keys.query(queries[rows], cloud, wanted)
-            key, distance = _first(clouds, moved, rows, candidate, k)
+            key, distance = _first(clouds, moved, rows, candidate, count)
             # All are seen, or what was not seen is farther.
-            last = distance[:, -1] if distance.shape[1] == k else torch.full_like(outside, torch.inf)
+            last = distance[:, -1] if distance.shape[1] == count else torch.full_like(outside, torch.inf)
             decided = outside.isinf() | (outside > last * (1 + 1e-12) + rounding)
             undecided.append(rows[~decided])
-            used = decided[:, None] & distance.isfinite()
-            query = rows[:, None].expand_as(key)[used]
-            steps = torch.zeros(
-                len(query), 0 if moved is None else moved.lattice.repeats, dtype=torch.int64, device="cpu"
-            )
-            found.append(_Found(query, key[used], distance[used], steps))
+            query, key, distance = rows[decided], key[decided], distance[decided]
+            if alike is not None:
+                query, again = alike.as_many(query)
+                key, distance = key.index_select(0, again), distance.index_select(0, again)
+            if clouds.is_one_set:
+                key, distance = _without(query, key, distance)
+            query, distance = query[:, None].expand_as(key).flatten(), distance.flatten()
+            steps = torch.zeros(len(query), repeats, dtype=torch.int64, device="cpu")
+            found.append(_Found(query, key.flatten(), distance, steps).where(distance.isfinite()))
         open_rows = torch.cat(undecided)
         wanted *= 2
         keys.expect(len(open_rows), wanted, k)
     return _joined(found)
 
 
-def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row of candidates, which are in order of index; an infinite distance is no neighbour."""
+def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest of each row of candidates, of equal distances the lower; an infinite distance is no key."""
     query = rows[:, None].expand_as(candidate).reshape(-1)
     key = candidate.reshape(-1)
     is_none = key == len(clouds.keys)
@@ -168,14 +227,26 @@ def _first(clouds: Clouds, moved: Wrapped | None, rows: Tensor, candidate: Tenso
     if moved is not None and moved.is_moved:
         shifts = moved.shifts(query, key, torch.zeros(len(key), moved.lattice.repeats, dtype=torch.int64, device="cpu"))
     distance = clouds.squared_distances(query, key, shifts).sqrt()
-    if clouds.is_one_set:
-        is_none |= query == key
-    distance = distance.masked_fill(is_none, torch.inf).view_as(candidate)
-    distance, order = distance.sort(dim=1, stable=True)
-    return candidate.gather(1, order[:, :k]), distance[:, :k]
+    numbers = [distance.masked_fill_(is_none, torch.inf).view(torch.int64), candidate.reshape(-1)]
+    offsets = torch.arange(len(rows) + 1, device="cpu") * candidate.shape[1]
+    nearest = [torch.empty_like(key), torch.empty_like(key)]
+    sort_rows(offsets, torch.arange(len(key), device="cpu"), numbers, nearest)
+    distance, key = (column.view_as(candidate)[:, :count] for column in nearest)
+    return key, distance.contiguous().view(torch.float64)
 
 
-def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found:
+def _without(query: Tensor, key: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """One key of each row less: the query's own, and where more keys are at its place than there are, the last."""
+    is_own = key == query[:, None]
+    if is_own[:, 0].all():
+        return key[:, 1:], distance[:, 1:]
+    is_own[:, -1] |= ~is_own.any(1)
+    places = (~is_own).flatten().nonzero().flatten()
+    shape = len(query), key.shape[1] - 1
+    return key.flatten()[places].view(shape), distance.flatten()[places].view(shape)
+
+
+def _with_copies(clouds: Clouds, k: int, moved: Wrapped, keys: _Keys, home: _Found) -> _Found:
     """The k nearest of each query, of all images, from the nearest in the cell."""
     bound = _bounds(clouds, k, moved, home)
     low, high = boxes(moved.keys, clouds.key_cloud, clouds.query_cloud, len(moved.queries))
@@ -188,7 +259,10 @@ def _with_copies(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> _Found
     again = again[home.query]
     found = home.where(again)
     if len(copies.row):
-        found = _from_copies(clouds, k, moved, copies, bound, found)
+        if clouds.key_cloud is not None:
+            # Copies lie outside of the cell, where another cloud might be.
+            keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * float(bound[copies.row].max()))
+        found = _from_copies(clouds, k, moved, keys, copies, bound, found)
     return home.where(~again).joined(found)
 
 
@@ -196,14 +270,16 @@ def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
     """A distance for each query within which its k nearest images are; infinite where its cloud has no keys."""
     count = len(moved.queries)
     own = moved.lattice.reach_of_translates(k)
-    bound = torch.full((count,), torch.inf, dtype=torch.float64, device="cpu")
     if clouds.is_one_set:
         bound = own[moved.query_cell]
-    # The translates of a key that was found: along the lattice they are as far again as they are from it, at most.
-    apart = moved.keys[home.key] - moved.queries[home.query]
-    repeats = moved.lattice.repeats
-    along = apart[:, :repeats].norm(dim=1) + own[moved.query_cell[home.query]]
-    bound = bound.scatter_reduce(0, home.query, torch.hypot(along, apart[:, repeats:].norm(dim=1)), "amin")
+    else:
+        # The translates of a key that was found: along the lattice they are as far again as they are from it, at most.
+        apart = moved.keys[home.key] - moved.queries[home.query]
+        repeats = moved.lattice.repeats
+        along = apart[:, :repeats].norm(dim=1) + own[moved.query_cell[home.query]]
+        reach = torch.hypot(along, apart[:, repeats:].norm(dim=1))
+        bound = torch.full((count,), torch.inf, dtype=torch.float64, device="cpu")
+        bound = bound.scatter_reduce(0, home.query, reach, "amin")
     farthest = torch.zeros(count, dtype=torch.float64, device="cpu").scatter_reduce(
         0, home.query, home.distance, "amax"
     )
@@ -213,11 +289,11 @@ def _bounds(clouds: Clouds, k: int, moved: Wrapped, home: _Found) -> Tensor:
     return bound * (1 + 1e-12) + moved.rounding(clouds, largest)
 
 
-def _from_copies(clouds: Clouds, k: int, moved: Wrapped, copies: Copies, bound: Tensor, found: _Found) -> _Found:
+def _from_copies(
+    clouds: Clouds, k: int, moved: Wrapped, keys: _Keys, copies: Copies, bound: Tensor, found: _Found
+) -> _Found:
     """The k nearest of the queries that have copies, from what they found at home and what the copies find."""
-    farthest = float(bound[copies.row].max())
-    keys = _Keys(moved.keys, clouds.key_cloud, 1.0 + 4.0 * farthest)
-    rounding = moved.rounding(clouds, farthest)
+    rounding = moved.rounding(clouds, float(bound[copies.row].max()))
     share, looked_to = copies.apart / bound[copies.row], -1.0
     for wave in _WAVES:
         is_next = (share > looked_to) & (share <= wave) & (copies.apart <= bound[copies.row])
@@ -276,34 +352,17 @@ def _kth_distance(found: _Found, k: int, count: int) -> Tensor:
 
 def _first_of_each(found: _Found, moved: Wrapped, k: int, count: int) -> _Found:
     """The k nearest of each query; of equal distances the lower key comes first, then the lower shift."""
-    order, place = _by_distance(found, count)
-    last, next_one = (torch.full((count,), end, dtype=torch.float64, device="cpu") for end in (-1.0, -2.0))
-    for at, distance in ((k - 1, last), (k, next_one)):
-        chosen = order[place == at]
-        distance[found.query[chosen]] = found.distance[chosen]
-    is_tied = (last == next_one)[found.query]
-    nearest = found.where(order[(place < k) & ~is_tied[order]])
-    if not is_tied.any():
-        return nearest
-    tied = found.where(is_tied)
-    shifts = moved.shifts(tied.query, tied.key, tied.steps)
-    keys = [*shifts.T.flip(0), tied.key, tied.distance, tied.query]
-    order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
-    return nearest.joined(tied.where(order[_places(tied.query[order], count) < k]))
+    shifts = moved.shifts(found.query, found.key, found.steps)
+    order, place = _by_distance(found, count, found.key, *shifts.unbind(1))
+    return found.at(order[place < k])
 
 
-def _by_distance(found: _Found, count: int) -> tuple[Tensor, Tensor]:
-    """The order by query, then distance, and the place of each of these among its query's."""
-    by_distance = torch.from_numpy(np.argsort(found.distance.numpy()))
-    query = found.query[by_distance]
-    order = compressed_rows(query, query, count, count).edges
-    return by_distance[order], _places(query[order], count)
-
-
-def _places(query: Tensor, count: int) -> Tensor:
-    """Of sorted numbers, the place of each among those like it."""
-    sizes = torch.bincount(query, minlength=count)
-    return torch.arange(len(query), device="cpu") - (sizes.cumsum(0) - sizes)[query]
+def _by_distance(found: _Found, count: int, *then: Tensor) -> tuple[Tensor, Tensor]:
+    """The order by query, then distance, then other numbers, and the place of each of these among its query's."""
+    offsets, _, order = compressed_rows(found.query, found.query, count, count)
+    sort_rows(offsets, order, [found.distance.view(torch.int64), *then])
+    begins = torch.repeat_interleave(offsets[:-1], offsets.diff())
+    return order, torch.arange(len(order), device="cpu").sub_(begins)
 
 
 def _joined(parts: Sequence[_Found]) -> _Found:

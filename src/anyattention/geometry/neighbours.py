@@ -17,7 +17,7 @@ from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.cell_list import cell_list_pairs, numbered_box
 from anyattention.geometry.clouds import LARGEST, Clouds, Pairs, read_clouds, require_library
 from anyattention.geometry.lattice import Wrapped, boxes, wrapped
-from anyattention.native.compressed_rows import compressed_rows, symmetric_rows
+from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
 
 __all__ = ["Neighbours", "radius_neighbours", "sorted_neighbours"]
 
@@ -114,30 +114,18 @@ def no_neighbours(clouds: Clouds) -> Neighbours:
 
 
 def sorted_neighbours(query: Tensor, key: Tensor, shifts: Tensor | None, num_queries: int, num_keys: int) -> Neighbours:
-    """Pairs sorted by query, key and shift. O(edges + points), but for pairs that are there through several images."""
-    offsets, queries, by_key = compressed_rows(key, query, num_keys, num_queries)
-    keys = torch.repeat_interleave(offsets.diff())
-    offsets, keys, order = compressed_rows(queries, keys, num_queries, num_keys)
-    edge_index = torch.stack([keys, torch.repeat_interleave(offsets.diff())])
-    if shifts is None:
-        return Neighbours(edge_index, offsets)
-    shifts = shifts.index_select(0, by_key.index_select(0, order))
-    is_again = (edge_index[0, 1:] == edge_index[0, :-1]) & (edge_index[1, 1:] == edge_index[1, :-1])
-    if is_again.any():
-        _sort_shifts(shifts, is_again)
-    return Neighbours(edge_index, offsets, shifts)
+    """Pairs sorted by query, key and shift."""
+    offsets, _, order = compressed_rows(query, key, num_queries, num_keys)
+    edge_index = key.new_empty(2, len(key))
+    sorted_shifts = None if shifts is None else torch.empty_like(shifts, memory_format=torch.contiguous_format)
+    numbers, into = [key, *_columns(shifts)], [edge_index[0], *_columns(sorted_shifts)]
+    sort_rows(offsets, order, numbers, into)
+    edge_index[1] = torch.repeat_interleave(offsets.diff())
+    return Neighbours(edge_index, offsets, sorted_shifts)
 
 
-def _sort_shifts(shifts: Tensor, is_again: Tensor) -> None:
-    """Sort, in place, the shifts of edges that are equal to the one before."""
-    none = is_again.new_zeros(1)
-    run = (~torch.cat([none, is_again])).cumsum(0)
-    places = (torch.cat([none, is_again]) | torch.cat([is_again, none])).nonzero().flatten()
-    order = places
-    for vector in reversed(range(shifts.shape[1])):
-        order = order[torch.argsort(shifts[order, vector], stable=True)]
-    order = order[torch.argsort(run[order], stable=True)]
-    shifts[places] = shifts[order]
+def _columns(shifts: Tensor | None) -> Sequence[Tensor]:
+    return () if shifts is None else shifts.unbind(1)
 
 
 def _read_radius(r: float, dtype: torch.dtype) -> float:
@@ -192,7 +180,8 @@ def _half_by_tree(clouds: Clouds, r: float) -> Pairs:
     tree = tree_of(separated(clouds.keys, clouds.key_cloud, 2 * reach))
     points = torch.from_numpy(tree.query_pairs(reach, output_type="ndarray")).long()
     pairs = Pairs(points, clouds.no_shifts(len(points)))
-    return pairs.where(clouds.are_within(r, *pairs))
+    keep = clouds.are_within(r, *pairs)
+    return pairs if keep.all() else pairs.where(keep)
 
 
 def separated(points: Tensor, cloud: Tensor | None, step: float) -> Tensor:

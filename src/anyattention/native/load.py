@@ -62,6 +62,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
     "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
     "anyattention_compressed_rows": (ctypes.c_int32, [_POINTER, _POINTER, *[_SIZE] * 4, *[_POINTER] * 4]),
+    "anyattention_sorted_rows": (
+        ctypes.c_int32,
+        [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2, *[_POINTER] * 3],
+    ),
     "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
