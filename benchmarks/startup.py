@@ -38,12 +38,13 @@ def main() -> None:
     }
     whole: dict[str, list[float]] = {name: [] for name in (*IMPORTS, *helps)}
     after: dict[str, list[float]] = {name: [] for name in IMPORTS if "anyattention" in IMPORTS[name]}
-    # The first round writes Python's compiled files.
-    for number in range(1 + ROUNDS):
+    # Once before, which writes Python's compiled files.
+    run(IMPORTS["every public name"])
+    for _ in range(ROUNDS):
         for name, code in {**IMPORTS, **helps}.items():
-            whole[name] += [run(code)[0]][:number]
+            whole[name].append(run(code)[0])
         for name in after:
-            after[name] += [float(run(AFTER.format(IMPORTS[name]))[1])][:number]
+            after[name].append(float(run(AFTER.format(IMPORTS[name]))[1]))
     imports = {name: {"milliseconds": statistics.median(whole[name])} for name in IMPORTS}
     for name, taken in after.items():
         imports[name]["after import torch"] = statistics.median(taken)
