@@ -51,10 +51,10 @@ class Axes:
         axes, shape, sizes = names.split(), tensor.shape, self.sizes
         if len(shape) != len(axes):
             raise self._mismatch(argument, tensor, axes)
+        self._bound.append((argument, axes))
         for axis, size in zip(axes, shape, strict=True):
             if sizes.setdefault(axis, size) != size:
                 raise self._mismatch(argument, tensor, axes, axis)
-        self._bound.append((argument, axes))
 
     def bind_keys(self, argument: str, tensor: Tensor, names: str) -> None:
         """`bind` for a tensor whose `key_heads` are shared by groups of `heads`, bound before: they divide them."""

@@ -120,19 +120,18 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         raise InvalidInputError(argument="device", expected="the name of a device", actual=repr(device)) from fault
     weights_path, config_path = path / "model.safetensors", path / "config.json"
     with reading(path):
+        told = _read_settings(config_path) if config_path.exists() else None
         kept, weights = _read_weights(weights_path, place)
-        told = _read_config(config_path) if kept is None or config_path.exists() else None
-    settings = _parsed(kept, weights_path) if kept is not None else _parsed(told or "", config_path)
-    if kept is not None and told is not None and _parsed(told, config_path) != settings:
-        warnings.warn(
-            f"{config_path} is not what {weights_path} was saved with: the settings in the latter are taken. To change "
-            "settings, build the module and load the weights into it",
-            stacklevel=2,
-        )
-    name = settings["module"]
-    home, config_home, config_name = _MODULES[name]
-    config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
-    kind = getattr(import_module(home), name)
+    if kept is None:
+        kind, config = told or _read_settings(config_path)
+    else:
+        kind, config = _parsed(kept, weights_path)
+        if told is not None and told != (kind, config):
+            warnings.warn(
+                f"{config_path} is not what {weights_path} was saved with: the settings in the latter are taken. To "
+                "change settings, build the module and load the weights into it",
+                stacklevel=2,
+            )
     try:
         # First without memory: settings that do not fit the weights may ask for any amount of it.
         with torch.device("meta"):
@@ -188,23 +187,23 @@ def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path
         )
 
 
-def _read_config(path: Path) -> str:
+def _read_settings(path: Path) -> tuple[type, Any]:
     try:
         if require_file(path) > _LARGEST_CONFIG:
             raise InvalidConfigError(argument=str(path), expected="settings", actual=f"over {_LARGEST_CONFIG:,} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as fault:
-        if isinstance(fault, InvalidConfigError):
-            raise
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as fault:
         reason = getattr(fault, "strerror", None) or str(fault)
         raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=reason) from fault
+    return _parsed(text, path)
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def _parsed(text: str, path: Path) -> tuple[type, Any]:
+    """The class and the config that settings name."""
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError) as fault:
-        raise InvalidInputError(argument=str(path), expected="settings in JSON", actual=str(fault)) from fault
+        raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=str(fault)) from fault
     if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
         raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
     if settings["module"] not in tuple(_MODULES):
@@ -213,7 +212,9 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
             expected="one of " + ", ".join(_MODULES),
             actual=repr(settings["module"]),
         )
-    return settings
+    home, config_home, config_name = _MODULES[settings["module"]]
+    config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
+    return getattr(import_module(home), settings["module"]), config
 
 
 def _keys(settings: object) -> str:

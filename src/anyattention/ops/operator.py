@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
-from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -64,11 +63,15 @@ class Result:
     dtype: torch.dtype | None = None
     is_sum: bool = False
 
-    @cached_property
-    def like_of(self) -> Callable[[Any], Tensor | None]:
+    def like_of(self, record: Any) -> Tensor | None:
         """The tensor of a record whose shape it has."""
-        assert self.like is not None
-        return attrgetter(self.like)
+        for name in self._path:
+            record = getattr(record, name)
+        return record
+
+    @cached_property
+    def _path(self) -> tuple[str, ...]:
+        return tuple(self.like.split(".")) if self.like is not None else ()
 
     @cached_property
     def sized(self) -> tuple[str, ...]:
