@@ -64,7 +64,7 @@ SANITIZED := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(wildcard csrc/*.cpp csrc
 
 sanitize: build/sanitize/properties
 	@echo "Running the kernels under AddressSanitizer and UndefinedBehaviorSanitizer."
-	@build/sanitize/properties $(SANITIZE_SECONDS) $(SEED)
+	@ANYATTENTION_GRAIN=0 build/sanitize/properties $(SANITIZE_SECONDS) $(SEED)
 
 build/sanitize/properties: $(SANITIZED)
 	@$(CXX) $(SANITIZE) $^ -o $@

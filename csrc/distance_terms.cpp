@@ -164,7 +164,8 @@ bool is_valid(const anyattention_distance_terms_call *c, const void *terms) {
 template <class T, class Body>
 void over_rows(const anyattention_distance_terms_call &c, int64_t size, T *sums, const Body &body) {
   const int64_t pieces = (c.rows + kRowsPerSum - 1) / kRowsPerSum;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min(c.num_threads, pieces)));
+  const int64_t row = 32 + c.dim + 4 * c.num_radial + 2 * c.outputs * (1 + c.num_radial);
+  const int team = team_size(c.num_threads, pieces, static_cast<double>(c.rows * row) * 2 * kPerNumber);
   const Workspace<T> spaces(team * (Block<T>::size(c) + 64));
 #pragma omp parallel for num_threads(team) if (team > 1) schedule(dynamic, 1)
   for (int64_t piece = 0; piece < pieces; ++piece) {

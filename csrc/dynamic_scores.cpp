@@ -99,6 +99,7 @@ struct RowSums : Products<T, W> {
 
   int64_t accumulator_size() const { return row_heads * D; }
   int64_t scratch_size() const { return D; }
+  int64_t slot_size() const { return 2 * H * D * (3 + this->base.num_features); }
   void start(T *accumulator) const { std::fill_n(accumulator, row_heads * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, row_heads * D); }
   void finish(int64_t row, const T *accumulator) const {
@@ -126,13 +127,14 @@ struct RowSums : Products<T, W> {
 constexpr int64_t kBlocks = 64;
 
 // Runs body(block, i, s) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
-// on threads, and a block is one thread's. Returns false when an index was out of range.
+// on threads, and a block is one thread's; slot_size as in reduce_rows. Returns false when an index was out of range.
 template <class Body>
-bool each_slot(const anyattention_dynamic_dot_call &c, const Body &body) {
+bool each_slot(const anyattention_dynamic_dot_call &c, int64_t slot_size, const Body &body) {
   const CompressedRows rows = rows_of_queries(c.graph);
   const int64_t size = (rows.num_edges + kBlocks - 1) / kBlocks;
   const int64_t most = rows.num_edges > kSlotsPerPiece ? kBlocks : 1;
-  const int team = static_cast<int>(std::min(c.num_threads, most));
+  const double per_slot = static_cast<double>(slot_size) * kPerNumber + kPerSlot;
+  const int team = team_size(c.num_threads, most, static_cast<double>(rows.num_edges) * per_slot);
   std::atomic<bool> valid{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
   for (int64_t block = 0; block < kBlocks; ++block) {
@@ -156,7 +158,7 @@ bool dot_entry(const anyattention_dynamic_dot_call &c, int64_t b, T *result) {
   const int64_t H = products.H, D = products.D, own = padded(2 * D);
   const Workspace<T> workspace(kBlocks * own);
   T *out = products.edge_numbers(result);
-  return each_slot(c, [&](int64_t block, int64_t i, int64_t s) {
+  return each_slot(c, 2 * H * D * (4 + c.num_features + c.num_base_features), [&](int64_t block, int64_t i, int64_t s) {
     T *x = workspace.get() + block * own;
     const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
@@ -179,7 +181,7 @@ bool totals_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *nu
   const int64_t scratch = padded(3 * D), own = scratch + padded(vector_size + weight_size);
   const Workspace<T> workspace(kBlocks * own);
   const T *given = products.edge_numbers(numbers);
-  const bool valid = each_slot(c, [&](int64_t block, int64_t i, int64_t s) {
+  const bool valid = each_slot(c, 2 * H * D * (6 + 3 * P + c.num_base_features), [&](int64_t block, int64_t i, int64_t s) {
     T *x = workspace.get() + block * own, *part = x + 2 * D, *vector_sum = x + scratch, *weight_sum = vector_sum + vector_size;
     const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {

@@ -29,6 +29,7 @@ struct EdgeDot : EdgeCall<T> {
 
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 1; }
+  int64_t slot_size() const { return H * D; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
@@ -67,6 +68,7 @@ struct EdgeSum : EdgeCall<T> {
 
   int64_t accumulator_size() const { return H * D; }
   int64_t scratch_size() const { return 1; }
+  int64_t slot_size() const { return H * D; }
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, result + i * H * D); }
@@ -103,6 +105,7 @@ struct EdgeTotal : EdgeCall<T> {
 
   int64_t accumulator_size() const { return H; }
   int64_t scratch_size() const { return 1; }
+  int64_t slot_size() const { return H; }
   void start(T *accumulator) const { std::fill_n(accumulator, H, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H); }
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H, result + i * H); }
@@ -131,6 +134,7 @@ struct EdgeDenominator : EdgeCall<T> {
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
   int64_t accumulator_size() const { return 2 * H; }
   int64_t scratch_size() const { return H + 32; }
+  int64_t slot_size() const { return 48 * H; }
   void start(T *accumulator) const {
     std::fill_n(accumulator, H, kLowest);
     std::fill_n(accumulator + H, H, T{0});
@@ -188,6 +192,7 @@ struct EdgeNormalize : EdgeCall<T> {
 
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return H + 32; }
+  int64_t slot_size() const { return 48 * H; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}

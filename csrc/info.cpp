@@ -2,6 +2,7 @@
 
 #include "anyattention.h"
 #include "pages.h"
+#include "team.h"
 
 namespace {
 
@@ -55,6 +56,12 @@ int32_t anyattention_threaded(void) {
   return 0;
 #endif
 }
+
+int32_t anyattention_team_size(int64_t threads, int64_t pieces, double nanoseconds) {
+  return anyattention::team_size(threads, pieces, nanoseconds);
+}
+
+int64_t anyattention_num_teams(void) { return anyattention::num_teams(); }
 
 int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes) {
   if (!pointer || bytes < 0) return ANYATTENTION_INVALID_ARGUMENT;

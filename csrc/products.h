@@ -21,6 +21,8 @@ template <class T>
 constexpr int kLane = kRegister / static_cast<int>(sizeof(T));
 template <class T>
 using Lanes = Vector<T, kLane<T>>;
+// What a float's multiplication takes in a product of matrices, in nanoseconds: what threads are started by.
+constexpr double kPerProduct = 0.3 / kLane<float>;
 
 // c = a b, or c += a b. The rows of b and c are contiguous; a number of a lies at row * a_row + column * a_column.
 template <class T>

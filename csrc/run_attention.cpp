@@ -286,17 +286,19 @@ struct Backward {
   }
 };
 
+constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
+
 template <class T>
 void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
   const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
+  const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, part.nanoseconds());
   const int64_t own = TileMemory<T>::size(part);
   const Workspace<T> scratch(team * own, false);
   std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     QueryTile tile(part);
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, kTurn)
     for (int64_t n = 0; n < tasks; ++n) {
       const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
       try {
@@ -330,7 +332,8 @@ class BackwardTasks {
 
   void run() {
     const int64_t tasks = heads * num_slices();
-    const int team = static_cast<int>(std::max<int64_t>(1, std::min(part.c.num_threads, tasks)));
+    // Five products in place of two.
+    const int team = team_size(part.c.num_threads, tasks, 2.5 * part.nanoseconds());
     const int64_t own = TileMemory<T>::size(part);
     const Workspace<T> scratch(team * own, false), keys(heads * num_keys * part.D), values(heads * num_keys * part.C);
     const Workspace<T> biases(tasks * group * bias_size);

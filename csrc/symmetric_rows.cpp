@@ -10,11 +10,12 @@
 #include <memory>
 
 #include "anyattention.h"
+#include "team.h"
 
 namespace {
 
-// Below this, starting a thread costs more than it saves.
 constexpr int64_t kPairsPerChunk = 1 << 14;
+constexpr double kPerPair = 10;  // nanoseconds of one thread
 
 // Up to here shifting columns one by one is faster than std::sort.
 constexpr int64_t kShortRow = 48;
@@ -51,9 +52,9 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
   if (num_pairs > 0 && (!pairs || !slot_rows || !slot_columns || !slot_reverse)) return ANYATTENTION_INVALID_ARGUMENT;
 
   // Each chunk needs a counter per row: together no more counters than edges.
-  const int64_t most = 2 * num_pairs / std::max<int64_t>(num_rows, 1);
-  const int64_t chunks = std::max<int64_t>(1, std::min({num_threads, num_pairs / kPairsPerChunk, most}));
-  const int threads = static_cast<int>(chunks);
+  const int64_t most = std::min(num_pairs / kPairsPerChunk, 2 * num_pairs / std::max<int64_t>(num_rows, 1));
+  const int threads = anyattention::team_size(num_threads, most, static_cast<double>(num_pairs) * kPerPair);
+  const int64_t chunks = threads;
   const Workspace counts = allocate(chunks * num_rows);
   const Workspace bad = allocate(chunks);
   if (!counts || !bad) return ANYATTENTION_OUT_OF_MEMORY;

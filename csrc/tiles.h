@@ -92,6 +92,23 @@ struct Part {
 
   int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
+  // What a forward takes one thread: products of whole vectors of queries, and the rows that are copied for them.
+  double nanoseconds() const {
+    const int64_t lane = c.is_double ? kLane<double> : kLane<float>;
+    double pairs = 0, keys = 0;
+    for (std::size_t tile = 0; tile + 1 < first_query.size(); ++tile) {
+      const int64_t begin = first_query[tile], end = first_query[tile + 1];
+      int64_t seen = 0;
+      for (int64_t r = c.parts.offsets[begin]; r < c.parts.offsets[end]; ++r) seen += c.parts.ends[r] - c.parts.begins[r];
+      const int64_t queries = std::max<int64_t>(end - begin, 1), padded = (queries + lane - 1) / lane * lane;
+      pairs += static_cast<double>(seen) * static_cast<double>(padded) / static_cast<double>(queries);
+      keys += static_cast<double>(seen) / static_cast<double>(queries);
+    }
+    const double heads = static_cast<double>(c.batch * H), width = static_cast<double>(D + C);
+    const double queries = static_cast<double>(c.num_queries), copied = width * (keys + 2 * queries) * 0.15;
+    return heads * (pairs * (width * kPerProduct + 0.5) + copied + queries * 80) * (c.is_double ? 2 : 1);
+  }
+
   bool is_valid() const {
     if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
     if (c.value_dim < 1 || c.num_threads < 1 || !c.parts.offsets) return false;

@@ -109,6 +109,11 @@ struct Selection {
     capacity = kept + std::max<int64_t>(kept, 32);
   }
 
+  // What the call takes one thread: a product of a whole vector, and a comparison that may keep a candidate.
+  double nanoseconds() const {
+    const double pairs = static_cast<double>(c.batch * c.key_heads * columns) * static_cast<double>(c.num_keys);
+    return pairs * (static_cast<double>(c.head_dim) * kPerProduct + 2.5);
+  }
   int64_t query_row(int64_t b, int64_t g, int64_t n) const {
     return (b * c.num_queries + n / group) * c.heads + g * group + n % group;
   }
@@ -345,7 +350,7 @@ void merge(const Selection &s, const uint64_t *results, int64_t stride, int64_t 
 
 void select(const Selection &s, int64_t *indices) {
   const int64_t heads = s.c.batch * s.c.key_heads, tasks = heads * s.blocks * s.slices;
-  const int team = static_cast<int>(std::max<int64_t>(1, std::min(s.c.num_threads, tasks)));
+  const int team = team_size(s.c.num_threads, tasks, s.nanoseconds());
   const int64_t own = (Task::scratch_size(s) + kScores - 1) / kScores * kScores;
   const int64_t whole = std::min(kTaskColumns, s.columns);
   const int64_t stride = heads * s.columns * s.kept;  // from one slice's results to the next

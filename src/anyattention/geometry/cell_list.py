@@ -22,6 +22,8 @@ _MOST_CELLS, _FEWEST_ALONG = 1e5, 2.0
 _WIDER = 4
 # Cells or images along an axis that vesin's 32 bits surely hold.
 _WIDEST = 2.0**24
+# Nanoseconds that a point takes one thread, about.
+_PER_POINT = 1000
 
 
 class Box(NamedTuple):
@@ -90,7 +92,7 @@ def _can_be_numbered(widths: Tensor, points: int) -> bool:
 def cell_list_pairs(clouds: Clouds, r: float, box: Box, moved: Wrapped | None) -> tuple[Pairs, object]:
     """Each pair of one set once, by vesin, and by the formula near the boundary; and what must outlive these pairs."""
     search = require_library("vesin").NeighborList(
-        cutoff=box.cutoff, full_list=False, sorted=False, n_threads=max(1, native.num_threads())
+        cutoff=box.cutoff, full_list=False, sorted=False, n_threads=native.num_threads(_PER_POINT * len(box.points))
     )
     # Without copies these are views of the search's memory.
     pairs, distances, *more = search.compute(

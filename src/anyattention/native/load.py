@@ -57,6 +57,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_version": (ctypes.c_char_p, []),
     "anyattention_level": (ctypes.c_char_p, []),
     "anyattention_threaded": (ctypes.c_int32, []),
+    "anyattention_num_teams": (_SIZE, []),
+    "anyattention_team_size": (ctypes.c_int32, [_SIZE, _SIZE, ctypes.c_double]),
     "anyattention_size_of": (_SIZE, [ctypes.c_char_p]),
     "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
     "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
@@ -126,9 +128,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def num_threads() -> int:
-    """Threads for one kernel: as many as torch uses, and one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
+def num_threads(nanoseconds: float | None = None) -> int:
+    """Threads for one kernel: as many as torch uses, and one in a forked child.
+
+    Args:
+        nanoseconds: what the work takes one thread, about, where other than our kernels is asked to do it: these know
+            by themselves what is too small for several.
+    """
+    threads = 1 if _forked else torch.get_num_threads()
+    found = None if nanoseconds is None or threads == 1 else _load()[0]
+    return threads if found is None else found.anyattention_team_size(threads, threads, nanoseconds)
 
 
 # A traced call takes the answer as a constant: torch.compile does not trace the lock of loading.
