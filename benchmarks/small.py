@@ -117,13 +117,13 @@ def beside_busy_processes(processes: int = 2, calls: int = 300) -> None:
 
 
 def small_calls() -> dict[str, Callable[[], object]]:
-    def forward(*inputs: Tensor, pattern: Any = None) -> Callable[[], object]:
-        return lambda: attend(*inputs, pattern)
+    def forward(query: Tensor, key: Tensor, value: Tensor, pattern: Any = None) -> Callable[[], object]:
+        return lambda: attend(query, key, value, pattern)
 
-    def both(*inputs: Tensor, pattern: Any = None) -> Callable[[], object]:
-        inputs = tuple(x.clone().requires_grad_() for x in inputs)
-        cotangent = torch.ones_like(inputs[0])
-        return lambda: torch.autograd.grad(attend(*inputs, pattern).output, inputs, cotangent)
+    def both(query: Tensor, key: Tensor, value: Tensor, pattern: Any = None) -> Callable[[], object]:
+        query, key, value = (x.clone().requires_grad_() for x in (query, key, value))
+        cotangent = torch.ones_like(query)
+        return lambda: torch.autograd.grad(attend(query, key, value, pattern).output, (query, key, value), cotangent)
 
     few = [torch.randn(1, 16, 2, 16) for _ in range(3)]
     nodes = [torch.randn(100, 2, 8) for _ in range(3)]

@@ -71,7 +71,9 @@ def test_large_work_starts_teams(name):
 
 
 def test_all_threads_that_have_a_piece_or_one():
-    size = native.library().anyattention_team_size  # of this process, whose grain is 0
+    kernels = native.library()
+    assert kernels is not None
+    size = kernels.anyattention_team_size  # of this process, whose grain is 0
     assert [size(4, 8, 1.0), size(4, 3, 1.0), size(4, 1, 1.0), size(1, 8, 1.0), size(0, 8, 1.0)] == [4, 3, 1, 1, 1]
 
 
