@@ -48,9 +48,6 @@ ANYATTENTION_EXPORT int32_t anyattention_threaded(void);
  * nanoseconds: 1 below a grain, which the environment's ANYATTENTION_GRAIN changes before the first call. */
 ANYATTENTION_EXPORT int32_t anyattention_team_size(int64_t threads, int64_t pieces, double nanoseconds);
 
-/* How often more than one was the answer, here and in kernels. */
-ANYATTENTION_EXPORT int64_t anyattention_num_teams(void);
-
 /* Asks for large pages behind memory that is not touched yet; only advice. */
 ANYATTENTION_EXPORT int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes);
 

@@ -17,7 +17,7 @@
 namespace {
 
 constexpr int64_t kEdgesPerChunk = 1 << 15;
-constexpr double kPerEdge = 3;  // nanoseconds of one thread
+constexpr double kPerEdge = 3, kPerRow = 1;  // nanoseconds of one thread
 
 struct Free {
   void operator()(void *pointer) const { std::free(pointer); }
@@ -147,7 +147,8 @@ extern "C" int32_t anyattention_compressed_rows(
   // Each chunk needs a counter per row: together no more counters than edges.
   const Edges edges{rows, columns, num_rows, num_columns};
   const int64_t most = std::min(num_edges / kEdgesPerChunk, num_edges / std::max<int64_t>(num_rows, 1));
-  const int64_t chunks = anyattention::team_size(num_threads, most, static_cast<double>(num_edges) * kPerEdge);
+  const double nanoseconds = static_cast<double>(num_edges) * kPerEdge + static_cast<double>(num_rows) * kPerRow;
+  const int64_t chunks = anyattention::team_size(num_threads, most, nanoseconds);
   if (chunks <= 1) {
     *bad_edge = sort_in_one_chunk(edges, num_edges, row_offsets, slot_columns, slot_edges);
   } else {

@@ -18,6 +18,8 @@ namespace anyattention {
 namespace {
 
 constexpr int64_t kBlock = 64;
+// What the numbers of a row take one thread, in nanoseconds: the row, its bumps, its outputs, and their products.
+constexpr double kOfRow = 2.5, kPerBump = 0.25, kPerOutput = 0.5, kPerProductOfBoth = 0.08;
 // Sums over rows are cut here, whatever the threads.
 constexpr int64_t kRowsPerSum = 4096;
 
@@ -164,8 +166,9 @@ bool is_valid(const anyattention_distance_terms_call *c, const void *terms) {
 template <class T, class Body>
 void over_rows(const anyattention_distance_terms_call &c, int64_t size, T *sums, const Body &body) {
   const int64_t pieces = (c.rows + kRowsPerSum - 1) / kRowsPerSum;
-  const int64_t row = 32 + c.dim + 4 * c.num_radial + 2 * c.outputs * (1 + c.num_radial);
-  const int team = team_size(c.num_threads, pieces, static_cast<double>(c.rows * row) * 2 * kPerNumber);
+  const double bumps = static_cast<double>(c.num_radial), outputs = static_cast<double>(c.outputs);
+  const double row = kOfRow + kPerBump * bumps + (kPerOutput + kPerProductOfBoth * bumps) * outputs;
+  const int team = team_size(c.num_threads, pieces, static_cast<double>(c.rows) * row * (sizeof(T) / sizeof(float)));
   const Workspace<T> spaces(team * (Block<T>::size(c) + 64));
 #pragma omp parallel for num_threads(team) if (team > 1) schedule(dynamic, 1)
   for (int64_t piece = 0; piece < pieces; ++piece) {

@@ -99,7 +99,7 @@ struct RowSums : Products<T, W> {
 
   int64_t accumulator_size() const { return row_heads * D; }
   int64_t scratch_size() const { return D; }
-  int64_t slot_size() const { return 2 * H * D * (3 + this->base.num_features); }
+  int64_t slot_size() const { return H * (64 + D * (1 + this->base.num_features)); }
   void start(T *accumulator) const { std::fill_n(accumulator, row_heads * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, row_heads * D); }
   void finish(int64_t row, const T *accumulator) const {
@@ -158,7 +158,8 @@ bool dot_entry(const anyattention_dynamic_dot_call &c, int64_t b, T *result) {
   const int64_t H = products.H, D = products.D, own = padded(2 * D);
   const Workspace<T> workspace(kBlocks * own);
   T *out = products.edge_numbers(result);
-  return each_slot(c, 2 * H * D * (4 + c.num_features + c.num_base_features), [&](int64_t block, int64_t i, int64_t s) {
+  // LeakyReLU by branches.
+  return each_slot(c, H * (100 + D * (40 + c.num_features)), [&](int64_t block, int64_t i, int64_t s) {
     T *x = workspace.get() + block * own;
     const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
@@ -181,7 +182,7 @@ bool totals_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *nu
   const int64_t scratch = padded(3 * D), own = scratch + padded(vector_size + weight_size);
   const Workspace<T> workspace(kBlocks * own);
   const T *given = products.edge_numbers(numbers);
-  const bool valid = each_slot(c, 2 * H * D * (6 + 3 * P + c.num_base_features), [&](int64_t block, int64_t i, int64_t s) {
+  const bool valid = each_slot(c, H * (180 + D * (1 + P + c.num_base_features)), [&](int64_t block, int64_t i, int64_t s) {
     T *x = workspace.get() + block * own, *part = x + 2 * D, *vector_sum = x + scratch, *weight_sum = vector_sum + vector_size;
     const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {

@@ -36,7 +36,8 @@ struct EdgeArgmax : EdgeCall<T> {
   static T *numbers(int64_t *words) { return reinterpret_cast<T *>(words); }
   int64_t accumulator_size() const { return H * D + words(H * D); }
   int64_t scratch_size() const { return words(D); }
-  int64_t slot_size() const { return 2 * H * D * (2 + F); }
+  // The accumulator's words count as doubles.
+  int64_t slot_size() const { return H * (16 + D * (1 + F) + (F ? 100 : 0)); }
   void start(int64_t *accumulator) const {
     std::fill_n(accumulator, H * D, int64_t{-1});
     std::fill_n(numbers(accumulator + H * D), H * D, kLowest);

@@ -105,7 +105,7 @@ struct EdgeTotal : EdgeCall<T> {
 
   int64_t accumulator_size() const { return H; }
   int64_t scratch_size() const { return 1; }
-  int64_t slot_size() const { return H; }
+  int64_t slot_size() const { return H / 2; }
   void start(T *accumulator) const { std::fill_n(accumulator, H, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H); }
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H, result + i * H); }
@@ -119,6 +119,12 @@ struct EdgeTotal : EdgeCall<T> {
     return true;
   }
 };
+
+// What a row's exponentials take, in multiplications: less than a vector of them waits until its numbers are written.
+template <class T>
+constexpr int64_t exponential_size(int64_t heads) {
+  return heads * static_cast<int64_t>(sizeof(T)) < 64 ? 160 : 5 * heads;
+}
 
 // The softmax's denominator: for each row (2, H), the largest score and the inverse of the sum of exponentials less it.
 // They stay apart, since their logsumexp would lose the sum beside a large score.
@@ -134,7 +140,7 @@ struct EdgeDenominator : EdgeCall<T> {
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
   int64_t accumulator_size() const { return 2 * H; }
   int64_t scratch_size() const { return H + 32; }
-  int64_t slot_size() const { return 48 * H; }
+  int64_t slot_size() const { return exponential_size<T>(H); }
   void start(T *accumulator) const {
     std::fill_n(accumulator, H, kLowest);
     std::fill_n(accumulator + H, H, T{0});
@@ -192,7 +198,7 @@ struct EdgeNormalize : EdgeCall<T> {
 
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return H + 32; }
-  int64_t slot_size() const { return 48 * H; }
+  int64_t slot_size() const { return exponential_size<T>(H); }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}

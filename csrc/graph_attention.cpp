@@ -43,7 +43,7 @@ struct Forward : Call<T, Score, DW, CW> {
 
   int64_t accumulator_size() const { return 2 * H + H * C; }
   int64_t scratch_size() const { return kSlotsPerPiece * H + 3 * H + 64; }
-  int64_t slot_size() const { return H * (this->D + C + 16); }
+  int64_t slot_size() const { return this->slot_size_of(1, 1, this->fits_registers()); }
 
   void start(T *accumulator) const {
     std::fill_n(accumulator, H, kMinusInfinity<T>);
@@ -171,7 +171,7 @@ struct Weights : Call<T, Score, DW, CW> {
 
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 4 * H + 64; }
-  int64_t slot_size() const { return H * (this->D + 16); }
+  int64_t slot_size() const { return this->slot_size_of(1, 0, false); }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
@@ -227,7 +227,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
   int64_t scratch_size() const { return 4 * kTile * H + 192; }
-  int64_t slot_size() const { return H * (2 * D + 2 * C + 16); }
+  int64_t slot_size() const { return this->slot_size_of(2, 2, this->fits_registers() && !grad_score); }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
 
@@ -360,7 +360,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
 
   int64_t accumulator_size() const { return H * D; }
   int64_t scratch_size() const { return 1; }
-  int64_t slot_size() const { return H * D; }
+  int64_t slot_size() const { return this->fits_registers() ? H * D / 2 : H * D; }
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
 
@@ -403,10 +403,10 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
-// Threads for a pass over the rows of queries.
+// Threads for a pass over the rows of queries: each head's dot product or row, and an exponential.
 int team_of_rows(const anyattention_graph_attention_call &c) {
   const int64_t rows = c.batch * c.graph.num_queries;
-  return team_size(c.num_threads, rows, static_cast<double>(rows * c.heads) * (0.5 * static_cast<double>(c.value_dim) + 8));
+  return team_size(c.num_threads, rows, static_cast<double>(rows * c.heads) * (0.2 * static_cast<double>(c.value_dim) + 1));
 }
 
 // What the rounding of top + log, to `shift`, leaves.

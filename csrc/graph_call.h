@@ -152,6 +152,14 @@ struct Call {
            !bias.data && !term.data;
   }
 
+  // The slot_size of a pass that makes weights: `by_key` products of the key's numbers, and `by_value` of the value's.
+  int64_t slot_size_of(int64_t by_key, int64_t by_value, bool in_registers) const {
+    const int64_t dropout = drops ? 45 * H + 100 : 0;
+    if (in_registers) return H * (by_key * D + by_value * C + 16) / 2 + dropout;
+    if (Score::kHasVector) by_key *= 4;  // LeakyReLU by branches
+    return H * (by_key * D + by_value * C + (cap != 0 ? 136 : 16)) + 130 + dropout;
+  }
+
   // The scores of one edge's heads; `slopes` are their derivatives by the raw scores.
   template <int Heads>
   Vector<T, Heads> register_scores(const T *q, const T *k, Vector<T, Heads> &slopes) const {

@@ -61,8 +61,6 @@ int32_t anyattention_team_size(int64_t threads, int64_t pieces, double nanosecon
   return anyattention::team_size(threads, pieces, nanoseconds);
 }
 
-int64_t anyattention_num_teams(void) { return anyattention::num_teams(); }
-
 int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes) {
   if (!pointer || bytes < 0) return ANYATTENTION_INVALID_ARGUMENT;
   anyattention::prefer_large_pages(pointer, bytes);

@@ -28,8 +28,8 @@ constexpr int64_t kPrefetch = 16;  // slots ahead
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
-// What a multiplication and a slot take one thread, in nanoseconds.
-constexpr double kPerNumber = 0.125, kPerSlot = 4;
+// What a float's multiplication, a slot and a row take one thread, in nanoseconds; see team.h.
+constexpr double kPerNumber = 0.125, kPerSlot = 4, kPerRow = 16;
 
 inline int thread_number() {
 #ifdef _OPENMP
@@ -84,7 +84,7 @@ constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)
 
 // A Reduction has
 //   accumulator_size(), scratch_size()         numbers per accumulator and per thread
-//   slot_size()                                multiplications per slot, or what takes as long
+//   slot_size()                                multiplications of floats per slot, or what takes as long
 //   start(accumulator)                         the value of no slots
 //   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
 //   combine(accumulator, next)                 accumulator, then next
@@ -123,9 +123,10 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
     }
   }
   std::atomic<bool> valid{true};
-  const double slots = static_cast<double>(rows.num_edges), slot_size = static_cast<double>(reduction.slot_size());
-  const double numbers = slots * slot_size + static_cast<double>(rows.num_rows * size);
-  const int team = team_size(threads, num_turns + num_pieces, numbers * kPerNumber + slots * kPerSlot);
+  const double numbers = static_cast<double>(rows.num_edges * reduction.slot_size() + rows.num_rows * size);
+  const double nanoseconds = numbers * kPerNumber * (sizeof(T) / sizeof(float)) +
+                             static_cast<double>(rows.num_edges) * kPerSlot + static_cast<double>(rows.num_rows) * kPerRow;
+  const int team = team_size(threads, num_turns + num_pieces, nanoseconds);
   // Allocated here: an exception must not leave a parallel region.
   const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
   const Workspace<T> workspaces(team * own);

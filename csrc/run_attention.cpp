@@ -332,8 +332,7 @@ class BackwardTasks {
 
   void run() {
     const int64_t tasks = heads * num_slices();
-    // Five products in place of two.
-    const int team = team_size(part.c.num_threads, tasks, 2.5 * part.nanoseconds());
+    const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
     const int64_t own = TileMemory<T>::size(part);
     const Workspace<T> scratch(team * own, false), keys(heads * num_keys * part.D), values(heads * num_keys * part.C);
     const Workspace<T> biases(tasks * group * bias_size);

@@ -8,7 +8,6 @@
 #define ANYATTENTION_TEAM_H
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 
@@ -26,17 +25,10 @@ inline double grain() {
   return nanoseconds;
 }
 
-// Teams of this library so far, for the tests.
-inline std::atomic<int64_t> &num_teams() {
-  static std::atomic<int64_t> count{0};
-  return count;
-}
-
 // The size of the team for work that takes one thread about so many nanoseconds and is cut into pieces. A caller starts
 // that team: every size comes from here, so that none escapes the grain.
 inline int team_size(int64_t threads, int64_t pieces, double nanoseconds) {
   if (nanoseconds < grain() || threads < 2 || pieces < 2) return 1;
-  num_teams().fetch_add(1, std::memory_order_relaxed);
   return static_cast<int>(std::min(threads, pieces));
 }
 

@@ -92,7 +92,8 @@ struct Part {
 
   int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
-  // What a forward takes one thread: products of whole vectors of queries, and the rows that are copied for them.
+  // What a forward takes one thread: products of whole vectors of queries, and the rows that are copied for them; a
+  // backward takes twice as long, but for dropout.
   double nanoseconds() const {
     const int64_t lane = c.is_double ? kLane<double> : kLane<float>;
     double pairs = 0, keys = 0;
@@ -106,7 +107,8 @@ struct Part {
     }
     const double heads = static_cast<double>(c.batch * H), width = static_cast<double>(D + C);
     const double queries = static_cast<double>(c.num_queries), copied = width * (keys + 2 * queries) * 0.15;
-    return heads * (pairs * (width * kPerProduct + 0.5) + copied + queries * 80) * (c.is_double ? 2 : 1);
+    return heads * (pairs * (width * kPerProduct + (c.dropout > 0 ? 12 : 0.5)) + copied + queries * 80) *
+           (c.is_double ? 2 : 1);
   }
 
   bool is_valid() const {

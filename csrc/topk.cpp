@@ -109,10 +109,16 @@ struct Selection {
     capacity = kept + std::max<int64_t>(kept, 32);
   }
 
-  // What the call takes one thread: a product of a whole vector, and a comparison that may keep a candidate.
+  // What the call takes one thread: a product, of a whole vector where there are not few columns, and a comparison that
+  // may keep a candidate. Columns of a tile see each other's keys.
   double nanoseconds() const {
-    const double pairs = static_cast<double>(c.batch * c.key_heads * columns) * static_cast<double>(c.num_keys);
-    return pairs * (static_cast<double>(c.head_dim) * kPerProduct + 2.5);
+    double keys = c.key_begins ? 0 : static_cast<double>(c.num_queries * c.num_keys);
+    for (int64_t i = 0; c.key_begins && i < c.num_queries; ++i) {
+      const int64_t own = std::max<int64_t>(c.key_ends[i] - c.key_begins[i], 0);
+      keys += static_cast<double>(std::min(own + kColumns / 2, c.num_keys));
+    }
+    const double product = static_cast<double>(c.head_dim) * (columns <= kFewColumns ? 0.1 : kPerProduct);
+    return static_cast<double>(c.batch * c.heads) * keys * (product + 6.5);
   }
   int64_t query_row(int64_t b, int64_t g, int64_t n) const {
     return (b * c.num_queries + n / group) * c.heads + g * group + n % group;

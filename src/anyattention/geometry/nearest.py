@@ -69,7 +69,7 @@ class _Keys:
             separated(places, cloud, self.step).numpy(),
             k=range(1, count + 1),
             distance_upper_bound=self.step / 2 if cloud is not None else np.inf,
-            workers=native.num_threads((1000 + 50 * count) * len(places)),
+            workers=native.num_threads((500 + 4 * count**2) * len(places)),
         )
         key = torch.cat([self.kept, torch.tensor([len(self.points)], dtype=torch.int64, device="cpu")])[
             torch.from_numpy(found).long()

@@ -57,7 +57,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_version": (ctypes.c_char_p, []),
     "anyattention_level": (ctypes.c_char_p, []),
     "anyattention_threaded": (ctypes.c_int32, []),
-    "anyattention_num_teams": (_SIZE, []),
     "anyattention_team_size": (ctypes.c_int32, [_SIZE, _SIZE, ctypes.c_double]),
     "anyattention_size_of": (_SIZE, [ctypes.c_char_p]),
     "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
