@@ -1,16 +1,10 @@
 """The fixed cost of one small call: `attend` over 8 x 8 pairs and over a graph of 3 nodes, on one thread.
 
 The limit is an `autograd.Function` of the same tensors that allocates its results, and computes nothing.
-
-`python -m benchmarks.small busy` prints what small calls take on two threads beside two busy processes, and
-`ANYATTENTION_GRAIN=0 python -m benchmarks.small busy` what they took when small work too started teams.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.utils import scatter, softmax
 
-from anyattention import Graph, Window, attend, explain
+from anyattention import Graph, attend, explain
 from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
 
 
@@ -95,50 +89,5 @@ def graph() -> tuple[Sequence[Tensor], dict[str, Call]]:
     }
 
 
-def beside_busy_processes(processes: int = 2, calls: int = 300) -> None:
-    """Prints the median and the 95th percentile: the machine is busy, so that no best time says much."""
-    torch.set_num_threads(2)
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
-    try:
-        for name, call in small_calls().items():
-            for _ in range(10):
-                call()
-            times = []
-            for _ in range(calls):
-                begin = time.perf_counter()
-                call()
-                times.append((time.perf_counter() - begin) * 1e3)
-            times.sort()
-            print(f"{name:30} median {times[calls // 2]:7.3f} ms, 95th percentile {times[calls * 95 // 100]:7.3f} ms")
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-
-
-def small_calls() -> dict[str, Callable[[], object]]:
-    def forward(query: Tensor, key: Tensor, value: Tensor, pattern: Any = None) -> Callable[[], object]:
-        return lambda: attend(query, key, value, pattern)
-
-    def both(query: Tensor, key: Tensor, value: Tensor, pattern: Any = None) -> Callable[[], object]:
-        query, key, value = (x.clone().requires_grad_() for x in (query, key, value))
-        cotangent = torch.ones_like(query)
-        return lambda: torch.autograd.grad(attend(query, key, value, pattern).output, (query, key, value), cotangent)
-
-    few = [torch.randn(1, 16, 2, 16) for _ in range(3)]
-    nodes = [torch.randn(100, 2, 8) for _ in range(3)]
-    edges = Graph.from_edge_index(torch.randint(100, (2, 400)), num_nodes=100)
-    keys = [torch.randn(1, 1000, 4, 32) for _ in range(2)]
-    return {
-        "16 positions": forward(*few),
-        "16 positions, backward too": both(*few),
-        "window": forward(*few, pattern=Window(3, 2)),
-        "window, backward too": both(*few, pattern=Window(3, 2)),
-        "one query, 1,000 keys": forward(torch.randn(1, 1, 4, 32), *keys),
-        "graph of 100 nodes": forward(*nodes, pattern=edges),
-        "graph, backward too": both(*nodes, pattern=edges),
-    }
-
-
 if __name__ == "__main__":
-    beside_busy_processes() if sys.argv[1:] == ["busy"] else main()
+    main()

@@ -277,6 +277,7 @@ TABLES: dict[str, Table] = {
     "digits attention": digits_attention,
     "dense": _comparisons("dense"),
     "small": _comparisons("small"),
+    "busy": _numbers("busy/calls", "call"),
     "graph": _comparisons("graph/layers", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"),
     "graph memory": _comparisons("graph/memory", unit="MiB"),
     "graph kernels": _comparisons("graph/kernels"),
