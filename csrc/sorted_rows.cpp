@@ -8,11 +8,13 @@
 #include <memory>
 
 #include "anyattention.h"
+#include "team.h"
 
 namespace {
 
 // Below this, starting a thread costs more than it saves.
 constexpr int64_t kEdgesPerChunk = 1 << 14;
+constexpr double kPerEdge = 25;  // nanoseconds of one thread
 
 // Up to here shifting edges one by one is faster than std::sort.
 constexpr int64_t kShortRow = 48;
@@ -129,8 +131,9 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   if (row_offsets[0] != 0 || row_offsets[num_rows] != num_edges) return ANYATTENTION_OUT_OF_RANGE;
 
   const Numbers numbers(columns, strides, num_columns, num_edges);
-  const int64_t chunks = std::max<int64_t>(1, std::min(num_threads, num_edges / kEdgesPerChunk));
-  const int threads = static_cast<int>(chunks);
+  const int64_t most = num_edges / kEdgesPerChunk;
+  const int threads = anyattention::team_size(num_threads, most, static_cast<double>(num_edges) * kPerEdge);
+  const int64_t chunks = threads;
   const auto rows = allocate<Edge>(chunks * longest);
   const auto packed_numbers = allocate<uint64_t>(num_edges);
   if (!rows || !packed_numbers) return ANYATTENTION_OUT_OF_MEMORY;

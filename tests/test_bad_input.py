@@ -654,7 +654,7 @@ _FILES = [
         lambda folder: (folder / "model.safetensors").mkdir()),
     row("load a number", _INPUT, lambda: load(3), "folder: expected a path, got 3"),
     row("load nothing", _INPUT, lambda: load("nowhere"),
-        "config.json: expected a readable JSON file, got .*No such file"),
+        "model.safetensors: expected a readable safetensors file, got .*No such file"),
     Row("load to an unknown device", _INPUT, lambda folder: load(folder, device="abacus"),
         "device: expected the name of a device, got 'abacus'", lambda folder: save(_mha(), folder)),
     _saved("garbage settings", _INPUT, "{", "config.json: expected a readable JSON file, got Expecting"),
