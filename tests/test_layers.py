@@ -337,3 +337,23 @@ def test_no_tensor_is_made_where_the_default_happens_to_be(path):
         # A caller's array has its dtype.
         found.remove(next(each for each in found if each[1] == "tensor"))
     assert not found
+
+
+def test_an_exported_program_loads_where_the_operators_are_imported(tmp_path: Path) -> None:
+    script = """
+import sys, torch
+{imports}
+x = torch.ones(1, 6, 2, 4)
+if sys.argv[1] == "save":
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return anyattention.attend(x, x, x, anyattention.Window(1, 1)).output
+    torch.export.save(torch.export.export(Layer(), (x,)), sys.argv[2])
+else:
+    print(torch.export.load(sys.argv[2]).module()(x).shape)
+"""
+    for step, imports in (("save", "import anyattention"), ("load", "import anyattention.ops")):
+        command = [sys.executable, "-c", script.format(imports=imports), step, str(tmp_path / "layer.pt2")]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "torch.Size([1, 6, 2, 4])\n"
