@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Graph
-from anyattention.native.compressed_rows import compressed_rows, symmetric_rows
+from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
 from anyattention.ops.edges.operators import EdgeArgmax, EdgeDot, EdgeSoftmax, EdgeSum, EdgeTotal
@@ -65,7 +65,19 @@ def calls() -> dict[str, Callable[[], Results]]:
     return made | {
         "compressed_rows": lambda: compressed_rows(rows, columns, 1_000, 1_000),
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
+        "sorted_rows": _sorted(rows, columns),
     }
+
+
+def _sorted(rows: Tensor, columns: Tensor) -> Callable[[], Results]:
+    found, sorted_columns = compressed_rows(rows, columns, 1_000, 1_000), torch.empty_like(columns)
+
+    def call() -> Results:
+        # Where the edges lie; once sorted, they stay.
+        sort_rows(found.offsets, found.edges, [columns], [sorted_columns])
+        return found.edges, sorted_columns
+
+    return call
 
 
 def _call(name: str, record: Any) -> Callable[[], Results]:
