@@ -13,22 +13,12 @@
 
 #include "anyattention.h"
 #include "team.h"
+#include "workspace.h"
 
 namespace {
 
 constexpr int64_t kEdgesPerChunk = 1 << 15;
 constexpr double kPerEdge = 3, kPerRow = 1;  // nanoseconds of one thread
-
-struct Free {
-  void operator()(void *pointer) const { std::free(pointer); }
-};
-using Workspace = std::unique_ptr<int64_t[], Free>;
-
-// Pages of the workspace are first touched, hence zeroed, by the threads that use them.
-Workspace allocate(int64_t count) {
-  const auto size = static_cast<std::size_t>(std::max<int64_t>(count, 1));
-  return Workspace(static_cast<int64_t *>(std::calloc(size, sizeof(int64_t))));
-}
 
 struct Edges {
   const int64_t *rows;
@@ -152,8 +142,8 @@ extern "C" int32_t anyattention_compressed_rows(
   if (chunks <= 1) {
     *bad_edge = sort_in_one_chunk(edges, num_edges, row_offsets, slot_columns, slot_edges);
   } else {
-    const Workspace counts = allocate(chunks * num_rows);
-    const Workspace partial = allocate(chunks);
+    const auto counts = anyattention::allocate<int64_t>(chunks * num_rows);
+    const auto partial = anyattention::allocate<int64_t>(chunks);
     if (!counts || !partial) return ANYATTENTION_OUT_OF_MEMORY;
     *bad_edge = sort_in_chunks(edges, num_edges, chunks, counts.get(), partial.get(), row_offsets,
                                slot_columns, slot_edges);

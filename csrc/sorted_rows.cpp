@@ -9,6 +9,7 @@
 
 #include "anyattention.h"
 #include "team.h"
+#include "workspace.h"
 
 namespace {
 
@@ -26,16 +27,6 @@ struct Edge {
   uint64_t number;
   int64_t edge;
 };
-
-struct Free {
-  void operator()(void *pointer) const { std::free(pointer); }
-};
-
-template <class T>
-std::unique_ptr<T[], Free> allocate(int64_t count) {
-  return std::unique_ptr<T[], Free>(
-      static_cast<T *>(std::malloc(static_cast<std::size_t>(std::max<int64_t>(count, 1)) * sizeof(T))));
-}
 
 // The first `packed` columns as one number, in the same order, and the others for ties.
 struct Numbers {
@@ -134,8 +125,8 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   const int64_t most = num_edges / kEdgesPerChunk;
   const int threads = anyattention::team_size(num_threads, most, static_cast<double>(num_edges) * kPerEdge);
   const int64_t chunks = threads;
-  const auto rows = allocate<Edge>(chunks * longest);
-  const auto packed_numbers = allocate<uint64_t>(num_edges);
+  const auto rows = anyattention::allocate<Edge>(chunks * longest, false);
+  const auto packed_numbers = anyattention::allocate<uint64_t>(num_edges, false);
   if (!rows || !packed_numbers) return ANYATTENTION_OUT_OF_MEMORY;
   for (int64_t e = 0; e < num_edges; ++e) packed_numbers[e] = numbers.number(e);
   // The first row of each chunk: about as many edges to each.

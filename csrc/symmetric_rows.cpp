@@ -11,6 +11,7 @@
 
 #include "anyattention.h"
 #include "team.h"
+#include "workspace.h"
 
 namespace {
 
@@ -19,16 +20,6 @@ constexpr double kPerPair = 30;  // nanoseconds of one thread
 
 // Up to here shifting columns one by one is faster than sorting by bytes.
 constexpr int64_t kShortRow = 48;
-
-struct Free {
-  void operator()(void *pointer) const { std::free(pointer); }
-};
-using Workspace = std::unique_ptr<int64_t[], Free>;
-
-Workspace allocate(int64_t count) {
-  const auto size = static_cast<std::size_t>(std::max<int64_t>(count, 1));
-  return Workspace(static_cast<int64_t *>(std::calloc(size, sizeof(int64_t))));
-}
 
 // Columns by their lowest byte, then the next, and so on: O(columns x bytes of their range). `other` has as much room.
 void sort_by_bytes(int64_t *begin, int64_t *end, int64_t *other) {
@@ -78,8 +69,8 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
   const int64_t most = std::min(num_pairs / kPairsPerChunk, 2 * num_pairs / std::max<int64_t>(num_rows, 1));
   const int threads = anyattention::team_size(num_threads, most, static_cast<double>(num_pairs) * kPerPair);
   const int64_t chunks = threads;
-  const Workspace counts = allocate(chunks * num_rows);
-  const Workspace bad = allocate(chunks);
+  const auto counts = anyattention::allocate<int64_t>(chunks * num_rows);
+  const auto bad = anyattention::allocate<int64_t>(chunks);
   if (!counts || !bad) return ANYATTENTION_OUT_OF_MEMORY;
   const auto cut = [=](int64_t total, int64_t c) { return total / chunks * c + std::min(c, total % chunks); };
 
@@ -121,7 +112,7 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
 
   int64_t longest = 0;
   for (int64_t r = 0; r < num_rows; ++r) longest = std::max(longest, row_offsets[r + 1] - row_offsets[r]);
-  const Workspace others = allocate(chunks * longest);
+  const auto others = anyattention::allocate<int64_t>(chunks * longest);
   if (!others) return ANYATTENTION_OUT_OF_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t c = 0; c < chunks; ++c)

@@ -18,6 +18,14 @@ struct FreeMemory {
   void operator()(void *pointer) const { std::free(pointer); }
 };
 
+// Room for numbers, null where there is none. Zeroed pages are first touched, hence zeroed, by the threads that use them.
+template <class T>
+std::unique_ptr<T[], FreeMemory> allocate(int64_t count, bool zeroed = true) {
+  const auto size = static_cast<std::size_t>(std::max<int64_t>(count, 1));
+  void *pointer = zeroed ? std::calloc(size, sizeof(T)) : std::malloc(size * sizeof(T));
+  return std::unique_ptr<T[], FreeMemory>(static_cast<T *>(pointer));
+}
+
 struct Block {
   std::unique_ptr<void, FreeMemory> memory;
   std::size_t bytes = 0;

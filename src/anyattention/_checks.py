@@ -21,7 +21,7 @@ from anyattention.errors import (
 )
 
 _LARGEST = sys.float_info.max
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Asking the system how much memory is free costs 50 us, so small requests are not checked.
 _CHECKED_FROM_BYTES = 1 << 26
@@ -146,7 +146,7 @@ def require_floating(argument: str, tensor: Tensor) -> None:
 
 def require_floating_dtype(argument: str, dtype: torch.dtype) -> None:
     """Raise unless the dtype is one that attention is computed in."""
-    if dtype not in _FLOATING:
+    if dtype not in FLOATING:
         raise InvalidInputError(
             argument=argument, expected="a floating-point dtype of 16, 32 or 64 bits", actual=repr(dtype)
         )
@@ -156,7 +156,7 @@ def require_same_kind(argument: str, tensor: Tensor, other_name: str, other: Ten
     """Raise unless both tensors are dense and have one dtype and one device."""
     if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested:
         dtype = tensor.dtype
-        if dtype in _FLOATING and dtype is other.dtype and tensor.device == other.device:
+        if dtype in FLOATING and dtype is other.dtype and tensor.device == other.device:
             return
     require_dense(argument, tensor)
     require_floating(argument, tensor)
@@ -188,6 +188,20 @@ def keep_plain(record: object, name: str) -> Any:
         value = plain(value)
         object.__setattr__(record, name, value)
     return value
+
+
+def keep_all_plain(record: object) -> None:
+    """`keep_plain` of all fields."""
+    for name in list(vars(record)):
+        keep_plain(record, name)
+
+
+def require_count(argument: str, count: Any, at_least: int) -> int:
+    """The count as a plain int; raise unless it is one of at least so many."""
+    count = plain(count)
+    if isinstance(count, bool) or not isinstance(count, int) or count < at_least:
+        raise InvalidInputError(argument=argument, expected=f"an int of at least {at_least}", actual=repr(count))
+    return count
 
 
 def require_number(

@@ -36,6 +36,7 @@ __all__ = [
     "is_differentiated_again",
     "is_hollow",
     "is_mapped",
+    "is_plainly_readable",
     "is_readable",
     "is_transformed",
     "is_untraced",
@@ -163,6 +164,11 @@ def is_readable(*tensors: Tensor) -> bool:
     if is_compiling() or torch._C._get_tracing_state():
         return False
     return not any(is_hollow(x) or is_mapped(x) for x in tensors)
+
+
+def is_plainly_readable(x: Tensor) -> bool:
+    """Whether what a tensor holds can be read and nobody sees it: no mode, transform or subclass either."""
+    return moment_of((x,)) is Moment.PLAIN and is_readable(x)
 
 
 def values_of(x: Tensor) -> Tensor:

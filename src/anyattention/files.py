@@ -17,7 +17,7 @@ try:
 except ImportError:  # no POSIX system
     fcntl = None
 
-__all__ = ["make_folder", "reading", "require_file", "to_path", "write_atomically", "write_together"]
+__all__ = ["make_folder", "most_memory", "reading", "require_file", "to_path", "write_atomically", "write_together"]
 
 _TEMPORARY = ".anyattention-"
 
@@ -96,6 +96,11 @@ def require_file(path: Path) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise OSError(None, "not a file")
     return about.st_size
+
+
+def most_memory(size: int) -> int:
+    """How many bytes a file of unknown origin may ask for beside its own."""
+    return (1 << 26) + 100 * size
 
 
 def _write(path: Path, content: bytes) -> None:

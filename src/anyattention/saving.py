@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from anyattention._checks import FLOATING
 from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
-from anyattention.files import make_folder, reading, require_file, to_path, write_together
+from anyattention.files import make_folder, most_memory, reading, require_file, to_path, write_together
 
 __all__ = ["load", "model_files", "save"]
 
 _SETTINGS = "anyattention"  # their name among a file's metadata
 _LARGEST_CONFIG = 1 << 20
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # The closed set of modules that a folder may name: where each lives, and its config.
 _MODULES = {
@@ -163,7 +163,7 @@ def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[st
             actual=getattr(fault, "strerror", None) or str(fault),
         ) from fault
     dtypes = {x.dtype for x in weights.values()}
-    if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+    if len(dtypes) > 1 or not dtypes <= set(FLOATING):
         raise InvalidInputError(
             argument=str(path),
             expected="weights of one floating-point dtype of 16, 32 or 64 bits",
@@ -178,7 +178,7 @@ def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[st
 def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise where tables that are computed, of positions say, would take far more memory than the weights."""
     tables = sum(x.numel() * x.element_size() for name, x in module.named_buffers() if name not in weights)
-    most = (1 << 26) + 100 * sum(x.numel() * x.element_size() for x in weights.values())
+    most = most_memory(sum(x.numel() * x.element_size() for x in weights.values()))
     if tables > most:
         raise InvalidConfigError(
             argument=str(path),

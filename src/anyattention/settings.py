@@ -29,7 +29,7 @@ from typing import (
     get_type_hints,
 )
 
-from anyattention._checks import keep_plain, require_number
+from anyattention._checks import keep_all_plain, require_number
 from anyattention.errors import InvalidConfigError
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Config:
     """Base of the configs: fields checked by their types, to and from dictionaries and JSON; abstract."""
 
     def __post_init__(self) -> None:
-        for item in _fields(type(self)):
-            keep_plain(self, item.name)
+        keep_all_plain(self)
         for name, expected in _types(type(self)).items():
             _require_type(name, getattr(self, name), expected)
 

@@ -8,26 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from anyattention import load, save
+from anyattention import load, nn, save
 from anyattention.errors import InvalidInputError, NumericalInstabilityError
 from anyattention.interfaces import Attention
-from anyattention.nn import (
-    DistanceAttention,
-    EquivariantAttention,
-    GraphAttention,
-    MultiHeadAttention,
-    ScaledDotProductAttention,
-    SparseAttention,
-)
+from anyattention.nn import MultiHeadAttention
 
-_KINDS = [
-    DistanceAttention,
-    EquivariantAttention,
-    GraphAttention,
-    MultiHeadAttention,
-    ScaledDotProductAttention,
-    SparseAttention,
-]
+_KINDS = [getattr(nn, name) for name in nn.__all__ if name != "AttentionModule"]
 
 
 @pytest.mark.parametrize("kind", _KINDS)

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from anyattention._checks import plain, require_floating, require_number
-from anyattention.errors import InvalidInputError
+from anyattention._checks import require_count, require_floating, require_number
 
 __all__ = ["bessel_basis", "cutoff_envelope", "gaussian_basis", "log_cutoff_envelope", "safe_distance"]
 
@@ -178,7 +177,4 @@ def _envelope_parts(distance: Tensor, radius: float) -> tuple[Tensor, Tensor]:
 def _check(distance: Tensor, radius: float, count: int) -> tuple[float, int]:
     """The radius and the count as plain numbers."""
     require_floating("distance", distance)
-    radius, count = require_number("radius", radius, above=0.0), plain(count)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInputError(argument="count", expected="an int of at least 1", actual=repr(count))
-    return radius, count
+    return require_number("radius", radius, above=0.0), require_count("count", count, 1)

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from anyattention import native
-from anyattention._checks import allocation_failures_named
+from anyattention._checks import allocation_failures_named, require_count
 from anyattention.ambient import lasting
 from anyattention.geometry.clouds import Clouds, read_clouds
 from anyattention.geometry.lattice import Copies, Wrapped, boxes, wrapped
 from anyattention.geometry.neighbours import (
     Neighbours,
     no_neighbours,
-    require_count,
     separated,
     sorted_neighbours,
     tree_of,

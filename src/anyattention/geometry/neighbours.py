@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyattention._checks import allocation_failures_named, plain, require_memory, require_number
+from anyattention._checks import allocation_failures_named, require_count, require_memory, require_number
 from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.geometry.cell_list import cell_list_pairs, numbered_box
@@ -97,14 +97,6 @@ def _require_memory_for_pairs(clouds: Clouds, r: float, moved: Wrapped) -> None:
             pairs = pairs * len(clouds.keys)
         size = min(float(pairs) * 40, 2.0**62)
         require_memory(int(size), f"{float(pairs):.3g} pairs of neighbours", torch.device("cpu"))
-
-
-def require_count(argument: str, count: Any, at_least: int) -> int:
-    """The count as a plain int; raise unless it is one of at least so many."""
-    count = plain(count)
-    if isinstance(count, bool) or not isinstance(count, int) or count < at_least:
-        raise InvalidInputError(argument=argument, expected=f"an int of at least {at_least}", actual=repr(count))
-    return count
 
 
 def no_neighbours(clouds: Clouds) -> Neighbours:

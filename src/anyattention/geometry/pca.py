@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anyattention._checks import describe_shape, plain, require_floating
-from anyattention.errors import DimensionMismatchError, InvalidInputError, MatrixOperationError
+from anyattention._checks import describe_shape, require_count, require_floating
+from anyattention.errors import DimensionMismatchError, MatrixOperationError
 
 __all__ = ["PrincipalComponents", "principal_components"]
 
@@ -56,9 +56,7 @@ def principal_components(points: Tensor, count: int) -> PrincipalComponents:
     require_floating("points", points)
     if points.ndim != 2:
         raise DimensionMismatchError(argument="points", expected="(points, dimensions)", actual=describe_shape(points))
-    count = plain(count)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInputError(argument="count", expected="an int of at least 1", actual=repr(count))
+    count = require_count("count", count, 1)
     if not points.isfinite().all():
         raise MatrixOperationError(
             argument="points",

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from anyattention._checks import (
     describe_shape,
+    no_graph,
     require_device,
     require_floating,
     require_floating_dtype,
     require_number,
     require_same_kind,
+    require_tensor,
 )
 from anyattention.ambient import is_autocast_enabled, is_mapped
 from anyattention.errors import (
@@ -28,12 +30,20 @@ from anyattention.errors import (
 )
 from anyattention.nn.bare import is_bare
 from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
+from anyattention.patterns import Graph
 from anyattention.settings import with_meanings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AttentionModule", "plain_parameter", "require_factory", "require_finite", "require_parameter_kind"]
+__all__ = [
+    "AttentionModule",
+    "graph_of_edges",
+    "plain_parameter",
+    "require_factory",
+    "require_finite",
+    "require_parameter_kind",
+]
 
 
 class AttentionModule(nn.Module):
@@ -257,6 +267,15 @@ def plain_parameter(module: nn.Module) -> Tensor | None:
     """The first of a module's own parameters, or else of its bare projections' weights."""
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     return own[0] if own else next((child.weight for child in module.children() if is_bare(child)), None)
+
+
+def graph_of_edges(edge_index: object, num_queries: int, num_keys: int, device: torch.device, named_by: str) -> Graph:
+    """The Graph of an edge_index that a caller gives in place of one, checked."""
+    if not isinstance(edge_index, Tensor):
+        raise no_graph("graph", edge_index, "a Graph or an edge_index")
+    require_tensor("graph", edge_index)
+    require_device("graph", edge_index, device, named_by)
+    return Graph.from_edge_index(edge_index, num_queries=num_queries, num_keys=num_keys)
 
 
 def require_finite(module: str, output: Tensor) -> None:

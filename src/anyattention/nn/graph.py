@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, no_graph, require_dense, require_device, require_floating, require_tensor
+from anyattention._checks import Axes, require_dense, require_floating
 from anyattention.config import GraphAttentionConfig, GraphBase
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.bare import initialise_projection, is_bare
-from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
+from anyattention.nn.base import (
+    AttentionModule,
+    graph_of_edges,
+    require_factory,
+    require_finite,
+    require_parameter_kind,
+)
 from anyattention.ops import attend
 from anyattention.ops.linear_maps import add_bias, linear_maps
 from anyattention.output import AttentionOutput
@@ -172,11 +178,7 @@ class GraphAttention(AttentionModule):
         """
         source, target = self._check_nodes(x)
         if not isinstance(graph, Graph):
-            if not isinstance(graph, Tensor):
-                raise no_graph("graph", graph, "a Graph or an edge_index")
-            require_tensor("graph", graph)
-            require_device("graph", graph, target.device, "x")
-            graph = Graph.from_edge_index(graph, num_queries=target.shape[-2], num_keys=source.shape[-2])
+            graph = graph_of_edges(graph, target.shape[-2], source.shape[-2], target.device, "x")
         self._check_graph(graph, source, target)
         edge_attr = self._read_edges(edge_attr, graph)
         query, key, value, score = self._project(source, target)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from anyattention._checks import (
     Axes,
     describe_shape,
-    no_graph,
     require_dense,
     require_device,
     require_floating,
@@ -31,7 +30,7 @@ from anyattention.config import GeometricAttentionConfig
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, InvalidMaskError
 from anyattention.geometry.displacement import image_offsets
 from anyattention.nn.arguments import shown_settings
-from anyattention.nn.base import AttentionModule, require_factory, require_parameter_kind
+from anyattention.nn.base import AttentionModule, graph_of_edges, require_factory, require_parameter_kind
 from anyattention.nn.matrices import weights_at
 from anyattention.ops import explain
 from anyattention.ops.dispatch import Explanation
@@ -165,11 +164,7 @@ class PointAttention(AttentionModule):
         if graph is None:
             return None
         if not isinstance(graph, Graph):
-            if not isinstance(graph, Tensor):
-                raise no_graph("graph", graph, "a Graph or an edge_index")
-            require_tensor("graph", graph)
-            require_device("graph", graph, like.device, "the positions")
-            return Graph.from_edge_index(graph, num_queries=num_queries, num_keys=num_keys)
+            return graph_of_edges(graph, num_queries, num_keys, like.device, "the positions")
         require_device("graph", graph.edge_index, like.device, "the positions")
         if (graph.num_keys, graph.num_queries) != (num_keys, num_queries):
             raise DimensionMismatchError(

@@ -21,7 +21,7 @@ from anyattention._checks import (
     require_number,
     to_four_axes,
 )
-from anyattention.ambient import Moment, is_compiling, is_readable, moment_of
+from anyattention.ambient import is_compiling, is_plainly_readable
 from anyattention.bias import RelativeBias
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.patterns import Full, Graph, Pattern, TopK
@@ -207,8 +207,7 @@ def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
     """Raise unless a bias by distance fits the query."""
     require_dense("bias.numbers", bias.numbers)
     require_device("bias.numbers", bias.numbers, query.device, "query")
-    can_tell = moment_of((bias.numbers,)) is Moment.PLAIN and is_readable(bias.numbers)
-    if can_tell and bool((bias.numbers == -torch.inf).any()):
+    if is_plainly_readable(bias.numbers) and bool((bias.numbers == -torch.inf).any()):
         raise InvalidInputError(
             argument="bias.numbers",
             expected="no -inf",

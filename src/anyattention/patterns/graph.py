@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from anyattention._checks import allocation_failures_named
-from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
+from anyattention.errors import GraphStructureError, SparseMatrixError
 from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import radius_neighbours
@@ -29,9 +29,9 @@ from anyattention.patterns.graph_arrays import (
     neighbour_arrays,
     own_edges,
     require_edge_index,
-    require_edge_numbers,
     require_nodes,
     require_sizes,
+    require_values_and_shifts,
     row_arrays,
     sorted_arrays,
 )
@@ -114,12 +114,7 @@ class Graph(EdgePattern):
         """
         require_edge_index(edge_index)
         queries, keys = require_nodes(edge_index, num_nodes, num_queries, num_keys)
-        if values is not None:
-            require_edge_numbers("values", values, edge_index)
-        if shifts is not None:
-            require_edge_numbers("shifts", shifts, edge_index, "dim")
-            if shifts.dtype != torch.int64:
-                raise InvalidInputError(argument="shifts", expected="torch.int64", actual=shifts.dtype)
+        require_values_and_shifts(values, shifts, edge_index)
         with allocation_failures_named():
             return cls.of_known(own_edges(edge_index), queries, keys, values, shifts)
 

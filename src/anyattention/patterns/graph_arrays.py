@@ -40,6 +40,7 @@ __all__ = [
     "require_edge_numbers",
     "require_nodes",
     "require_sizes",
+    "require_values_and_shifts",
     "row_arrays",
     "sorted_arrays",
 ]
@@ -95,6 +96,16 @@ def require_edge_numbers(argument: str, numbers: Tensor, edge_index: Tensor, *mo
             expected=f"({expected})" if more else f"({expected},)",
             actual=describe_shape(numbers),
         )
+
+
+def require_values_and_shifts(values: Tensor | None, shifts: Tensor | None, edge_index: Tensor) -> None:
+    """Raise unless what there is of these fits the edges."""
+    if values is not None:
+        require_edge_numbers("values", values, edge_index)
+    if shifts is not None:
+        require_edge_numbers("shifts", shifts, edge_index, "dim")
+        if shifts.dtype != torch.int64:
+            raise InvalidInputError(argument="shifts", expected="torch.int64", actual=shifts.dtype)
 
 
 @lasting()

@@ -17,7 +17,7 @@ from anyattention._checks import (
 )
 from anyattention.ambient import is_readable
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
-from anyattention.patterns.graph_arrays import require_edge_numbers
+from anyattention.patterns.graph_arrays import require_edge_numbers, require_values_and_shifts
 
 __all__ = ["checked_state"]
 
@@ -87,12 +87,7 @@ def _require_shapes(state: dict[str, Any]) -> None:
     for name in ("query_offsets", "key_offsets"):
         if state[name].ndim != 1 or len(state[name]) == 0:
             raise DimensionMismatchError(argument=name, expected="(nodes + 1,)", actual=describe_shape(state[name]))
-    if state["values"] is not None:
-        require_edge_numbers("values", state["values"], edge_index)
-    if state["shifts"] is not None:
-        require_edge_numbers("shifts", state["shifts"], edge_index, "dim")
-        if state["shifts"].dtype != torch.int64:
-            raise InvalidInputError(argument="shifts", expected="torch.int64", actual=state["shifts"].dtype)
+    require_values_and_shifts(state["values"], state["shifts"], edge_index)
 
 
 def _require_rows(

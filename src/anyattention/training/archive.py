@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from anyattention.errors import InvalidInputError
-from anyattention.files import require_file
+from anyattention.files import most_memory, require_file
 
 __all__ = ["read_arrays"]
 
-# Compressed arrays may be larger than the file, masks above all; no file asks for more than this.
-_UNPACKED, _UNPACKED_PER_BYTE = 1 << 26, 100
 _EXPECTED = "a readable .npz file"
 
 
@@ -34,7 +32,8 @@ def read_arrays(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarr
             if file.read(6) == b"\x93NUMPY":
                 raise InvalidInputError(argument=str(path), expected=_EXPECTED, actual="a single array (.npy)")
             with zipfile.ZipFile(file) as archive:
-                return _read(path, archive, wanted, _UNPACKED + _UNPACKED_PER_BYTE * size)
+                # Compressed arrays may be larger than the file, masks above all.
+                return _read(path, archive, wanted, most_memory(size))
     except InvalidInputError:
         raise
     except OSError as fault:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention._checks import keep_plain, require_number
+from anyattention._checks import keep_all_plain, require_number
 from anyattention.errors import InvalidConfigError
 from anyattention.output import AttentionOutput
 from anyattention.training.data import NodeData, Split
@@ -52,12 +52,11 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        keep_all_plain(self)
         for name, at_least in (("epochs", 1), ("patience", 1), ("seed", 0)):
-            value = keep_plain(self, name)
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
                 raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
-        keep_plain(self, "learning_rate")
-        keep_plain(self, "weight_decay")
         # Far beyond any use, and far below what overflows in float32.
         require_number("learning_rate", self.learning_rate, above=0.0, below=1e6, error=InvalidConfigError)
         require_number("weight_decay", self.weight_decay, at_least=0.0, below=1e6, error=InvalidConfigError)

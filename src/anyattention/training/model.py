@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyattention._checks import keep_plain, require_number
+from anyattention._checks import keep_all_plain, require_number
 from anyattention.config import AttentionConfig, Config, GraphAttentionConfig
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import GraphAttention
@@ -66,8 +66,7 @@ class NodeClassifierConfig(Config):
     standardise: bool = False
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            keep_plain(self, item.name)
+        keep_all_plain(self)
         for name in ("num_classes", "hidden", "heads", "output_heads"):
             value = getattr(self, name)
             at_least = 2 if name == "num_classes" else 1

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ambient import is_readable, is_untraced
+from anyattention.ambient import is_plainly_readable
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -140,8 +140,7 @@ def _k_largest_first(numbers: Tensor, k: int) -> Tensor:
     found = numbers.topk(k + 1, dim=-1)
     least, next_one = found.values[..., k - 1 : k], found.values[..., k:]
     places = found.indices[..., :k]
-    can_tell = is_untraced(numbers) and is_readable(numbers)
-    if not can_tell or bool(((least == next_one) & (least > -torch.inf)).any()):
+    if not is_plainly_readable(numbers) or bool(((least == next_one) & (least > -torch.inf)).any()):
         from_the_end = torch.arange(numbers.shape[-1], 0, -1, dtype=torch.int32, device=numbers.device)
         equals = torch.where(numbers == least, from_the_end, 0).topk(k, dim=-1).indices
         turn = torch.arange(k, device=numbers.device) - (found.values[..., :k] != least).sum(-1, keepdim=True)
