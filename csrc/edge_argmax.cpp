@@ -35,7 +35,7 @@ struct EdgeArgmax : EdgeCall<T> {
   static int64_t words(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 7) / 8; }
   static T *numbers(int64_t *words) { return reinterpret_cast<T *>(words); }
   int64_t accumulator_size() const { return H * D + words(H * D); }
-  int64_t scratch_size() const { return words(D); }
+  int64_t scratch_size(int64_t) const { return words(D); }
   void start(int64_t *accumulator) const {
     std::fill_n(accumulator, H * D, int64_t{-1});
     std::fill_n(numbers(accumulator + H * D), H * D, kLowest);

@@ -80,7 +80,7 @@ template <class Reduction>
 constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
 
 // A Reduction has
-//   accumulator_size(), scratch_size()         numbers per accumulator and per thread
+//   accumulator_size(), scratch_size(slots)    numbers per accumulator, and per thread that reduces so many slots
 //   start(accumulator)                         the value of no slots
 //   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
 //   combine(accumulator, next)                 accumulator, then next
@@ -91,9 +91,10 @@ template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
   std::vector<int64_t> turns{0};  // the first row of each turn
   std::vector<int64_t> long_rows, first_piece;
-  int64_t num_pieces = 0, taken = 0;
+  int64_t num_pieces = 0, taken = 0, most_slots = 0;  // of a piece
   for (int64_t r = 0; r < rows.num_rows; ++r) {
     const int64_t degree = rows.offsets[r + 1] - rows.offsets[r];
+    most_slots = std::max(most_slots, std::min(degree, kSlotsPerPiece));
     if (degree > kSlotsPerPiece) {
       long_rows.push_back(r);
       first_piece.push_back(num_pieces);
@@ -121,7 +122,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   std::atomic<bool> valid{true};
   const int team = static_cast<int>(std::max<int64_t>(1, std::min(threads, num_turns + num_pieces)));
   // Allocated here: an exception must not leave a parallel region.
-  const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
+  const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / 16 * 16;
   const Workspace<T> workspaces(team * own);
 
 #pragma omp parallel num_threads(team) if (team > 1)

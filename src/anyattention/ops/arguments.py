@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -61,8 +62,19 @@ class Scaling:
         return self.of_scaled(scores * torch.where(scores.isfinite(), 1.0, torch.nan))
 
     def of_scaled(self, scores: Tensor) -> Tensor:
-        """The same of raw scores times the scale, infinity as it is."""
-        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap > 0 else scores
+        """The same of raw scores times the scale, infinity as it is.
+
+        Where x / c says what tanh is, no number is divided by c nor multiplied by it, which may leave the dtype: c tanh(x / c)
+        is x below the root of the dtype's epsilon, to half a digit, and beyond 20 it is c or -c.
+        """
+        if self.softcap <= 0:
+            return scores
+        limits = torch.finfo(scores.dtype)
+        cap = min(max(self.softcap, limits.tiny), limits.max)
+        size = scores.detach().abs()
+        bends = (size > cap * math.sqrt(limits.eps)) & (size < min(20 * cap, limits.max))
+        bent = cap * torch.tanh(torch.where(bends, scores, 0.0) / cap)
+        return torch.where(bends, bent, scores.clamp(-cap, cap))
 
 
 @dataclass(frozen=True, eq=False)
