@@ -64,7 +64,9 @@ def _expected(query: Tensor, key: Tensor, value: Tensor, softcap: float, bias: T
 @pytest.mark.parametrize("implementation", ["cpu", "reference"])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("way", _WAYS)
-def test_a_softcap_of_any_size(way: str, has_bias: bool, implementation: str, dtype: torch.dtype, softcap: float) -> None:
+def test_a_softcap_of_any_size(
+    way: str, has_bias: bool, implementation: str, dtype: torch.dtype, softcap: float
+) -> None:
     if way == "topk" and implementation == "cpu" and (has_bias or dtype == torch.float64):
         implementation = "reference"  # the kernel does not choose such keys
     shapes = [(1, _QUERIES, _HEADS, 3), (1, _KEYS, _HEADS, 3), (1, _KEYS, _HEADS, 4)]

@@ -58,14 +58,17 @@ class Scaling:
 
     def of(self, raw: Tensor) -> Tensor:
         """The scores. Infinity becomes NaN: -inf would pass for a hidden pair, and a cap would hide it."""
-        scores = raw * self.scale
+        return self.of_shown(raw * self.scale)
+
+    def of_shown(self, scores: Tensor) -> Tensor:
+        """The same of raw scores times the scale."""
         return self.of_scaled(scores * torch.where(scores.isfinite(), 1.0, torch.nan))
 
     def of_scaled(self, scores: Tensor) -> Tensor:
         """The same of raw scores times the scale, infinity as it is.
 
-        Where x / c says what tanh is, no number is divided by c nor multiplied by it, which may leave the dtype: c tanh(x / c)
-        is x below the root of the dtype's epsilon, to half a digit, and beyond 20 it is c or -c.
+        Dividing by a small c and multiplying by a large one may leave the dtype. So c tanh(x / c) is x itself where x / c
+        is below the root of the dtype's epsilon, and c or -c where it is beyond 20: the same to half a digit.
         """
         if self.softcap <= 0:
             return scores
