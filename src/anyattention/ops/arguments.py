@@ -67,8 +67,8 @@ class Scaling:
     def of_scaled(self, scores: Tensor) -> Tensor:
         """The same of raw scores times the scale, infinity as it is.
 
-        Dividing by a small c and multiplying by a large one may leave the dtype. So c tanh(x / c) is x itself where x / c
-        is below the root of the dtype's epsilon, and c or -c where it is beyond 20: the same to half a digit.
+        Dividing by a small c and multiplying by a large one may leave the dtype. So c tanh(x / c) is x itself where
+        x / c is below the root of the dtype's epsilon, and c or -c where it is beyond 20: the same to half a digit.
         """
         if self.softcap <= 0:
             return scores
