@@ -98,7 +98,7 @@ struct RowSums : Products<T, W> {
         result(out + batch * rows.num_rows * row_heads * D) {}
 
   int64_t accumulator_size() const { return row_heads * D; }
-  int64_t scratch_size() const { return D; }
+  int64_t scratch_size(int64_t) const { return D; }
   int64_t slot_size() const { return H * (64 + D * (1 + this->base.num_features)); }
   void start(T *accumulator) const { std::fill_n(accumulator, row_heads * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, row_heads * D); }

@@ -35,7 +35,7 @@ struct EdgeArgmax : EdgeCall<T> {
   static int64_t words(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 7) / 8; }
   static T *numbers(int64_t *words) { return reinterpret_cast<T *>(words); }
   int64_t accumulator_size() const { return H * D + words(H * D); }
-  int64_t scratch_size() const { return words(D); }
+  int64_t scratch_size(int64_t) const { return words(D); }
   // The accumulator's words count as doubles.
   int64_t slot_size() const { return H * (16 + D * (1 + F) + (F ? 100 : 0)); }
   void start(int64_t *accumulator) const {

@@ -28,7 +28,7 @@ struct EdgeDot : EdgeCall<T> {
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
   int64_t accumulator_size() const { return 1; }
-  int64_t scratch_size() const { return 1; }
+  int64_t scratch_size(int64_t) const { return 1; }
   int64_t slot_size() const { return H * D; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
@@ -67,7 +67,7 @@ struct EdgeSum : EdgeCall<T> {
         result(static_cast<T *>(out) + b * c.graph.num_queries * c.heads * c.width) {}
 
   int64_t accumulator_size() const { return H * D; }
-  int64_t scratch_size() const { return 1; }
+  int64_t scratch_size(int64_t) const { return 1; }
   int64_t slot_size() const { return H * D; }
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
@@ -104,7 +104,7 @@ struct EdgeTotal : EdgeCall<T> {
         result(static_cast<T *>(out) + b * c.graph.num_queries * c.heads) {}
 
   int64_t accumulator_size() const { return H; }
-  int64_t scratch_size() const { return 1; }
+  int64_t scratch_size(int64_t) const { return 1; }
   int64_t slot_size() const { return H / 2; }
   void start(T *accumulator) const { std::fill_n(accumulator, H, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H); }
@@ -139,7 +139,7 @@ struct EdgeDenominator : EdgeCall<T> {
 
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
   int64_t accumulator_size() const { return 2 * H; }
-  int64_t scratch_size() const { return H + 32; }
+  int64_t scratch_size(int64_t) const { return H + 32; }
   int64_t slot_size() const { return exponential_size<T>(H); }
   void start(T *accumulator) const {
     std::fill_n(accumulator, H, kLowest);
@@ -197,7 +197,7 @@ struct EdgeNormalize : EdgeCall<T> {
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
   int64_t accumulator_size() const { return 1; }
-  int64_t scratch_size() const { return H + 32; }
+  int64_t scratch_size(int64_t) const { return H + 32; }
   int64_t slot_size() const { return exponential_size<T>(H); }
   void start(T *) const {}
   void combine(T *, const T *) const {}

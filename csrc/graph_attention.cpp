@@ -42,7 +42,7 @@ struct Forward : Call<T, Score, DW, CW> {
         log_sums(s + this->of_query_rows(H)) {}
 
   int64_t accumulator_size() const { return 2 * H + H * C; }
-  int64_t scratch_size() const { return kSlotsPerPiece * H + 3 * H + 64; }
+  int64_t scratch_size(int64_t slots) const { return slots * H + 3 * H + 64; }
   int64_t slot_size() const { return this->slot_size_of(1, 1, this->fits_registers()); }
 
   void start(T *accumulator) const {
@@ -170,7 +170,7 @@ struct Weights : Call<T, Score, DW, CW> {
         result(w + b * c.graph.num_edges * H) {}
 
   int64_t accumulator_size() const { return 1; }
-  int64_t scratch_size() const { return 4 * H + 64; }
+  int64_t scratch_size(int64_t) const { return 4 * H + 64; }
   int64_t slot_size() const { return this->slot_size_of(1, 0, false); }
   void start(T *) const {}
   void combine(T *, const T *) const {}
@@ -226,7 +226,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 
   int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
-  int64_t scratch_size() const { return 4 * kTile * H + 192; }
+  int64_t scratch_size(int64_t slots) const { return 4 * std::min(slots, kTile) * H + 192; }
   int64_t slot_size() const { return this->slot_size_of(2, 2, this->fits_registers() && !grad_score); }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
@@ -278,7 +278,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 
   void add_tile(int64_t j, int64_t start, int64_t count, T *accumulator, T *scratch) const {
     T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
-    T *p = scratch, *gp = p + kTile * H + 32, *derivative = gp + kTile * H, *factors = derivative + kTile * H;
+    T *p = scratch, *gp = p + count * H + 32, *derivative = gp + count * H, *factors = derivative + count * H;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
     const int64_t c = channels<CW>(C), *edges = rows.edges + start;
     const T *queries[kTile], *grads[kTile];
@@ -359,7 +359,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
       : Base(c, b), rows(rows_of_queries(c.graph)) {}
 
   int64_t accumulator_size() const { return H * D; }
-  int64_t scratch_size() const { return 1; }
+  int64_t scratch_size(int64_t) const { return 1; }
   int64_t slot_size() const { return this->fits_registers() ? H * D / 2 : H * D; }
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }

@@ -13,6 +13,7 @@
 #include "philox.h"
 #include "rows.h"
 #include "simd.h"
+#include "softcap.h"
 
 namespace anyattention {
 
@@ -84,7 +85,7 @@ struct Call {
         term(c.term, batch),
         bias(c.bias, batch),
         scale(static_cast<T>(c.scale)),
-        cap(static_cast<T>(c.softcap)),
+        cap(cap_of<T>(c.softcap)),
         slope(static_cast<T>(c.negative_slope)),
         normalize(c.normalize != 0),
         drops(c.dropout > 0) {}
@@ -109,9 +110,9 @@ struct Call {
     Score::raw_scores(*this, q, k, e, score, derivative);
     if (cap != 0) {
       for (int64_t h = 0; h < H; ++h) {
-        const T t = std::tanh(shown(scale * score[h]) / cap);
-        score[h] = cap * t;
-        if (NeedsSlope) derivative[h] *= scale * (1 - t * t);
+        T slope_of_cap;
+        score[h] = capped(shown(scale * score[h]), cap, slope_of_cap);
+        if (NeedsSlope) derivative[h] *= scale * slope_of_cap;
       }
     } else {
       const T factor = scale;

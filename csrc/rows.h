@@ -83,7 +83,7 @@ template <class Reduction>
 constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
 
 // A Reduction has
-//   accumulator_size(), scratch_size()         numbers per accumulator and per thread
+//   accumulator_size(), scratch_size(slots)    numbers per accumulator, and per thread that reduces so many slots
 //   slot_size()                                multiplications of floats per slot, or what takes as long
 //   start(accumulator)                         the value of no slots
 //   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
@@ -95,9 +95,10 @@ template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
   std::vector<int64_t> turns{0};  // the first row of each turn
   std::vector<int64_t> long_rows, first_piece;
-  int64_t num_pieces = 0, taken = 0;
+  int64_t num_pieces = 0, taken = 0, most_slots = 0;  // of a piece
   for (int64_t r = 0; r < rows.num_rows; ++r) {
     const int64_t degree = rows.offsets[r + 1] - rows.offsets[r];
+    most_slots = std::max(most_slots, std::min(degree, kSlotsPerPiece));
     if (degree > kSlotsPerPiece) {
       long_rows.push_back(r);
       first_piece.push_back(num_pieces);
@@ -128,7 +129,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
                              static_cast<double>(rows.num_edges) * kPerSlot + static_cast<double>(rows.num_rows) * kPerRow;
   const int team = team_size(threads, num_turns + num_pieces, nanoseconds);
   // Allocated here: an exception must not leave a parallel region.
-  const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
+  const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / 16 * 16;
   const Workspace<T> workspaces(team * own);
 
 #pragma omp parallel num_threads(team) if (team > 1)

@@ -31,6 +31,18 @@ constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 template <class T>
 constexpr T kGrowth = 2;
 
+// Sums over a query's keys are summed up in blocks of so many tiles of keys, and then over the blocks: one sum over a
+// million keys would lose as much to rounding as its last keys add.
+constexpr std::size_t kBlock = 16;
+
+// Moves sums to those of the blocks before.
+template <class T>
+void put_aside(T *sums, int64_t size, T *earlier, bool is_first) {
+  if (is_first) std::fill_n(earlier, size, T{0});
+  add(earlier, sums, size);
+  std::fill_n(sums, size, T{0});
+}
+
 // Some tiles of queries, and the keys from the first to the last that they see.
 struct Slice {
   int64_t begin, end;
@@ -44,7 +56,8 @@ struct Forward {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
-  Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>];
+  Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>], earlier_sum[kVectors<T>];
+  bool has_earlier = false;  // blocks of keys
 
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
@@ -54,9 +67,11 @@ struct Forward {
     copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
     turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
     std::fill_n(memory.output, tile.count * C, T{0});
-    for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = Lanes<T>{};
+    for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = earlier_sum[v] = Lanes<T>{};
     tile.start();
-    for (const Range &keys : tile.keys) {
+    for (std::size_t n = 0; n < tile.keys.size(); ++n) {
+      const Range &keys = tile.keys[n];
+      if (n > 0 && n % kBlock == 0) begin_block();
       tile.look_at(keys, b, h);
       const bool finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
       const int64_t count = keys.end - keys.begin;
@@ -86,7 +101,18 @@ struct Forward {
         }
       }
     }
+    if (has_earlier) {
+      begin_block();
+      std::swap(memory.output, memory.earlier);
+      std::swap(sum, earlier_sum);
+    }
     for (int64_t i = 0; i < tile.count; ++i) finish(i, merges, output, largest_scores, log_sums);
+  }
+
+  void begin_block() {
+    put_aside(memory.output, tile.count * part.C, memory.earlier, !has_earlier);
+    put_aside(sum, kVectors<T>, earlier_sum, !has_earlier);
+    has_earlier = true;
   }
 
   // Scores of a vector of queries become weights, 0 where a query does not see a key; the sums so far are scaled anew.
@@ -106,7 +132,7 @@ struct Forward {
     } else {
       const SeenLanes<T> sees(tile.seen + v * lane);
       const Bias<T> bias(part, tile, b, h);
-      const T cap = static_cast<T>(part.c.softcap);
+      const T cap = cap_of<T>(part.c.softcap);
       for (int64_t j = range.begin; j < range.end; ++j) {
         const auto seen = sees.of(j);
         Lanes<T> x = seen ? load<lane>(column + j * kQueries) : Lanes<T>{};
@@ -139,11 +165,12 @@ struct Forward {
     if (sum_of<typename SeenLanes<T>::Word, lane>(now != before) != 0) {
       const Lanes<T> factor = Exponential<T, lane>::run(before - shift);
       for (int n = 0; n < lane && v * lane + n < tile.count; ++n) {
-        if (now[n] == before[n] || sum[v][n] == 0) continue;
-        T *row = memory.output + (v * lane + n) * part.C;
-        for (int64_t d = 0; d < part.C; ++d) row[d] *= factor[n];
+        if (now[n] == before[n] || sum[v][n] + earlier_sum[v][n] == 0) continue;
+        const int64_t row = (v * lane + n) * part.C;
+        for (int64_t d = 0; d < part.C; ++d) memory.output[row + d] *= factor[n];
+        for (int64_t d = 0; has_earlier && d < part.C; ++d) memory.earlier[row + d] *= factor[n];
       }
-      sum[v] *= factor;
+      sum[v] *= factor, earlier_sum[v] *= factor;
     }
     sum[v] += total;
   }
@@ -211,7 +238,13 @@ struct Backward {
       if (arrays.grad_log_sum) delta[i] -= arrays.grad_log_sum[row];
     }
     tile.start();
-    for (const Range &keys : tile.keys) {
+    bool has_earlier = false;
+    for (std::size_t n = 0; n < tile.keys.size(); ++n) {
+      const Range &keys = tile.keys[n];
+      if (n > 0 && n % kBlock == 0) {
+        put_aside(memory.by_query, tile.count * D, memory.earlier, !has_earlier);
+        has_earlier = true;
+      }
       tile.look_at(keys, b, h);
       const bool keys_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
       const bool values_finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
@@ -240,6 +273,7 @@ struct Backward {
         }
       }
     }
+    if (has_earlier) add(memory.by_query, memory.earlier, tile.count * D);
     for (int64_t i = 0; i < tile.count; ++i) {
       T *target = arrays.grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
       for (int64_t d = 0; d < part.c.head_dim; ++d) {
@@ -255,7 +289,7 @@ struct Backward {
     const Range range = range_of(tile.seen_by<T>(v));
     const SeenLanes<T> sees(tile.seen + v * lane);
     const Bias<T> bias(part, tile, b, h);
-    const T cap = static_cast<T>(part.c.softcap);
+    const T cap = cap_of<T>(part.c.softcap);
     const Lanes<T> top = load<lane>(largest + v * lane), log = load<lane>(log_sum + v * lane);
     const Lanes<T> mean = load<lane>(delta + v * lane);
     const auto clear = [&](int64_t begin, int64_t end) {
@@ -272,7 +306,8 @@ struct Backward {
       Lanes<T> x = load<lane>(score + j * kQueries), slope = Lanes<T>{} + 1;
       if (cap > 0) {
         x = capped<T>(x, cap);
-        slope -= x * x / (cap * cap);
+        const Lanes<T> t = x / cap;
+        slope -= t * t;
       }
       if (part.c.bias.numbers) x += bias.at(j, v);
       const Lanes<T> weight = seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{};

@@ -17,6 +17,7 @@
 #include "philox.h"
 #include "products.h"
 #include "simd.h"
+#include "softcap.h"
 
 namespace anyattention {
 
@@ -424,12 +425,13 @@ Lanes<T> capped(Lanes<T> x, T cap) {
   if constexpr (sizeof(T) == sizeof(double)) {
     Lanes<T> result{};
     for (int lane = 0; lane < kLane<T>; ++lane) result[lane] = cap * std::tanh(t[lane]);
-    return result;
+    return square < kLinear<T> ? x : result;
   } else {
     const Lanes<T> series = 2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835));
     const Lanes<T> near = t * (1 + square * (-1.0f / 3 + square * series));
     const Lanes<T> far = 1 - 2 / (Exponential<T, kLane<T>>::run(2 * t) + 1);
-    return cap * (square < 0.0625f ? near : far);
+    const Lanes<T> bent = cap * (square < 0.0625f ? near : far);
+    return square < kLinear<T> ? x : bent;
   }
 }
 
@@ -438,6 +440,7 @@ template <class T>
 struct TileMemory {
   T *query, *turned_query, *key, *value, *score, *output;
   T *grad, *turned_grad, *by_score, *by_query;  // backward
+  T *earlier;                                   // output or by_query, of the blocks of keys before
 
   TileMemory(T *memory, const Part &part) {
     const int64_t by_key = kRows * part.D, by_value = kRows * part.C, pairs = kQueries * kKeys;
@@ -445,8 +448,11 @@ struct TileMemory {
     query = take(by_key), turned_query = take(by_key), key = take(by_key), value = take(by_value);
     score = take(pairs), output = take(by_value);
     grad = take(by_value), turned_grad = take(by_value), by_score = take(pairs), by_query = take(by_key);
+    earlier = take(std::max(by_key, by_value));
   }
-  static int64_t size(const Part &part) { return kRows * (4 * part.D + 4 * part.C) + 2 * kQueries * kKeys + kLane<T>; }
+  static int64_t size(const Part &part) {
+    return kRows * (4 * (part.D + part.C) + std::max(part.D, part.C)) + 2 * kQueries * kKeys + kLane<T>;
+  }
 };
 
 // Turns rows (padded) into columns kQueries apart, times a factor; the last vector of queries is filled with 0.

@@ -48,16 +48,16 @@ def opcheck() -> Callable[[Operator[Any], Any], None]:
     return check
 
 
-@pytest.fixture
-def peak_of_a_step() -> Callable[..., float]:
-    """Runs the script of that name, with its arguments, in a process of its own."""
+def _peak_of(name: str) -> Callable[..., float]:
+    """Runs a script that prints a peak, with its arguments, in a process of its own."""
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
 
     def run(*arguments: str) -> float:
-        script = Path(__file__).with_name("peak_of_a_step.py")
+        script = Path(__file__).with_name(name)
         # The script imports benchmarks, which are not installed.
-        environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+        path = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         finished = subprocess.run(
             [sys.executable, script, *arguments], env=environment, capture_output=True, text=True, check=False
         )
@@ -65,3 +65,15 @@ def peak_of_a_step() -> Callable[..., float]:
         return float(finished.stdout)
 
     return run
+
+
+@pytest.fixture
+def peak_of_a_step() -> Callable[..., float]:
+    """Runs the script of that name."""
+    return _peak_of("peak_of_a_step.py")
+
+
+@pytest.fixture
+def peak_of_many_heads() -> Callable[..., float]:
+    """Runs the script of that name."""
+    return _peak_of("peak_of_many_heads.py")

@@ -60,6 +60,14 @@ def test_no_edge_keeps_a_channel(peak_of_a_step: Callable[..., float], score: st
     assert taken < (8 if order == "first" else 64)
 
 
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_few_edges_of_many_heads_take_what_their_rows_need(
+    peak_of_many_heads: Callable[..., float], score: str
+) -> None:
+    # The workspace of a row of 2,048 edges would be 400 of these numbers.
+    assert peak_of_many_heads(score) < 40
+
+
 class TestBrokenArrays:
     """The Graph's own constructor checks nothing: the kernels must."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -57,12 +58,26 @@ class Scaling:
 
     def of(self, raw: Tensor) -> Tensor:
         """The scores. Infinity becomes NaN: -inf would pass for a hidden pair, and a cap would hide it."""
-        scores = raw * self.scale
+        return self.of_shown(raw * self.scale)
+
+    def of_shown(self, scores: Tensor) -> Tensor:
+        """The same of raw scores times the scale."""
         return self.of_scaled(scores * torch.where(scores.isfinite(), 1.0, torch.nan))
 
     def of_scaled(self, scores: Tensor) -> Tensor:
-        """The same of raw scores times the scale, infinity as it is."""
-        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap > 0 else scores
+        """The same of raw scores times the scale, infinity as it is.
+
+        Dividing by a small c and multiplying by a large one may leave the dtype. So c tanh(x / c) is x itself where
+        x / c is below the root of the dtype's epsilon, and c or -c where it is beyond 20: the same to half a digit.
+        """
+        if self.softcap <= 0:
+            return scores
+        limits = torch.finfo(scores.dtype)
+        cap = min(max(self.softcap, limits.tiny), limits.max)
+        size = scores.detach().abs()
+        bends = (size > cap * math.sqrt(limits.eps)) & (size < min(20 * cap, limits.max))
+        bent = cap * torch.tanh(torch.where(bends, scores, 0.0) / cap)
+        return torch.where(bends, bent, scores.clamp(-cap, cap))
 
 
 @dataclass(frozen=True, eq=False)

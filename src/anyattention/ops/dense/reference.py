@@ -40,19 +40,25 @@ def run(call: Arguments) -> AttentionResult:
     )
     pairs = allowed_pairs(call)
     if pairs is None:
-        scores = _add_bias(_scores(query, key, call), call)
+        raw = call.score.raw_of_pairs(query, key, call.scaling.scale)
+        scores = _add_bias(call.scaling.of_shown(raw), call)
         has_pairs = broken_outputs = broken_scores = None
     else:
         # 0 x NaN is NaN: a slot that is hidden from a query must not reach its sums, nor their gradients, so
         # non-finite rows are taken out, and NaN is put back exactly where a pair uses them.
         query, broken_queries = _take_out_broken_rows(query)
         key, broken_keys = _take_out_broken_rows(key)
-        value, broken_values = _take_out_broken_rows(value)
+        broken_values = ~value.isfinite()
+        value = value.masked_fill(broken_values, 0.0)
         broken_pairs = broken_queries[..., :, None] | broken_keys[..., None, :]
-        scores = _scores(query, key, call).masked_fill(broken_pairs, torch.nan)
+        raw = call.score.raw_of_pairs(query, key, call.scaling.scale)
+        broken_pairs = broken_pairs | ~raw.isfinite()
+        scores = call.scaling.of_scaled(raw).masked_fill(broken_pairs, torch.nan)
         scores = torch.where(pairs, _add_bias(scores, call), -torch.inf)
         broken_scores = (scores.isnan() | (scores == torch.inf)).any(-1, keepdim=True)
-        broken_outputs = broken_scores | (pairs & broken_values[..., None, :]).any(-1, keepdim=True)
+        # Only the channels of a value that are broken themselves.
+        visible = pairs.expand(*pairs.shape[:2], *shape[2:]).to(dtype)
+        broken_outputs = broken_scores | (visible @ broken_values.to(dtype) > 0)
         has_pairs = pairs.any(-1, keepdim=True)
         scores = torch.where(has_pairs & ~broken_scores, scores, 0.0)
 
@@ -80,11 +86,6 @@ def run(call: Arguments) -> AttentionResult:
         log_sum = torch.where(has_pairs.squeeze(-1), log_sum, 0.0)
         log_sum = log_sum.masked_fill(broken_scores.squeeze(-1), torch.nan)
     return with_normalizer(result, largest.transpose(1, 2), log_sum.transpose(1, 2))
-
-
-def _scores(query: Tensor, key: Tensor, call: Arguments) -> Tensor:
-    scaling = call.scaling
-    return scaling.of_scaled(call.score.raw_of_pairs(query, key, scaling.scale))
 
 
 def _add_bias(scores: Tensor, call: Arguments) -> Tensor:
