@@ -42,58 +42,54 @@ def run(call: Arguments) -> AttentionResult:
     if pairs is None:
         raw = call.score.raw_of_pairs(query, key, call.scaling.scale)
         scores = _add_bias(call.scaling.of_shown(raw), call)
-        has_pairs = broken_outputs = broken_scores = None
+        weights = scores.softmax(-1)
     else:
-        # 0 x NaN is NaN: a slot that is hidden from a query must not reach its sums, nor their gradients, so
-        # non-finite rows are taken out, and NaN is put back exactly where a pair uses them.
-        query, broken_queries = _take_out_broken_rows(query)
-        key, broken_keys = _take_out_broken_rows(key)
-        broken_values = ~value.isfinite()
-        value = value.masked_fill(broken_values, 0.0)
-        broken_pairs = broken_queries[..., :, None] | broken_keys[..., None, :]
-        raw = call.score.raw_of_pairs(query, key, call.scaling.scale)
-        broken_pairs = broken_pairs | ~raw.isfinite()
-        scores = call.scaling.of_scaled(raw).masked_fill(broken_pairs, torch.nan)
-        scores = torch.where(pairs, _add_bias(scores, call), -torch.inf)
-        broken_scores = (scores.isnan() | (scores == torch.inf)).any(-1, keepdim=True)
-        # Only the channels of a value that are broken themselves.
-        visible = pairs.expand(*pairs.shape[:2], *shape[2:]).to(dtype)
-        broken_outputs = broken_scores | (visible @ broken_values.to(dtype) > 0)
-        has_pairs = pairs.any(-1, keepdim=True)
-        scores = torch.where(has_pairs & ~broken_scores, scores, 0.0)
-
-    weights = scores.softmax(-1)
-    if pairs is not None:
-        weights = torch.where(pairs, weights, 0.0)
+        scores = _visible_scores(query, key, pairs, call)
+        weights = torch.where(pairs, torch.where(pairs.any(-1, keepdim=True), scores, 0.0).softmax(-1), 0.0)
     kept = weights
     if call.dropout > 0:
         kept = weights * keep_factors(shape, call.dropout, draw_seed(query.device), dtype)
-    output = kept @ value
-    if has_pairs is not None and broken_outputs is not None:
-        # 0 already; but 0 x NaN is NaN, and a broken gradient of an empty row must not reach the values.
-        output = torch.where(has_pairs, output, 0.0)
-        output = output.masked_fill(broken_outputs, torch.nan)
-    if pairs is not None and broken_scores is not None and call.weights is not None:
-        weights = weights.masked_fill(broken_scores & pairs, torch.nan)
-
+    output = kept @ value if pairs is None else _visible_sums(kept, value, pairs)
     output = output.transpose(1, 2).to(call.value.dtype)
     result = AttentionResult(output, None if call.weights is None else weights.to(call.query.dtype))
     if not call.return_logsumexp:
         return result
     largest, log_sum = normalizer_of(scores)
-    if has_pairs is not None and broken_scores is not None:
-        largest = torch.where(has_pairs.squeeze(-1), largest, -torch.inf)
-        log_sum = torch.where(has_pairs.squeeze(-1), log_sum, 0.0)
-        log_sum = log_sum.masked_fill(broken_scores.squeeze(-1), torch.nan)
     return with_normalizer(result, largest.transpose(1, 2), log_sum.transpose(1, 2))
+
+
+# 0 x NaN is NaN: a slot that is hidden from a query must not reach its sums, nor their gradients. So products take
+# finite numbers in the place of others, and NaN is a factor, forward and backward, of just the pairs that use one.
+
+
+def _visible_scores(query: Tensor, key: Tensor, pairs: Tensor, call: Arguments) -> Tensor:
+    """The scores, -inf for hidden pairs; NaN for all visible ones of a query of which one is not finite."""
+    raw = call.score.raw_of_pairs(_finite(query), _finite(key), call.scaling.scale)
+    scores = _add_bias(call.scaling.of_scaled(raw), call)
+    broken = _has_broken(query)[..., :, None] | _has_broken(key)[..., None, :] | ~(raw.isfinite() & scores.isfinite())
+    is_broken = (broken & pairs).any(-1, keepdim=True)
+    return torch.where(pairs, scores * torch.where(is_broken & pairs, torch.nan, 1.0), -torch.inf)
+
+
+def _visible_sums(weights: Tensor, value: Tensor, pairs: Tensor) -> Tensor:
+    """`weights @ value` of the visible pairs; NaN in a channel of which a query sees a number that is not finite."""
+    is_broken = pairs.expand_as(weights).to(value.dtype) @ (~value.isfinite()).to(value.dtype) > 0
+    # Apart from the product, since the gradient of a value has no value in it.
+    sums = weights @ _finite(value) + weights.sum(-1, keepdim=True) * torch.where(is_broken, torch.nan, 0.0)
+    # 0 already where nothing is visible; but a broken gradient of such a sum must not reach the values.
+    return torch.where(pairs.any(-1, keepdim=True), sums, 0.0)
+
+
+def _has_broken(rows: Tensor) -> Tensor:
+    """Which rows `(B, H, L)` have a NaN or Inf."""
+    return ~rows.isfinite().all(-1)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """0 for NaN and Inf; where the gradient is NaN, theirs is, too."""
+    return rows.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _add_bias(scores: Tensor, call: Arguments) -> Tensor:
     assert not isinstance(call.bias, RelativeBias)
     return scores if call.bias is None else scores + call.bias.to(scores.dtype)
-
-
-def _take_out_broken_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows `(B, H, L, D)` with every row that has a NaN or Inf set to 0, and which ones `(B, H, L)`."""
-    broken = ~rows.isfinite().all(-1)
-    return rows.masked_fill(broken[..., None], 0.0), broken
