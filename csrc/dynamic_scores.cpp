@@ -105,10 +105,9 @@ struct RowSums : Products<T, W> {
     std::copy_n(accumulator, row_heads * D, result + row * row_heads * D);
   }
 
-  bool reduce(int64_t row, int64_t begin, int64_t end, T *accumulator, T *x) const {
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
-      const int64_t column = rows.columns[s], e = rows.edges[s];
+  void reduce(int64_t row, const Slots &slots, T *accumulator, T *x) const {
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const int64_t column = slots.columns[s], e = slots.edges[s];
       for (int64_t h = 0; h < H; ++h) {
         const T above = numbers[e * H + h], below = above * this->slope;
         if (above == 0) continue;
@@ -119,35 +118,40 @@ struct RowSums : Products<T, W> {
         for (int64_t d = 0; d < D; ++d) to[d] += (x[d] > 0 ? above : below) * a[d];
       }
     }
-    return true;
   }
 };
 
 constexpr int64_t kBlocks = 64;
 
-// Runs body(block, i, s) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
-// on threads, and a block is one thread's. Returns false when an index was out of range.
+// Runs body(block, i, j, e) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
+// on threads, and a block is one thread's. Returns false when an index was out of range, or an edge without a slot.
 template <class Body>
 bool each_slot(const anyattention_dynamic_dot_call &c, const Body &body) {
   const CompressedRows rows = rows_of_queries(c.graph);
   const int64_t size = (rows.num_edges + kBlocks - 1) / kBlocks;
   const int64_t most = rows.num_edges > kSlotsPerPiece ? kBlocks : 1;
   const int team = static_cast<int>(std::min(c.num_threads, most));
+  const Workspace<int64_t> copied(rows.num_rows + 1, false);
+  if (!rows.copy_offsets(copied.get())) return false;
+  const int64_t *offsets = copied.get();
+  const EdgesSeen seen(rows.num_edges, true);
   std::atomic<bool> valid{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
   for (int64_t block = 0; block < kBlocks; ++block) {
     const int64_t begin = block * size, end = std::min(begin + size, rows.num_edges);
-    int64_t i = std::upper_bound(rows.offsets, rows.offsets + rows.num_rows, begin) - rows.offsets - 1;
+    int64_t i = std::upper_bound(offsets, offsets + rows.num_rows, begin) - offsets - 1;
     for (int64_t s = begin; s < end; ++s) {
-      while (rows.offsets[i + 1] <= s) ++i;
-      if (!rows.slot_is_valid(s)) {
+      while (offsets[i + 1] <= s) ++i;
+      const int64_t j = read_once(rows.columns + s), e = read_once(rows.edges + s);
+      if (!is_below(j, rows.num_columns) || !is_below(e, rows.num_edges)) {
         valid = false;
         break;
       }
-      body(block, i, s);
+      seen.add(e);
+      body(block, i, j, e);
     }
   }
-  return valid;
+  return valid && seen.all();
 }
 
 template <class T, int W>
@@ -156,9 +160,8 @@ bool dot_entry(const anyattention_dynamic_dot_call &c, int64_t b, T *result) {
   const int64_t H = products.H, D = products.D, own = padded(2 * D);
   const Workspace<T> workspace(kBlocks * own);
   T *out = products.edge_numbers(result);
-  return each_slot(c, [&](int64_t block, int64_t i, int64_t s) {
+  return each_slot(c, [&](int64_t block, int64_t i, int64_t j, int64_t e) {
     T *x = workspace.get() + block * own;
-    const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
       const T *y = products.both(i, j, e, h, x), *a = products.vector + h * D;
       T total = 0;
@@ -179,9 +182,8 @@ bool totals_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *nu
   const int64_t scratch = padded(3 * D), own = scratch + padded(vector_size + weight_size);
   const Workspace<T> workspace(kBlocks * own);
   const T *given = products.edge_numbers(numbers);
-  const bool valid = each_slot(c, [&](int64_t block, int64_t i, int64_t s) {
+  const bool valid = each_slot(c, [&](int64_t block, int64_t i, int64_t j, int64_t e) {
     T *x = workspace.get() + block * own, *part = x + 2 * D, *vector_sum = x + scratch, *weight_sum = vector_sum + vector_size;
-    const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
       const T above = given[e * H + h], below = above * products.slope;
       if (above == 0) continue;
@@ -226,7 +228,7 @@ bool is_valid(const anyattention_dynamic_dot_call *c) {
   if (c->width < 1 || c->num_threads < 1 || c->num_base_features < 0 || c->num_features < 0) return false;
   const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
-  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
+  return rows_of_queries(graph).is_valid() && rows_of_keys(graph).is_valid();
 }
 
 template <int W>

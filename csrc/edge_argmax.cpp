@@ -17,7 +17,7 @@ namespace {
 // An accumulator is (H, D) edges, then as many of T, their messages: counted in int64_t.
 template <class T>
 struct EdgeArgmax : EdgeCall<T> {
-  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group, EdgeCall<T>::rows;
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::group;
   static constexpr T kLowest = -std::numeric_limits<T>::infinity();
   const T *weights, *key, *features, *feature_weight;
   int64_t F;
@@ -57,12 +57,11 @@ struct EdgeArgmax : EdgeCall<T> {
     }
   }
 
-  bool reduce(int64_t, int64_t begin, int64_t end, int64_t *accumulator, int64_t *scratch) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
-    for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(key, s);
-      const int64_t e = rows.edges[s];
-      const T *k = this->row_of_key(key, rows.columns[s]);
+  void reduce(int64_t, const Slots &slots, int64_t *accumulator, int64_t *scratch) const {
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch(key, slots.columns[s + kPrefetch]);
+      const int64_t e = slots.edges[s];
+      const T *k = this->row_of_key(key, slots.columns[s]);
       for (int64_t h = 0; h < H; ++h) {
         const T weight = weights[e * H + h];
         if (weight == kLowest) continue;
@@ -71,7 +70,6 @@ struct EdgeArgmax : EdgeCall<T> {
         take(weight, value, e, accumulator + h * D, numbers(accumulator + H * D) + h * D);
       }
     }
-    return true;
   }
 
   const T *with_features(const T *value, int64_t e, int64_t h, T *sum) const {

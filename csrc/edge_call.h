@@ -39,10 +39,8 @@ struct EdgeCall {
   // Without a division where there is nothing to divide.
   int64_t key_head(int64_t h) const { return G == H ? h : G == 1 ? 0 : h / group; }
   const T *row_of_key(const T *key, int64_t j) const { return key + (b * rows.num_columns + j) * G * D; }
-  ANYATTENTION_INLINE void prefetch(const T *key, int64_t s) const {
-    if (rows.slot_is_valid(s + kPrefetch)) {
-      prefetch_row(row_of_key(key, rows.columns[s + kPrefetch]), G * D * static_cast<int64_t>(sizeof(T)));
-    }
+  ANYATTENTION_INLINE void prefetch(const T *key, int64_t j) const {
+    prefetch_row(row_of_key(key, j), G * D * static_cast<int64_t>(sizeof(T)));
   }
 };
 
@@ -50,7 +48,7 @@ inline bool is_valid(const EdgeSizes &c) {
   if (c.batch < 0 || c.heads < 1 || c.key_heads < 1 || c.heads % c.key_heads) return false;
   if (c.width < 1 || c.num_threads < 1) return false;
   if (c.graph.num_queries < 0 || c.graph.num_keys < 0 || c.graph.num_edges < 0) return false;
-  return rows_of_queries(c.graph).offsets_are_valid();
+  return rows_of_queries(c.graph).is_valid();
 }
 
 template <class T, class Reduction>

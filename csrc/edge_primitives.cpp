@@ -17,7 +17,7 @@ namespace {
 
 template <class T, int W>
 struct EdgeDot : EdgeCall<T> {
-  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H;
   const T *query, *key;
   T *result;
 
@@ -27,20 +27,20 @@ struct EdgeDot : EdgeCall<T> {
         key(static_cast<const T *>(k)),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
+  static constexpr bool writes_edges = true;
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 1; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
 
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
+  void reduce(int64_t i, const Slots &slots, T *, T *) const {
     const T *q = query + i * H * D;
     const int64_t d = channels<W>(D);
-    for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(key, s);
-      const T *k = this->row_of_key(key, rows.columns[s]);
-      T *out = result + rows.edges[s] * H;
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch(key, slots.columns[s + kPrefetch]);
+      const T *k = this->row_of_key(key, slots.columns[s]);
+      T *out = result + slots.edges[s] * H;
       if constexpr (W == 1) {
         each_head(H, [=](int64_t h) { out[h] = q[h] * k[h]; });
         continue;
@@ -49,13 +49,12 @@ struct EdgeDot : EdgeCall<T> {
         out[h] = dot<W>(q + h * d, k + this->key_head(h) * d, d);
       }
     }
-    return true;
   }
 };
 
 template <class T, int W>
 struct EdgeSum : EdgeCall<T> {
-  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
+  using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H;
   const T *weights, *key;
   T *result;
 
@@ -71,12 +70,11 @@ struct EdgeSum : EdgeCall<T> {
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H * D, result + i * H * D); }
 
-  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
+  void reduce(int64_t, const Slots &slots, T *accumulator, T *) const {
     const int64_t d = channels<W>(D);
-    for (int64_t s = begin; s < end; ++s) {
-      this->prefetch(key, s);
-      const T *k = this->row_of_key(key, rows.columns[s]), *weight = weights + rows.edges[s] * H;
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch(key, slots.columns[s + kPrefetch]);
+      const T *k = this->row_of_key(key, slots.columns[s]), *weight = weights + slots.edges[s] * H;
       if constexpr (W == 1) {
         each_head(H, [=](int64_t h) { accumulator[h] += weight[h] == 0 ? T{0} : weight[h] * k[h]; });
         continue;
@@ -86,13 +84,12 @@ struct EdgeSum : EdgeCall<T> {
         add_scaled<W>(accumulator + h * d, weight[h], k + this->key_head(h) * d, d);
       }
     }
-    return true;
   }
 };
 
 template <class T>
 struct EdgeTotal : EdgeCall<T> {
-  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  using EdgeCall<T>::H;
   const T *numbers;
   T *result;
 
@@ -107,13 +104,11 @@ struct EdgeTotal : EdgeCall<T> {
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H); }
   void finish(int64_t i, const T *accumulator) const { std::copy_n(accumulator, H, result + i * H); }
 
-  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
-    for (int64_t s = begin; s < end; ++s) {
-      const T *row = numbers + rows.edges[s] * H;
+  void reduce(int64_t, const Slots &slots, T *accumulator, T *) const {
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const T *row = numbers + slots.edges[s] * H;
       each_head(H, [=](int64_t h) { accumulator[h] += row[h]; });
     }
-    return true;
   }
 };
 
@@ -121,7 +116,7 @@ struct EdgeTotal : EdgeCall<T> {
 // They stay apart, since their logsumexp would lose the sum beside a large score.
 template <class T>
 struct EdgeDenominator : EdgeCall<T> {
-  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  using EdgeCall<T>::H;
   const T *scores;
   T *result;
 
@@ -136,20 +131,18 @@ struct EdgeDenominator : EdgeCall<T> {
     std::fill_n(accumulator + H, H, T{0});
   }
 
-  bool reduce(int64_t, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
+  void reduce(int64_t, const Slots &slots, T *accumulator, T *scratch) const {
     T *sum = accumulator + H;
-    for (int64_t s = begin; s < end; ++s) {
-      const T *row = scores + rows.edges[s] * H;
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const T *row = scores + slots.edges[s] * H;
       each_head(H, [=](int64_t h) { accumulator[h] = row[h] > accumulator[h] ? row[h] : accumulator[h]; });
     }
-    for (int64_t s = begin; s < end; ++s) {
-      const T *row = scores + rows.edges[s] * H;
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const T *row = scores + slots.edges[s] * H;
       for (int64_t h = 0; h < H; ++h) scratch[h] = row[h] - (accumulator[h] == kLowest ? T{0} : accumulator[h]);
       exponentials(scratch, H);
       each_head(H, [=](int64_t h) { sum[h] += scratch[h]; });
     }
-    return true;
   }
 
   void combine(T *accumulator, const T *next) const {
@@ -176,7 +169,7 @@ struct EdgeDenominator : EdgeCall<T> {
 // exp(score - shift) inverse; the accumulator is not used.
 template <class T>
 struct EdgeNormalize : EdgeCall<T> {
-  using EdgeCall<T>::H, EdgeCall<T>::rows;
+  using EdgeCall<T>::H;
   const T *scores, *denominator;
   T *result;
 
@@ -186,22 +179,21 @@ struct EdgeNormalize : EdgeCall<T> {
         denominator(d),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
+  static constexpr bool writes_edges = true;
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return H + 32; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
 
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
-    if (!this->rows.slots_are_valid(begin, end)) return false;
-    for (int64_t s = begin; s < end; ++s) {
-      const T *row = scores + rows.edges[s] * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
+  void reduce(int64_t i, const Slots &slots, T *, T *scratch) const {
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const T *row = scores + slots.edges[s] * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
       each_head(H, [=](int64_t h) { scratch[h] = row[h] - shift[h]; });
       exponentials(scratch, H);
-      T *out = result + rows.edges[s] * H;
+      T *out = result + slots.edges[s] * H;
       each_head(H, [=](int64_t h) { out[h] = scratch[h] * inverse[h]; });
     }
-    return true;
   }
 };
 

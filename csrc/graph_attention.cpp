@@ -49,71 +49,66 @@ struct Forward : Call<T, Score, DW, CW> {
     std::fill_n(accumulator + H, H + H * C, T{0});
   }
 
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
+  void reduce(int64_t i, const Slots &slots, T *accumulator, T *scratch) const {
     T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
     T *shift = scratch, *factors = scratch + H, *score = scratch + 3 * H;
     const T *q = query + i * query_stride;
-    if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator, score); });
-        return true;
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, slots, accumulator, score); });
+        return;
       }
     }
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        const int64_t next = rows.columns[s + kPrefetch];
-        this->prefetch_key(next);
-        this->prefetch_value(next);
-      }
-      T *row = score + (s - begin) * H;
-      this->template scores<false>(q, key + rows.columns[s] * key_stride, rows.edges[s], row, factors);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch_key(slots.columns[s + kPrefetch]);
+      this->prefetch_value(slots.columns[s + kPrefetch]);
+      T *row = score + s * H;
+      this->template scores<false>(q, key + slots.columns[s] * key_stride, slots.edges[s], row, factors);
       each_head(H, [=](int64_t h) { largest[h] = row[h] > largest[h] ? row[h] : largest[h]; });
     }
     for (int64_t h = 0; h < H; ++h) shift[h] = largest[h] == kMinusInfinity<T> ? T{0} : largest[h];
-    this->weights(score, shift, end - begin);
-    for (int64_t s = begin; s < end; ++s) {
-      T *row = score + (s - begin) * H;
+    this->weights(score, shift, slots.count);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      T *row = score + s * H;
       each_head(H, [=](int64_t h) { sum[h] += row[h]; });
       if (drops) {
-        this->keep(rows.edges[s], factors);
+        this->keep(slots.edges[s], factors);
         each_head(H, [=](int64_t h) { row[h] *= factors[h]; });
       }
     }
     const int64_t c = channels<CW>(C);
-    for (int64_t start = begin; start < end; start += kTile) {
-      const int64_t count = std::min(kTile, end - start);
+    for (int64_t start = 0; start < slots.count; start += kTile) {
+      const int64_t count = std::min(kTile, slots.count - start);
       const T *tile[kTile];
-      for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[start + n] * value_stride;
+      for (int64_t n = 0; n < count; ++n) tile[n] = value + slots.columns[start + n] * value_stride;
       for (int64_t h = 0; h < H; ++h) {
-        const T *weight = score + (start - begin) * H + h;
-        this->template add_visible<CW>(h, rows.edges + start, out + h * c, weight, tile, this->key_head(h) * c, count, c);
+        const T *weight = score + start * H + h;
+        this->template add_visible<CW>(h, slots.edges + start, out + h * c, weight, tile, this->key_head(h) * c, count, c);
       }
     }
-    return true;
   }
 
   template <int Heads>
-  void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
+  void reduce_in_registers(const T *q, const Slots &slots, T *accumulator, T *score) const {
     using Numbers = Vector<T, Heads>;
     Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_key(rows.columns[s + kPrefetch]);
-      const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
-      store<T, Heads>(score + (s - begin) * Heads, x);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch_key(slots.columns[s + kPrefetch]);
+      const Numbers x = this->template register_scores<Heads>(q, key + slots.columns[s] * key_stride, ignored);
+      store<T, Heads>(score + s * Heads, x);
       largest = x > largest ? x : largest;
     }
     const Numbers shift = largest == kMinusInfinity<T> ? Numbers{} : largest;
-    for (int64_t n = 0; n < end - begin; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
-    exponentials(score, (end - begin) * Heads);
+    for (int64_t n = 0; n < slots.count; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
+    exponentials(score, slots.count * Heads);
     Numbers sum{};
     RegisterRow<Heads, CW> out{};
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_value(rows.columns[s + kPrefetch]);
-      Numbers weight = load<Heads>(score + (s - begin) * Heads);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch_value(slots.columns[s + kPrefetch]);
+      Numbers weight = load<Heads>(score + s * Heads);
       sum += weight;
-      if (drops) weight *= this->template kept<Heads>(rows.edges[s]);
-      out.add(weight, value + rows.columns[s] * value_stride);
+      if (drops) weight *= this->template kept<Heads>(slots.edges[s]);
+      out.add(weight, value + slots.columns[s] * value_stride);
     }
     store<T, Heads>(accumulator, largest);
     store<T, Heads>(accumulator + Heads, sum);
@@ -168,29 +163,28 @@ struct Weights : Call<T, Score, DW, CW> {
         log_sum(s + this->of_query_rows(H)),
         result(w + b * c.graph.num_edges * H) {}
 
+  static constexpr bool writes_edges = true;
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 4 * H + 64; }
   void start(T *) const {}
   void combine(T *, const T *) const {}
   void finish(int64_t, const T *) const {}
 
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
+  void reduce(int64_t i, const Slots &slots, T *, T *scratch) const {
     T *score = scratch, *ignored = scratch + H + 32, *shift = ignored + H, *log = shift + H;
     for (int64_t h = 0; h < H; ++h) {
       const T top = largest[i * H + h];
       shift[h] = !this->normalize || top == kMinusInfinity<T> ? T{0} : top;
       log[h] = this->normalize ? log_sum[i * H + h] : T{0};
     }
-    for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
-      const int64_t e = rows.edges[s];
-      const T *q = query + i * this->query_stride, *k = key + rows.columns[s] * this->key_stride;
+    for (int64_t s = 0; s < slots.count; ++s) {
+      const int64_t e = slots.edges[s];
+      const T *q = query + i * this->query_stride, *k = key + slots.columns[s] * this->key_stride;
       if (!in_registers(q, k, score)) this->template scores<false>(q, k, e, score, ignored);
       each_head(H, [=](int64_t h) { score[h] = (score[h] - shift[h]) - log[h]; });
       this->to_weights(score, 1);
       std::copy_n(score, H, result + e * H);
     }
-    return true;
   }
 
   // Sums as the forward has them: in another order a large score would be off by its rounding.
@@ -222,36 +216,36 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
+  static constexpr bool writes_edges = true;
   int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
   int64_t scratch_size() const { return 4 * kTile * H + 192; }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
 
-  bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
-    if (!rows.slots_are_valid(begin, end)) return false;
+  void reduce(int64_t j, const Slots &slots, T *accumulator, T *scratch) const {
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers() && !grad_score) {
-        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(j, begin, end, accumulator); });
-        return true;
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(j, slots, accumulator); });
+        return;
       }
     }
-    for (int64_t start = begin; start < end; start += kTile) {
-      add_tile(j, start, std::min(kTile, end - start), accumulator, scratch);
+    for (int64_t start = 0; start < slots.count; start += kTile) {
+      const int64_t count = std::min(kTile, slots.count - start);
+      add_tile(j, {count, slots.columns + start, slots.edges + start}, accumulator, scratch);
     }
-    return true;
   }
 
   template <int Heads>
-  ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
+  ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, const Slots &slots, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
     RegisterRow<Heads, CW> by_value{};
     typename Score::template KeySums<Heads, CW> by_key;
     Numbers slopes;
-    for (int64_t s = begin; s < end; ++s) {
-      prefetch(s + kPrefetch);
-      const int64_t i = rows.columns[s];
+    for (int64_t s = 0; s < slots.count; ++s) {
+      prefetch(slots, s + kPrefetch);
+      const int64_t i = slots.columns[s];
       const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
       const T *grad = grad_output + i * output_stride;
       const Numbers score = this->template register_scores<Heads>(q, k, slopes);
@@ -259,12 +253,12 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
-        const Numbers factors = this->template kept<Heads>(rows.edges[s]);
+        const Numbers factors = this->template kept<Heads>(slots.edges[s]);
         by_weight *= factors;
         kept *= factors;
       }
       const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
-      store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
+      store<T, Heads>(grad_raw + slots.edges[s] * Heads, by_raw);
       by_value.add(kept, grad);
       by_key.add(*this, by_raw, q, k);
     }
@@ -273,15 +267,15 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     by_key.write(*this, gk, gv + Heads * CW);
   }
 
-  void add_tile(int64_t j, int64_t start, int64_t count, T *accumulator, T *scratch) const {
+  void add_tile(int64_t j, const Slots &slots, T *accumulator, T *scratch) const {
     T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
     T *p = scratch, *gp = p + kTile * H + 32, *derivative = gp + kTile * H, *factors = derivative + kTile * H;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
-    const int64_t c = channels<CW>(C), *edges = rows.edges + start;
+    const int64_t c = channels<CW>(C), count = slots.count, *edges = slots.edges;
     const T *queries[kTile], *grads[kTile];
     for (int64_t n = 0; n < count; ++n) {
-      prefetch(start + n + kPrefetch);
-      const int64_t i = rows.columns[start + n];
+      prefetch(slots, n + kPrefetch);
+      const int64_t i = slots.columns[n];
       queries[n] = query + i * query_stride;
       grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
@@ -298,7 +292,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     for (int64_t n = 0; n < count; ++n) {
       T *g = gp + n * H;
       const T *weight = p + n * H, *slopes = derivative + n * H;
-      const T *deltas = of_query + (rows.columns[start + n] * 2 + 1) * H;
+      const T *deltas = of_query + (slots.columns[n] * 2 + 1) * H;
       if (normalize) {
         each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
@@ -321,13 +315,12 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     }
   }
 
-  ANYATTENTION_INLINE void prefetch(int64_t s) const {
-    if (!rows.slot_is_valid(s)) return;
-    const int64_t i = rows.columns[s];
+  ANYATTENTION_INLINE void prefetch(const Slots &slots, int64_t s) const {
+    const int64_t i = slots.columns[s];
     this->prefetch_query(i);
     prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
     prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
-    __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
+    __builtin_prefetch(grad_raw + slots.edges[s] * H, 1);
   }
 
   void finish(int64_t j, const T *accumulator) const {
@@ -360,36 +353,30 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
 
-  bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
+  void reduce(int64_t i, const Slots &slots, T *accumulator, T *) const {
     const T *q = query + i * query_stride;
-    if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Score::kQueryGradientReadsKeys && Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
-        return true;
+        with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, slots, accumulator); });
+        return;
       }
     }
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        if (Score::kQueryGradientReadsKeys) this->prefetch_key(rows.columns[s + kPrefetch]);
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
-      }
-      const int64_t e = rows.edges[s];
-      Score::add_by_query(*this, e, grad_raw + e * H, q, key + rows.columns[s] * key_stride, accumulator);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      if (Score::kQueryGradientReadsKeys) this->prefetch_key(slots.columns[s + kPrefetch]);
+      __builtin_prefetch(grad_raw + slots.edges[s + kPrefetch] * H);
+      const int64_t e = slots.edges[s];
+      Score::add_by_query(*this, e, grad_raw + e * H, q, key + slots.columns[s] * key_stride, accumulator);
     }
-    return true;
   }
 
   template <int Heads>
-  ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+  ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, const Slots &slots, T *accumulator) const {
     typename Score::template QuerySums<Heads, DW> by_query;
-    for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        this->prefetch_key(rows.columns[s + kPrefetch]);
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
-      }
-      const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
-      by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
+    for (int64_t s = 0; s < slots.count; ++s) {
+      this->prefetch_key(slots.columns[s + kPrefetch]);
+      __builtin_prefetch(grad_raw + slots.edges[s + kPrefetch] * H);
+      const Vector<T, Heads> raw = load<Heads>(grad_raw + slots.edges[s] * H);
+      by_query.add(*this, raw, q, key + slots.columns[s] * key_stride);
     }
     by_query.write(*this, accumulator);
   }
@@ -538,7 +525,7 @@ bool is_valid(const anyattention_graph_attention_call *c) {
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;
   const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
-  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
+  return rows_of_queries(graph).is_valid() && rows_of_keys(graph).is_valid();
 }
 
 // Widths that have code of their own: of head_dim and value_dim where they are the same, or of value_dim where head_dim

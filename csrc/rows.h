@@ -9,12 +9,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <vector>
 
 #include "anyattention.h"
+#include "once.h"
 #include "workspace.h"
 
 #ifdef _OPENMP
@@ -27,6 +29,8 @@ constexpr int64_t kPrefetch = 16;  // slots ahead
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
+// Of short rows that are read together, so that they stay in the first cache.
+constexpr int64_t kSlotsPerWindow = 256;
 
 inline int thread_number() {
 #ifdef _OPENMP
@@ -41,27 +45,53 @@ struct CompressedRows {
   int64_t num_rows, num_columns, num_edges;
   const int64_t *offsets, *columns, *edges;
 
-  // Whether the arrays are there and the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
-  bool offsets_are_valid() const {
-    if (!offsets || (num_edges > 0 && (!columns || !edges))) return false;
-    if (offsets[0] != 0 || offsets[num_rows] != num_edges) return false;
+  // Copies the offsets to num_rows + 1 numbers; whether they rise from 0 to num_edges.
+  bool copy_offsets(int64_t *to) const {
+    copy_once(offsets, num_rows + 1, to);
+    return offsets_rise(to);
+  }
+  // Whether the arrays are there, and the offsets rise at this moment: kernels copy them.
+  bool is_valid() const { return offsets && (num_edges == 0 || (columns && edges)) && offsets_rise(offsets); }
+  bool offsets_rise(const int64_t *from) const {
+    if (from[0] != 0 || from[num_rows] != num_edges) return false;
     for (int64_t r = 0; r < num_rows; ++r) {
-      if (offsets[r] > offsets[r + 1]) return false;
+      if (from[r] > from[r + 1]) return false;
     }
     return true;
   }
-  bool slots_are_valid(int64_t begin, int64_t end) const {
+};
+
+// Some slots of one row, in range. kPrefetch more may be read: those after them, or zeros.
+struct Slots {
+  int64_t count;
+  const int64_t *columns, *edges;
+};
+
+// A thread's own copy of the slots of a few rows, or of one piece of a long row.
+class SlotWindow {
+ public:
+  // False where an index is out of range.
+  bool read(const CompressedRows &rows, int64_t begin, int64_t end) {
+    const int64_t count = end - begin, there = std::min(end + kPrefetch, rows.num_edges) - begin;
+    copy_once(rows.columns + begin, there, columns_);
+    copy_once(rows.edges + begin, there, edges_);
     bool valid = true;
-    for (int64_t s = begin; s < end; ++s) {
-      valid &= static_cast<uint64_t>(columns[s]) < static_cast<uint64_t>(num_columns);
-      valid &= static_cast<uint64_t>(edges[s]) < static_cast<uint64_t>(num_edges);
+    for (int64_t n = 0; n < count; ++n) valid &= is_below(columns_[n], rows.num_columns);
+    for (int64_t n = 0; n < count; ++n) valid &= is_below(edges_[n], rows.num_edges);
+    for (int64_t n = count; n < count + kPrefetch; ++n) {
+      if (n < there && is_below(columns_[n], rows.num_columns) && is_below(edges_[n], rows.num_edges)) continue;
+      columns_[n] = edges_[n] = 0;
     }
+    begin_ = begin;
     return valid;
   }
-  bool slot_is_valid(int64_t slot) const {
-    return slot < num_edges && static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
-           static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
+  Slots slots(int64_t begin, int64_t end) const {
+    return {end - begin, columns_ + (begin - begin_), edges_ + (begin - begin_)};
   }
+
+ private:
+  int64_t begin_ = 0;
+  int64_t columns_[kSlotsPerPiece + kPrefetch], edges_[kSlotsPerPiece + kPrefetch];
 };
 
 inline CompressedRows rows_of_queries(const anyattention_graph_arrays &graph) {
@@ -79,21 +109,47 @@ constexpr bool kHasTotal = false;
 template <class Reduction>
 constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
 
+// Whether a reduction writes something for each edge: then each must have a slot, or its place would stay uninitialised.
+template <class Reduction, class = void>
+constexpr bool kWritesEdges = false;
+template <class Reduction>
+constexpr bool kWritesEdges<Reduction, std::void_t<decltype(Reduction::writes_edges)>> = true;
+
+// Which edges had a slot; nothing where no result needs them all.
+class EdgesSeen {
+ public:
+  EdgesSeen(int64_t num_edges, bool counts) : count_(counts ? num_edges : 0), seen_(count_) {}
+  // Another thread may set the same byte to the same.
+  void add(int64_t edge) const { seen_.get()[edge] = 1; }
+  void add(const Slots &slots) const {
+    for (int64_t n = 0; n < slots.count && count_ > 0; ++n) add(slots.edges[n]);
+  }
+  bool all() const { return count_ == 0 || !std::memchr(seen_.get(), 0, static_cast<std::size_t>(count_)); }
+
+ private:
+  int64_t count_;
+  Workspace<uint8_t> seen_;
+};
+
 // A Reduction has
 //   accumulator_size(), scratch_size()         numbers per accumulator and per thread
 //   start(accumulator)                         the value of no slots
-//   reduce(row, begin, end, accumulator, scratch)   slots begin to end; false for an index out of range
+//   reduce(row, slots, accumulator, scratch)   adds some slots
 //   combine(accumulator, next)                 accumulator, then next
 //   finish(row, accumulator)                   writes the row's result
 //   total_size(), add_total(accumulator, total)     where there are numbers to sum over all rows
-// Returns false when an index was out of range. Throws std::bad_alloc.
+//   writes_edges                               where it writes results of edges
+// Returns false when an index was out of range, or an edge without a slot. Throws std::bad_alloc.
 template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
+  const Workspace<int64_t> copied(rows.num_rows + 1, false);
+  if (!rows.copy_offsets(copied.get())) return false;
+  const int64_t *offsets = copied.get();
   std::vector<int64_t> turns{0};  // the first row of each turn
   std::vector<int64_t> long_rows, first_piece;
   int64_t num_pieces = 0, taken = 0;
   for (int64_t r = 0; r < rows.num_rows; ++r) {
-    const int64_t degree = rows.offsets[r + 1] - rows.offsets[r];
+    const int64_t degree = offsets[r + 1] - offsets[r];
     if (degree > kSlotsPerPiece) {
       long_rows.push_back(r);
       first_piece.push_back(num_pieces);
@@ -123,33 +179,50 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   // Allocated here: an exception must not leave a parallel region.
   const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
   const Workspace<T> workspaces(team * own);
+  const EdgesSeen seen(rows.num_edges, kWritesEdges<Reduction>);
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     T *accumulator = workspaces.get() + thread_number() * own;
     T *scratch = accumulator + (size + 15) / 16 * 16;
+    SlotWindow window;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t p = 0; p < num_pieces; ++p) {
       const int64_t i = row_of_piece[static_cast<std::size_t>(p)];
       const int64_t row = long_rows[static_cast<std::size_t>(i)];
-      const int64_t begin =
-          rows.offsets[row] + (p - first_piece[static_cast<std::size_t>(i)]) * kSlotsPerPiece;
-      const int64_t end = std::min(begin + kSlotsPerPiece, rows.offsets[row + 1]);
+      const int64_t begin = offsets[row] + (p - first_piece[static_cast<std::size_t>(i)]) * kSlotsPerPiece;
+      const int64_t end = std::min(begin + kSlotsPerPiece, offsets[row + 1]);
+      if (!window.read(rows, begin, end)) {
+        valid = false;
+        continue;
+      }
+      seen.add(window.slots(begin, end));
       T *piece = pieces.get() + p * size;
       reduction.start(piece);
-      if (!reduction.reduce(row, begin, end, piece, scratch)) valid = false;
+      reduction.reduce(row, window.slots(begin, end), piece, scratch);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t turn = 0; turn < num_turns; ++turn) {
       const int64_t last = turns[static_cast<std::size_t>(turn) + 1];
-      for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last; ++row) {
-        const int64_t begin = rows.offsets[row], end = rows.offsets[row + 1];
-        if (end - begin > kSlotsPerPiece) continue;
-        reduction.start(accumulator);
-        if (!reduction.reduce(row, begin, end, accumulator, scratch)) valid = false;
-        reduction.finish(row, accumulator);
-        if constexpr (kHasTotal<Reduction>) {
-          if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
+      for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last;) {
+        const int64_t begin = offsets[row];
+        int64_t stop = row + 1;
+        while (stop < last && offsets[stop + 1] - begin <= kSlotsPerWindow) ++stop;
+        const int64_t end = offsets[stop];
+        const bool is_long = end - begin > kSlotsPerPiece;
+        if (is_long || !window.read(rows, begin, end)) {
+          if (!is_long) valid = false;
+          row = stop;
+          continue;
+        }
+        seen.add(window.slots(begin, end));
+        for (; row < stop; ++row) {
+          reduction.start(accumulator);
+          reduction.reduce(row, window.slots(offsets[row], offsets[row + 1]), accumulator, scratch);
+          reduction.finish(row, accumulator);
+          if constexpr (kHasTotal<Reduction>) {
+            if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
+          }
         }
       }
     }
@@ -169,7 +242,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   for (int64_t turn = 0; total && turn <= num_turns; ++turn) {
     for (int64_t n = 0; n < total_size; ++n) total[n] += totals.get()[turn * total_size + n];
   }
-  return valid;
+  return valid && seen.all();
 }
 
 }  // namespace anyattention

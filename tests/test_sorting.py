@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anyattention.errors import IndexRangeError
 from anyattention.native import load
 from anyattention.native.compressed_rows import symmetric_rows
 
@@ -41,5 +42,5 @@ def test_threads_do_not_change_the_result(native, monkeypatch, rows):
 
 def test_a_row_out_of_range_is_refused(native):
     for row in (-1, 3, 2**40):
-        with pytest.raises(IndexError, match="symmetric_rows"):
+        with pytest.raises(IndexRangeError, match="symmetric_rows"):
             symmetric_rows(torch.tensor([[0, 1], [2, row]]), 3)
