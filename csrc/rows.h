@@ -30,7 +30,7 @@ constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
 // Of short rows that are read together, so that they stay in the first cache.
-constexpr int64_t kSlotsPerWindow = 256;
+constexpr int64_t kSlotsPerWindow = 64;
 
 inline int thread_number() {
 #ifdef _OPENMP
@@ -75,6 +75,10 @@ class SlotWindow {
     const int64_t count = end - begin, there = std::min(end + kPrefetch, rows.num_edges) - begin;
     copy_once(rows.columns + begin, there, columns_);
     copy_once(rows.edges + begin, there, edges_);
+    for (int64_t n = 0; n < kSlotsPerWindow; n += 8) {
+      __builtin_prefetch(rows.columns + begin + there + n);
+      __builtin_prefetch(rows.edges + begin + there + n);
+    }
     bool valid = true;
     for (int64_t n = 0; n < count; ++n) valid &= is_below(columns_[n], rows.num_columns);
     for (int64_t n = 0; n < count; ++n) valid &= is_below(edges_[n], rows.num_edges);
