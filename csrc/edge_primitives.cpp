@@ -27,7 +27,7 @@ struct EdgeDot : EdgeCall<T> {
         key(static_cast<const T *>(k)),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
-  static constexpr bool writes_edges = true;
+  bool writes_edges() const { return true; }
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 1; }
   void start(T *) const {}
@@ -179,7 +179,7 @@ struct EdgeNormalize : EdgeCall<T> {
         denominator(d),
         result(this->edge_numbers(static_cast<T *>(out))) {}
 
-  static constexpr bool writes_edges = true;
+  bool writes_edges() const { return true; }
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return H + 32; }
   void start(T *) const {}

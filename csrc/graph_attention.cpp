@@ -163,7 +163,7 @@ struct Weights : Call<T, Score, DW, CW> {
         log_sum(s + this->of_query_rows(H)),
         result(w + b * c.graph.num_edges * H) {}
 
-  static constexpr bool writes_edges = true;
+  bool writes_edges() const { return true; }
   int64_t accumulator_size() const { return 1; }
   int64_t scratch_size() const { return 4 * H + 64; }
   void start(T *) const {}
@@ -212,11 +212,12 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   const T *of_query, *grad_output;  // of_query: see prepare_backward
   T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
+  bool raw_is_result;
 
   BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_keys(c.graph)) {}
 
-  static constexpr bool writes_edges = true;
+  bool writes_edges() const { return raw_is_result || grad_score; }
   int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
   int64_t scratch_size() const { return 4 * kTile * H + 192; }
@@ -479,7 +480,8 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   if (c.query_stride == H * c.head_dim) prefer_large_pages(grad_query, queries * c.query_stride * size);
   if (c.key_stride == c.key_heads * c.head_dim) prefer_large_pages(grad_key, keys * c.key_stride * size);
   if (c.value_stride == c.key_heads * c.value_dim) prefer_large_pages(grad_value, keys * c.value_stride * size);
-  const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, false);
+  // Zeros, for an edge that has no slot among the rows of keys.
+  const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> of_query(2 * queries * H, false);
@@ -501,6 +503,7 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
     by_key.grad_key = grad_key + by_key.of_key_rows(c.key_stride);
     by_key.grad_value = grad_value ? grad_value + by_key.of_key_rows(c.value_stride) : nullptr;
     by_key.grad_raw = grad_raw ? grad_raw + b * graph.num_edges * H : own_raw.get();
+    by_key.raw_is_result = grad_raw != nullptr;
     by_key.grad_score = grad_score ? grad_score + b * graph.num_edges * H : nullptr;
     valid &= reduce_rows<T>(by_key.rows, c.num_threads, by_key, vector_size ? by_vector.get() : nullptr);
     if (vector_size) add(grad_vector, by_vector.get(), vector_size);

@@ -113,11 +113,11 @@ constexpr bool kHasTotal = false;
 template <class Reduction>
 constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
 
-// Whether a reduction writes something for each edge: then each must have a slot, or its place would stay uninitialised.
+// Whether a reduction writes results of edges: then each edge must have a slot, or its place would stay uninitialised.
 template <class Reduction, class = void>
-constexpr bool kWritesEdges = false;
+constexpr bool kHasEdges = false;
 template <class Reduction>
-constexpr bool kWritesEdges<Reduction, std::void_t<decltype(Reduction::writes_edges)>> = true;
+constexpr bool kHasEdges<Reduction, std::void_t<decltype(&Reduction::writes_edges)>> = true;
 
 // Which edges had a slot; nothing where no result needs them all.
 class EdgesSeen {
@@ -142,7 +142,7 @@ class EdgesSeen {
 //   combine(accumulator, next)                 accumulator, then next
 //   finish(row, accumulator)                   writes the row's result
 //   total_size(), add_total(accumulator, total)     where there are numbers to sum over all rows
-//   writes_edges                               where it writes results of edges
+//   writes_edges()                             where it may write results of edges
 // Returns false when an index was out of range, or an edge without a slot. Throws std::bad_alloc.
 template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
@@ -183,7 +183,9 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   // Allocated here: an exception must not leave a parallel region.
   const int64_t own = (size + reduction.scratch_size() + 31) / 16 * 16;
   const Workspace<T> workspaces(team * own);
-  const EdgesSeen seen(rows.num_edges, kWritesEdges<Reduction>);
+  bool writes_edges = false;
+  if constexpr (kHasEdges<Reduction>) writes_edges = reduction.writes_edges();
+  const EdgesSeen seen(rows.num_edges, writes_edges);
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {

@@ -23,6 +23,8 @@ struct Block {
   std::size_t bytes = 0;
 };
 
+constexpr std::size_t kLargeBlock = std::size_t{1} << 22;
+
 // A few blocks that calls of this thread gave back, for its next calls. Left to the allocator, memory at the end of the
 // heap may go back to the system with each call, and come again as pages of zeros: 0.9 of 2.5 ms in a small backward.
 class KeptBlocks {
@@ -47,7 +49,7 @@ class KeptBlocks {
 #ifdef __SANITIZE_ADDRESS__
   static constexpr std::size_t kLargest = 0;  // a step outside is seen where each block has its own size
 #else
-  static constexpr std::size_t kLargest = std::size_t{1} << 22;
+  static constexpr std::size_t kLargest = kLargeBlock;
 #endif
   static inline thread_local std::array<Block, 4> blocks_;
   static inline thread_local std::size_t next_ = 0;
@@ -59,16 +61,26 @@ class Workspace {
  public:
   explicit Workspace(int64_t count, bool zeroed = true) {
     const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 191) / 64 * 64;
-    block_ = KeptBlocks::take(bytes);
-    if (zeroed) std::fill_n(static_cast<char *>(block_.memory.get()), bytes, char{0});
+    if (zeroed && bytes > kLargeBlock) {
+      // Fresh pages are zero already; 64 bytes more to align what calloc gives.
+      block_ = Block{std::unique_ptr<void, FreeMemory>(std::calloc(bytes + 64, 1)), bytes};
+      if (!block_.memory) throw std::bad_alloc();
+      prefer_large_pages(block_.memory.get(), static_cast<int64_t>(bytes));
+    } else {
+      block_ = KeptBlocks::take(bytes);
+      if (zeroed) std::fill_n(static_cast<char *>(block_.memory.get()), bytes, char{0});
+    }
+    const auto address = reinterpret_cast<uintptr_t>(block_.memory.get());
+    numbers_ = reinterpret_cast<T *>((address + 63) / 64 * 64);
   }
   ~Workspace() { KeptBlocks::give_back(std::move(block_)); }
   Workspace(const Workspace &) = delete;
   Workspace &operator=(const Workspace &) = delete;
-  T *get() const { return static_cast<T *>(block_.memory.get()); }
+  T *get() const { return numbers_; }
 
  private:
   Block block_;
+  T *numbers_;
 };
 
 }  // namespace anyattention
