@@ -481,7 +481,7 @@ bool backward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_cal
   if (c.key_stride == c.key_heads * c.head_dim) prefer_large_pages(grad_key, keys * c.key_stride * size);
   if (c.value_stride == c.key_heads * c.value_dim) prefer_large_pages(grad_value, keys * c.value_stride * size);
   // Zeros, for an edge that has no slot among the rows of keys.
-  const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H);
+  const Workspace<T> own_raw(grad_raw ? 0 : graph.num_edges * H, true, true);
   if (grad_raw) prefer_large_pages(grad_raw, c.batch * graph.num_edges * H * size);
   if (grad_score) prefer_large_pages(grad_score, c.batch * graph.num_edges * H * size);
   const Workspace<T> of_query(2 * queries * H, false);

@@ -59,10 +59,10 @@ class KeptBlocks {
 template <class T>
 class Workspace {
  public:
-  explicit Workspace(int64_t count, bool zeroed = true) {
+  explicit Workspace(int64_t count, bool zeroed = true, bool written_first = false) {
     const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 191) / 64 * 64;
-    if (zeroed && bytes > kLargeBlock) {
-      // Fresh pages are zero already; 64 bytes more to align what calloc gives.
+    if (zeroed && written_first && bytes > kLargeBlock) {
+      // Fresh pages are zero already, but read first they would fault twice. 64 bytes more to align what calloc gives.
       block_ = Block{std::unique_ptr<void, FreeMemory>(std::calloc(bytes + 64, 1)), bytes};
       if (!block_.memory) throw std::bad_alloc();
       prefer_large_pages(block_.memory.get(), static_cast<int64_t>(bytes));
