@@ -69,7 +69,7 @@ sanitize: build/sanitize/properties
 build/sanitize/properties: $(SANITIZED)
 	@$(CXX) $(SANITIZE) $^ -o $@
 
-build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h)
+build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/tests/*.h)
 	@echo "Compiling $< with sanitizers."
 	@mkdir -p $(@D)
 	@$(CXX) $(SANITIZE) -DANYATTENTION_VERSION='"sanitize"' -DANYATTENTION_LEVEL='"baseline"' -c $< -o $@

@@ -3,7 +3,8 @@
  * Everything crosses as pointers, sizes and a number of threads; every array is
  * contiguous and owned by the caller; sizes and indices are int64_t. A function
  * returns one of the codes below, lets no exception out, and touches nothing
- * outside the arrays it was given, whatever their contents.
+ * outside the arrays it was given, whatever their contents, and whatever other
+ * threads write to arrays of indices meanwhile: then results may be anything.
  *
  * A kernel takes one structure with all that it reads, and then the arrays of its results. The
  * fields of a structure are those of a record in Python, in this order: sizes, the record's own
@@ -27,7 +28,7 @@ extern "C" {
 enum anyattention_status {
   ANYATTENTION_OK = 0,
   ANYATTENTION_INVALID_ARGUMENT = 1, /* a negative size or a null array */
-  ANYATTENTION_OUT_OF_RANGE = 2,     /* an index outside its bounds */
+  ANYATTENTION_OUT_OF_RANGE = 2,     /* an index outside its bounds, or one twice that must be there once */
   ANYATTENTION_OUT_OF_MEMORY = 3     /* the workspace could not be allocated */
 };
 
@@ -63,9 +64,9 @@ ANYATTENTION_EXPORT int32_t anyattention_prefer_large_pages(void *pointer, int64
  *
  * Slots are ordered by row, and within a row by edge, so that the result is unique
  * and the same for any num_threads. With ANYATTENTION_OUT_OF_RANGE the contents of
- * the other outputs are unspecified.
+ * the other outputs are unspecified; where bad_edge is -1 the edges changed meanwhile.
  *
- * Time O(num_edges + num_rows); workspace at most num_edges + num_threads integers.
+ * Time O(num_edges + num_rows); workspace at most 2 num_edges + num_rows + num_threads integers.
  */
 ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
     const int64_t *rows, const int64_t *columns, int64_t num_edges, int64_t num_rows,
@@ -84,7 +85,7 @@ ANYATTENTION_EXPORT int32_t anyattention_compressed_rows(
  * one of a row with itself gives two slots.
  *
  * Time O(num_pairs + num_rows), and for each byte that numbers a row once more over the slots of long rows; workspace
- * at most max(2 num_pairs, num_rows) + num_threads (1 + longest row) integers.
+ * at most 2 max(2 num_pairs, num_rows) + num_threads (1 + longest row) integers.
  */
 ANYATTENTION_EXPORT int32_t anyattention_symmetric_rows(
     const int64_t *pairs, int64_t num_pairs, int64_t num_rows, int64_t num_threads, int64_t *row_offsets,

@@ -107,8 +107,8 @@ struct RowSums : Products<T, W> {
   }
 
   bool reduce(int64_t row, int64_t begin, int64_t end, T *accumulator, T *x) const {
+    if (!rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
       const int64_t column = rows.columns[s], e = rows.edges[s];
       for (int64_t h = 0; h < H; ++h) {
         const T above = numbers[e * H + h], below = above * this->slope;
@@ -126,30 +126,37 @@ struct RowSums : Products<T, W> {
 
 constexpr int64_t kBlocks = 64;
 
-// Runs body(block, i, s) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
+// Runs body(block, i, j, e) for each slot of the rows of queries. The slots are cut into blocks at places that do not depend
 // on threads, and a block is one thread's; slot_size as in reduce_rows. Returns false when an index was out of range.
 template <class Body>
-bool each_slot(const anyattention_dynamic_dot_call &c, int64_t slot_size, const Body &body) {
+bool each_slot(const anyattention_dynamic_dot_call &c, bool writes_edges, int64_t slot_size, const Body &body) {
   const CompressedRows rows = rows_of_queries(c.graph);
   const int64_t size = (rows.num_edges + kBlocks - 1) / kBlocks;
   const int64_t most = rows.num_edges > kSlotsPerPiece ? kBlocks : 1;
   const double per_slot = static_cast<double>(slot_size) * kPerNumber + kPerSlot;
   const int team = team_size(c.num_threads, most, static_cast<double>(rows.num_edges) * per_slot);
+  const Workspace<int64_t> copied(rows.num_rows + 1, false);
+  if (!rows.copy_offsets(copied.get())) return false;
+  const int64_t *offsets = copied.get();
+  EdgeSums named;
   std::atomic<bool> valid{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
   for (int64_t block = 0; block < kBlocks; ++block) {
     const int64_t begin = block * size, end = std::min(begin + size, rows.num_edges);
-    int64_t i = std::upper_bound(rows.offsets, rows.offsets + rows.num_rows, begin) - rows.offsets - 1;
-    for (int64_t s = begin; s < end; ++s) {
-      while (rows.offsets[i + 1] <= s) ++i;
-      if (!rows.slot_is_valid(s)) {
-        valid = false;
-        break;
-      }
-      body(block, i, s);
+    if (!rows.slots_are_valid(begin, end)) {
+      valid = false;
+      continue;
     }
+    int64_t i = std::upper_bound(offsets, offsets + rows.num_rows, begin) - offsets - 1;
+    for (int64_t s = begin; s < end; ++s) {
+      while (offsets[i + 1] <= s) ++i;
+      body(block, i, rows.columns[s], rows.edges[s]);
+    }
+    EdgeSums own_named;
+    own_named.add(rows.edges, begin, end);
+    own_named.add_to(named);
   }
-  return valid;
+  return valid && (!writes_edges || named.are_of_all(rows.num_edges));
 }
 
 template <class T, int W>
@@ -159,9 +166,8 @@ bool dot_entry(const anyattention_dynamic_dot_call &c, int64_t b, T *result) {
   const Workspace<T> workspace(kBlocks * own);
   T *out = products.edge_numbers(result);
   // LeakyReLU by branches.
-  return each_slot(c, H * (100 + D * (40 + c.num_features)), [&](int64_t block, int64_t i, int64_t s) {
+  return each_slot(c, true, H * (100 + D * (40 + c.num_features)), [&](int64_t block, int64_t i, int64_t j, int64_t e) {
     T *x = workspace.get() + block * own;
-    const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
       const T *y = products.both(i, j, e, h, x), *a = products.vector + h * D;
       T total = 0;
@@ -182,9 +188,8 @@ bool totals_entry(const anyattention_dynamic_dot_call &c, int64_t b, const T *nu
   const int64_t scratch = padded(3 * D), own = scratch + padded(vector_size + weight_size);
   const Workspace<T> workspace(kBlocks * own);
   const T *given = products.edge_numbers(numbers);
-  const bool valid = each_slot(c, H * (180 + D * (1 + P + c.num_base_features)), [&](int64_t block, int64_t i, int64_t s) {
+  const bool valid = each_slot(c, false, H * (180 + D * (1 + P + c.num_base_features)), [&](int64_t block, int64_t i, int64_t j, int64_t e) {
     T *x = workspace.get() + block * own, *part = x + 2 * D, *vector_sum = x + scratch, *weight_sum = vector_sum + vector_size;
-    const int64_t j = c.graph.keys_by_query[s], e = c.graph.edges_by_query[s];
     for (int64_t h = 0; h < H; ++h) {
       const T above = given[e * H + h], below = above * products.slope;
       if (above == 0) continue;
@@ -229,7 +234,7 @@ bool is_valid(const anyattention_dynamic_dot_call *c) {
   if (c->width < 1 || c->num_threads < 1 || c->num_base_features < 0 || c->num_features < 0) return false;
   const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
-  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
+  return rows_of_queries(graph).has_arrays() && rows_of_keys(graph).has_arrays();
 }
 
 template <int W>

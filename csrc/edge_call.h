@@ -40,8 +40,9 @@ struct EdgeCall {
   int64_t key_head(int64_t h) const { return G == H ? h : G == 1 ? 0 : h / group; }
   const T *row_of_key(const T *key, int64_t j) const { return key + (b * rows.num_columns + j) * G * D; }
   ANYATTENTION_INLINE void prefetch(const T *key, int64_t s) const {
-    if (rows.slot_is_valid(s + kPrefetch)) {
-      prefetch_row(row_of_key(key, rows.columns[s + kPrefetch]), G * D * static_cast<int64_t>(sizeof(T)));
+    if (s + kPrefetch < rows.num_edges) {
+      const int64_t j = rows.columns.unchecked(s + kPrefetch);
+      prefetch_row(address_of(row_of_key(key, 0), j, G * D), G * D * static_cast<int64_t>(sizeof(T)));
     }
   }
 };
@@ -50,7 +51,7 @@ inline bool is_valid(const EdgeSizes &c) {
   if (c.batch < 0 || c.heads < 1 || c.key_heads < 1 || c.heads % c.key_heads) return false;
   if (c.width < 1 || c.num_threads < 1) return false;
   if (c.graph.num_queries < 0 || c.graph.num_keys < 0 || c.graph.num_edges < 0) return false;
-  return rows_of_queries(c.graph).offsets_are_valid();
+  return rows_of_queries(c.graph).has_arrays();
 }
 
 template <class T, class Reduction>

@@ -20,6 +20,7 @@ struct EdgeDot : EdgeCall<T> {
   using EdgeCall<T>::D, EdgeCall<T>::G, EdgeCall<T>::H, EdgeCall<T>::rows;
   const T *query, *key;
   T *result;
+  static constexpr bool kWritesEdges = true;
 
   EdgeDot(const EdgeSizes &c, int64_t b, const void *q, const void *k, void *out)
       : EdgeCall<T>(c, b),
@@ -40,8 +41,9 @@ struct EdgeDot : EdgeCall<T> {
     const int64_t d = channels<W>(D);
     for (int64_t s = begin; s < end; ++s) {
       this->prefetch(key, s);
+      const int64_t e = rows.edges[s];
       const T *k = this->row_of_key(key, rows.columns[s]);
-      T *out = result + rows.edges[s] * H;
+      T *out = result + e * H;
       if constexpr (W == 1) {
         each_head(H, [=](int64_t h) { out[h] = q[h] * k[h]; });
         continue;
@@ -189,6 +191,7 @@ struct EdgeNormalize : EdgeCall<T> {
   using EdgeCall<T>::H, EdgeCall<T>::rows;
   const T *scores, *denominator;
   T *result;
+  static constexpr bool kWritesEdges = true;
 
   EdgeNormalize(const EdgeSizes &c, int64_t b, const void *s, const T *d, void *out)
       : EdgeCall<T>(c, b),
@@ -206,10 +209,11 @@ struct EdgeNormalize : EdgeCall<T> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *, T *scratch) const {
     if (!this->rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
-      const T *row = scores + rows.edges[s] * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
+      const int64_t e = rows.edges[s];
+      const T *row = scores + e * H, *shift = denominator + 2 * i * H, *inverse = shift + H;
       each_head(H, [=](int64_t h) { scratch[h] = row[h] - shift[h]; });
       exponentials(scratch, H);
-      T *out = result + rows.edges[s] * H;
+      T *out = result + e * H;
       each_head(H, [=](int64_t h) { out[h] = scratch[h] * inverse[h]; });
     }
     return true;

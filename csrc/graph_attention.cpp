@@ -62,8 +62,8 @@ struct Forward : Call<T, Score, DW, CW> {
       }
     }
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        const int64_t next = rows.columns[s + kPrefetch];
+      if (s + kPrefetch < rows.num_edges) {
+        const int64_t next = rows.columns.unchecked(s + kPrefetch);
         this->prefetch_key(next);
         this->prefetch_value(next);
       }
@@ -85,10 +85,14 @@ struct Forward : Call<T, Score, DW, CW> {
     for (int64_t start = begin; start < end; start += kTile) {
       const int64_t count = std::min(kTile, end - start);
       const T *tile[kTile];
-      for (int64_t n = 0; n < count; ++n) tile[n] = value + rows.columns[start + n] * value_stride;
+      int64_t edges[kTile];
+      for (int64_t n = 0; n < count; ++n) {
+        tile[n] = value + rows.columns[start + n] * value_stride;
+        edges[n] = rows.edges[start + n];
+      }
       for (int64_t h = 0; h < H; ++h) {
         const T *weight = score + (start - begin) * H + h;
-        this->template add_visible<CW>(h, rows.edges + start, out + h * c, weight, tile, this->key_head(h) * c, count, c);
+        this->template add_visible<CW>(h, edges, out + h * c, weight, tile, this->key_head(h) * c, count, c);
       }
     }
     return true;
@@ -99,7 +103,7 @@ struct Forward : Call<T, Score, DW, CW> {
     using Numbers = Vector<T, Heads>;
     Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_key(rows.columns[s + kPrefetch]);
+      if (s + kPrefetch < rows.num_edges) this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
       const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
       store<T, Heads>(score + (s - begin) * Heads, x);
       largest = x > largest ? x : largest;
@@ -110,7 +114,7 @@ struct Forward : Call<T, Score, DW, CW> {
     Numbers sum{};
     RegisterRow<Heads, CW> out{};
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) this->prefetch_value(rows.columns[s + kPrefetch]);
+      if (s + kPrefetch < rows.num_edges) this->prefetch_value(rows.columns.unchecked(s + kPrefetch));
       Numbers weight = load<Heads>(score + (s - begin) * Heads);
       sum += weight;
       if (drops) weight *= this->template kept<Heads>(rows.edges[s]);
@@ -161,6 +165,7 @@ struct Weights : Call<T, Score, DW, CW> {
   CompressedRows rows;
   const T *largest, *log_sum;
   T *result;
+  static constexpr bool kWritesEdges = true;
 
   Weights(const anyattention_graph_attention_call &c, int64_t b, const T *l, const T *s, T *w)
       : Base(c, b),
@@ -183,8 +188,8 @@ struct Weights : Call<T, Score, DW, CW> {
       shift[h] = !this->normalize || top == kMinusInfinity<T> ? T{0} : top;
       log[h] = this->normalize ? log_sum[i * H + h] : T{0};
     }
+    if (!rows.slots_are_valid(begin, end)) return false;
     for (int64_t s = begin; s < end; ++s) {
-      if (!rows.slot_is_valid(s)) return false;
       const int64_t e = rows.edges[s];
       const T *q = query + i * this->query_stride, *k = key + rows.columns[s] * this->key_stride;
       if (!in_registers(q, k, score)) this->template scores<false>(q, k, e, score, ignored);
@@ -220,6 +225,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   const T *of_query, *grad_output;  // of_query: see prepare_backward
   T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
+  static constexpr bool kWritesEdges = true;  // grad_raw
 
   BackwardKeys(const anyattention_graph_attention_call &c, int64_t b)
       : Base(c, b), rows(rows_of_keys(c.graph)) {}
@@ -280,11 +286,13 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     T *gk = accumulator, *gv = gk + G * D, *ga = gv + G * C;
     T *p = scratch, *gp = p + count * H + 32, *derivative = gp + count * H, *factors = derivative + count * H;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
-    const int64_t c = channels<CW>(C), *edges = rows.edges + start;
+    const int64_t c = channels<CW>(C);
+    int64_t columns[kTile], edges[kTile];
     const T *queries[kTile], *grads[kTile];
     for (int64_t n = 0; n < count; ++n) {
       prefetch(start + n + kPrefetch);
-      const int64_t i = rows.columns[start + n];
+      const int64_t i = columns[n] = rows.columns[start + n];
+      edges[n] = rows.edges[start + n];
       queries[n] = query + i * query_stride;
       grads[n] = grad_output + i * output_stride;
       T *score = p + n * H;
@@ -301,7 +309,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     for (int64_t n = 0; n < count; ++n) {
       T *g = gp + n * H;
       const T *weight = p + n * H, *slopes = derivative + n * H;
-      const T *deltas = of_query + (rows.columns[start + n] * 2 + 1) * H;
+      const T *deltas = of_query + (columns[n] * 2 + 1) * H;
       if (normalize) {
         each_head(H, [=](int64_t h) { g[h] = weight[h] * (g[h] - deltas[h]); });
       } else {
@@ -325,12 +333,12 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   }
 
   ANYATTENTION_INLINE void prefetch(int64_t s) const {
-    if (!rows.slot_is_valid(s)) return;
-    const int64_t i = rows.columns[s];
+    if (s >= rows.num_edges) return;
+    const int64_t i = rows.columns.unchecked(s);
     this->prefetch_query(i);
-    prefetch_row(grad_output + i * output_stride, H * C * Base::kSize);
-    prefetch_row(of_query + i * 2 * H, 2 * H * Base::kSize);
-    __builtin_prefetch(grad_raw + rows.edges[s] * H, 1);
+    prefetch_row(address_of(grad_output, i, output_stride), H * C * Base::kSize);
+    prefetch_row(address_of(of_query, i, 2 * H), 2 * H * Base::kSize);
+    __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s), H), 1);
   }
 
   void finish(int64_t j, const T *accumulator) const {
@@ -374,9 +382,9 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
       }
     }
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        if (Score::kQueryGradientReadsKeys) this->prefetch_key(rows.columns[s + kPrefetch]);
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
+      if (s + kPrefetch < rows.num_edges) {
+        if (Score::kQueryGradientReadsKeys) this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
+        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + kPrefetch), H));
       }
       const int64_t e = rows.edges[s];
       Score::add_by_query(*this, e, grad_raw + e * H, q, key + rows.columns[s] * key_stride, accumulator);
@@ -388,9 +396,9 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
     typename Score::template QuerySums<Heads, DW> by_query;
     for (int64_t s = begin; s < end; ++s) {
-      if (rows.slot_is_valid(s + kPrefetch)) {
-        this->prefetch_key(rows.columns[s + kPrefetch]);
-        __builtin_prefetch(grad_raw + rows.edges[s + kPrefetch] * H);
+      if (s + kPrefetch < rows.num_edges) {
+        this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
+        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + kPrefetch), H));
       }
       const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
       by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
@@ -542,7 +550,7 @@ bool is_valid(const anyattention_graph_attention_call *c) {
   if (!(c->dropout >= 0 && c->dropout < 1)) return false;
   const anyattention_graph_arrays &graph = c->graph;
   if (graph.num_queries < 0 || graph.num_keys < 0 || graph.num_edges < 0) return false;
-  return rows_of_queries(graph).offsets_are_valid() && rows_of_keys(graph).offsets_are_valid();
+  return rows_of_queries(graph).has_arrays() && rows_of_keys(graph).has_arrays();
 }
 
 // Widths that have code of their own: of head_dim and value_dim where they are the same, or of value_dim where head_dim

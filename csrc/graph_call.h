@@ -93,9 +93,10 @@ struct Call {
   // Where the batch entry's rows begin.
   int64_t of_query_rows(int64_t stride) const { return b * call.graph.num_queries * stride; }
   int64_t of_key_rows(int64_t stride) const { return b * call.graph.num_keys * stride; }
-  ANYATTENTION_INLINE void prefetch_query(int64_t i) const { prefetch_row(query + i * query_stride, H * D * kSize); }
-  ANYATTENTION_INLINE void prefetch_key(int64_t j) const { prefetch_row(key + j * key_stride, G * D * kSize); }
-  ANYATTENTION_INLINE void prefetch_value(int64_t j) const { prefetch_row(value + j * value_stride, G * C * kSize); }
+  // Of numbers that nobody has checked.
+  ANYATTENTION_INLINE void prefetch_query(int64_t i) const { prefetch_row(address_of(query, i, query_stride), H * D * kSize); }
+  ANYATTENTION_INLINE void prefetch_key(int64_t j) const { prefetch_row(address_of(key, j, key_stride), G * D * kSize); }
+  ANYATTENTION_INLINE void prefetch_value(int64_t j) const { prefetch_row(address_of(value, j, value_stride), G * C * kSize); }
   static constexpr int64_t kSize = sizeof(T);
   static constexpr int kHeadDim = DW;
   int64_t key_head(int64_t h) const { return G == H ? h : h / group; }

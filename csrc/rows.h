@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "once.h"
+#include "simd.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -39,31 +41,44 @@ inline int thread_number() {
 #endif
 }
 
+// Indices below a bound. Another thread may write to them: each is read once, and 0 stands for one that is outside, so that
+// none leads out of an array.
+struct Indices {
+  const int64_t *numbers;
+  int64_t bound;
+
+  ANYATTENTION_INLINE int64_t operator[](int64_t n) const {
+    int64_t index = read_once(numbers + n);
+    if (!is_below(index, bound)) index = 0;
+    asm("" : "+r"(index));  // else the compiler cuts a loop's addresses in two, for this 0 and for others
+    return index;
+  }
+  // For prefetches.
+  int64_t unchecked(int64_t n) const { return numbers[n]; }
+};
+
 // One direction of a graph: the rows that reduce, and for each slot its column and edge.
 struct CompressedRows {
   int64_t num_rows, num_columns, num_edges;
-  const int64_t *offsets, *columns, *edges;
+  const int64_t *offsets;
+  Indices columns, edges;
 
-  // Whether the arrays are there and the offsets rise from 0 to num_edges; columns and edges are compared where they are used.
-  bool offsets_are_valid() const {
-    if (!offsets || (num_edges > 0 && (!columns || !edges))) return false;
-    if (offsets[0] != 0 || offsets[num_rows] != num_edges) return false;
-    for (int64_t r = 0; r < num_rows; ++r) {
-      if (offsets[r] > offsets[r + 1]) return false;
-    }
-    return true;
+  CompressedRows(int64_t rows, int64_t bound, int64_t slots, const int64_t *o, const int64_t *c, const int64_t *e)
+      : num_rows(rows), num_columns(bound), num_edges(slots), offsets(o), columns{c, bound}, edges{e, slots} {}
+
+  bool has_arrays() const { return offsets && (num_edges == 0 || (columns.numbers && edges.numbers)); }
+  // Copies the offsets to num_rows + 1 numbers; whether they rise from 0 to num_edges, and slots have columns to name.
+  bool copy_offsets(int64_t *to) const {
+    copy_once(offsets, num_rows + 1, to);
+    return to[0] == 0 && to[num_rows] == num_edges && std::is_sorted(to, to + num_rows + 1) &&
+           (num_edges == 0 || num_columns > 0);
   }
   bool slots_are_valid(int64_t begin, int64_t end) const {
     bool valid = true;
     for (int64_t s = begin; s < end; ++s) {
-      valid &= static_cast<uint64_t>(columns[s]) < static_cast<uint64_t>(num_columns);
-      valid &= static_cast<uint64_t>(edges[s]) < static_cast<uint64_t>(num_edges);
+      valid &= is_below(columns.numbers[s], num_columns) & is_below(edges.numbers[s], num_edges);
     }
     return valid;
-  }
-  bool slot_is_valid(int64_t slot) const {
-    return slot < num_edges && static_cast<uint64_t>(columns[slot]) < static_cast<uint64_t>(num_columns) &&
-           static_cast<uint64_t>(edges[slot]) < static_cast<uint64_t>(num_edges);
   }
 };
 
@@ -77,10 +92,49 @@ inline CompressedRows rows_of_keys(const anyattention_graph_arrays &graph) {
           graph.key_offsets, graph.queries_by_key, graph.edges_by_key};
 }
 
+// The sums of some slots' edges, of their squares and of their cubes, modulo 2^64: whether the slots name each edge once.
+// The result of an edge that none names would stay uninitialised. Up to three edges that are not there always show, and of
+// any others all but one in 2^64; a mark for each edge would take a tenth of a backward, since its places are at random.
+class EdgeSums {
+ public:
+  void add(const Indices &edges, int64_t begin, int64_t end) {
+    uint64_t first = 0, second = 0, third = 0;
+    for (int64_t s = begin; s < end; ++s) {
+      const auto edge = static_cast<uint64_t>(edges.numbers[s]);
+      first += edge;
+      second += edge * edge;
+      third += edge * edge * edge;
+    }
+    first_ += first, second_ += second, third_ += third;
+  }
+  void add_to(EdgeSums &all) const {
+    __atomic_fetch_add(&all.first_, first_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&all.second_, second_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&all.third_, third_, __ATOMIC_RELAXED);
+  }
+  bool are_of_all(int64_t num_edges) const {
+    // n (n - 1) / 2, n (n - 1) (2 n - 1) / 6 and (n (n - 1) / 2)^2; the product before / 6 has 3 n bits.
+    const auto n = static_cast<uint64_t>(num_edges);
+    const unsigned __int128 half = static_cast<unsigned __int128>(n) * (n - 1) / 2;
+    const auto sum = static_cast<uint64_t>(half);
+    const uint64_t twice = 2 * n - 1;
+    const uint64_t squares = half % 3 == 0 ? static_cast<uint64_t>(half / 3) * twice : sum * (twice / 3);
+    return n == 0 || (first_ == sum && second_ == squares && third_ == sum * sum);
+  }
+
+ private:
+  uint64_t first_ = 0, second_ = 0, third_ = 0;
+};
+
 template <class Reduction, class = void>
 constexpr bool kHasTotal = false;
 template <class Reduction>
 constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)>> = true;
+
+template <class Reduction, class = void>
+constexpr bool kWritesEdges = false;
+template <class Reduction>
+constexpr bool kWritesEdges<Reduction, std::void_t<decltype(Reduction::kWritesEdges)>> = true;
 
 // A Reduction has
 //   accumulator_size(), scratch_size(slots)    numbers per accumulator, and per thread that reduces so many slots
@@ -90,14 +144,18 @@ constexpr bool kHasTotal<Reduction, std::void_t<decltype(&Reduction::total_size)
 //   combine(accumulator, next)                 accumulator, then next
 //   finish(row, accumulator)                   writes the row's result
 //   total_size(), add_total(accumulator, total)     where there are numbers to sum over all rows
-// Returns false when an index was out of range. Throws std::bad_alloc.
+//   kWritesEdges                               where it has results of edges
+// Returns false when an index was out of range, or an edge has no slot. Throws std::bad_alloc.
 template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
+  const Workspace<int64_t> copied(rows.num_rows + 1, false);
+  if (!rows.copy_offsets(copied.get())) return false;
+  const int64_t *offsets = copied.get();
   std::vector<int64_t> turns{0};  // the first row of each turn
   std::vector<int64_t> long_rows, first_piece;
   int64_t num_pieces = 0, taken = 0, most_slots = 0;  // of a piece
   for (int64_t r = 0; r < rows.num_rows; ++r) {
-    const int64_t degree = rows.offsets[r + 1] - rows.offsets[r];
+    const int64_t degree = offsets[r + 1] - offsets[r];
     most_slots = std::max(most_slots, std::min(degree, kSlotsPerPiece));
     if (degree > kSlotsPerPiece) {
       long_rows.push_back(r);
@@ -128,31 +186,41 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   const double nanoseconds = numbers * kPerNumber * (sizeof(T) / sizeof(float)) +
                              static_cast<double>(rows.num_edges) * kPerSlot + static_cast<double>(rows.num_rows) * kPerRow;
   const int team = team_size(threads, num_turns + num_pieces, nanoseconds);
-  // Allocated here: an exception must not leave a parallel region.
-  const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / 16 * 16;
+  // Allocated here: an exception must not leave a parallel region. Pages apart: where they are near, what one thread's core
+  // fetches ahead is taken from the other's.
+  constexpr int64_t kPage = 4096 / sizeof(T);
+  const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / kPage * kPage + 2 * kPage;
   const Workspace<T> workspaces(team * own);
+  EdgeSums named;
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     T *accumulator = workspaces.get() + thread_number() * own;
     T *scratch = accumulator + (size + 15) / 16 * 16;
+    EdgeSums own_named;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t p = 0; p < num_pieces; ++p) {
       const int64_t i = row_of_piece[static_cast<std::size_t>(p)];
       const int64_t row = long_rows[static_cast<std::size_t>(i)];
       const int64_t begin =
-          rows.offsets[row] + (p - first_piece[static_cast<std::size_t>(i)]) * kSlotsPerPiece;
-      const int64_t end = std::min(begin + kSlotsPerPiece, rows.offsets[row + 1]);
+          offsets[row] + (p - first_piece[static_cast<std::size_t>(i)]) * kSlotsPerPiece;
+      const int64_t end = std::min(begin + kSlotsPerPiece, offsets[row + 1]);
       T *piece = pieces.get() + p * size;
       reduction.start(piece);
       if (!reduction.reduce(row, begin, end, piece, scratch)) valid = false;
+      if (kWritesEdges<Reduction>) own_named.add(rows.edges, begin, end);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t turn = 0; turn < num_turns; ++turn) {
       const int64_t last = turns[static_cast<std::size_t>(turn) + 1];
+      int64_t first = offsets[turns[static_cast<std::size_t>(turn)]];  // slot that is not in own_named
       for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last; ++row) {
-        const int64_t begin = rows.offsets[row], end = rows.offsets[row + 1];
-        if (end - begin > kSlotsPerPiece) continue;
+        const int64_t begin = offsets[row], end = offsets[row + 1];
+        if (end - begin > kSlotsPerPiece) {
+          if (kWritesEdges<Reduction>) own_named.add(rows.edges, first, begin);
+          first = end;
+          continue;
+        }
         reduction.start(accumulator);
         if (!reduction.reduce(row, begin, end, accumulator, scratch)) valid = false;
         reduction.finish(row, accumulator);
@@ -160,7 +228,9 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
           if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
         }
       }
+      if (kWritesEdges<Reduction>) own_named.add(rows.edges, first, offsets[last]);
     }
+    own_named.add_to(named);
   }
 
   for (std::size_t i = 0; i < long_rows.size(); ++i) {
@@ -177,7 +247,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   for (int64_t turn = 0; total && turn <= num_turns; ++turn) {
     for (int64_t n = 0; n < total_size; ++n) total[n] += totals.get()[turn * total_size + n];
   }
-  return valid;
+  return valid && (!kWritesEdges<Reduction> || named.are_of_all(rows.num_edges));
 }
 
 }  // namespace anyattention

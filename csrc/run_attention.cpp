@@ -444,8 +444,9 @@ int32_t guarded(const anyattention_run_attention_call *call, const Run &run) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
   Part part(*call);
   if (!part.is_valid()) return ANYATTENTION_INVALID_ARGUMENT;
-  if (!part.is_in_range()) return ANYATTENTION_OUT_OF_RANGE;
   try {
+    part.copy_arrays();
+    if (!part.is_in_range()) return ANYATTENTION_OUT_OF_RANGE;
     part.cut_tiles();
     run(part);
     return ANYATTENTION_OK;

@@ -191,9 +191,18 @@ inline void add(T *__restrict accumulator, const T *__restrict row, int64_t coun
   for (int64_t c = 0; c < count; ++c) accumulator[c] += row[c];
 }
 
+// Where a row is, or would be if there were one of that number: nothing but a prefetch takes such an address.
+template <class T>
+ANYATTENTION_INLINE const void *address_of(const T *rows, int64_t row, int64_t stride) {
+  const uintptr_t offset = static_cast<uintptr_t>(row) * static_cast<uintptr_t>(stride) * sizeof(T);
+  return reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(rows) + offset);
+}
+
 ANYATTENTION_INLINE void prefetch_row(const void *row, int64_t bytes) {
-  const char *line = static_cast<const char *>(row);
-  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 0, 2);
+  const auto line = reinterpret_cast<uintptr_t>(row);
+  for (int64_t offset = 0; offset < bytes; offset += 64) {
+    __builtin_prefetch(reinterpret_cast<const void *>(line + static_cast<uintptr_t>(offset)), 0, 2);
+  }
 }
 
 // The exponential of x <= 0 (or a little above), NaN kept, -inf to 0: x = n ln 2 + r with |r| <= ln 2 / 2, a

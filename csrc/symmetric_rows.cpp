@@ -1,7 +1,8 @@
 // Compressed rows of a symmetric graph from a list of its pairs, each given once.
 //
 // The pairs are cut into chunks of equal size. Each is counted and placed by one thread, which
-// leaves the columns of a row in the order of the pairs; then each row is sorted where it lies.
+// leaves the columns of a row in the order of the pairs; then each row is sorted where it lies. Pairs are read twice, and
+// another thread may change them in between: then a row does not end where it was counted to end, and they are refused.
 //
 //   p  pair     r  row     c  column, or chunk in a workspace's name     s  slot
 
@@ -10,10 +11,13 @@
 #include <memory>
 
 #include "anyattention.h"
+#include "once.h"
 #include "team.h"
 #include "workspace.h"
 
 namespace {
+
+using anyattention::is_below, anyattention::read_once;
 
 constexpr int64_t kPairsPerChunk = 1 << 14;
 constexpr double kPerPair = 30;  // nanoseconds of one thread
@@ -44,6 +48,16 @@ void sort_by_bytes(int64_t *begin, int64_t *end, int64_t *other) {
   if (from != begin) std::copy_n(from, count, begin);
 }
 
+// Puts two rows into each other's next slots; false where they have changed and have none.
+bool place(int64_t left, int64_t right, int64_t num_rows, int64_t *cursors, int64_t num_slots, int64_t *slot_columns) {
+  if (!is_below(left, num_rows) || !is_below(right, num_rows)) return false;
+  const int64_t of_left = cursors[left]++, of_right = cursors[right]++;
+  if (of_left >= num_slots || of_right >= num_slots) return false;
+  slot_columns[of_left] = right;
+  slot_columns[of_right] = left;
+  return true;
+}
+
 void sort_row(int64_t *begin, int64_t *end, int64_t *other) {
   if (end - begin > kShortRow) {
     sort_by_bytes(begin, end, other);
@@ -70,8 +84,9 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
   const int threads = anyattention::team_size(num_threads, most, static_cast<double>(num_pairs) * kPerPair);
   const int64_t chunks = threads;
   const auto counts = anyattention::allocate<int64_t>(chunks * num_rows);
+  const auto placed = anyattention::allocate<int64_t>(chunks * num_rows);
   const auto bad = anyattention::allocate<int64_t>(chunks);
-  if (!counts || !bad) return ANYATTENTION_OUT_OF_MEMORY;
+  if (!counts || !placed || !bad) return ANYATTENTION_OUT_OF_MEMORY;
   const auto cut = [=](int64_t total, int64_t c) { return total / chunks * c + std::min(c, total % chunks); };
 
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -79,14 +94,15 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
     int64_t *own = counts.get() + c * num_rows;
     for (int64_t p = cut(num_pairs, c); p < cut(num_pairs, c + 1); ++p)
       for (int64_t side = 0; side < 2; ++side) {
-        const int64_t row = pairs[2 * p + side];
-        if (static_cast<uint64_t>(row) < static_cast<uint64_t>(num_rows))
+        const int64_t row = read_once(pairs + 2 * p + side);
+        if (is_below(row, num_rows))
           ++own[row];
         else
           bad[c] = 1;
       }
   }
-  if (std::any_of(bad.get(), bad.get() + chunks, [](int64_t found) { return found; })) return ANYATTENTION_OUT_OF_RANGE;
+  const auto any_is_bad = [&] { return std::any_of(bad.get(), bad.get() + chunks, [](int64_t found) { return found; }); };
+  if (any_is_bad()) return ANYATTENTION_OUT_OF_RANGE;
 
   int64_t total = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
@@ -102,13 +118,14 @@ extern "C" int32_t anyattention_symmetric_rows(const int64_t *pairs, int64_t num
 
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t c = 0; c < chunks; ++c) {
-    int64_t *cursors = counts.get() + c * num_rows;
-    for (int64_t p = cut(num_pairs, c); p < cut(num_pairs, c + 1); ++p) {
-      const int64_t left = pairs[2 * p], right = pairs[2 * p + 1];
-      slot_columns[cursors[left]++] = right;
-      slot_columns[cursors[right]++] = left;
-    }
+    const int64_t *starts = counts.get() + c * num_rows, *ends = c + 1 < chunks ? starts + num_rows : row_offsets + 1;
+    int64_t *cursors = placed.get() + c * num_rows;
+    std::copy_n(starts, num_rows, cursors);
+    for (int64_t p = cut(num_pairs, c); p < cut(num_pairs, c + 1) && !bad[c]; ++p)
+      bad[c] = !place(read_once(pairs + 2 * p), read_once(pairs + 2 * p + 1), num_rows, cursors, total, slot_columns);
+    if (!std::equal(cursors, cursors + num_rows, ends)) bad[c] = 1;
   }
+  if (any_is_bad()) return ANYATTENTION_OUT_OF_RANGE;
 
   int64_t longest = 0;
   for (int64_t r = 0; r < num_rows; ++r) longest = std::max(longest, row_offsets[r + 1] - row_offsets[r]);

@@ -8,16 +8,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "anyattention.h"
+#include "once.h"
 #include "pairs.h"
 #include "philox.h"
 #include "products.h"
 #include "simd.h"
 #include "softcap.h"
+#include "workspace.h"
 
 namespace anyattention {
 
@@ -41,7 +44,7 @@ inline uint64_t bits_of(int64_t begin, int64_t end) { return kWhole >> (64 - (en
 
 // One part of a call: the sizes, and where everything lies.
 struct Part {
-  const anyattention_run_attention_call &c;
+  anyattention_run_attention_call c;  // after copy_arrays with copies of the index arrays, which nobody else changes
   int64_t H, G, D, C;
   std::vector<int64_t> first_query;  // of each tile of queries, and one after the last
   std::vector<int64_t> first_pair;   // of each query, and one after the last; with dropout only
@@ -50,6 +53,20 @@ struct Part {
     const int64_t lane = call.is_double ? kLane<double> : kLane<float>;
     D = (call.head_dim + lane - 1) / lane * lane;
     C = (call.value_dim + lane - 1) / lane * lane;
+  }
+
+  // After is_valid; throws std::bad_alloc.
+  void copy_arrays() {
+    anyattention_run_part &parts = c.parts;
+    const int64_t of_queries = parts.query_order ? c.num_queries : 0, of_keys = parts.key_order ? c.num_keys : 0;
+    int64_t *next = copies.emplace(c.num_queries + 1 + 2 * parts.num_runs + of_queries + of_keys, false).get();
+    const auto copy = [&next](const int64_t *&array, int64_t count) {
+      if (!array) return;
+      copy_once(array, count, next);
+      array = std::exchange(next, next + count);
+    };
+    copy(parts.offsets, c.num_queries + 1), copy(parts.begins, parts.num_runs), copy(parts.ends, parts.num_runs);
+    copy(parts.query_order, c.num_queries), copy(parts.key_order, c.num_keys);
   }
 
   // After the checks.
@@ -115,18 +132,15 @@ struct Part {
   bool is_valid() const {
     if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
     if (c.value_dim < 1 || c.num_threads < 1 || !c.parts.offsets) return false;
-    const int64_t runs = c.parts.offsets[c.num_queries];
-    if (c.parts.offsets[0] != 0 || runs < 0 || runs != c.parts.num_runs) return false;
-    if (runs > 0 && (!c.parts.begins || !c.parts.ends)) return false;
+    if (c.parts.num_runs < 0 || (c.parts.num_runs > 0 && (!c.parts.begins || !c.parts.ends))) return false;
     if (!(c.dropout >= 0 && c.dropout < 1) || (c.dropout > 0 && (c.parts.query_order || c.parts.key_order))) return false;
-    for (int64_t i = 0; i < c.num_queries; ++i) {
-      if (c.parts.offsets[i] > c.parts.offsets[i + 1]) return false;
-    }
-    return true;
+    return offsets_rise();
   }
 
-  // Whether runs rise, apart from one another and inside the keys, and the orders, mask and bias stay inside, too.
+  // Whether offsets and runs rise, the runs apart from one another and inside the keys, the orders name each place once, and
+  // the mask and bias stay inside.
   bool is_in_range() const {
+    if (!offsets_rise()) return false;
     bool valid = is_inside(c.mask, c) && is_inside(c.bias, c);
     for (int64_t i = 0; i < c.num_queries; ++i) {
       int64_t reached = 0;
@@ -136,13 +150,26 @@ struct Part {
       }
       valid &= reached <= c.num_keys;
     }
-    for (int64_t i = 0; c.parts.query_order && i < c.num_queries; ++i) {
-      valid &= static_cast<uint64_t>(c.parts.query_order[i]) < static_cast<uint64_t>(c.num_queries);
+    return valid && is_order(c.parts.query_order, c.num_queries) && is_order(c.parts.key_order, c.num_keys);
+  }
+
+ private:
+  std::optional<Workspace<int64_t>> copies;
+
+  bool offsets_rise() const {
+    const int64_t *offsets = c.parts.offsets;
+    return offsets[0] == 0 && offsets[c.num_queries] == c.parts.num_runs &&
+           std::is_sorted(offsets, offsets + c.num_queries + 1);
+  }
+
+  // A place that is missing would leave a result unwritten.
+  static bool is_order(const int64_t *places, int64_t count) {
+    std::vector<bool> found(static_cast<std::size_t>(places ? count : 0));
+    for (int64_t n = 0; places && n < count; ++n) {
+      if (!is_below(places[n], count) || found[static_cast<std::size_t>(places[n])]) return false;
+      found[static_cast<std::size_t>(places[n])] = true;
     }
-    for (int64_t j = 0; c.parts.key_order && j < c.num_keys; ++j) {
-      valid &= static_cast<uint64_t>(c.parts.key_order[j]) < static_cast<uint64_t>(c.num_keys);
-    }
-    return valid;
+    return true;
   }
 };
 

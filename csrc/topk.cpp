@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "once.h"
 #include "pairs.h"
 #include "products.h"
 #include "rows.h"
@@ -126,8 +127,8 @@ struct Selection {
   const float *key_row(int64_t b, int64_t g, int64_t j) const {
     return c.key + ((b * c.num_keys + j) * c.key_heads + g) * c.head_dim;
   }
-  int64_t begin_of(int64_t i) const { return c.key_begins ? c.key_begins[i] : 0; }
-  int64_t end_of(int64_t i) const { return c.key_ends ? c.key_ends[i] : c.num_keys; }
+  int64_t begin_of(int64_t i) const { return c.key_begins ? read_once(c.key_begins + i) : 0; }
+  int64_t end_of(int64_t i) const { return c.key_ends ? read_once(c.key_ends + i) : c.num_keys; }
   // What is added to a score; -inf hides the pair.
   float added(int64_t b, int64_t i, int64_t h, int64_t j) const {
     const auto at = [=](const anyattention_pairs &pairs) {
@@ -145,10 +146,12 @@ bool is_valid(const anyattention_topk_indices_call *c) {
   return c->batch == 0 || c->num_queries == 0 || (c->query && (c->key || c->num_keys == 0));
 }
 
+// Of ranges that another thread has changed since, a task takes what lies inside.
 bool is_in_range(const anyattention_topk_indices_call &c) {
   bool valid = is_inside(c.mask, c) && is_inside(c.bias, c);
   for (int64_t i = 0; c.key_begins && i < c.num_queries; ++i) {
-    valid &= c.key_begins[i] >= c.key_ends[i] || (c.key_begins[i] >= 0 && c.key_ends[i] <= c.num_keys);
+    const int64_t begin = read_once(c.key_begins + i), end = read_once(c.key_ends + i);
+    valid &= begin >= end || (begin >= 0 && end <= c.num_keys);
   }
   return valid;
 }

@@ -15,6 +15,7 @@ from anyattention.nn import MultiHeadAttention
 _BUILT_INS = {
     "DimensionMismatchError": (ValueError,),
     "GraphStructureError": (ValueError,),
+    "IndexRangeError": (IndexError, ValueError),
     "InvalidConfigError": (ValueError,),
     "InvalidInputError": (ValueError,),
     "InvalidMaskError": (TypeError, ValueError),
@@ -31,10 +32,19 @@ _X = torch.ones(2, 5, 3, 7)
 _LONG = torch.ones(1, 1, 1, 1).expand(1, 2**20, 1, 1)
 _EDGE_INDEX = torch.tensor([[0, 9], [1, 1]])
 
+
+def _attend_on_a_graph_that_was_written_to():
+    graph = Graph.from_edge_index(torch.tensor([[0, 1], [1, 1]]), num_nodes=2)
+    graph.keys_by_query[1] = 2
+    x = torch.ones(2, 3, 7)
+    return attend(x, x, x, graph, implementation="cpu")
+
+
 # By error: a call, and the argument that the error names.
 _PATHS = {
     "DimensionMismatchError": (lambda: attend(_X, _X[:, :, :2], _X), "key"),
     "GraphStructureError": (lambda: Graph.from_edge_index(_EDGE_INDEX, num_nodes=2), "source (key)"),
+    "IndexRangeError": (_attend_on_a_graph_that_was_written_to, None),
     "InvalidConfigError": (lambda: MultiHeadAttention(8, 3), "num_heads"),
     "InvalidInputError": (lambda: attend(_X, _X.double(), _X), "key"),
     "InvalidMaskError": (lambda: attend(_X, _X, _X, mask=torch.ones(5)), "mask"),
@@ -98,10 +108,11 @@ def test_out_of_memory_keeps_its_size():
     assert OutOfMemoryError("too much").size is None
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", _PATHS)
 def test_each_error_is_raised_on_a_public_path(name):
     call, argument = _PATHS[name]
-    with pytest.raises(AttentionError, match=r"expected|would take|gradients|cannot run") as caught:
+    with pytest.raises(AttentionError, match=r"expected|would take|gradients|cannot run|name a place") as caught:
         call()
     assert type(caught.value).__name__ == name
     assert caught.value.argument == argument

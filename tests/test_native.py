@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyattention.errors import InvalidConfigError
+from anyattention.errors import AttentionError, IndexRangeError, InvalidConfigError, InvalidInputError, OutOfMemoryError
 from anyattention.native import load
 from anyattention.native.compressed_rows import EdgeOutOfRange, compressed_rows
 
@@ -417,3 +417,27 @@ def test_loads_once_from_many_threads(native, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "built_in", "text"),
+    [
+        (1, InvalidInputError, ValueError, r"edge_dot: invalid argument \(status 1\)"),
+        (2, IndexRangeError, IndexError, "edge_dot: the arrays of a graph or pattern name a place that does not exist"),
+        (3, OutOfMemoryError, MemoryError, "edge_dot: no memory for the workspace"),
+        (9, InvalidInputError, ValueError, r"edge_dot: invalid argument \(status 9\)"),
+    ],
+)
+def test_a_status_is_an_error_of_ours_and_a_built_in(status, kind, built_in, text):
+    with pytest.raises(kind, match=text) as caught:
+        load.check_status(status, "edge_dot")
+    assert isinstance(caught.value, AttentionError)
+    assert isinstance(caught.value, built_in)
+
+
+def test_edges_that_change_while_they_are_sorted(native, monkeypatch):
+    # The kernel says so without naming an edge: by the time it is asked for, it may be a sound one.
+    monkeypatch.setattr(load, "kernel", lambda name, count: lambda *arguments: 2)
+    index = torch.tensor([0, 1])
+    with pytest.raises(IndexRangeError, match="compressed_rows: the arrays"):
+        compressed_rows(index, index, 2, 2)

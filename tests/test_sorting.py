@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from anyattention.errors import IndexRangeError
 from anyattention.native import load
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
 
@@ -42,7 +43,7 @@ def test_threads_do_not_change_the_result(native, monkeypatch, rows):
 
 def test_a_row_out_of_range_is_refused(native):
     for row in (-1, 3, 2**40):
-        with pytest.raises(IndexError, match="symmetric_rows"):
+        with pytest.raises(IndexRangeError, match="symmetric_rows"):
             symmetric_rows(torch.tensor([[0, 1], [2, row]]), 3)
 
 

@@ -1,6 +1,8 @@
 // Drives every exported function over random graphs, for a build with AddressSanitizer and
 // UndefinedBehaviorSanitizer: `make sanitize`. Every array is its own allocation of exactly its size, so that one step
-// outside is seen. Half of the rounds plant a fault in the graph's arrays, which must be refused.
+// outside is seen. Half of the rounds plant a fault in the graph's arrays, which must be refused. In a quarter of them
+// another thread writes into the index arrays while kernels run: results and codes may be anything then, but no kernel
+// may leave its memory.
 //
 //   properties SECONDS [SEED]
 
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "../anyattention.h"
+#include "meddler.h"
 
 namespace {
 
@@ -29,8 +32,11 @@ T one_of(const std::vector<T> &choices) {
   return choices[static_cast<std::size_t>(up_to(static_cast<int64_t>(choices.size()) - 1))];
 }
 
+// Whether other threads may write into index arrays in this round.
+bool is_meddled = false;
+
 void require(bool holds, const char *what, long long detail = 0) {
-  if (holds) return;
+  if (holds || is_meddled) return;
   std::fprintf(stderr, "failed: %s (%lld)\n", what, detail);
   std::exit(1);
 }
@@ -45,6 +51,14 @@ struct Array {
   T *get() const { return numbers.get(); }
   T &operator[](int64_t i) const { return numbers[static_cast<std::size_t>(i)]; }
 };
+
+// Writes into some arrays in the rounds where others may.
+std::unique_ptr<Meddler> meddler_of(const std::vector<const Array<int64_t> *> &arrays) {
+  if (!is_meddled) return nullptr;
+  std::vector<IndexArray> found;
+  for (const Array<int64_t> *array : arrays) found.push_back({array->get(), array->count});
+  return std::make_unique<Meddler>(found, generator());
+}
 
 // Numbers of either type, now and then one that is not finite.
 struct Numbers {
@@ -96,6 +110,22 @@ struct Graph {
   }
 };
 
+// Rows that were sorted while another thread changed their edges are a graph all the same, if another.
+void require_whole(int32_t status, const Array<int64_t> &offsets, const Array<int64_t> &columns, int64_t num_columns,
+                   const Array<int64_t> &edges) {
+  if (status != ANYATTENTION_OK) return;
+  const int64_t rows = offsets.count - 1;
+  bool whole = offsets[0] == 0 && offsets[rows] == edges.count && std::is_sorted(offsets.get(), offsets.get() + rows + 1);
+  std::vector<bool> found(static_cast<std::size_t>(edges.count));
+  for (int64_t s = 0; s < edges.count && whole; ++s) {
+    whole = 0 <= columns[s] && columns[s] < num_columns && 0 <= edges[s] && edges[s] < edges.count;
+    if (whole) found[static_cast<std::size_t>(edges[s])] = true;
+  }
+  if (whole && std::all_of(found.begin(), found.end(), [](bool there) { return there; })) return;
+  std::fprintf(stderr, "failed: rows of a changing edge list are not whole\n");
+  std::exit(1);
+}
+
 // Duplicates and isolated nodes come by themselves; now and then one query has a large part of the edges.
 Graph random_graph(bool large) {
   const int64_t queries = chance(0.05) ? 0 : 1 + up_to(large ? 900 : 12);
@@ -119,7 +149,13 @@ Graph random_graph(bool large) {
                                                       graph.key_offsets.get(), graph.queries_by_key.get(),
                                                       graph.edges_by_key.get(), &bad);
   require(by_key == ANYATTENTION_OK && bad == -1, "rows of keys", by_key);
-  if (edges > 0) {
+  if (edges > 0 && is_meddled) {
+    const auto meddler = meddler_of({&query_index, &key_index});
+    const Array<int64_t> offsets(queries + 1), columns(edges), ids(edges);
+    const int32_t status = anyattention_compressed_rows(query_index.get(), key_index.get(), edges, queries, keys, threads,
+                                                        offsets.get(), columns.get(), ids.get(), &bad);
+    require_whole(status, offsets, columns, keys, ids);
+  } else if (edges > 0) {
     Array<int64_t> &broken = chance(0.5) ? query_index : key_index;
     const int64_t position = up_to(edges - 1);
     broken[position] = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40, &broken == &key_index ? keys : queries});
@@ -139,9 +175,12 @@ void drive_symmetric_rows(bool faulty) {
   for (int64_t n = 0; n < 2 * pairs; ++n) given[n] = chance(skew) ? rows / 2 : up_to(rows - 1);
   const bool broken = faulty && pairs > 0;
   if (broken) given[up_to(2 * pairs - 1)] = one_of<int64_t>({-1, INT64_MIN, INT64_MAX, int64_t{1} << 40, rows});
+  auto meddler = meddler_of({&given});
   const int32_t status = anyattention_symmetric_rows(given.get(), pairs, rows, 1 + up_to(2), offsets.get(), of_row.get(),
                                                      columns.get(), reverse.get());
   require(status == (broken ? ANYATTENTION_OUT_OF_RANGE : ANYATTENTION_OK), "rows of pairs", status);
+  meddler.reset();
+  if (is_meddled) return require_whole(status, offsets, columns, rows, reverse);
   if (broken) return;
   require(offsets[0] == 0 && offsets[rows] == 2 * pairs, "every edge has a slot", offsets[rows]);
   for (int64_t r = 0; r < rows; ++r)
@@ -400,6 +439,7 @@ void drive_runs(bool faulty) {
   if (faulty && plant_fault_in_pairs(mask, bias, batch * queries * keys == 0)) broken = true;
   const bool has_orders = wild_order || chance(0.5);
   const double dropout = has_orders || chance(0.5) ? 0 : 0.3;
+  const auto meddler = meddler_of({&run_begins, &run_ends, &query_order, &key_order, &offsets});
   const anyattention_run_part part{queries, keys, num_runs, has_orders ? query_order.get() : nullptr,
                                    has_orders ? key_order.get() : nullptr, offsets.get(), run_begins.get(),
                                    run_ends.get()};
@@ -446,7 +486,10 @@ void drive_topk(bool faulty) {
     ends[i] = begins[i] == 0 ? one_of<int64_t>({keys + 1, INT64_MAX}) : 1;
     broken = true;
   }
+  auto meddler = meddler_of({&begins, &ends});
   const int32_t status = anyattention_topk_indices(&call, indices.get());
+  meddler.reset();
+  if (is_meddled) return;
   require(status == (broken ? ANYATTENTION_OUT_OF_RANGE : ANYATTENTION_OK), "choosing keys", status);
   for (int64_t row = 0; !broken && row < batch * queries * heads; ++row) {
     const int64_t i = row / heads % queries, begin = call.key_begins ? begins[i] : 0, end = call.key_ends ? ends[i] : keys;
@@ -613,21 +656,26 @@ int main(int argc, char **argv) {
   refuse_arguments();
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [start] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  int64_t rounds = 0, faults = 0;
+  int64_t rounds = 0, faults = 0, meddled = 0;
   for (; elapsed() < seconds; ++rounds) {
+    is_meddled = chance(0.25);
     Graph graph = random_graph(rounds % 16 == 0);
-    const bool of_keys = chance(0.5), faulty = chance(0.5) && plant_fault(graph, of_keys);
-    faults += faulty;
-    drive_primitives(graph, of_keys, faulty);
-    drive_attention(graph, faulty);
-    drive_dynamic(graph, faulty);
+    const bool of_keys = chance(0.5), faulty = !is_meddled && chance(0.5) && plant_fault(graph, of_keys);
+    faults += faulty, meddled += is_meddled;
+    {
+      const auto meddler = meddler_of({&graph.query_offsets, &graph.keys_by_query, &graph.edges_by_query,
+                                       &graph.key_offsets, &graph.queries_by_key, &graph.edges_by_key});
+      drive_primitives(graph, of_keys, faulty);
+      drive_attention(graph, faulty);
+      drive_dynamic(graph, faulty);
+    }
     drive_runs(faulty);
     drive_topk(faulty);
     drive_distances(faulty);
     drive_symmetric_rows(faulty);
     drive_sorted_rows(faulty);
   }
-  std::printf("%lld rounds in %.0f s, %lld of them with a planted fault: clean\n", static_cast<long long>(rounds),
-              elapsed(), static_cast<long long>(faults));
+  std::printf("%lld rounds in %.0f s, %lld of them with a planted fault, %lld with another thread's writes: clean\n",
+              static_cast<long long>(rounds), elapsed(), static_cast<long long>(faults), static_cast<long long>(meddled));
   return 0;
 }

@@ -8,6 +8,7 @@ __all__ = [
     "AttentionError",
     "DimensionMismatchError",
     "GraphStructureError",
+    "IndexRangeError",
     "InvalidConfigError",
     "InvalidInputError",
     "InvalidMaskError",
@@ -72,6 +73,13 @@ class InvalidMaskError(AttentionError, TypeError, ValueError):
 
 class GraphStructureError(AttentionError, ValueError):
     """An edge names a node that does not exist, or a graph does not fit its features."""
+
+
+class IndexRangeError(GraphStructureError, IndexError):
+    """An index array of a graph or pattern names a place that does not exist, or one twice that must be there once.
+
+    The arrays of a Graph are checked when it is built: they were changed afterwards, perhaps by another thread.
+    """
 
 
 class SparseMatrixError(AttentionError, ValueError):

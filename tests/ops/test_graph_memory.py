@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyattention.errors import InvalidInputError
+from anyattention.errors import IndexRangeError, InvalidInputError
 from anyattention.ops.edges.arrays import GraphArrays, arrays_of
-from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums, _dynamic_sums
+from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums, _dynamic_dot, _dynamic_sums
 from anyattention.ops.edges.operators import edge_argmax, edge_dot, edge_softmax, edge_sum, edge_total
 from anyattention.ops.graph.operators import (
     GraphAttention,
@@ -125,7 +125,30 @@ class TestBrokenArrays:
     @pytest.mark.parametrize("name", ["keys_by_query", "edges_by_query", "queries_by_key", "edges_by_key"])
     def test_an_index_out_of_range(self, name: str, position: int, number: int) -> None:
         graph = self.broken(name, position, number)
-        self.assert_refused(graph, name, IndexError, "name a place that does not exist")
+        self.assert_refused(graph, name, IndexRangeError, "name a place that does not exist")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("name", ["edges_by_query", "edges_by_key"])
+    def test_an_edge_without_a_slot(self, name: str, dtype: torch.dtype) -> None:
+        # Its place in a result of edges would stay uninitialised.
+        edges = getattr(self.graph, name)
+        graph = self.broken(name, 0, int(edges[3]))
+        by_query, by_key, both = self.calls(graph, dtype)
+        arrays, query, key = (
+            arrays_of(graph),
+            torch.randn(1, 4, 2, 3, dtype=dtype),
+            torch.randn(1, 5, 2, 3, dtype=dtype),
+        )
+        none = (None, None)
+        scores = DynamicDot(arrays, 0.2, query[0, 0], query, key, *none, query, key, *none)
+        writes_edges = {
+            "edges_by_query": [by_query[1], by_query[2], by_query[4], lambda: _dynamic_dot(scores)],
+            # The backward has such a result within the kernel.
+            "edges_by_key": [by_key[0], both[0]],
+        }
+        for call in writes_edges[name]:
+            with pytest.raises(IndexRangeError, match="or one twice"):
+                call()
 
     @pytest.mark.parametrize(
         ("position", "number"),
@@ -136,7 +159,7 @@ class TestBrokenArrays:
         self, name: str, position: int, number: int
     ) -> None:
         graph = self.broken(name, position, number)
-        self.assert_refused(graph, name, ValueError, "invalid argument")
+        self.assert_refused(graph, name, IndexRangeError, "name a place that does not exist")
 
     @pytest.mark.parametrize(
         "name",

@@ -21,7 +21,7 @@ from anyattention import (
     attend,
     explain,
 )
-from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.errors import IndexRangeError, InvalidInputError, UnsupportedError
 from anyattention.ops.runs import RunAttention, pairs_in_tiles, run_attention, runs_of
 from anyattention.ops.runs.parts import pairs_of
 
@@ -269,8 +269,11 @@ class TestUncheckedArrays:
             {"begins": part.ends},
             {"query_order": torch.full((9,), 9)},
             {"key_order": torch.full((9,), -1)},
+            {"offsets": part.offsets.flip(0)},
+            {"query_order": torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 7])},
+            {"key_order": torch.tensor([8, 1, 2, 3, 4, 5, 6, 7, 8])},
         ):
-            with pytest.raises(IndexError, match="run_attention_forward"):
+            with pytest.raises((IndexRangeError, InvalidInputError), match="run_attention_forward"):
                 self.call(**changes)
 
     def test_sizes(self) -> None:

@@ -13,7 +13,13 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from anyattention import Additive, Causal, Pattern, Strided, TopK, Window, attend, explain
-from anyattention.errors import InvalidConfigError, InvalidInputError, InvalidMaskError, UnsupportedError
+from anyattention.errors import (
+    IndexRangeError,
+    InvalidConfigError,
+    InvalidInputError,
+    InvalidMaskError,
+    UnsupportedError,
+)
 from anyattention.native.compressed_rows import compressed_rows
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.patterns import Graph
@@ -75,11 +81,11 @@ def test_the_kernel_refuses_what_does_not_fit(native: ModuleType) -> None:
         topk_indices(replace(call, key_begins=numbers.int(), key_ends=numbers))
     with pytest.raises(InvalidInputError, match=r"mask: expected torch\.bool on cpu"):
         topk_indices(replace(call, mask=torch.ones(1, 1, 1, 3)))
-    with pytest.raises(ValueError, match="topk_indices: invalid argument"):
+    with pytest.raises(InvalidInputError, match="topk_indices: invalid argument"):
         topk_indices(replace(call, key_begins=numbers))
-    with pytest.raises(ValueError, match="topk_indices: invalid argument"):
+    with pytest.raises(InvalidInputError, match="topk_indices: invalid argument"):
         topk_indices(replace(call, k=0))
-    with pytest.raises(IndexError, match="name a place that does not exist"):
+    with pytest.raises(IndexRangeError, match="name a place that does not exist"):
         topk_indices(replace(call, key_begins=numbers, key_ends=numbers + 4))
 
 

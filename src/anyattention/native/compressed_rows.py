@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention import ambient
+from anyattention.errors import IndexRangeError
 from anyattention.native import load
 
 __all__ = ["CompressedRows", "EdgeOutOfRange", "SymmetricRows", "compressed_rows", "sort_rows", "symmetric_rows"]
@@ -17,7 +18,7 @@ __all__ = ["CompressedRows", "EdgeOutOfRange", "SymmetricRows", "compressed_rows
 _OUT_OF_RANGE = 2
 
 
-class EdgeOutOfRange(IndexError):
+class EdgeOutOfRange(IndexRangeError):
     """An edge names a row or a column that does not exist.
 
     Args:
@@ -28,7 +29,9 @@ class EdgeOutOfRange(IndexError):
     """
 
     def __init__(self, array: str, edge: int, index: int, size: int) -> None:
-        super().__init__(f"{array}[{edge}] is {index}, expected 0 <= index < {size}")
+        expected = f"0 <= index < {size}"
+        message = f"{array}[{edge}] is {index}, expected {expected}"
+        super().__init__(message, argument=array, expected=expected, actual=index)
         self.array, self.edge, self.index, self.size = array, edge, index, size
 
 
@@ -72,9 +75,10 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
 
     Raises:
         EdgeOutOfRange: an index is negative or too large.
+        IndexRangeError: another thread changed the edges meanwhile.
         OutOfMemoryError: there is no memory for the workspace.
 
-    Time O(num_edges + num_rows); beside the result at most num_edges integers are allocated.
+    Time O(num_edges + num_rows); beside the result at most 2 num_edges + num_rows integers are allocated.
     """
     if not (rows.is_cpu and _runs(rows, columns)):
         edges = torch.argsort(rows, stable=True)
@@ -90,8 +94,8 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
     given = (rows.data_ptr(), columns.data_ptr(), num_edges, num_rows, num_columns, load.num_threads())
     results = (offsets.data_ptr(), slot_columns.data_ptr(), slot_edges.data_ptr(), ctypes.byref(bad_edge))
     status = load.kernel("compressed_rows", 10)(*given, *results)
-    if status == _OUT_OF_RANGE:
-        edge = bad_edge.value
+    edge = bad_edge.value
+    if status == _OUT_OF_RANGE and edge >= 0:
         row, column = int(rows[edge]), int(columns[edge])
         if not 0 <= row < num_rows:
             raise EdgeOutOfRange("rows", edge, row, num_rows)

@@ -23,7 +23,13 @@ from torch import Tensor
 
 import anyattention
 from anyattention.ambient import constant_when_compiled
-from anyattention.errors import InvalidConfigError, OutOfMemoryError, UnsupportedError
+from anyattention.errors import (
+    IndexRangeError,
+    InvalidConfigError,
+    InvalidInputError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 from anyattention.native.structures import structures
 
 __all__ = [
@@ -194,7 +200,8 @@ def run(function: str, *arguments: Any) -> None:
     """Calls a kernel by its name, without the prefix; the caller has checked what the pointers lead to.
 
     Raises:
-        IndexError: a row, column or edge outside its bounds.
+        IndexRangeError: a row, column or edge outside its bounds, or twice.
+        InvalidInputError: the kernel refused its arguments.
         OutOfMemoryError: there is no memory for the workspace.
         RuntimeError: no kernels are available; ask `available()` first.
     """
@@ -239,11 +246,14 @@ def score_number(name: str) -> int:
 def check_status(status: int, function: str) -> None:
     """Raise where a kernel found a place that is not there, refused its arguments or found no memory."""
     if status == _OUT_OF_RANGE:
-        raise IndexError(f"{function}: the arrays of a graph or pattern name a place that does not exist")
+        raise IndexRangeError(
+            f"{function}: the arrays of a graph or pattern name a place that does not exist, or one twice",
+            hint="Index arrays must not be written to once a graph or pattern is built",
+        )
     if status == _OUT_OF_MEMORY:
         raise OutOfMemoryError(f"{function}: no memory for the workspace")
     if status != _OK:
-        raise ValueError(f"{function}: invalid argument (status {status})")
+        raise InvalidInputError(f"{function}: invalid argument (status {status})")
 
 
 def _load() -> tuple[ctypes.CDLL | None, NativeInfo]:
