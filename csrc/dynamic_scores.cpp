@@ -138,7 +138,7 @@ bool each_slot(const anyattention_dynamic_dot_call &c, bool writes_edges, int64_
   const Workspace<int64_t> copied(rows.num_rows + 1, false);
   if (!rows.copy_offsets(copied.get())) return false;
   const int64_t *offsets = copied.get();
-  EdgeSums named;
+  NamedEdges named;
   std::atomic<bool> valid{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
   for (int64_t block = 0; block < kBlocks; ++block) {
@@ -152,11 +152,12 @@ bool each_slot(const anyattention_dynamic_dot_call &c, bool writes_edges, int64_
       while (offsets[i + 1] <= s) ++i;
       body(block, i, rows.columns[s], rows.edges[s]);
     }
-    EdgeSums own_named;
+    if (!writes_edges) continue;
+    NamedEdges own_named;
     own_named.add(rows.edges, begin, end);
     own_named.add_to(named);
   }
-  return valid && (!writes_edges || named.are_of_all(rows.num_edges));
+  return valid && named.are_all();
 }
 
 template <class T, int W>

@@ -53,7 +53,7 @@ struct Indices {
     asm("" : "+r"(index));  // else the compiler cuts a loop's addresses in two, for this 0 and for others
     return index;
   }
-  // For prefetches.
+  // For prefetches: such a number must lead to no read.
   int64_t unchecked(int64_t n) const { return numbers[n]; }
 };
 
@@ -92,38 +92,26 @@ inline CompressedRows rows_of_keys(const anyattention_graph_arrays &graph) {
           graph.key_offsets, graph.queries_by_key, graph.edges_by_key};
 }
 
-// The sums of some slots' edges, of their squares and of their cubes, modulo 2^64: whether the slots name each edge once.
-// The result of an edge that none names would stay uninitialised. Up to three edges that are not there always show, and of
-// any others all but one in 2^64; a mark for each edge would take a tenth of a backward, since its places are at random.
-class EdgeSums {
+// Whether slots name each edge once: else the result of one that none names would stay uninitialised. What is left of a sum
+// over slots of mixed(edge) - mixed(slot) is 0 then, and otherwise but once in 2^64. A mark for each edge would take a tenth
+// of a backward, since its places are at random.
+class NamedEdges {
  public:
   void add(const Indices &edges, int64_t begin, int64_t end) {
-    uint64_t first = 0, second = 0, third = 0;
-    for (int64_t s = begin; s < end; ++s) {
-      const auto edge = static_cast<uint64_t>(edges.numbers[s]);
-      first += edge;
-      second += edge * edge;
-      third += edge * edge * edge;
-    }
-    first_ += first, second_ += second, third_ += third;
+    uint64_t sum = 0;
+    for (int64_t s = begin; s < end; ++s) sum += mixed(static_cast<uint64_t>(edges.numbers[s])) - mixed(static_cast<uint64_t>(s));
+    left_ += sum;
   }
-  void add_to(EdgeSums &all) const {
-    __atomic_fetch_add(&all.first_, first_, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&all.second_, second_, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&all.third_, third_, __ATOMIC_RELAXED);
-  }
-  bool are_of_all(int64_t num_edges) const {
-    // n (n - 1) / 2, n (n - 1) (2 n - 1) / 6 and (n (n - 1) / 2)^2; the product before / 6 has 3 n bits.
-    const auto n = static_cast<uint64_t>(num_edges);
-    const unsigned __int128 half = static_cast<unsigned __int128>(n) * (n - 1) / 2;
-    const auto sum = static_cast<uint64_t>(half);
-    const uint64_t twice = 2 * n - 1;
-    const uint64_t squares = half % 3 == 0 ? static_cast<uint64_t>(half / 3) * twice : sum * (twice / 3);
-    return n == 0 || (first_ == sum && second_ == squares && third_ == sum * sum);
-  }
+  void add_to(NamedEdges &all) const { __atomic_fetch_add(&all.left_, left_, __ATOMIC_RELAXED); }
+  bool are_all() const { return left_ == 0; }
 
  private:
-  uint64_t first_ = 0, second_ = 0, third_ = 0;
+  static uint64_t mixed(uint64_t x) {
+    x *= 0x9e3779b97f4a7c15;
+    x ^= x >> 32;
+    return x * 0xd6e8feb86659fd93;
+  }
+  uint64_t left_ = 0;
 };
 
 template <class Reduction, class = void>
@@ -191,13 +179,13 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   constexpr int64_t kPage = 4096 / sizeof(T);
   const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / kPage * kPage + 2 * kPage;
   const Workspace<T> workspaces(team * own);
-  EdgeSums named;
+  NamedEdges named;
 
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     T *accumulator = workspaces.get() + thread_number() * own;
     T *scratch = accumulator + (size + 15) / 16 * 16;
-    EdgeSums own_named;
+    NamedEdges own_named;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t p = 0; p < num_pieces; ++p) {
       const int64_t i = row_of_piece[static_cast<std::size_t>(p)];
@@ -208,7 +196,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
       T *piece = pieces.get() + p * size;
       reduction.start(piece);
       if (!reduction.reduce(row, begin, end, piece, scratch)) valid = false;
-      if (kWritesEdges<Reduction>) own_named.add(rows.edges, begin, end);
+      if constexpr (kWritesEdges<Reduction>) own_named.add(rows.edges, begin, end);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t turn = 0; turn < num_turns; ++turn) {
@@ -217,7 +205,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
       for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last; ++row) {
         const int64_t begin = offsets[row], end = offsets[row + 1];
         if (end - begin > kSlotsPerPiece) {
-          if (kWritesEdges<Reduction>) own_named.add(rows.edges, first, begin);
+          if constexpr (kWritesEdges<Reduction>) own_named.add(rows.edges, first, begin);
           first = end;
           continue;
         }
@@ -228,9 +216,9 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
           if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
         }
       }
-      if (kWritesEdges<Reduction>) own_named.add(rows.edges, first, offsets[last]);
+      if constexpr (kWritesEdges<Reduction>) own_named.add(rows.edges, first, offsets[last]);
     }
-    own_named.add_to(named);
+    if constexpr (kWritesEdges<Reduction>) own_named.add_to(named);
   }
 
   for (std::size_t i = 0; i < long_rows.size(); ++i) {
@@ -247,7 +235,7 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   for (int64_t turn = 0; total && turn <= num_turns; ++turn) {
     for (int64_t n = 0; n < total_size; ++n) total[n] += totals.get()[turn * total_size + n];
   }
-  return valid && (!kWritesEdges<Reduction> || named.are_of_all(rows.num_edges));
+  return valid && named.are_all();
 }
 
 }  // namespace anyattention

@@ -31,8 +31,8 @@ constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 template <class T>
 constexpr T kGrowth = 2;
 
-// Sums over a query's keys are summed up in blocks of so many tiles of keys, and then over the blocks: one sum over a
-// million keys would lose as much to rounding as its last keys add.
+// Sums over a query's keys are summed up in blocks of so many tiles of keys, and then over the blocks: the rounding of one
+// sum grows with its number of terms, here with a root of it.
 constexpr std::size_t kBlock = 16;
 
 // Moves sums to those of the blocks before.

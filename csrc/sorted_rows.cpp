@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "anyattention.h"
+#include "once.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -93,7 +94,14 @@ struct Numbers {
 
   void sort(Edge *begin, Edge *end) const {
     if (end - begin > kShortRow) {
-      std::sort(begin, end, [this](const Edge &left, const Edge &right) { return is_before(left, right); });
+      const auto by_numbers = [this](const Edge &left, const Edge &right) { return is_before(left, right); };
+      if (packed == count) {
+        std::sort(begin, end, by_numbers);
+      } else {
+        // Another thread may change the columns that are not packed: a heap stays inside whatever comes before what.
+        std::make_heap(begin, end, by_numbers);
+        std::sort_heap(begin, end, by_numbers);
+      }
       return;
     }
     for (Edge *next = begin; next < end; ++next) {
@@ -114,12 +122,16 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   if (num_rows < 0 || num_edges < 0 || num_columns < 1 || !row_offsets || !columns || !strides)
     return ANYATTENTION_INVALID_ARGUMENT;
   if ((num_edges > 0 && !slot_edges) || (sorted && !sorted_strides)) return ANYATTENTION_INVALID_ARGUMENT;
+  const auto copied = anyattention::allocate<int64_t>(num_rows + 1, false);
+  if (!copied) return ANYATTENTION_OUT_OF_MEMORY;
+  const int64_t *offsets = copied.get();
+  anyattention::copy_once(row_offsets, num_rows + 1, copied.get());
   int64_t longest = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
-    if (row_offsets[r] > row_offsets[r + 1]) return ANYATTENTION_OUT_OF_RANGE;
-    longest = std::max(longest, row_offsets[r + 1] - row_offsets[r]);
+    if (offsets[r] > offsets[r + 1]) return ANYATTENTION_OUT_OF_RANGE;
+    longest = std::max(longest, offsets[r + 1] - offsets[r]);
   }
-  if (row_offsets[0] != 0 || row_offsets[num_rows] != num_edges) return ANYATTENTION_OUT_OF_RANGE;
+  if (offsets[0] != 0 || offsets[num_rows] != num_edges) return ANYATTENTION_OUT_OF_RANGE;
 
   const Numbers numbers(columns, strides, num_columns, num_edges);
   const int64_t most = num_edges / kEdgesPerChunk;
@@ -131,7 +143,7 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
   for (int64_t e = 0; e < num_edges; ++e) packed_numbers[e] = numbers.number(e);
   // The first row of each chunk: about as many edges to each.
   const auto cut = [=](int64_t c) {
-    return std::lower_bound(row_offsets, row_offsets + num_rows, num_edges / chunks * c) - row_offsets;
+    return std::lower_bound(offsets, offsets + num_rows, num_edges / chunks * c) - offsets;
   };
   std::atomic<bool> is_bad{false};
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -139,11 +151,11 @@ extern "C" int32_t anyattention_sorted_rows(const int64_t *row_offsets, int64_t 
     Edge *edges = rows.get() + c * longest;
     const int64_t last = c + 1 < chunks ? cut(c + 1) : num_rows;
     for (int64_t r = c > 0 ? cut(c) : 0; r < last; ++r) {
-      const int64_t begin = row_offsets[r], count = row_offsets[r + 1] - begin;
+      const int64_t begin = offsets[r], count = offsets[r + 1] - begin;
       bool is_inside = true;
       for (int64_t s = 0; s < count; ++s) {
-        const int64_t edge = slot_edges[begin + s];
-        is_inside &= static_cast<uint64_t>(edge) < static_cast<uint64_t>(num_edges);
+        const int64_t edge = anyattention::read_once(slot_edges + begin + s);
+        is_inside &= anyattention::is_below(edge, num_edges);
         if (!is_inside) break;
         edges[s] = {packed_numbers[edge], edge};
       }

@@ -133,8 +133,7 @@ struct Part {
     if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
     if (c.value_dim < 1 || c.num_threads < 1 || !c.parts.offsets) return false;
     if (c.parts.num_runs < 0 || (c.parts.num_runs > 0 && (!c.parts.begins || !c.parts.ends))) return false;
-    if (!(c.dropout >= 0 && c.dropout < 1) || (c.dropout > 0 && (c.parts.query_order || c.parts.key_order))) return false;
-    return offsets_rise();
+    return c.dropout >= 0 && c.dropout < 1 && (c.dropout == 0 || !(c.parts.query_order || c.parts.key_order));
   }
 
   // Whether offsets and runs rise, the runs apart from one another and inside the keys, the orders name each place once, and

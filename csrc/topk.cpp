@@ -115,7 +115,8 @@ struct Selection {
   double nanoseconds() const {
     double keys = c.key_begins ? 0 : static_cast<double>(c.num_queries * c.num_keys);
     for (int64_t i = 0; c.key_begins && i < c.num_queries; ++i) {
-      const int64_t own = c.key_begins[i] < c.key_ends[i] ? c.key_ends[i] - c.key_begins[i] : 0;
+      const int64_t begin = std::clamp<int64_t>(begin_of(i), 0, c.num_keys);
+      const int64_t own = std::clamp<int64_t>(end_of(i), begin, c.num_keys) - begin;
       keys += static_cast<double>(std::min(own + kColumns / 2, c.num_keys));
     }
     const double product = static_cast<double>(c.head_dim) * (columns <= kFewColumns ? 0.1 : kPerProduct);

@@ -108,3 +108,15 @@ def test_a_number_spoils_the_sums_that_have_it(
             assert torch.equal(~found[each].isfinite(), spoiled), (position, each)
         untouched = ~expected["output"]
         torch.testing.assert_close(found["output"][untouched], clean[untouched])
+
+
+def test_a_saturated_softcap_does_not_hide_a_broken_key() -> None:
+    found = []
+    for implementation in ("cpu", "reference"):
+        inputs = {name: torch.full((1, 3, 1, 2), 30.0) for name in ("query", "key", "value")}
+        inputs["key"][0, 1] = torch.nan
+        leaves = [x.requires_grad_() for x in inputs.values()]
+        output = attend(*leaves, softcap=2.0, implementation=implementation).output
+        found.append([x.isfinite() for x in torch.autograd.grad(output, leaves, torch.ones_like(output))])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not torch.cat(found[0][:2]).any()

@@ -99,7 +99,8 @@ def compressed_rows(rows: Tensor, columns: Tensor, num_rows: int, num_columns: i
         row, column = int(rows[edge]), int(columns[edge])
         if not 0 <= row < num_rows:
             raise EdgeOutOfRange("rows", edge, row, num_rows)
-        raise EdgeOutOfRange("columns", edge, column, num_columns)
+        if not 0 <= column < num_columns:
+            raise EdgeOutOfRange("columns", edge, column, num_columns)
     load.check_status(status, "compressed_rows")
     return CompressedRows(offsets, slot_columns, slot_edges)
 
@@ -117,7 +118,7 @@ def sort_rows(offsets: Tensor, edges: Tensor, numbers: Sequence[Tensor], into: S
         into: where each column's sorted numbers go, of any stride; nowhere where there are none.
 
     Raises:
-        IndexError: an edge or a slot that is not there.
+        IndexRangeError: an edge or a slot that is not there.
         OutOfMemoryError: there is no memory for the workspace.
 
     Time O(num_edges log(longest row) + num_rows), less where rows are nearly sorted.

@@ -62,22 +62,20 @@ class Scaling:
 
     def of_shown(self, scores: Tensor) -> Tensor:
         """The same of raw scores times the scale."""
-        return self.of_scaled(scores * torch.where(scores.isfinite(), 1.0, torch.nan))
+        return self.of_scaled(scores * scores.new_ones(()).where(scores.isfinite(), torch.nan))
 
     def of_scaled(self, scores: Tensor) -> Tensor:
         """The same of raw scores times the scale, infinity as it is.
 
-        Dividing by a small c and multiplying by a large one may leave the dtype. So c tanh(x / c) is x itself where
-        x / c is below the root of the dtype's epsilon, and c or -c where it is beyond 20: the same to half a digit.
+        Dividing by a large c may leave the dtype. So c tanh(x / c) is x itself where x / c is below the root of the
+        dtype's epsilon: the same to half a digit.
         """
         if self.softcap <= 0:
             return scores
         limits = torch.finfo(scores.dtype)
         cap = min(max(self.softcap, limits.tiny), limits.max)
-        size = scores.detach().abs()
-        bends = (size > cap * math.sqrt(limits.eps)) & (size < min(20 * cap, limits.max))
-        bent = cap * torch.tanh(torch.where(bends, scores, 0.0) / cap)
-        return torch.where(bends, bent, scores.clamp(-cap, cap))
+        bends = scores.detach().abs() > cap * math.sqrt(limits.eps)
+        return torch.where(bends, cap * torch.tanh(torch.where(bends, scores, 0.0) / cap), scores)
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,16 +68,21 @@ def _visible_scores(query: Tensor, key: Tensor, pairs: Tensor, call: Arguments) 
     scores = _add_bias(call.scaling.of_scaled(raw), call)
     broken = _has_broken(query)[..., :, None] | _has_broken(key)[..., None, :] | ~(raw.isfinite() & scores.isfinite())
     is_broken = (broken & pairs).any(-1, keepdim=True)
-    return torch.where(pairs, scores * torch.where(is_broken & pairs, torch.nan, 1.0), -torch.inf)
+    return torch.where(pairs, scores * _nan_where(is_broken & pairs, scores, 1.0), -torch.inf)
 
 
 def _visible_sums(weights: Tensor, value: Tensor, pairs: Tensor) -> Tensor:
     """`weights @ value` of the visible pairs; NaN in a channel of which a query sees a number that is not finite."""
     is_broken = pairs.expand_as(weights).to(value.dtype) @ (~value.isfinite()).to(value.dtype) > 0
     # Apart from the product, since the gradient of a value has no value in it.
-    sums = weights @ _finite(value) + weights.sum(-1, keepdim=True) * torch.where(is_broken, torch.nan, 0.0)
+    sums = weights @ _finite(value) + weights.sum(-1, keepdim=True) * _nan_where(is_broken, weights, 0.0)
     # 0 already where nothing is visible; but a broken gradient of such a sum must not reach the values.
     return torch.where(pairs.any(-1, keepdim=True), sums, 0.0)
+
+
+def _nan_where(broken: Tensor, like: Tensor, other: float) -> Tensor:
+    """Factors of a tensor, of its dtype: NaN, or another number."""
+    return like.new_full((), other).where(~broken, torch.nan)
 
 
 def _has_broken(rows: Tensor) -> Tensor:
