@@ -62,7 +62,9 @@ struct Forward {
       }
       product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) {
-                       prefetch_keys<T>(part, keys.begin + begin, keys.begin + end, b, g);
+                       const int64_t first = keys.begin + begin, last = keys.begin + end;
+                       prefetch_keys<T>(part, first, last, b, g, part.c.key, part.c.head_dim);
+                       prefetch_keys<T>(part, first, last, b, g, part.c.value, part.c.value_dim);
                        return tile.scores_of<T>(begin, end, D);
                      });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) weigh(v, count);

@@ -125,12 +125,20 @@ struct Weights {
       for (int64_t h = 0; h < part.H; ++h) {
         if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, h);
         if (!is_mean) std::fill_n(sums, kQueries * count, T{0});
-        if (h % (part.H / part.G) == 0) {
-          copy_keys(part, keys, b, h / (part.H / part.G), part.c.key, part.c.head_dim, D, memory.key);
+        const int64_t g = h / (part.H / part.G);
+        const T *key = memory.key, *query = turned + h * kQueries * D;
+        int64_t key_stride = D;
+        if (!part.c.parts.key_order && part.c.head_dim == D) {
+          key = static_cast<const T *>(part.c.key) + part.key_row(b, keys.begin, g) * D;
+          key_stride = part.G * D;
+        } else if (h % (part.H / part.G) == 0) {
+          copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
         }
-        const T *query = turned + h * kQueries * D;
-        product<false>(count, Product<T>{memory.key, D, 1, query, kQueries, memory.score, kQueries},
-                       [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
+        product<false>(count, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
+                       [&](int64_t begin, int64_t end) {
+                         prefetch_keys<T>(part, keys.begin + begin, keys.begin + end, b, g, part.c.key, part.c.head_dim);
+                         return tile.scores_of<T>(begin, end, D);
+                       });
         for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {
           T *sum = sums + v * kLane<T>;
           each_weight(part, tile, normalizers[h], memory.score, b, h, v, [=](int64_t j, auto, auto weight, auto) {
@@ -159,14 +167,27 @@ struct Weights {
     const T share = rows.share();
     for (int64_t i = 0; i < tile.count; ++i) {
       T *row = rows.row(b, h, tile.first + i);
-      if (adds || part.c.parts.key_order) {
-        for (int64_t j = keys.begin; j < keys.end; ++j) {
-          row[part.key_at(j)] = sums[(j - keys.begin) * kQueries + i] * share + (adds ? row[part.key_at(j)] : 0);
-        }
-      } else {
-        for (int64_t j = keys.begin; j < keys.end; ++j) row[j] = sums[(j - keys.begin) * kQueries + i] * share;
+      if (!adds && !part.c.parts.key_order) {
+        gather(sums + i, keys.end - keys.begin, share, row + keys.begin);
+        continue;
+      }
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
+        T &weight = row[part.key_at(j)];
+        weight = sums[(j - keys.begin) * kQueries + i] * share + (adds ? weight : 0);
       }
     }
+  }
+
+  // Numbers kQueries apart times a factor, side by side. A vector at a time is stored: single numbers would take as long as
+  // the product.
+  static void gather(const T *column, int64_t count, T factor, T *row) {
+    int64_t j = 0;
+    for (; j + kLane<T> <= count; j += kLane<T>) {
+      Lanes<T> numbers;
+      for (int n = 0; n < kLane<T>; ++n) numbers[n] = column[(j + n) * kQueries];
+      store<T, kLane<T>>(row + j, numbers * factor);
+    }
+    for (; j < count; ++j) row[j] = column[j * kQueries] * factor;
   }
 };
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from torch import Tensor
 
 from anyattention.ambient import is_differentiated_again
-from anyattention.native import calls
+from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
 from anyattention.ops.runs.operators import RunAttention, at_edges, bias_by_distance, graph_of_parts, single_parts
@@ -105,16 +105,13 @@ _backward = operator(
 
 @run_attention_weights.kernel("cpu", binds=True)
 def _run(record: RunAttentionWeights) -> Tensor:
-    results: list[Tensor | None] = []
+    query, key = record.call.query, record.call.key
+    shape = (len(query), record.weight_heads, query.shape[1], key.shape[1])
     if not record.call.parts:
-        query, num_keys = record.call.query, record.call.key.shape[1]
-        return query.new_zeros(len(query), record.weight_heads, query.shape[1], num_keys)
+        return query.new_zeros(shape)
+    weights = large_empty(query, shape)
     for number, part in enumerate(single_parts(record.call)):
-        bound = calls.bind(replace(record, call=part))
-        results = results or run_attention_weights.allocate(record, bound)
-        calls.run("run_attention_weights", bound, number > 0, *results)
-    (weights,) = results
-    assert weights is not None
+        calls.run("run_attention_weights", calls.bind(replace(record, call=part)), number > 0, weights)
     return weights
 
 
