@@ -1,7 +1,7 @@
 """The weights of attention over runs: an operator over its results, and its gradient.
 
-The gradient is fused; where it is differentiated again, it is that of the same weights in the primitives of graphs, over
-the pairs as edges.
+The gradient is fused; where it is differentiated again, or a bias by distance has one, it is that of the same weights
+in the primitives of graphs, over the pairs as edges.
 
 Axes: B batch, L query_length, S key_length, H heads, E pairs.
 """
@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
-from anyattention.ambient import is_differentiated_again
+from anyattention.ambient import is_differentiated_again, is_readable
+from anyattention.errors import UnsupportedError
 from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
@@ -69,8 +71,16 @@ def _gradient(
 ) -> Mapping[str, Tensor | None]:
     (grad_weights,) = by
     assert grad_weights is not None
-    if is_differentiated_again() or "call.bias" in needs:
+    if is_differentiated_again():
         return _composed_gradients(record, grad_weights, needs)
+    if "call.bias" in needs:
+        if not is_readable(record.call.query):
+            raise UnsupportedError(
+                "a traced call has no gradient of the weights by a bias by distance", argument="bias"
+            )
+        with torch.enable_grad():
+            found = _composed_gradients(record, grad_weights, needs)
+        return {name: None if x is None else x.detach() for name, x in found.items()}
     found = _backward(RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights))
     return dict(zip(("call.query", "call.key", "log_sum"), found, strict=True))
 
