@@ -371,6 +371,32 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(const anyattenti
                                                                 int32_t adds, void *grad_query, void *grad_key,
                                                                 void *grad_value, void *grad_bias);
 
+/* The weights before dropout, from the results of all parts: (batch, weight_heads, num_queries, num_keys), where
+ * weight_heads is heads, or 1 for the mean over the heads. Hidden pairs and those of other parts have 0; with `adds` a
+ * part's weights are added to what is there. The value and dropout of the call are not read. */
+typedef struct anyattention_run_attention_weights_call {
+  anyattention_run_attention_call call;
+  const void *largest, *log_sum;
+  int64_t weight_heads;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_weights_call;
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_weights(const anyattention_run_attention_weights_call *call,
+                                                               int32_t adds, void *weights);
+
+/* From grad_weights, of the shape of the weights: gradients by query and key, of their shapes, with log_sum held, and by
+ * log_sum; with `adds` added to what they hold. */
+typedef struct anyattention_run_attention_weights_backward_call {
+  int64_t weight_heads;
+  anyattention_run_attention_call call;
+  const void *largest, *log_sum, *grad_weights;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_weights_backward_call;
+ANYATTENTION_EXPORT int32_t
+anyattention_run_attention_weights_backward(const anyattention_run_attention_weights_backward_call *call, int32_t adds,
+                                            void *grad_query, void *grad_key, void *grad_log_sum);
+
 /* Which keys to choose for each query and head: the k of largest score, scale query . key +
  * bias.
  *

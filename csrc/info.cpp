@@ -29,6 +29,8 @@ constexpr Structure kStructures[] = {
     {"dynamic_sums", sizeof(anyattention_dynamic_sums_call)},
     {"run_attention", sizeof(anyattention_run_attention_call)},
     {"run_attention_backward", sizeof(anyattention_run_attention_backward_call)},
+    {"run_attention_weights", sizeof(anyattention_run_attention_weights_call)},
+    {"run_attention_weights_backward", sizeof(anyattention_run_attention_weights_backward_call)},
     {"topk_indices", sizeof(anyattention_topk_indices_call)},
     {"distance_terms", sizeof(anyattention_distance_terms_call)},
     {"distance_terms_backward", sizeof(anyattention_distance_terms_backward_call)},

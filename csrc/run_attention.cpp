@@ -10,45 +10,22 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <optional>
-#include <vector>
 
 #include "anyattention.h"
 #include "products.h"
 #include "rows.h"
+#include "run_call.h"
 #include "simd.h"
 #include "tiles.h"
 
 namespace anyattention {
 namespace {
 
-template <class T>
-constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-
 // A query's weights are exp(score - base), base near the largest score so far. It follows where that has grown by more,
 // since then all sums are scaled anew.
 template <class T>
 constexpr T kGrowth = 2;
-
-// Sums over a query's keys are summed up in blocks of so many tiles of keys, and then over the blocks: the rounding of one
-// sum grows with its number of terms, here with a root of it.
-constexpr std::size_t kBlock = 16;
-
-// Moves sums to those of the blocks before.
-template <class T>
-void put_aside(T *sums, int64_t size, T *earlier, bool is_first) {
-  if (is_first) std::fill_n(earlier, size, T{0});
-  add(earlier, sums, size);
-  std::fill_n(sums, size, T{0});
-}
-
-// Some tiles of queries, and the keys from the first to the last that they see.
-struct Slice {
-  int64_t begin, end;
-  Range keys;
-  int64_t place;  // of its first key among the keys of all slices
-};
 
 template <class T>
 struct Forward {
@@ -85,7 +62,9 @@ struct Forward {
       }
       product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) {
-                       prefetch_keys<T>(part, keys.begin + begin, keys.begin + end, b, g);
+                       const int64_t first = keys.begin + begin, last = keys.begin + end;
+                       prefetch_keys<T>(part, first, last, b, g, part.c.key, part.c.head_dim);
+                       prefetch_keys<T>(part, first, last, b, g, part.c.value, part.c.value_dim);
                        return tile.scores_of<T>(begin, end, D);
                      });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) weigh(v, count);
@@ -347,29 +326,22 @@ void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
   if (!has_memory) throw std::bad_alloc();
 }
 
-// Each batch entry, key head and slice of the tiles of queries is one task with sums of its own, for the keys that the
-// slice sees and the biases of its heads. There are as many slices as make sixteen tasks, whatever the threads, and
-// their sums are added up in order.
+// Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees and
+// the biases of its heads; they are added up in order.
 template <class T>
 class BackwardTasks {
  public:
   BackwardTasks(const Part &p, bool a, const BackwardArrays<T> &all)
-      : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G) {
-    const int64_t wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1);
-    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / 8));
-    for (int64_t n = 0; n < count; ++n) {
-      const int64_t begin = part.query_tiles() * n / count, end = part.query_tiles() * (n + 1) / count;
-      slices.push_back({begin, end, part.keys_of(begin, end), num_keys});
-      num_keys += slices.back().keys.end - slices.back().keys.begin;
-    }
+      : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G), slices(p) {
     bias_size = arrays.grad_bias ? part.c.bias.size / (part.c.bias.strides[1] ? part.H : 1) : 0;
   }
 
   void run() {
-    const int64_t tasks = heads * num_slices();
+    const int64_t tasks = heads * slices.count();
     const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
     const int64_t own = TileMemory<T>::size(part);
-    const Workspace<T> scratch(team * own, false), keys(heads * num_keys * part.D), values(heads * num_keys * part.C);
+    const Workspace<T> scratch(team * own, false);
+    const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
     const Workspace<T> biases(tasks * group * bias_size);
     by_keys = keys.get(), by_values = values.get(), by_biases = biases.get();
     std::atomic<bool> has_memory{true};
@@ -396,17 +368,14 @@ class BackwardTasks {
   bool adds;
   BackwardArrays<T> arrays;
   int64_t heads, group;
-  std::vector<Slice> slices;
-  int64_t num_keys = 0;  // of all slices
-  int64_t bias_size;     // of a head, where their gradient is wanted
+  Slices slices;
+  int64_t bias_size;  // of a head, where their gradient is wanted
   T *by_keys, *by_values, *by_biases;
 
-  int64_t num_slices() const { return static_cast<int64_t>(slices.size()); }
-
   void differentiate(int64_t n, QueryTile &tile, T *scratch) {
-    const Slice &slice = slices[static_cast<std::size_t>(n % num_slices())];
-    const int64_t g = n / num_slices() % part.G, b = n / num_slices() / part.G;
-    const int64_t place = (b * part.G + g) * num_keys + slice.place;
+    const Slice &slice = slices[n % slices.count()];
+    const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
+    const int64_t place = slices.row(slice, b, g, slice.keys.begin);
     for (int64_t index = slice.begin; index < slice.end; ++index) {
       tile.move_to(index);
       for (int64_t h = 0; h < group; ++h) {
@@ -422,38 +391,18 @@ class BackwardTasks {
     const int64_t row = part.key_row(b, j, g);
     T *gk = arrays.grad_key + row * part.c.head_dim, *gv = arrays.grad_value + row * part.c.value_dim;
     if (!adds) std::fill_n(gk, part.c.head_dim, T{0}), std::fill_n(gv, part.c.value_dim, T{0});
-    for (const Slice &slice : slices) {
-      if (j < slice.keys.begin || j >= slice.keys.end) continue;
-      const int64_t place = (b * part.G + g) * num_keys + slice.place + j - slice.keys.begin;
-      add(gk, by_keys + place * part.D, part.c.head_dim);
-      add(gv, by_values + place * part.C, part.c.value_dim);
-    }
+    slices.add_up(b, g, j, by_keys, part.D, part.c.head_dim, gk);
+    slices.add_up(b, g, j, by_values, part.C, part.c.value_dim, gv);
   }
 
   void add_up_biases(int64_t n) {
-    const int64_t g = n / num_slices() % part.G;
+    const int64_t g = n / slices.count() % part.G;
     for (int64_t h = 0; h < group; ++h) {
       T *grad = arrays.grad_bias + (g * group + h) * part.c.bias.strides[1];
       add(grad, by_biases + (n * group + h) * bias_size, bias_size);
     }
   }
 };
-
-template <class Run>
-int32_t guarded(const anyattention_run_attention_call *call, const Run &run) {
-  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  Part part(*call);
-  if (!part.is_valid()) return ANYATTENTION_INVALID_ARGUMENT;
-  try {
-    part.copy_arrays();
-    if (!part.is_in_range()) return ANYATTENTION_OUT_OF_RANGE;
-    part.cut_tiles();
-    run(part);
-    return ANYATTENTION_OK;
-  } catch (const std::bad_alloc &) {
-    return ANYATTENTION_OUT_OF_MEMORY;
-  }
-}
 
 template <class T>
 void differentiate(const Part &part, bool adds, const void *const *given, void *const *gradients) {

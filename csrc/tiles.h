@@ -508,14 +508,12 @@ bool copy_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h,
                    [&](int64_t i) { return from + part.query_row(b, tile.first + i, h) * width; }, to);
 }
 
-// Asks for the next head's rows, while products are computed.
+// Asks for the next head's rows of keys or values, while products are computed.
 template <class T>
-ANYATTENTION_INLINE void prefetch_keys(const Part &part, int64_t begin, int64_t end, int64_t b, int64_t g) {
-  for (int64_t j = begin; j < end; ++j) {
-    const int64_t row = part.key_row(b, j, g) + 1;
-    prefetch_row(static_cast<const T *>(part.c.key) + row * part.c.head_dim, part.c.head_dim * sizeof(T));
-    prefetch_row(static_cast<const T *>(part.c.value) + row * part.c.value_dim, part.c.value_dim * sizeof(T));
-  }
+ANYATTENTION_INLINE void prefetch_keys(const Part &part, int64_t begin, int64_t end, int64_t b, int64_t g,
+                                       const void *numbers, int64_t width) {
+  const auto *from = static_cast<const T *>(numbers);
+  for (int64_t j = begin; j < end; ++j) prefetch_row(from + (part.key_row(b, j, g) + 1) * width, width * sizeof(T));
 }
 
 }  // namespace anyattention

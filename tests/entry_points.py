@@ -25,6 +25,7 @@ from anyattention.ops.graph.operators import GraphAttention, GraphAttentionBackw
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward
 from anyattention.ops.runs import runs_of
 from anyattention.ops.runs.operators import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.weights import RunAttentionWeights, RunAttentionWeightsBackward
 from anyattention.ops.topk.operators import TopkIndices
 from anyattention.patterns import Causal
 from records import OPERATORS, as_list
@@ -123,6 +124,8 @@ def _of_runs() -> dict[str, Any]:
     return {
         "run_attention_forward": call,
         "run_attention_backward": RunAttentionBackward(call, *results, *by, (True,) * 4),
+        "run_attention_weights": RunAttentionWeights(call, *results[1:], 1),
+        "run_attention_weights_backward": RunAttentionWeightsBackward(call, *results[1:], numbers(2, 1, 40, 40)),
     }
 
 

@@ -22,7 +22,9 @@ from anyattention.ops.operator import Operator
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward, _backward, _distance_terms
 from anyattention.ops.runs import operators as run_operators
 from anyattention.ops.runs import runs_of
+from anyattention.ops.runs import weights as run_weights
 from anyattention.ops.runs.operators import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.weights import RunAttentionWeights, RunAttentionWeightsBackward
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.patterns import Causal, Strided
 
@@ -44,6 +46,8 @@ OPERATORS: dict[str, Operator[Any]] = {
         graph_operators.graph_attention_backward,
         run_operators.run_attention,
         run_operators._backward,
+        run_weights.run_attention_weights,
+        run_weights._backward,
         topk_indices,
         _distance_terms,
         _backward,
@@ -141,6 +145,12 @@ def records() -> dict[str, Any]:
         needed = (True, True, True, call.bias is not None)
         by = torch.randn_like(results[0]), None if call.mask is None else torch.randn_like(results[2])
         found[f"run_attention_backward: {case}"] = RunAttentionBackward(plain, *results, *by, needed)
+        heads = 1 if call.mask is None else 4
+        of_leaves = results[1], results[2].clone().requires_grad_()
+        # A gradient by the bias is none for a trace.
+        found[f"run_attention_weights: {case}"] = RunAttentionWeights(replace(call, bias=plain.bias), *of_leaves, heads)
+        by_weights = numbers(2, heads, 9, 9)
+        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(plain, *results[1:], by_weights)
     for case, call in fused.items():
         plain = detached(call)
         output, logsumexp = torch_kernel.fused_dense(plain)
@@ -178,7 +188,10 @@ NAMES = [
             ),
             (("dynamic_dot",), ("features", "nodes", "a key's direction")),
             (
-                ("run_attention", "run_attention_backward"),
+                (
+                    "run_attention", "run_attention_backward", "run_attention_weights",
+                    "run_attention_weights_backward",
+                ),
                 ("two parts", "one part, mask, bias, dropout", "no parts"),
             ),
             (("distance_terms",), ("radial", "decay alone")),

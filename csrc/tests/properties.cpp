@@ -449,8 +449,17 @@ void drive_runs(bool faulty) {
   const anyattention_run_attention_backward_call by_results{
       call, output.get(), largest.get(), log_sum.get(), grad_output.get(),
       chance(0.5) ? nullptr : grad_log_sum.get(), call.num_threads, is_double};
+  const int64_t weight_heads = chance(0.5) ? 1 : heads;
+  const Numbers weights = numbers(batch * weight_heads * queries * keys);
+  const anyattention_run_attention_weights_call of_results{call, largest.get(), log_sum.get(), weight_heads,
+                                                           call.num_threads, is_double};
+  const anyattention_run_attention_weights_backward_call by_weights{
+      weight_heads, call, largest.get(), log_sum.get(), weights.get(), call.num_threads, is_double};
   const int32_t statuses[] = {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), largest.get(), log_sum.get()),
+      anyattention_run_attention_weights(&of_results, chance(0.3), weights.get()),
+      anyattention_run_attention_weights_backward(&by_weights, chance(0.3), grad_query.get(), grad_key.get(),
+                                                  log_sum.get()),
       anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),
                                           by_distance && bias.numbers ? grad_bias.get() : nullptr),
   };
@@ -615,6 +624,11 @@ void refuse_arguments() {
   anyattention_run_attention_backward_call no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  require(anyattention_run_attention_weights(nullptr, 0, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  anyattention_run_attention_weights_backward_call other_heads{};
+  other_heads.weight_heads = 2;
+  require(anyattention_run_attention_weights_backward(&other_heads, 0, nullptr, nullptr, nullptr) ==
+              ANYATTENTION_INVALID_ARGUMENT, "weights of other heads");
   require(anyattention_distance_terms(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   using TopK = anyattention_topk_indices_call;

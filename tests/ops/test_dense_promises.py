@@ -404,7 +404,7 @@ def test_a_bad_call_says_what_is_wrong(arguments, settings, error, match):
 def test_weights_that_cannot_fit_are_refused_before_they_are_allocated():
     length = 1 << 24
     x = torch.zeros(1, 1, 1, 1).expand(1, length, 1, 1)
-    with pytest.raises(OutOfMemoryError, match=r"the matrix of scores .* would take 1048576\.00 GiB") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"the matrix of weights would take 1048576\.00 GiB") as caught:
         attend(x, x, x, return_weights=True)
     assert caught.value.size == 4 * length**2
     assert isinstance(caught.value, MemoryError)

@@ -75,6 +75,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
+    "anyattention_run_attention_weights": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),
+    "anyattention_run_attention_weights_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
 }
 
 # The codes of csrc/anyattention.h.

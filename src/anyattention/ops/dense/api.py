@@ -22,10 +22,7 @@ _TABLE = (
 def dense_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for patterns without edges; see there."""
     call = _check(arguments)
-    result = dispatch.choose(_TABLE, call, arguments.implementation).run(call)
-    if result.weights is not None and arguments.weights == "mean":
-        return result._replace(weights=result.weights.mean(1))
-    return result
+    return dispatch.choose(_TABLE, call, arguments.implementation).run(call)
 
 
 def explain_dense(arguments: Arguments) -> Explanation:

@@ -10,12 +10,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from anyattention._checks import require_memory
 from anyattention.ambient import is_untraced, shielded
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
-from anyattention.ops.runs import RunPart, run_attention, run_call
+from anyattention.ops.runs import RunPart, run_attention, run_call, run_weights
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal
 
@@ -27,25 +28,31 @@ def refusal(call: Arguments) -> str | None:
     unable = refusal_of_tiles(call)
     if unable is not None:
         return unable
-    if call.weights is not None:
-        return "tiles never form the weights; once they are formed, the output is one product away"
     if 0 in call.query.shape or call.key.shape[1] == 0:
         return "a size is 0"
     return None
 
 
 def run(call: Arguments) -> AttentionResult:
-    """Output `(B, L, H, E)` and logsumexp `(B, L, H)`.
+    """Output `(B, L, H, E)`, weights `(B, H, L, S)` or `(B, L, S)` and logsumexp `(B, L, H)`.
 
-    Cost: memory O(B x H x (L + S) x (D + E)). float16 and bfloat16 are computed in float32.
+    Cost: memory O(B x H x (L + S) x (D + E)) beside the weights, which take one product of three in a forward more.
+    float16 and bfloat16 are computed in float32.
     """
     assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
+    if call.weights is not None:
+        numbers = len(call.query) * (call.query.shape[2] if call.weights == "heads" else 1) * lengths[0] * lengths[1]
+        require_memory(numbers * call.sums_dtype.itemsize, "the matrix of weights", call.query.device)
     causal = isinstance(call.pattern, Causal)
     is_kept = is_untraced(call.query)
     part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
-    output, largest, log_sum = run_attention(run_call(call, (part,), call.bias, is_dense=True))
-    result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype))
+    record = run_call(call, (part,), call.bias, is_dense=True)
+    output, largest, log_sum = run_attention(record)
+    weights = None
+    if call.weights is not None:
+        weights = run_weights(record, largest, log_sum, mean=call.weights == "mean").to(call.query.dtype)
+    result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype), weights)
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 

@@ -25,7 +25,7 @@ def refusal(call: Arguments) -> str | None:
 
 
 def run(call: Arguments) -> AttentionResult:
-    """Output `(B, L, H, E)`, weights `(B, H, L, S)` and logsumexp `(B, L, H)`.
+    """Output `(B, L, H, E)`, weights `(B, H, L, S)` or `(B, L, S)` and logsumexp `(B, L, H)`.
 
     Cost: B x H x L x S numbers, several times over; float16 and bfloat16 are computed in float32.
     """
@@ -51,7 +51,10 @@ def run(call: Arguments) -> AttentionResult:
         kept = weights * keep_factors(shape, call.dropout, draw_seed(query.device), dtype)
     output = kept @ value if pairs is None else _visible_sums(kept, value, pairs)
     output = output.transpose(1, 2).to(call.value.dtype)
-    result = AttentionResult(output, None if call.weights is None else weights.to(call.query.dtype))
+    shown = None
+    if call.weights is not None:
+        shown = (weights.mean(1) if call.weights == "mean" else weights).to(call.query.dtype)
+    result = AttentionResult(output, shown)
     if not call.return_logsumexp:
         return result
     largest, log_sum = normalizer_of(scores)

@@ -62,8 +62,11 @@ class EdgeAttention:
         scores = self.scaling.of(raw)
         return scores if hidden is None or self.bias is None else torch.where(hidden, -torch.inf, scores + self.bias)
 
-    def results(self) -> tuple[Tensor, Tensor | None]:
-        """Output `(B, N, H, C)` and log of the sum `(B, N, H)` relative to a row's largest score, a constant."""
+    def results(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Output `(B, N, H, C)`, log of the sum `(B, N, H)` relative to a row's largest score, a constant, and weights.
+
+        The weights `(B, E, H)` are those before dropout.
+        """
         scores, log_sum = self.scores(), None
         hidden = scores == -torch.inf
         if self.normalize:
@@ -78,12 +81,12 @@ class EdgeAttention:
         else:
             weights = torch.where(hidden, 0.0, torch.sigmoid(scores))
         value = self.key if self.value is None else self.value
-        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), log_sum
+        return edge_sum(weights if self.kept is None else weights * self.kept, value, self.graph), log_sum, weights
 
     def gradients(self, by: Sequence[Tensor | None], needs: frozenset[str]) -> Mapping[str, Tensor | None]:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
-        asked = [n for n, each in enumerate(by) if each is not None and (n == 0 or self.normalize)]
+        asked = [n for n, each in enumerate(by) if each is not None and (n != 1 or self.normalize)]
         cotangents = tuple([by[n] for n in asked])
 
         def results(*inputs: Tensor) -> tuple[Tensor, ...]:

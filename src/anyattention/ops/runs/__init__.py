@@ -2,5 +2,15 @@
 
 from anyattention.ops.runs.operators import RunAttention, at_edges, pairs_in_tiles, run_attention, run_call
 from anyattention.ops.runs.parts import RunPart, runs_of
+from anyattention.ops.runs.weights import run_weights
 
-__all__ = ["RunAttention", "RunPart", "at_edges", "pairs_in_tiles", "run_attention", "run_call", "runs_of"]
+__all__ = [
+    "RunAttention",
+    "RunPart",
+    "at_edges",
+    "pairs_in_tiles",
+    "run_attention",
+    "run_call",
+    "run_weights",
+    "runs_of",
+]

@@ -29,7 +29,16 @@ from anyattention.ops.runs.parts import RunPart, pairs_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dot
 
-__all__ = ["RunAttention", "at_edges", "pairs_in_tiles", "run_attention", "run_call"]
+__all__ = [
+    "RunAttention",
+    "at_edges",
+    "bias_by_distance",
+    "graph_of_parts",
+    "pairs_in_tiles",
+    "run_attention",
+    "run_call",
+    "single_parts",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +116,21 @@ def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAtten
     )
 
 
+def graph_of_parts(call: RunAttention) -> Graph:
+    """The pairs of all parts as edges."""
+    queries, keys = pairs_of(call.parts)
+    lengths = call.query.shape[1], call.key.shape[1]
+    return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
+
+
+def bias_by_distance(call: RunAttention, graph: Graph, by_edges: Tensor | None) -> Tensor | None:
+    """The gradient of the call's bias, by distance, of that of the edges `(B, E, H)`."""
+    if by_edges is None or call.bias is None:
+        return None
+    by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
+    return call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
+
+
 def _gradient(
     call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
@@ -124,21 +148,17 @@ def _gradient(
 def _composed_gradients(
     call: RunAttention, by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
-    queries, keys = pairs_of(call.parts)
-    lengths = call.query.shape[1], call.key.shape[1]
-    graph = Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
+    graph = graph_of_parts(call)
     kept, heads = None, call.query.shape[2]
     if call.seed is not None and call.is_dense:
-        every = (call.query.shape[0], heads, *lengths)
-        kept = keep_factors(every, call.dropout, call.seed, call.query.dtype)[:, :, queries, keys].transpose(1, 2)
+        every = (call.query.shape[0], heads, graph.num_queries, graph.num_keys)
+        kept = keep_factors(every, call.dropout, call.seed, call.query.dtype)
+        kept = kept[:, :, graph.query_index, graph.key_index].transpose(1, 2)
     elif call.seed is not None:
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
     found = dict(at_edges(call, graph, kept).gradients(by, needs))
-    by_edges = found.get("bias")
-    if by_edges is not None and call.bias is not None:
-        by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
-        found["bias"] = call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
+    found["bias"] = bias_by_distance(call, graph, found.get("bias"))
     return found
 
 
@@ -164,7 +184,7 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
         output = call.query.new_zeros(*rows, call.value.shape[3])
         return output, call.query.new_full(rows, -torch.inf), call.query.new_zeros(rows)
     results: list[Tensor | None] = []
-    for number, part in enumerate(_single_parts(call)):
+    for number, part in enumerate(single_parts(call)):
         bound = calls.bind(part)
         results = results or run_attention.allocate(call, bound)
         calls.run("run_attention_forward", bound, number > 0, *results)
@@ -177,7 +197,7 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
     if not record.call.parts:
         inputs = (record.call.query, record.call.key, record.call.value, record.call.bias)
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
-    for number, part in enumerate(_single_parts(record.call)):
+    for number, part in enumerate(single_parts(record.call)):
         bound = calls.bind(record if part is record.call else replace(record, call=part))
         if not results:
             results = _backward.allocate(record, bound)
@@ -187,7 +207,7 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
     return tuple(results)
 
 
-def _single_parts(call: RunAttention) -> Iterator[RunAttention]:
+def single_parts(call: RunAttention) -> Iterator[RunAttention]:
     """The call for each of its parts, which a kernel takes one at a time."""
     if len(call.parts) == 1:
         yield call

@@ -1,0 +1,400 @@
+// The weights of attention over runs, from the results of its forward, and their gradients.
+//
+//   b  batch entry     i  query in order     j  key in order     h  head     g  key head, h / group     v  vector of queries
+//   D  head_dim, rounded up to whole vectors in copies of rows
+//
+// As in run_attention.cpp, numbers of a tile's pairs are kept turned, [j][i]. The heads of a tile come one after the other,
+// so that their mean needs room for one tile.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+#include "anyattention.h"
+#include "products.h"
+#include "rows.h"
+#include "run_call.h"
+#include "simd.h"
+#include "tiles.h"
+
+namespace anyattention {
+namespace {
+
+// Where the weights of one batch entry and head, or of the mean of all heads, lie, or their gradients.
+template <class T>
+struct WeightRows {
+  const Part &part;
+  T *numbers;
+  int64_t heads;  // of the weights
+
+  T *row(int64_t b, int64_t h, int64_t i) const {
+    const int64_t query = (b * heads + (heads == 1 ? 0 : h)) * part.c.num_queries + part.query_at(i);
+    return numbers + query * part.c.num_keys;
+  }
+  // Of one head in the mean.
+  T share() const { return heads == part.H ? T{1} : 1 / static_cast<T>(part.H); }
+};
+
+// What of the forward's results a tile of queries needs in a head.
+template <class T>
+struct Normalizer {
+  T largest[kQueries], log_sum[kQueries];
+
+  void read(const Part &part, const QueryTile &tile, int64_t b, int64_t h, const T *all_largest, const T *all_log_sums) {
+    std::fill_n(largest, kQueries, T{0});
+    std::fill_n(log_sum, kQueries, T{0});
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const int64_t row = part.query_row(b, tile.first + i, h);
+      log_sum[i] = all_log_sums[row];
+      if (all_largest[row] != kMinusInfinity<T>) largest[i] = all_largest[row];
+    }
+  }
+};
+
+// The weights of a vector of queries, given to take(j, sees j, weight, slope of the softcap) for each key that one of them
+// sees, from the first to the last.
+template <class T, class Take>
+ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, const Normalizer<T> &normalizer,
+                                     const T *scores, int64_t b, int64_t h, int64_t v, const Take &take) {
+  constexpr int lane = kLane<T>;
+  using Seen = typename SeenLanes<T>::Words;
+  const Range range = range_of(tile.seen_by<T>(v));
+  const T *score = scores + v * lane;
+  const Lanes<T> top = load<lane>(normalizer.largest + v * lane), log = load<lane>(normalizer.log_sum + v * lane);
+  const Lanes<T> one = Lanes<T>{} + 1;
+  const T cap = cap_of<T>(part.c.softcap);
+  const bool is_whole = range.begin < range.end &&
+                        tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
+  if (is_whole && !part.c.bias.numbers && cap == 0) {
+    for (int64_t j = range.begin; j < range.end; ++j) {
+      take(j, Seen{} + 1, Exponential<T, lane>::run((load<lane>(score + j * kQueries) - top) - log), one);
+    }
+    return;
+  }
+  const SeenLanes<T> sees(tile.seen + v * lane);
+  const Bias<T> bias(part, tile, b, h);
+  for (int64_t j = range.begin; j < range.end; ++j) {
+    const Seen seen = sees.of(j);
+    Lanes<T> x = load<lane>(score + j * kQueries), slope = one;
+    if (cap > 0) {
+      x = capped<T>(x, cap);
+      const Lanes<T> t = x / cap;
+      slope -= t * t;
+    }
+    if (part.c.bias.numbers) x += bias.at(j, v);
+    take(j, seen, seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{}, slope);
+  }
+}
+
+// The weights of a tile of queries in all heads.
+template <class T>
+struct Weights {
+  const Part &part;
+  QueryTile &tile;
+  TileMemory<T> memory;
+  T *turned;                   // queries of all heads
+  Normalizer<T> *normalizers;  // of all heads
+
+  static int64_t size(const Part &p) {
+    const auto numbers = static_cast<int64_t>(sizeof(Normalizer<T>) / sizeof(T));
+    return TileMemory<T>::size(p) + p.H * (kQueries * p.D + numbers);
+  }
+  Weights(const Part &p, QueryTile &t, T *scratch)
+      : part(p), tile(t), memory(scratch, p), turned(scratch + TileMemory<T>::size(p)),
+        normalizers(reinterpret_cast<Normalizer<T> *>(turned + p.H * kQueries * p.D)) {}
+
+  void run(int64_t b, bool adds, const T *largest, const T *log_sum, const WeightRows<T> &rows) {
+    const int64_t D = part.D;
+    const bool is_mean = rows.heads != part.H;
+    for (int64_t h = 0; h < part.H; ++h) {
+      copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
+      turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), turned + h * kQueries * D);
+      normalizers[h].read(part, tile, b, h, largest, log_sum);
+    }
+    // Keys up to here are written; where places of keys are others, all of them are, at first.
+    int64_t written = adds ? part.c.num_keys : 0;
+    if (!adds && part.c.parts.key_order) clear(b, written, part.c.num_keys, rows), written = part.c.num_keys;
+    T *sums = memory.by_score;
+    tile.start();
+    for (const Range &keys : tile.keys) {
+      const int64_t count = keys.end - keys.begin;
+      if (written < keys.begin) clear(b, written, keys.begin, rows);
+      written = std::max(written, keys.end);
+      if (is_mean) std::fill_n(sums, kQueries * count, T{0});
+      for (int64_t h = 0; h < part.H; ++h) {
+        if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, h);
+        if (!is_mean) std::fill_n(sums, kQueries * count, T{0});
+        const int64_t g = h / (part.H / part.G);
+        const T *key = memory.key, *query = turned + h * kQueries * D;
+        int64_t key_stride = D;
+        if (!part.c.parts.key_order && part.c.head_dim == D) {
+          key = static_cast<const T *>(part.c.key) + part.key_row(b, keys.begin, g) * D;
+          key_stride = part.G * D;
+        } else if (h % (part.H / part.G) == 0) {
+          copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
+        }
+        product<false>(count, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
+                       [&](int64_t begin, int64_t end) {
+                         prefetch_keys<T>(part, keys.begin + begin, keys.begin + end, b, g, part.c.key, part.c.head_dim);
+                         return tile.scores_of<T>(begin, end, D);
+                       });
+        for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {
+          T *sum = sums + v * kLane<T>;
+          each_weight(part, tile, normalizers[h], memory.score, b, h, v, [=](int64_t j, auto, auto weight, auto) {
+            store<T, kLane<T>>(sum + j * kQueries, load<kLane<T>>(sum + j * kQueries) + weight);
+          });
+        }
+        if (!is_mean) write(b, h, adds, sums, rows);
+      }
+      if (is_mean) write(b, 0, adds, sums, rows);
+    }
+    clear(b, written, part.c.num_keys, rows);
+  }
+
+ private:
+  void clear(int64_t b, int64_t begin, int64_t end, const WeightRows<T> &rows) const {
+    for (int64_t h = 0; h < rows.heads; ++h) {
+      for (int64_t i = 0; i < tile.count; ++i) {
+        T *row = rows.row(b, h, tile.first + i);
+        std::fill(row + begin, row + end, T{0});
+      }
+    }
+  }
+
+  void write(int64_t b, int64_t h, bool adds, const T *sums, const WeightRows<T> &rows) const {
+    const Range &keys = tile.now;
+    const T share = rows.share();
+    for (int64_t i = 0; i < tile.count; ++i) {
+      T *row = rows.row(b, h, tile.first + i);
+      if (!adds && !part.c.parts.key_order) {
+        gather(sums + i, keys.end - keys.begin, share, row + keys.begin);
+        continue;
+      }
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
+        T &weight = row[part.key_at(j)];
+        weight = sums[(j - keys.begin) * kQueries + i] * share + (adds ? weight : 0);
+      }
+    }
+  }
+
+  // Numbers kQueries apart times a factor, side by side. A vector at a time is stored: single numbers would take as long as
+  // the product.
+  static void gather(const T *column, int64_t count, T factor, T *row) {
+    int64_t j = 0;
+    for (; j + kLane<T> <= count; j += kLane<T>) {
+      Lanes<T> numbers;
+      for (int n = 0; n < kLane<T>; ++n) numbers[n] = column[(j + n) * kQueries];
+      store<T, kLane<T>>(row + j, numbers * factor);
+    }
+    for (; j < count; ++j) row[j] = column[j * kQueries] * factor;
+  }
+};
+
+template <class T>
+void compute(const Part &part, bool adds, const T *largest, const T *log_sum, const WeightRows<T> &rows) {
+  const int64_t tasks = part.c.batch * part.query_tiles();
+  const int team = team_size(part.c.num_threads, tasks, part.nanoseconds());
+  const int64_t own = Weights<T>::size(part);
+  const Workspace<T> scratch(team * own, false);
+  std::atomic<bool> has_memory{true};
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+    QueryTile tile(part);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < tasks; ++n) {
+      try {
+        tile.move_to(n % part.query_tiles());
+        Weights<T>(part, tile, scratch.get() + thread_number() * own)
+            .run(n / part.query_tiles(), adds, largest, log_sum, rows);
+      } catch (const std::bad_alloc &) {
+        has_memory = false;
+      }
+    }
+  }
+  if (!has_memory) throw std::bad_alloc();
+}
+
+// The results of a forward, and where the gradients of its weights go.
+template <class T>
+struct GradientArrays {
+  const T *largest, *log_sum;
+  T *grad_query, *grad_key, *grad_log_sum;
+};
+
+// With the largest score as a constant, and log_sum as an input of its own: of the gradients g of weights p the scores get
+// p g, and the log of the sum - sum of p g.
+template <class T>
+struct Gradients {
+  const Part &part;
+  QueryTile &tile;
+  TileMemory<T> memory;
+  int64_t b, h, g;
+  Normalizer<T> normalizer;
+  Lanes<T> total[kVectors<T>], earlier_total[kVectors<T>];
+
+  Gradients(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+
+  // by_key (padded rows) begins with a key's.
+  void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key) {
+    const int64_t D = part.D;
+    const T scale = static_cast<T>(part.c.scale);
+    const bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
+    for (int64_t n = 0; n < tile.count * D; ++n) memory.query[n] *= scale;
+    turn(tile.count, D, memory.query, T{1}, memory.turned_query);
+    normalizer.read(part, tile, b, h, arrays.largest, arrays.log_sum);
+    std::fill_n(memory.by_query, tile.count * D, T{0});
+    std::fill_n(total, kVectors<T>, Lanes<T>{});
+    tile.start();
+    bool has_earlier = false;
+    for (std::size_t n = 0; n < tile.keys.size(); ++n) {
+      const Range &keys = tile.keys[n];
+      if (n > 0 && n % kBlock == 0) {
+        put_aside(memory.by_query, tile.count * D, memory.earlier, !has_earlier);
+        put_aside(total, kVectors<T>, earlier_total, !has_earlier);
+        has_earlier = true;
+      }
+      tile.look_at(keys, b, h);
+      const bool all_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key) && finite;
+      const int64_t count = keys.end - keys.begin;
+      T *by_score = memory.by_score, *gk = by_key + (keys.begin - first_key) * D;
+      product<false>(count, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
+                     [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
+      read(rows);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count);
+      if (all_finite || tile.is_whole()) {
+        product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
+        product<true>(tile.count, Product<T>{by_score, 1, kQueries, memory.key, D, memory.by_query, D},
+                      tile.sums_over_keys(D));
+        continue;
+      }
+      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
+        for (int64_t j = 0; j < count; ++j) {
+          if (!(tile.seen[i] >> j & 1)) continue;
+          add_scaled<0>(gk + j * D, by_score[j * kQueries + i], memory.query + i * D, D);
+          add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
+        }
+      }
+    }
+    if (has_earlier) {
+      add(memory.by_query, memory.earlier, tile.count * D);
+      add(total, earlier_total, kVectors<T>);
+    }
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const int64_t row = part.query_row(b, tile.first + i, h);
+      T *target = arrays.grad_query + row * part.c.head_dim, *by_log_sum = arrays.grad_log_sum + row;
+      for (int64_t d = 0; d < part.c.head_dim; ++d) {
+        target[d] = memory.by_query[i * D + d] * scale + (adds ? target[d] : 0);
+      }
+      *by_log_sum = (adds ? *by_log_sum : 0) - total[i / kLane<T>][i % kLane<T>];
+    }
+  }
+
+ private:
+  // The gradients of a head's weights, turned.
+  void read(const WeightRows<const T> &rows) {
+    const Range &keys = tile.now;
+    const T share = rows.share();
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const T *row = rows.row(b, h, tile.first + i);
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
+        memory.by_score[(j - keys.begin) * kQueries + i] = row[part.key_at(j)] * share;
+      }
+    }
+  }
+
+  // Gradients by weights become those by raw scores; 0 for what is not seen.
+  void differentiate(int64_t v, int64_t count) {
+    constexpr int lane = kLane<T>;
+    T *by_score = memory.by_score + v * lane;
+    const Range range = range_of(tile.seen_by<T>(v));
+    const auto clear = [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) store<T, lane>(by_score + j * kQueries, Lanes<T>{});
+    };
+    clear(0, range.begin);
+    Lanes<T> sum{};
+    each_weight(part, tile, normalizer, memory.score, b, h, v, [&](int64_t j, auto seen, auto weight, auto slope) {
+      const Lanes<T> by = seen ? weight * load<lane>(by_score + j * kQueries) : Lanes<T>{};
+      sum += by;
+      store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
+    });
+    total[v] += sum;
+    clear(range.end, count);
+  }
+};
+
+// As in run_attention.cpp, each batch entry, key head and slice of the queries is a task with sums of its own.
+template <class T>
+void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows) {
+  const Slices slices(part);
+  const int64_t group = part.H / part.G, tasks = part.c.batch * part.G * slices.count();
+  const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
+  const int64_t own = TileMemory<T>::size(part);
+  const Workspace<T> scratch(team * own, false), keys(slices.num_rows() * part.D);
+  std::atomic<bool> has_memory{true};
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+    QueryTile tile(part);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < tasks; ++n) {
+      const Slice &slice = slices[n % slices.count()];
+      const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
+      T *by_key = keys.get() + slices.row(slice, b, g, slice.keys.begin) * part.D;
+      try {
+        for (int64_t index = slice.begin; index < slice.end; ++index) {
+          tile.move_to(index);
+          for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+            Gradients<T>(part, tile, scratch.get() + thread_number() * own, b, h)
+                .run(adds, arrays, rows, by_key, slice.keys.begin);
+          }
+        }
+      } catch (const std::bad_alloc &) {
+        has_memory = false;
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < part.c.batch * part.G * part.c.num_keys; ++n) {
+      const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
+      T *target = arrays.grad_key + part.key_row(b, j, g) * part.c.head_dim;
+      if (!adds) std::fill_n(target, part.c.head_dim, T{0});
+      slices.add_up(b, g, j, keys.get(), part.D, part.c.head_dim, target);
+    }
+  }
+  if (!has_memory) throw std::bad_alloc();
+}
+
+bool are_heads(int64_t heads, const anyattention_run_attention_call &call) { return heads == 1 || heads == call.heads; }
+
+}  // namespace
+}  // namespace anyattention
+
+extern "C" {
+
+int32_t anyattention_run_attention_weights(const anyattention_run_attention_weights_call *call, int32_t adds,
+                                           void *weights) {
+  if (!call || !anyattention::are_heads(call->weight_heads, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  const auto run = [=](const auto &part, auto zero) {
+    using T = decltype(zero);
+    anyattention::compute<T>(part, adds != 0, static_cast<const T *>(call->largest), static_cast<const T *>(call->log_sum),
+                             {part, static_cast<T *>(weights), call->weight_heads});
+  };
+  return anyattention::guarded(&call->call,
+                               [=](const auto &part) { call->call.is_double ? run(part, 0.0) : run(part, 0.0f); });
+}
+
+int32_t anyattention_run_attention_weights_backward(const anyattention_run_attention_weights_backward_call *call,
+                                                    int32_t adds, void *grad_query, void *grad_key, void *grad_log_sum) {
+  if (!call || !anyattention::are_heads(call->weight_heads, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  const auto run = [=](const auto &part, auto zero) {
+    using T = decltype(zero);
+    const anyattention::GradientArrays<T> arrays{static_cast<const T *>(call->largest), static_cast<const T *>(call->log_sum),
+                                                 static_cast<T *>(grad_query), static_cast<T *>(grad_key),
+                                                 static_cast<T *>(grad_log_sum)};
+    anyattention::differentiate<T>(part, adds != 0, arrays,
+                                   {part, static_cast<const T *>(call->grad_weights), call->weight_heads});
+  };
+  return anyattention::guarded(&call->call,
+                               [=](const auto &part) { call->call.is_double ? run(part, 0.0) : run(part, 0.0f); });
+}
+}
