@@ -52,7 +52,7 @@ struct Forward : Call<T, Score, DW, CW> {
 
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
     T *largest = accumulator, *sum = accumulator + H, *out = accumulator + 2 * H;
-    T *shift = scratch, *factors = scratch + H, *score = scratch + 3 * H;
+    T *shift = scratch, *ignored = scratch + H, *score = scratch + 3 * H;
     const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
@@ -68,7 +68,7 @@ struct Forward : Call<T, Score, DW, CW> {
         this->prefetch_value(next);
       }
       T *row = score + (s - begin) * H;
-      this->template scores<false>(q, key + rows.columns[s] * key_stride, rows.edges[s], row, factors);
+      this->template scores<false>(q, key + rows.columns[s] * key_stride, rows.edges[s], row, ignored);
       each_head(H, [=](int64_t h) { largest[h] = row[h] > largest[h] ? row[h] : largest[h]; });
     }
     for (int64_t h = 0; h < H; ++h) shift[h] = largest[h] == kMinusInfinity<T> ? T{0} : largest[h];
@@ -76,11 +76,8 @@ struct Forward : Call<T, Score, DW, CW> {
     for (int64_t s = begin; s < end; ++s) {
       T *row = score + (s - begin) * H;
       each_head(H, [=](int64_t h) { sum[h] += row[h]; });
-      if (drops) {
-        this->keep(rows.edges[s], factors);
-        each_head(H, [=](int64_t h) { row[h] *= factors[h]; });
-      }
     }
+    if (drops) this->drop(rows, begin, end, score);
     const int64_t c = channels<CW>(C);
     for (int64_t start = begin; start < end; start += kTile) {
       const int64_t count = std::min(kTile, end - start);
@@ -112,13 +109,12 @@ struct Forward : Call<T, Score, DW, CW> {
     for (int64_t n = 0; n < end - begin; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
     exponentials(score, (end - begin) * Heads);
     Numbers sum{};
+    for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
+    if (drops) this->drop(rows, begin, end, score);
     RegisterRow<Heads, CW> out{};
     for (int64_t s = begin; s < end; ++s) {
       if (s + kPrefetch < rows.num_edges) this->prefetch_value(rows.columns.unchecked(s + kPrefetch));
-      Numbers weight = load<Heads>(score + (s - begin) * Heads);
-      sum += weight;
-      if (drops) weight *= this->template kept<Heads>(rows.edges[s]);
-      out.add(weight, value + rows.columns[s] * value_stride);
+      out.add(load<Heads>(score + (s - begin) * Heads), value + rows.columns[s] * value_stride);
     }
     store<T, Heads>(accumulator, largest);
     store<T, Heads>(accumulator + Heads, sum);
@@ -258,8 +254,14 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     RegisterRow<Heads, CW> by_value{};
     typename Score::template KeySums<Heads, CW> by_key;
     Numbers slopes;
+    T factors[kTile * Heads];
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
+      T *own_factors = factors + (s - begin) % kTile * Heads;
+      if (drops && own_factors == factors) {
+        std::fill_n(factors, kTile * Heads, T{1});
+        this->drop(rows, s, std::min(s + kTile, end), factors);
+      }
       const int64_t i = rows.columns[s];
       const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
       const T *grad = grad_output + i * output_stride;
@@ -268,9 +270,8 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
       if (drops) {
-        const Numbers factors = this->template kept<Heads>(rows.edges[s]);
-        by_weight *= factors;
-        kept *= factors;
+        by_weight *= load<Heads>(own_factors);
+        kept *= load<Heads>(own_factors);
       }
       const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
       store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
@@ -303,7 +304,8 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     }
     this->to_weights(p, count);
     if (drops) {
-      for (int64_t n = 0; n < count; ++n) this->keep(edges[n], factors + n * H);
+      std::fill_n(factors, count * H, T{1});
+      this->drop(rows, start, start + count, factors);
       for (int64_t n = 0; n < count * H; ++n) gp[n] *= factors[n];
     }
     for (int64_t n = 0; n < count; ++n) {

@@ -188,17 +188,26 @@ struct Call {
     }
   }
 
-  template <int Heads>
-  Vector<T, Heads> kept(int64_t e) const {
-    T factors[Heads];
-    keep(e, factors);
-    return load<Heads>(factors);
-  }
-
-  void keep(int64_t e, T *factors) const {
-    const auto position = static_cast<uint64_t>((b * call.graph.num_edges + e) * H);
-    keep_factors(position, H, static_cast<uint64_t>(call.seed), call.dropout,
-                 static_cast<T>(1.0 / (1.0 - call.dropout)), factors);
+  // Multiplies numbers of the edges of slots from begin up to end, a row of heads for each, by the factors of dropout.
+  void drop(const CompressedRows &rows, int64_t begin, int64_t end, T *numbers) const {
+    const Kept kept(call.dropout, call.seed);
+    const T factor = static_cast<T>(1 / (1 - call.dropout));
+    for (int64_t start = begin; start < end; start += kCounters) {
+      const int64_t count = std::min<int64_t>(kCounters, end - start);
+      Counters position{};
+      for (int64_t n = 0; n < count; ++n) {
+        position[n] = static_cast<uint64_t>((b * call.graph.num_edges + rows.edges[start + n]) * H);
+      }
+      for (int64_t first = 0; first < H; first += 64) {
+        const int64_t heads = std::min<int64_t>(64, H - first);
+        const Counters bits = kept.neighbours(position + static_cast<uint64_t>(first), heads);
+        for (int64_t n = 0; n < count; ++n) {
+          const uint64_t own = bits[n];
+          T *row = numbers + (start - begin + n) * H + first;
+          each_head(heads, [=](int64_t h) { row[h] *= own >> h & 1 ? factor : T{0}; });
+        }
+      }
+    }
   }
 };
 

@@ -1,41 +1,69 @@
-// Philox4x32-10 (Salmon et al., 2011): position n of a row-major array takes word n % 4 at counter n / 4.
+// Dropout by Philox4x32-10 (Salmon et al., 2011): position n of a row-major array takes word n % 4 at counter n / 4.
 #ifndef ANYATTENTION_PHILOX_H
 #define ANYATTENTION_PHILOX_H
 
+#include <cmath>
 #include <cstdint>
+
+#include "products.h"
+#include "simd.h"
 
 namespace anyattention {
 
-inline void philox(uint64_t counter, uint64_t seed, uint32_t words[4]) {
-  uint32_t x0 = static_cast<uint32_t>(counter), x1 = static_cast<uint32_t>(counter >> 32);
-  uint32_t x2 = 0, x3 = 0;
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t first = static_cast<uint64_t>(x0) * 0xD2511F53u;
-    const uint64_t second = static_cast<uint64_t>(x2) * 0xCD9E8D57u;
-    x0 = static_cast<uint32_t>(second >> 32) ^ x1 ^ k0;
-    x1 = static_cast<uint32_t>(second);
-    x2 = static_cast<uint32_t>(first >> 32) ^ x3 ^ k1;
-    x3 = static_cast<uint32_t>(first);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  words[0] = x0, words[1] = x1, words[2] = x2, words[3] = x3;
-}
+using Counters = Lanes<uint64_t>;
+constexpr int kCounters = kLane<uint64_t>;
 
-// The factors of `count` positions from `position` on: 0 with probability `dropout`, else `kept`.
-template <class T>
-inline void keep_factors(uint64_t position, int64_t count, uint64_t seed, double dropout, T kept,
-                         T *factors) {
-  uint32_t words[4];
-  uint64_t counter = ~uint64_t{0};
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t n = position + static_cast<uint64_t>(i);
-    if (n / 4 != counter) philox(counter = n / 4, seed, words);
-    const double uniform = static_cast<double>(words[n % 4] >> 8) * 0x1p-24;
-    factors[i] = uniform >= dropout ? kept : T{0};
+// Which positions dropout keeps: those whose word w gives a u = (w >> 8) 2^-24 >= dropout. In integers that is
+// w >= limit: u and dropout 2^24 are exact, powers of two away from w >> 8 and dropout, and an integer is at least a
+// number where it is at least the number's ceiling; w >> 8 >= c is w >= c 2^8. Where dropout is near 1 the limit is 2^32.
+class Kept {
+ public:
+  Kept(double dropout, int64_t seed)
+      : seed_(static_cast<uint64_t>(seed)), limit_(static_cast<uint64_t>(std::ceil(dropout * 0x1p24)) << 8) {}
+
+  // Bit n of a lane is whether its position + n is kept, for n < count <= 64; the bits above are of no meaning.
+  Counters neighbours(Counters position, int64_t count) const {
+    const Counters skipped = position & 3, first = position >> 2;
+    const bool is_aligned = sum_of<uint64_t, kCounters>(skipped) == 0;
+    const int64_t numbers = count + (is_aligned ? 0 : 3);
+    Counters dropped{}, last{};
+    for (int n = 0; n < 16 && 4 * n < numbers; ++n) dropped |= dropped_of(first + static_cast<uint64_t>(n)) << (4 * n);
+    if (numbers > 64) last = dropped_of(first + 16);
+    return is_aligned ? ~dropped : ~(dropped >> skipped | last << 1 << (63 - skipped));
   }
-}
+
+  // The same of position + n * step.
+  Counters apart(Counters position, uint64_t step, int64_t count) const {
+    if (step == 1) return neighbours(position, count);
+    Counters dropped{};
+    for (int64_t n = 0; n < count; ++n, position += step) {
+      dropped |= (dropped_of(position >> 2) >> (position & 3) & 1) << static_cast<int>(n);
+    }
+    return ~dropped;
+  }
+
+ private:
+  uint64_t seed_, limit_;
+
+  // Bit n of a lane, n < 4, is whether word n at its counter drops a position; the bits above are 0. Words are the lower
+  // halves of x0 to x3, and what is above them is left there until it would show.
+  ANYATTENTION_INLINE Counters dropped_of(Counters counter) const {
+    constexpr uint64_t lower = 0xFFFFFFFFu;
+    Counters x0 = counter, x1 = counter >> 32, x2{}, x3{};
+    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const Counters first = (x0 & lower) * uint64_t{0xD2511F53u}, second = (x2 & lower) * uint64_t{0xCD9E8D57u};
+      x0 = second >> 32 ^ x1 ^ k0;
+      x1 = second;
+      x2 = first >> 32 ^ x3 ^ k1;
+      x3 = first;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    const auto is_dropped = [=](Counters word) { return ((word & lower) - limit_) >> 63; };
+    return is_dropped(x0) | is_dropped(x1) << 1 | is_dropped(x2) << 2 | is_dropped(x3) << 3;
+  }
+};
 
 }  // namespace anyattention
 

@@ -6,6 +6,7 @@
 #define ANYATTENTION_TILES_H
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -125,7 +126,7 @@ struct Part {
     }
     const double heads = static_cast<double>(c.batch * H), width = static_cast<double>(D + C);
     const double queries = static_cast<double>(c.num_queries), copied = width * (keys + 2 * queries) * 0.15;
-    return heads * (pairs * (width * kPerProduct + (c.dropout > 0 ? 12 : 0.5)) + copied + queries * 80) *
+    return heads * (pairs * (width * kPerProduct + (c.dropout > 0 ? 2 : 0.5)) + copied + queries * 80) *
            (c.is_double ? 2 : 1);
   }
 
@@ -405,43 +406,60 @@ struct Bias {
   }
 };
 
+// Puts the lowest bits, in order, to where `places` has bits.
+inline uint64_t spread(uint64_t bits, uint64_t places) {
+  uint64_t result = 0;
+  while (places) {
+    const uint64_t rest = places & (places + (places & -places)), run = places ^ rest;
+    result |= bits << __builtin_ctzll(run) & run;
+    if (!rest) break;  // the run may be all 64 places
+    bits >>= __builtin_popcountll(run);
+    places = rest;
+  }
+  return result;
+}
+
 // The factors of dropout for a vector of queries, from one key of a tile on.
 template <class T>
 class Dropout {
  public:
   Dropout(const Part &p, const QueryTile &tile, int64_t b, int64_t h, int64_t v, int64_t key)
-      : kept_(static_cast<T>(1 / (1 - p.c.dropout))), dropout_(p.c.dropout), seed_(static_cast<uint64_t>(p.c.seed)) {
-    for (int lane = 0; lane < kLane<T>; ++lane) {
-      const int64_t i = std::min(v * kLane<T> + lane, tile.count - 1);
-      runs_[lane] = p.c.is_dense ? kWhole : tile.runs[i];
-      const int64_t before = __builtin_popcountll(runs_[lane] & ~(kWhole << key));
-      const int64_t of_query = ((b * p.H + h) * p.c.num_queries + tile.first + i) * p.c.num_keys;
-      const int64_t pair = b * p.first_pair.back() + tile.pair[i] + before;
-      position_[lane] = static_cast<uint64_t>(p.c.is_dense ? of_query + tile.now.begin + before : pair * p.H + h);
-      runs_[lane] >>= key;
-    }
-    step_ = static_cast<uint64_t>(p.c.is_dense ? 1 : p.H);
-  }
+      : factor_(Lanes<T>{} + static_cast<T>(1 / (1 - p.c.dropout))), kept_(kept_of(p, tile, b, h, v, key).data()) {}
 
-  Lanes<T> next() {
-    T factors[kLane<T>];
-#pragma omp simd
-    for (int lane = 0; lane < kLane<T>; ++lane) {
-      uint32_t words[4];
-      philox(position_[lane] / 4, seed_, words);
-      const uint64_t place = position_[lane] % 4;
-      const uint32_t word = place == 0 ? words[0] : place == 1 ? words[1] : place == 2 ? words[2] : words[3];
-      factors[lane] = static_cast<double>(word >> 8) * 0x1p-24 >= dropout_ ? kept_ : T{0};
-      position_[lane] += runs_[lane] & 1 ? step_ : 0;
-      runs_[lane] >>= 1;
-    }
-    return load<kLane<T>>(factors);
-  }
+  Lanes<T> next() { return kept_.of(next_++) ? factor_ : Lanes<T>{}; }
 
  private:
-  T kept_;
-  double dropout_;
-  uint64_t seed_, step_, position_[kLane<T>], runs_[kLane<T>];
+  Lanes<T> factor_;
+  SeenLanes<T> kept_;
+  int64_t next_ = 0;
+
+  // For each query a bit for each key.
+  static std::array<uint64_t, kLane<T>> kept_of(const Part &p, const QueryTile &tile, int64_t b, int64_t h, int64_t v,
+                                                int64_t key) {
+    const Kept kept(p.c.dropout, p.c.seed);
+    std::array<uint64_t, kLane<T>> bits;
+    for (int64_t n = 0; n < kLane<T>; n += kCounters) {
+      Counters position{};
+      uint64_t runs[kCounters]{};
+      int64_t count = p.c.is_dense ? range_of(tile.seen_by<T>(v)).end - key : 0;
+      for (int lane = 0; lane < kCounters; ++lane) {
+        const int64_t i = std::min(v * kLane<T> + n + lane, tile.count - 1);
+        int64_t place = (((b * p.H + h) * p.c.num_queries + tile.first + i) * p.c.num_keys) + tile.now.begin + key;
+        if (!p.c.is_dense) {
+          runs[lane] = tile.runs[i] >> key;
+          const int64_t pair = tile.pair[i] + __builtin_popcountll(tile.runs[i] & ~(kWhole << key));
+          place = (b * p.first_pair.back() + pair) * p.H + h;
+          count = std::max<int64_t>(count, __builtin_popcountll(runs[lane]));
+        }
+        position[lane] = static_cast<uint64_t>(place);
+      }
+      const Counters found = kept.apart(position, p.c.is_dense ? 1 : static_cast<uint64_t>(p.H), count);
+      for (int lane = 0; lane < kCounters; ++lane) {
+        bits[static_cast<std::size_t>(n + lane)] = p.c.is_dense ? found[lane] : spread(found[lane], runs[lane]);
+      }
+    }
+    return bits;
+  }
 };
 
 // c tanh(x / c). Near 0 the difference of exponentials would lose digits, and a series takes its place.

@@ -82,10 +82,10 @@ def attend(arguments: Arguments) -> AttentionResult:
 
     Args:
         query: `(batch, query_length, heads, head_dim)`; with a Graph also without batch, `(queries, heads, head_dim)`.
-        key: `(batch, key_length, heads, head_dim)`, or `(keys, key_heads, head_dim)`.
-        value: `(batch, key_length, heads, value_dim)`, or `(keys, key_heads, value_dim)`. All three of one floating
-            dtype and device; float16 and bfloat16 are summed in float32. Except with Full and Causal, key_heads may be
-            a divisor of heads: each key head then serves heads / key_heads heads in a row.
+        key: `(batch, key_length, key_heads, head_dim)`, or `(keys, key_heads, head_dim)`.
+        value: `(batch, key_length, key_heads, value_dim)`, or `(keys, key_heads, value_dim)`. All three of one floating
+            dtype and device; float16 and bfloat16 are summed in float32. key_heads is heads or a divisor of it: each
+            key head serves heads / key_heads heads in a row (grouped and multi-query attention).
         pattern: which pairs exist: Full() (also None), Causal(), Window, Strided, Fixed, Global, RandomBlocks,
             Documents, Blocks, what `&` and `|` make of them, a Graph. For all but Full and Causal the weights are those
             of the pairs, `(batch, edges)` or `(batch, edges, heads)`, in the order of `pattern.to_graph(...)`.

@@ -41,8 +41,8 @@ def _check(arguments: Arguments) -> Arguments:
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
-    axes.bind("key", key, "batch key_length heads head_dim")
-    axes.bind("value", value, "batch key_length heads value_dim")
+    axes.bind_keys("key", key, "batch key_length key_heads head_dim")
+    axes.bind("value", value, "batch key_length key_heads value_dim")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     arguments.score.check(axes, query)

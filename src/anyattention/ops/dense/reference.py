@@ -11,6 +11,7 @@ from torch import Tensor
 from anyattention._checks import require_memory
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
+from anyattention.ops.dense.heads import with_all_heads
 from anyattention.ops.dense.pairs import allowed_pairs
 from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.normalizer import normalizer_of, with_normalizer
@@ -30,7 +31,8 @@ def run(call: Arguments) -> AttentionResult:
     Cost: B x H x L x S numbers, several times over; float16 and bfloat16 are computed in float32.
     """
     dtype = call.sums_dtype
-    query, key, value = (x.transpose(1, 2).to(dtype) for x in (call.query, call.key, call.value))
+    key, value = with_all_heads(call)
+    query, key, value = (x.transpose(1, 2).to(dtype) for x in (call.query, key, value))
     batch, heads, query_length, _ = query.shape
     shape = (batch, heads, query_length, key.shape[2])
     require_memory(

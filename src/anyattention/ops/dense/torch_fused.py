@@ -9,6 +9,7 @@ from torch import Tensor
 from anyattention.ambient import is_transformed
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
+from anyattention.ops.dense.heads import with_all_heads
 from anyattention.ops.dense.pairs import allowed_pairs
 from anyattention.ops.dense.torch_kernel import FusedDense, fused_dense
 from anyattention.ops.normalizer import with_normalizer
@@ -52,7 +53,8 @@ def refusal(call: Arguments) -> str | None:
 def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
     assert not isinstance(call.bias, RelativeBias)
-    query, key, value, causal, bias = call.query, call.key, call.value, isinstance(call.pattern, Causal), None
+    query, (key, value) = call.query, with_all_heads(call)
+    causal, bias = isinstance(call.pattern, Causal), None
     largest_bias = None
     if causal and call.mask is None and call.bias is None:
         # Keys past the last query are never used; the kernel would read them all the same.
