@@ -90,7 +90,7 @@ def module(length: int, *, weights: bool) -> dict[str, Timing]:
 
 
 def training_step(batch: int, length: int) -> dict[str, Timing]:
-    """Forward and backward of a loss on the output, with mean weights returned; ours beside itself without them, too."""
+    """Forward and backward of a loss on the output, with mean weights returned; beside ours without them, too."""
     x, cotangent = torch.randn(batch, length, 256), torch.randn(batch, length, 256)
     ours = MultiHeadAttention(256, HEADS, dropout=0.0)
     theirs = torch.nn.MultiheadAttention(256, HEADS, batch_first=True)
