@@ -32,6 +32,7 @@ def main() -> None:
     for weights in (False, True):
         returned = "mean weights" if weights else "no weights"
         cases[f"module, length 1024, {returned}, forward"] = module(1024, weights=weights)
+    cases["module of width 256, 4 x 1024, mean weights, training step"] = training_step(4, 1024)
     for title, results in cases.items():
         print_table(title, results)
     write_result("dense", cases)
@@ -86,6 +87,23 @@ def module(length: int, *, weights: bool) -> dict[str, Timing]:
     }
     with torch.no_grad():
         return measure("anyattention", contestants)
+
+
+def training_step(batch: int, length: int) -> dict[str, Timing]:
+    """Forward and backward of a loss on the output, with mean weights returned; beside ours without them, too."""
+    x, cotangent = torch.randn(batch, length, 256), torch.randn(batch, length, 256)
+    ours = MultiHeadAttention(256, HEADS, dropout=0.0)
+    theirs = torch.nn.MultiheadAttention(256, HEADS, batch_first=True)
+
+    def step(module: torch.nn.Module, forward: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(forward(), list(module.parameters()), cotangent)
+
+    contestants = {
+        "anyattention": step(ours, lambda: ours(x).output),
+        "anyattention without weights": step(ours, lambda: ours(x, return_weights=False).output),
+        "torch.nn.MultiheadAttention": step(theirs, lambda: theirs(x, x, x, need_weights=True)[0]),
+    }
+    return measure("anyattention", contestants)
 
 
 def inputs(length: int, requires_grad: bool) -> list[Tensor]:

@@ -414,7 +414,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_allocated():
     length = 1 << 24
     x = torch.zeros(1, 1, 1).expand(1, length, 1)
     module = ScaledDotProductAttention(1, 1, dropout=0.0)
-    with pytest.raises(OutOfMemoryError, match="the matrix of scores") as caught:
+    with pytest.raises(OutOfMemoryError, match="the matrix of weights") as caught:
         module(x)
     assert caught.value.size == 4 * length**2
 

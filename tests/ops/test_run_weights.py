@@ -286,13 +286,15 @@ def test_several_parts_and_shared_key_heads(mean: bool) -> None:
 
 
 def test_a_trace_has_no_gradient_by_a_bias_of_distances() -> None:
-    record = of_parts(weight_heads=1)
-    assert record.call.bias is not None
-    call = replace(record.call, bias=record.call.bias.requires_grad_())
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        found = run_weights(call, record.largest, record.log_sum, mean=True)
+    call = of_parts(weight_heads=1).call
+    rows = torch.zeros(2, 9, 4, dtype=_F64)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        names = ("query", "key", "value", "mask", "bias")
+        fakes = {name: mode.from_tensor(getattr(call, name).detach()) for name in names}
+        bias = fakes["bias"].requires_grad_()
+        found = run_weights(replace(call, **fakes), mode.from_tensor(rows), mode.from_tensor(rows), mean=True)
         with pytest.raises(UnsupportedError, match="a traced call has no gradient of the weights by a bias"):
-            torch.autograd.grad(found, call.bias, torch.ones(2, 9, 9, dtype=_F64))
+            torch.autograd.grad(found, bias, torch.ones(2, 9, 9, dtype=_F64))
 
 
 def test_unchecked_sizes() -> None:
