@@ -52,6 +52,11 @@ ANYATTENTION_EXPORT int32_t anyattention_team_size(int64_t threads, int64_t piec
 /* Asks for large pages behind memory that is not touched yet; only advice. */
 ANYATTENTION_EXPORT int32_t anyattention_prefer_large_pages(void *pointer, int64_t bytes);
 
+/* The factors of dropout for the positions from 0 up to count: 0 with the probability `dropout`, else
+ * 1 / (1 - dropout). Doubles, or floats; the same for any num_threads. */
+ANYATTENTION_EXPORT int32_t anyattention_keep_factors(int64_t count, int64_t seed, double dropout, int64_t num_threads,
+                                                      int32_t is_double, void *factors);
+
 /* Sorts an edge list into compressed rows; with `rows` and `columns` exchanged
  * (and their sizes) it gives the transpose.
  *

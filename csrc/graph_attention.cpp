@@ -57,7 +57,10 @@ struct Forward : Call<T, Score, DW, CW> {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator, score); });
+        with_heads<T, CW>(H, [&](auto n) {
+          if (drops) return reduce_in_registers<n(), true>(q, begin, end, accumulator, score);
+          reduce_in_registers<n(), false>(q, begin, end, accumulator, score);
+        });
         return true;
       }
     }
@@ -95,7 +98,8 @@ struct Forward : Call<T, Score, DW, CW> {
     return true;
   }
 
-  template <int Heads>
+  // With dropout apart: what draws its numbers takes registers.
+  template <int Heads, bool Drops>
   void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
     using Numbers = Vector<T, Heads>;
     Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
@@ -109,12 +113,16 @@ struct Forward : Call<T, Score, DW, CW> {
     for (int64_t n = 0; n < end - begin; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
     exponentials(score, (end - begin) * Heads);
     Numbers sum{};
-    for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
-    if (drops) this->drop(rows, begin, end, score);
+    if constexpr (Drops) {
+      for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
+      this->drop(rows, begin, end, score);
+    }
     RegisterRow<Heads, CW> out{};
     for (int64_t s = begin; s < end; ++s) {
       if (s + kPrefetch < rows.num_edges) this->prefetch_value(rows.columns.unchecked(s + kPrefetch));
-      out.add(load<Heads>(score + (s - begin) * Heads), value + rows.columns[s] * value_stride);
+      const Numbers weight = load<Heads>(score + (s - begin) * Heads);
+      if (!Drops) sum += weight;
+      out.add(weight, value + rows.columns[s] * value_stride);
     }
     store<T, Heads>(accumulator, largest);
     store<T, Heads>(accumulator + Heads, sum);
@@ -237,7 +245,10 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers() && !grad_score) {
-        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(j, begin, end, accumulator); });
+        with_heads<T, CW>(H, [&](auto n) {
+          if (drops) return reduce_in_registers<n(), true>(j, begin, end, accumulator);
+          reduce_in_registers<n(), false>(j, begin, end, accumulator);
+        });
         return true;
       }
     }
@@ -247,18 +258,17 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     return true;
   }
 
-  template <int Heads>
+  template <int Heads, bool Drops>
   ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
     const T *k = key + j * key_stride, *v = value + j * value_stride;
     RegisterRow<Heads, CW> by_value{};
     typename Score::template KeySums<Heads, CW> by_key;
     Numbers slopes;
-    T factors[kTile * Heads];
+    [[maybe_unused]] T factors[kTile * Heads];
     for (int64_t s = begin; s < end; ++s) {
       prefetch(s + kPrefetch);
-      T *own_factors = factors + (s - begin) % kTile * Heads;
-      if (drops && own_factors == factors) {
+      if (Drops && (s - begin) % kTile == 0) {
         std::fill_n(factors, kTile * Heads, T{1});
         this->drop(rows, s, std::min(s + kTile, end), factors);
       }
@@ -269,9 +279,10 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
       const Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
       Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
       Numbers kept = weight;
-      if (drops) {
-        by_weight *= load<Heads>(own_factors);
-        kept *= load<Heads>(own_factors);
+      if constexpr (Drops) {
+        const Numbers own = load<Heads>(factors + (s - begin) % kTile * Heads);
+        by_weight *= own;
+        kept *= own;
       }
       const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
       store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);

@@ -630,6 +630,11 @@ void refuse_arguments() {
   require(anyattention_run_attention_weights_backward(&other_heads, 0, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "weights of other heads");
   require(anyattention_distance_terms(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  double factor = 0;
+  require(anyattention_keep_factors(1, 0, 0.5, 1, 1, &factor) == ANYATTENTION_OK, "a factor");
+  require(anyattention_keep_factors(1, 0, 1, 1, 1, &factor) == ANYATTENTION_INVALID_ARGUMENT, "all are dropped");
+  require(anyattention_keep_factors(1, 0, 0.5, 1, 1, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no factors");
+  require(anyattention_keep_factors(-1, 0, 0.5, 1, 1, &factor) == ANYATTENTION_INVALID_ARGUMENT, "a negative size");
   require(anyattention_topk_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   using TopK = anyattention_topk_indices_call;
   TopK sizes{};

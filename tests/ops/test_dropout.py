@@ -1,4 +1,4 @@
-"""Dropout in the kernels: which pairs, edges and heads it keeps is what `keep_factors` says, number for number.
+"""Dropout in the kernels: which pairs, edges and heads it keeps is what the formula says, number for number.
 
 Scores of 0 weigh all keys alike, and values that are rows of the identity show each weight on its own.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Causal, Full, Graph, Window, attend
-from anyattention.ops.dropout import draw_seed, keep_factors, philox
+from anyattention.ops.dropout import draw_seed, factors_by_formula, keep_factors, philox
 
 PROBABILITIES = [1e-8, 1e-7, 2.0**-24, 0.1, 0.3, 1 / 3, 0.5, 0.9, 0.999, 0.999999, 1 - 2.0**-25]
 
@@ -37,7 +37,7 @@ def kept_pairs(num_queries: int, num_keys: int, dropout: float, pattern=None, ba
 def test_pairs_start_anywhere_in_a_block(num_keys, dtype):
     shape = (2, 3, 19, num_keys)
     found, by_value, output = kept_pairs(19, num_keys, 0.3, Full(), 2, 3, dtype)
-    expected = keep_factors(shape, 0.3, seed_of(7), dtype)
+    expected = factors_by_formula(shape, 0.3, seed_of(7), dtype)
     assert torch.equal(found, expected != 0)
     # The backward pass draws the same numbers anew.
     torch.testing.assert_close(output.sum((1, 3)), (expected / num_keys).sum((2, 3)))
@@ -47,7 +47,7 @@ def test_pairs_start_anywhere_in_a_block(num_keys, dtype):
 @pytest.mark.parametrize("dropout", PROBABILITIES)
 def test_every_probability(dropout):
     found, _, _ = kept_pairs(130, 67, dropout, Full(), 1, 2)
-    assert torch.equal(found, keep_factors((1, 2, 130, 67), dropout, seed_of(7), torch.float32) != 0)
+    assert torch.equal(found, factors_by_formula((1, 2, 130, 67), dropout, seed_of(7), torch.float32) != 0)
 
 
 def test_a_number_that_equals_the_probability_is_kept():
@@ -68,10 +68,25 @@ def test_whole_numbers_decide_as_fractions_do(dropout):
         assert (number * 2.0**-24 >= dropout) == (number >= limit)
 
 
+@pytest.mark.parametrize("dropout", PROBABILITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_factors_as_a_tensor(dtype, dropout):
+    for shape in ((), (0, 3), (1,), (3, 21), (64,), (65,), (511,), (8, 64), (513,), (3, 5, 7, 11), (2, 70_001)):
+        for number in (0, -1, 2**63 - 1, -(2**63), 0x299F31D0A4093822):
+            seed = torch.tensor(number)
+            expected = factors_by_formula(shape, dropout, seed, dtype)
+            assert torch.equal(keep_factors(shape, dropout, seed, dtype), expected)
+
+
+def test_the_compiler_traces_the_formula():
+    compiled = torch.compile(lambda seed: keep_factors((3, 70), 0.3, seed, torch.float32), fullgraph=True)
+    assert torch.equal(compiled(torch.tensor(5)), keep_factors((3, 70), 0.3, torch.tensor(5), torch.float32))
+
+
 @pytest.mark.parametrize("length", [5, 64, 131, 197])
 def test_causal(length):
     found, _, _ = kept_pairs(length, length, 0.3, Causal(), 1, 2)
-    expected = keep_factors((1, 2, length, length), 0.3, seed_of(7), torch.float32) != 0
+    expected = factors_by_formula((1, 2, length, length), 0.3, seed_of(7), torch.float32) != 0
     assert torch.equal(found, expected.tril())
 
 
@@ -81,7 +96,7 @@ def test_pairs_of_a_pattern_count_only_those_it_has(heads, pattern):
     length = 147
     found, by_value, _ = kept_pairs(length, length, 0.3, pattern, 2, heads)
     allowed = pattern.to_dense(length, length)
-    kept = keep_factors((2, int(allowed.sum()), heads), 0.3, seed_of(7), torch.float32)
+    kept = factors_by_formula((2, int(allowed.sum()), heads), 0.3, seed_of(7), torch.float32)
     expected = torch.zeros(2, heads, length, length)
     expected[:, :, allowed] = kept.transpose(1, 2)
     assert torch.equal(found, expected != 0)
@@ -100,7 +115,7 @@ def test_heads_of_an_edge(heads, dtype):
     torch.manual_seed(7)
     output = attend(zeros, zeros, value, graph, dropout=0.3, implementation="cpu").output
     output.sum().backward()
-    kept = keep_factors((1, num_nodes**2, heads), 0.3, seed_of(7), dtype)[0]
+    kept = factors_by_formula((1, num_nodes**2, heads), 0.3, seed_of(7), dtype)[0]
     source, target = edge_index
     assert torch.equal(output[target, :, source] != 0, kept != 0)
     expected = torch.zeros(num_nodes, heads, dtype=dtype).index_add_(0, source, kept / num_nodes)
@@ -119,7 +134,7 @@ def test_heads_whose_sums_stay_in_registers(heads, width):
     torch.manual_seed(7)
     output = attend(zeros, zeros, value, graph, dropout=0.3, implementation="cpu").output
     output.sum().backward()
-    kept = keep_factors((1, num_nodes**2, heads), 0.3, seed_of(7), torch.float32)[0]
+    kept = factors_by_formula((1, num_nodes**2, heads), 0.3, seed_of(7), torch.float32)[0]
     source, target = edge_index
     assert torch.equal(output[target, :, source] != 0, kept != 0)
     expected = torch.zeros(num_nodes, heads).index_add_(0, source, kept / num_nodes)

@@ -67,6 +67,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_size_of": (_SIZE, [ctypes.c_char_p]),
     "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
     "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
+    "anyattention_keep_factors": (ctypes.c_int32, [_SIZE, _SIZE, ctypes.c_double, _SIZE, ctypes.c_int32, _POINTER]),
     "anyattention_compressed_rows": (ctypes.c_int32, [_POINTER, _POINTER, *[_SIZE] * 4, *[_POINTER] * 4]),
     "anyattention_sorted_rows": (
         ctypes.c_int32,
