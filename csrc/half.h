@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "anyattention.h"
 #include "simd.h"
 
@@ -43,6 +47,14 @@ ANYATTENTION_INLINE Vector<float, Count> load_wide(const BFloat16 *from) {
 // to take for 0.
 template <class T, int Count>
 ANYATTENTION_INLINE Vector<float, Count> load_wide(const Float16 *from) {
+#ifdef __AVX512F__
+  if constexpr (Count == 16) {
+    // Not _mm512_cvtph_ps: g++ warns of the register that it leaves undefined.
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+  }
+#elif defined(__F16C__)
+  if constexpr (Count == 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#endif
   using Bits = Vector<uint32_t, Count>;
   const Bits half = load_bits<Count>(&from->bits), size = (half & 0x7fff) << 13, exponent = half & 0x7c00;
   const Bits whole = size + (exponent == 0x7c00 ? Bits{} + ((255 - 31) << 23) : Bits{} + ((127 - 15) << 23));
