@@ -68,6 +68,9 @@ struct Forward {
     turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
     std::fill_n(memory.output, tile.count * C, T{0});
     for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = earlier_sum[v] = Lanes<T>{};
+    // Those of the next head, or of the first after the last.
+    const int64_t next = g + 1 < part.G ? g + 1 : 0;
+    const RowsAhead<T> next_keys(part.c.key, b, next, part.c.head_dim), next_values(part.c.value, b, next, part.c.value_dim);
     tile.start();
     for (std::size_t n = 0; n < tile.keys.size(); ++n) {
       const Range &keys = tile.keys[n];
@@ -85,9 +88,10 @@ struct Forward {
       }
       product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) {
-                       const int64_t first = keys.begin + begin, last = keys.begin + end;
-                       prefetch_keys<T>(part, part.c.key, first, last, b, g, part.c.head_dim);
-                       prefetch_keys<T>(part, part.c.value, first, last, b, g, part.c.value_dim);
+                       for (int64_t j = keys.begin + begin; j < keys.begin + end; ++j) {
+                         const int64_t place = part.key_at(j);
+                         next_keys.prefetch(place), next_values.prefetch(place);
+                       }
                        return tile.scores_of<T>(begin, end, D);
                      });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) weigh(v, count);

@@ -527,18 +527,22 @@ bool copy_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h,
   });
 }
 
-// Asks for the next head's rows of some keys or values, or the first's after the last, while products are computed.
+// A head's rows, to ask for them before they are needed.
 template <class T>
-ANYATTENTION_INLINE void prefetch_keys(const Part &part, const anyattention_head_rows &rows, int64_t begin, int64_t end,
-                                       int64_t b, int64_t g, int64_t width) {
-  const int64_t next = g + 1 < part.G ? g + 1 : 0;
-  with_type_of<T>(rows.type, [&](auto zero) {
-    using Number = decltype(zero);
-    for (int64_t j = begin; j < end; ++j) {
-      prefetch_row(row_of<Number>(rows, b, part.key_at(j), next), width * static_cast<int64_t>(sizeof(Number)));
-    }
-  });
-}
+struct RowsAhead {
+  uintptr_t first;  // no pointer: there may be no rows
+  int64_t stride, bytes;
+
+  RowsAhead(const anyattention_head_rows &rows, int64_t b, int64_t head, int64_t width) {
+    const int64_t size = rows.type == ANYATTENTION_FULL ? sizeof(T) : sizeof(uint16_t);
+    first = reinterpret_cast<uintptr_t>(rows.numbers) +
+            static_cast<uintptr_t>((b * rows.batch_stride + head * rows.head_stride) * size);
+    stride = rows.row_stride * size, bytes = width * size;
+  }
+  ANYATTENTION_INLINE void prefetch(int64_t i) const {
+    prefetch_row(reinterpret_cast<const void *>(first + static_cast<uintptr_t>(i * stride)), bytes);
+  }
+};
 
 }  // namespace anyattention
 

@@ -172,13 +172,12 @@ class HeadRows(Kind):
 
     def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
         """As it lies; copied where a row's numbers lie apart."""
-        *strides, apart = x.stride()
-        if apart != 1 and x.shape[-1] != 1:
+        strides = x.stride()
+        if strides[-1] != 1 and x.shape[-1] != 1:
             x = x.contiguous()
-            *strides, _ = x.stride()
-        if len(strides) == 2:
-            strides = (0, *strides)
-        return x, (HeadNumbers(x.data_ptr(), *strides, _TYPES[x.dtype]),)
+            strides = x.stride()
+        batch, rows, heads, _ = strides if len(strides) == 4 else (0, *strides)
+        return x, (HeadNumbers(x.data_ptr(), batch, rows, heads, _TYPES[x.dtype]),)
 
 
 class PerEdge(Kind):
