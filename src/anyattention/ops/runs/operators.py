@@ -121,7 +121,7 @@ def _gradient(
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        found = _composed_gradients(_widened(call), (grad_output, grad_log_sum), needs)
+        found: Mapping[str, Tensor | None] = _composed_gradients(_widened(call), (grad_output, grad_log_sum), needs)
     else:
         needed = (True, True, True, "bias" in needs)
         each = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
