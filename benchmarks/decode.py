@@ -1,7 +1,7 @@
 """Decoding a token over a cache that lies as caches do: `attend`, beside PyTorch's own, bare, where that sees all keys.
 
-The cache is contiguous float32, the same with heads first, the first part of a longer one (`cache[:, :n]`), or bfloat16;
-none is copied: a window costs what the keys that it sees cost, however long the cache.
+The cache is contiguous float32, the same with heads first, the first part of a longer one (`cache[:, :n]`), or
+bfloat16. None is copied: a window costs what the keys that it sees cost, however long the cache.
 """
 
 from __future__ import annotations
