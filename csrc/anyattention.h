@@ -1,7 +1,7 @@
 /* The plain C interface of anyattention's compiled kernels.
  *
  * Everything crosses as pointers, sizes and a number of threads; every array is
- * contiguous and owned by the caller; sizes and indices are int64_t. A function
+ * contiguous, unless it has strides, and owned by the caller; sizes and indices are int64_t. A function
  * returns one of the codes below, lets no exception out, and touches nothing
  * outside the arrays it was given, whatever their contents, and whatever other
  * threads write to arrays of indices meanwhile: then results may be anything.
@@ -136,6 +136,17 @@ typedef struct anyattention_pairs {
   const void *numbers;
   int64_t size, offset, strides[4];
 } anyattention_pairs;
+
+/* What numbers are at rest: float, or double where a call is_double; or half precision beside float. */
+enum anyattention_type { ANYATTENTION_FULL = 0, ANYATTENTION_BFLOAT16 = 1, ANYATTENTION_FLOAT16 = 2 };
+
+/* Rows of contiguous numbers, read where they lie: that of (batch entry, position, head) begins at
+ * b batch_stride + i row_stride + h head_stride; strides count numbers, and none is negative.
+ * `type` is an anyattention_type. */
+typedef struct anyattention_head_rows {
+  const void *numbers;
+  int64_t batch_stride, row_stride, head_stride, type;
+} anyattention_head_rows;
 
 /* The primitives: numbers of edges (batch, num_edges, heads) in the caller's edge order, queries (batch,
  * num_queries, heads, width) and keys (batch, num_keys, key_heads, width), key_heads dividing heads;
@@ -324,8 +335,8 @@ typedef struct anyattention_run_part {
   const int64_t *query_order, *key_order, *offsets, *begins, *ends;
 } anyattention_run_part;
 
-/* One part of attention over a sequence. All arrays of numbers are contiguous, in the sequence's own
- * order, float, or double where is_double.
+/* One part of attention over a sequence. All numbers are in the sequence's own order, float, or
+ * double where is_double; query, key and value may be half precision at rest, and sums are float.
  *
  *   query (batch, num_queries, heads, head_dim)
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
@@ -341,7 +352,7 @@ typedef struct anyattention_run_part {
 typedef struct anyattention_run_attention_call {
   int64_t batch, num_queries, heads, head_dim, num_keys, key_heads, value_dim;
   double scale, softcap;
-  const void *query, *key, *value;
+  anyattention_head_rows query, key, value;
   anyattention_pairs mask, bias;
   int64_t seed;
   anyattention_run_part parts;
@@ -362,13 +373,15 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattentio
                                                                int32_t merges, void *output, void *largest,
                                                                void *log_sum);
 
-/* From the results of all parts: gradients as their inputs; with `adds` added to what they
- * hold. grad_log_sum may be null, and grad_bias. A bias of which the gradient is wanted has
+/* From the results of all parts: gradients of their inputs' sizes, contiguous, float or double;
+ * with `adds` added to what they hold. grad_log_sum may be null, and grad_bias. A bias of which the gradient is wanted has
  * strides[0] 0 and, for each head in its order, size / heads numbers strides[1] apart, or
  * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
 typedef struct anyattention_run_attention_backward_call {
   anyattention_run_attention_call call;
-  const void *output, *largest, *log_sum, *grad_output, *grad_log_sum;
+  const void *output, *largest, *log_sum;
+  anyattention_head_rows grad_output;
+  const void *grad_log_sum;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_run_attention_backward_call;

@@ -16,6 +16,7 @@ constexpr Structure kStructures[] = {
     {"graph_arrays", sizeof(anyattention_graph_arrays)},
     {"edge_numbers", sizeof(anyattention_edge_numbers)},
     {"pairs", sizeof(anyattention_pairs)},
+    {"head_rows", sizeof(anyattention_head_rows)},
     {"run_part", sizeof(anyattention_run_part)},
     {"edge_dot", sizeof(anyattention_edge_dot_call)},
     {"edge_sum", sizeof(anyattention_edge_sum_call)},

@@ -45,6 +45,9 @@ struct Forward {
     turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
     std::fill_n(memory.output, tile.count * C, T{0});
     for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = earlier_sum[v] = Lanes<T>{};
+    // Those of the next head, or of the first after the last.
+    const int64_t next = g + 1 < part.G ? g + 1 : 0;
+    const RowsAhead<T> next_keys(part.c.key, b, next, part.c.head_dim), next_values(part.c.value, b, next, part.c.value_dim);
     tile.start();
     for (std::size_t n = 0; n < tile.keys.size(); ++n) {
       const Range &keys = tile.keys[n];
@@ -54,17 +57,18 @@ struct Forward {
       const int64_t count = keys.end - keys.begin;
       const T *key = memory.key;
       int64_t key_stride = D;
-      if (!part.c.parts.key_order && part.c.head_dim == D) {
-        key = static_cast<const T *>(part.c.key) + part.key_row(b, keys.begin, g) * D;
-        key_stride = part.G * D;
+      if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
+        key = row_of<T>(part.c.key, b, keys.begin, g);
+        key_stride = part.c.key.row_stride;
       } else {
         copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
       }
       product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) {
-                       const int64_t first = keys.begin + begin, last = keys.begin + end;
-                       prefetch_keys<T>(part, first, last, b, g, part.c.key, part.c.head_dim);
-                       prefetch_keys<T>(part, first, last, b, g, part.c.value, part.c.value_dim);
+                       for (int64_t j = keys.begin + begin; j < keys.begin + end; ++j) {
+                         const int64_t place = part.key_at(j);
+                         next_keys.prefetch(place), next_values.prefetch(place);
+                       }
                        return tile.scores_of<T>(begin, end, D);
                      });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) weigh(v, count);
@@ -174,7 +178,9 @@ struct Forward {
 // Where the results of a backward pass go, and what it needs of the forward's.
 template <class T>
 struct BackwardArrays {
-  const T *output, *largest, *log_sum, *grad_output, *grad_log_sum;
+  const T *output, *largest, *log_sum;
+  anyattention_head_rows grad_output;
+  const T *grad_log_sum;
   T *grad_query, *grad_key, *grad_value, *grad_bias;
 };
 
@@ -405,10 +411,13 @@ class BackwardTasks {
 };
 
 template <class T>
-void differentiate(const Part &part, bool adds, const void *const *given, void *const *gradients) {
-  const auto in = [given](int n) { return static_cast<const T *>(given[n]); };
+void differentiate(const Part &part, bool adds, const anyattention_run_attention_backward_call &call,
+                   void *const *gradients) {
+  const auto in = [](const void *numbers) { return static_cast<const T *>(numbers); };
   const auto out = [gradients](int n) { return static_cast<T *>(gradients[n]); };
-  BackwardTasks<T>(part, adds, {in(0), in(1), in(2), in(3), in(4), out(0), out(1), out(2), out(3)}).run();
+  BackwardTasks<T>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
+                                in(call.grad_log_sum), out(0), out(1), out(2), out(3)})
+      .run();
 }
 
 }  // namespace
@@ -443,14 +452,13 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention_call
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
                                             void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
-  if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const void *given[] = {call->output, call->largest, call->log_sum, call->grad_output, call->grad_log_sum};
+  if (!call || !anyattention::Part::is_valid(call->grad_output, call->call.is_double)) return ANYATTENTION_INVALID_ARGUMENT;
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
   return anyattention::guarded(&call->call, [&](const auto &part) {
     if (call->call.is_double) {
-      anyattention::differentiate<double>(part, adds != 0, given, gradients);
+      anyattention::differentiate<double>(part, adds != 0, *call, gradients);
     } else {
-      anyattention::differentiate<float>(part, adds != 0, given, gradients);
+      anyattention::differentiate<float>(part, adds != 0, *call, gradients);
     }
   });
 }

@@ -128,15 +128,16 @@ struct Weights {
         const int64_t g = h / (part.H / part.G);
         const T *key = memory.key, *query = turned + h * kQueries * D;
         int64_t key_stride = D;
-        if (!part.c.parts.key_order && part.c.head_dim == D) {
-          key = static_cast<const T *>(part.c.key) + part.key_row(b, keys.begin, g) * D;
-          key_stride = part.G * D;
+        if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
+          key = row_of<T>(part.c.key, b, keys.begin, g);
+          key_stride = part.c.key.row_stride;
         } else if (h % (part.H / part.G) == 0) {
           copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
         }
+        const RowsAhead<T> next_keys(part.c.key, b, g + 1 < part.G ? g + 1 : 0, part.c.head_dim);
         product<false>(count, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
                        [&](int64_t begin, int64_t end) {
-                         prefetch_keys<T>(part, keys.begin + begin, keys.begin + end, b, g, part.c.key, part.c.head_dim);
+                         for (int64_t j = begin; j < end; ++j) next_keys.prefetch(part.key_at(keys.begin + j));
                          return tile.scores_of<T>(begin, end, D);
                        });
         for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "anyattention.h"
+#include "half.h"
 #include "once.h"
 #include "pairs.h"
 #include "philox.h"
@@ -134,7 +135,16 @@ struct Part {
     if (c.batch < 0 || H < 1 || G < 1 || H % G || c.num_queries < 0 || c.num_keys < 0 || c.head_dim < 1) return false;
     if (c.value_dim < 1 || c.num_threads < 1 || !c.parts.offsets) return false;
     if (c.parts.num_runs < 0 || (c.parts.num_runs > 0 && (!c.parts.begins || !c.parts.ends))) return false;
+    for (const anyattention_head_rows *rows : {&c.query, &c.key, &c.value}) {
+      if (!is_valid(*rows, c.is_double)) return false;
+    }
     return c.dropout >= 0 && c.dropout < 1 && (c.dropout == 0 || !(c.parts.query_order || c.parts.key_order));
+  }
+
+  static bool is_valid(const anyattention_head_rows &rows, bool is_double) {
+    const bool has_type = rows.type >= ANYATTENTION_FULL && rows.type <= ANYATTENTION_FLOAT16;
+    return has_type && (rows.type == ANYATTENTION_FULL || !is_double) && rows.batch_stride >= 0 && rows.row_stride >= 0 &&
+           rows.head_stride >= 0;
   }
 
   // Whether offsets and runs rise, the runs apart from one another and inside the keys, the orders name each place once, and
@@ -178,18 +188,18 @@ template <class T, class RowOf>
 bool copy_rows(int64_t count, int64_t width, int64_t padded, const RowOf &row_of, T *to) {
   T broken = 0;
   for (int64_t n = 0; n < count; ++n, to += padded) {
-    const T *row = row_of(n);
+    const auto *row = row_of(n);
     if (width == padded) {
       Lanes<T> sum{};
       for (int64_t d = 0; d < width; d += kLane<T>) {
-        const Lanes<T> part = load<kLane<T>>(row + d);
+        const Lanes<T> part = load_wide<T, kLane<T>>(row + d);
         store<T, kLane<T>>(to + d, part);
         sum += part * 0;
       }
       broken += sum_of<T, kLane<T>>(sum);
       continue;
     }
-    for (int64_t d = 0; d < width; ++d) to[d] = row[d], broken += row[d] * 0;
+    for (int64_t d = 0; d < width; ++d) to[d] = load_wide<T, 1>(row + d)[0], broken += to[d] * 0;
     std::fill(to + width, to + padded, T{0});
   }
   return broken == 0;
@@ -508,31 +518,48 @@ void turn(int64_t count, int64_t padded, const T *rows, T factor, T *turned) {
   }
 }
 
+// The row of a batch entry, a position and a head.
+template <class Number>
+ANYATTENTION_INLINE const Number *row_of(const anyattention_head_rows &rows, int64_t b, int64_t i, int64_t h) {
+  return static_cast<const Number *>(rows.numbers) + b * rows.batch_stride + i * rows.row_stride + h * rows.head_stride;
+}
+
 // Copies rows (width) of a tile's keys or values; whether all numbers are finite.
 template <class T>
-bool copy_keys(const Part &part, Range keys, int64_t b, int64_t g, const void *numbers, int64_t width, int64_t padded,
-               T *to) {
-  const auto *from = static_cast<const T *>(numbers);
-  return copy_rows(keys.end - keys.begin, width, padded,
-                   [&](int64_t j) { return from + part.key_row(b, keys.begin + j, g) * width; }, to);
+bool copy_keys(const Part &part, Range keys, int64_t b, int64_t g, const anyattention_head_rows &rows, int64_t width,
+               int64_t padded, T *to) {
+  return with_type_of<T>(rows.type, [&](auto zero) {
+    return copy_rows(keys.end - keys.begin, width, padded,
+                     [&](int64_t j) { return row_of<decltype(zero)>(rows, b, part.key_at(keys.begin + j), g); }, to);
+  });
 }
 
 // Copies rows (width) of a tile's queries; whether all numbers are finite.
 template <class T>
-bool copy_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h, const void *numbers, int64_t width,
-                  int64_t padded, T *to) {
-  const auto *from = static_cast<const T *>(numbers);
-  return copy_rows(tile.count, width, padded,
-                   [&](int64_t i) { return from + part.query_row(b, tile.first + i, h) * width; }, to);
+bool copy_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h, const anyattention_head_rows &rows,
+                  int64_t width, int64_t padded, T *to) {
+  return with_type_of<T>(rows.type, [&](auto zero) {
+    return copy_rows(tile.count, width, padded,
+                     [&](int64_t i) { return row_of<decltype(zero)>(rows, b, part.query_at(tile.first + i), h); }, to);
+  });
 }
 
-// Asks for the next head's rows of keys or values, while products are computed.
+// A head's rows, to ask for them before they are needed.
 template <class T>
-ANYATTENTION_INLINE void prefetch_keys(const Part &part, int64_t begin, int64_t end, int64_t b, int64_t g,
-                                       const void *numbers, int64_t width) {
-  const auto *from = static_cast<const T *>(numbers);
-  for (int64_t j = begin; j < end; ++j) prefetch_row(from + (part.key_row(b, j, g) + 1) * width, width * sizeof(T));
-}
+struct RowsAhead {
+  uintptr_t first;  // no pointer: there may be no rows
+  int64_t stride, bytes;
+
+  RowsAhead(const anyattention_head_rows &rows, int64_t b, int64_t head, int64_t width) {
+    const int64_t size = rows.type == ANYATTENTION_FULL ? sizeof(T) : sizeof(uint16_t);
+    first = reinterpret_cast<uintptr_t>(rows.numbers) +
+            static_cast<uintptr_t>((b * rows.batch_stride + head * rows.head_stride) * size);
+    stride = rows.row_stride * size, bytes = width * size;
+  }
+  ANYATTENTION_INLINE void prefetch(int64_t i) const {
+    prefetch_row(reinterpret_cast<const void *>(first + static_cast<uintptr_t>(i * stride)), bytes);
+  }
+};
 
 }  // namespace anyattention
 

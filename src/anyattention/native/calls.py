@@ -30,7 +30,7 @@ class Bound:
         sizes: of the axes, by name.
         copies: tensors that the kernel reads in place of the record's own, which do not lie as it needs them.
         first: the first tensor of numbers.
-        dtype: of the numbers; None before the first.
+        dtype: of the sums, and of all numbers but those in half precision at rest; None before the first.
         has_batch: whether numbers have the axis "batch"; else it is 1.
         structure: for C.
     """
@@ -84,7 +84,8 @@ def _structure(layout: Layout, record: Any, bound: Bound, place: str) -> Any:
                 bound.first = value
             shape = value.shape
             fits = shapes_of is not None and shapes_of[bound.has_batch](sizes) == shape
-            if value.dtype is not dtype or not value.is_cpu or not (fits or _fits(kind, shape, bound)):
+            has_dtype = value.dtype is dtype or (dtype is torch.float32 and value.dtype in kind.at_rest)
+            if not has_dtype or not value.is_cpu or not (fits or _fits(kind, shape, bound)):
                 raise _misfit(place + name, kind, value, bound)
             if not kind.is_contiguous:
                 lying, found = kind.read(value, sizes)

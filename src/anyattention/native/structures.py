@@ -25,6 +25,7 @@ from anyattention.native.columns import row_stride
 __all__ = [
     "Choice",
     "Field",
+    "HeadRows",
     "Indices",
     "Kind",
     "Layout",
@@ -59,8 +60,22 @@ class PairNumbers(ctypes.Structure):
     _fields_ = [("numbers", _POINTER), ("size", _SIZE), ("offset", _SIZE), ("strides", _SIZE * 4)]
 
 
+class HeadNumbers(ctypes.Structure):
+    """`anyattention_head_rows`."""
+
+    _fields_ = [
+        ("numbers", _POINTER),
+        *((name, _SIZE) for name in ("batch_stride", "row_stride", "head_stride", "type")),
+    ]
+
+
 structures["edge_numbers"] = EdgeNumbers
 structures["pairs"] = PairNumbers
+structures["head_rows"] = HeadNumbers
+
+# `anyattention_type`.
+_TYPES = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
+_HALVES = frozenset({torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,9 @@ class Kind:
 
     dtype: ClassVar[torch.dtype | None] = None
     """None: float32 or float64, one of the two for all."""
+
+    at_rest: ClassVar[frozenset[torch.dtype]] = frozenset()
+    """Other dtypes that the kernel reads beside float32."""
 
     absent: ClassVar[tuple[Any, ...]] = (None,)
     """What C gets where there is no tensor."""
@@ -141,6 +159,25 @@ class Rows(Kind):
             x = x.contiguous()
             stride = row_stride(x)
         return x, (x.data_ptr(), stride)
+
+
+class HeadRows(Kind):
+    """Rows of contiguous numbers `(batch, positions, heads, width)`, of any strides, and of half precision at rest."""
+
+    at_rest = _HALVES
+
+    def c_fields(self, name: str) -> list[tuple[str, Any]]:
+        """A `HeadNumbers`."""
+        return [(name, HeadNumbers)]
+
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """As it lies; copied where a row's numbers lie apart."""
+        strides = x.stride()
+        if strides[-1] != 1 and x.shape[-1] != 1:
+            x = x.contiguous()
+            strides = x.stride()
+        batch, rows, heads, _ = strides if len(strides) == 4 else (0, *strides)
+        return x, (HeadNumbers(x.data_ptr(), batch, rows, heads, _TYPES[x.dtype]),)
 
 
 class PerEdge(Kind):

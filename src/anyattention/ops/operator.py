@@ -234,19 +234,21 @@ class Operator(Generic[Record]):
         """Uninitialised results on the CPU; None for those that the record does not ask for."""
         first, sizes = bound.first, bound.sizes
         assert first is not None
+        # None where it is that of the numbers, which takes a microsecond to say.
+        of_sums = None if bound.dtype is first.dtype else bound.dtype
         needed = getattr(record, "needed", None)
         results: list[Tensor | None] = []
         for n, result in enumerate(self.results):
             if needed is not None and not needed[n]:
                 results.append(None)
-            elif result.like is not None:
-                like = result.like_of(record)
-                made = None if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
-                results.append(made)
+                continue
+            dtype = of_sums if result.is_sum else result.dtype
+            if result.like is not None:
+                like, kept = result.like_of(record), torch.contiguous_format
+                results.append(None if like is None else torch.empty_like(like, dtype=dtype, memory_format=kept))
             else:
                 axes = result.sized if bound.has_batch else result.sized_without_batch
                 shape = [sizes[axis] if axis in sizes else getattr(record, axis) for axis in axes]
-                dtype = result.dtype
                 results.append(first.new_empty(*shape) if dtype is None else first.new_empty(shape, dtype=dtype))
         return results
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyattention.ambient import is_differentiated_again, shielded
 from anyattention.native import calls
-from anyattention.native.structures import Choice, Numbers, Pairs, Seed
+from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed
 from anyattention.ops.arguments import Arguments, Scaling
 from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.edges.arrays import arrays_of
@@ -46,7 +46,7 @@ class RunAttention(Scaling):
     """Attention by dot products of each query to the keys of its runs.
 
     Attributes:
-        query, key, value: contiguous rows of positions.
+        query, key, value: read where they lie, also in half precision; sums are at least float32.
         mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
         bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
         seed: with dropout.
@@ -55,9 +55,9 @@ class RunAttention(Scaling):
         is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
     """
 
-    query: Annotated[Tensor, Numbers("batch num_queries heads head_dim")]
-    key: Annotated[Tensor, Numbers("batch num_keys key_heads head_dim")]
-    value: Annotated[Tensor, Numbers("batch num_keys key_heads value_dim")]
+    query: Annotated[Tensor, HeadRows("batch num_queries heads head_dim")]
+    key: Annotated[Tensor, HeadRows("batch num_keys key_heads head_dim")]
+    value: Annotated[Tensor, HeadRows("batch num_keys key_heads value_dim")]
     mask: Annotated[Tensor | None, Choice("batch heads num_queries num_keys")]
     bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
     seed: Annotated[Tensor | None, Seed()]
@@ -68,28 +68,25 @@ class RunAttention(Scaling):
 
 @dataclass(frozen=True, eq=False)
 class RunAttentionBackward:
-    """The gradients of query, key, value and of a bias by distance, where needed."""
+    """The gradients of query, key, value and of a bias by distance, where needed, in at least float32."""
 
     call: RunAttention
     output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
     largest: Annotated[Tensor, Numbers("batch num_queries heads")]
     log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
-    grad_output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
+    grad_output: Annotated[Tensor, HeadRows("batch num_queries heads value_dim")]
     grad_log_sum: Annotated[Tensor | None, Numbers("batch num_queries heads")]
     needed: tuple[bool, ...]
 
 
 def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *, is_dense: bool) -> RunAttention:
-    """The record of a call over these parts, in the dtype that it is computed in."""
-    dtype, rows = call.sums_dtype, (call.query, call.key, call.value)
-    # `to` takes a microsecond where it changes nothing.
-    query, key, value = rows if call.query.dtype is dtype else [x.to(dtype) for x in rows]
+    """The record of a call over these parts."""
     return RunAttention(
-        query=query,
-        key=key,
-        value=value,
+        query=call.query,
+        key=call.key,
+        value=call.value,
         mask=call.mask,
-        bias=None if bias is None else bias.to(dtype),
+        bias=None if bias is None else bias.to(call.sums_dtype),
         seed=draw_seed(call.query.device) if call.dropout > 0 else None,
         parts=parts,
         **vars(call.scaling),
@@ -100,6 +97,7 @@ def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *
 
 def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAttention:
     """The same attention in the primitives over the pairs as edges, with the factors of dropout."""
+    call = _widened(call)
     return EdgeAttention(
         graph=arrays_of(graph),
         score=Dot,
@@ -131,6 +129,14 @@ def bias_by_distance(call: RunAttention, graph: Graph, by_edges: Tensor | None) 
     return call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
 
 
+def _widened(call: RunAttention) -> RunAttention:
+    """The call with its rows in the dtype of the sums."""
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    if call.query.dtype is dtype:
+        return call
+    return replace(call, query=call.query.to(dtype), key=call.key.to(dtype), value=call.value.to(dtype))
+
+
 def _gradient(
     call: RunAttention, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
@@ -139,10 +145,14 @@ def _gradient(
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     if is_differentiated_again():
-        return _composed_gradients(call, (grad_output, grad_log_sum), needs)
-    needed = (True, True, True, "bias" in needs)
-    found = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
-    return dict(zip(("query", "key", "value", "bias"), found, strict=True))
+        found: Mapping[str, Tensor | None] = _composed_gradients(_widened(call), (grad_output, grad_log_sum), needs)
+    else:
+        needed = (True, True, True, "bias" in needs)
+        each = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
+        found = dict(zip(("query", "key", "value", "bias"), each, strict=True))
+    if call.query.dtype is output.dtype:
+        return found
+    return {name: x if x is None or name == "bias" else x.to(call.query.dtype) for name, x in found.items()}
 
 
 def _composed_gradients(
@@ -165,21 +175,23 @@ def _composed_gradients(
 run_attention = operator(
     RunAttention,
     [
-        Result("output", "batch num_queries heads value_dim"),
-        Result("largest", "batch num_queries heads"),
-        Result("log_sum", "batch num_queries heads"),
+        Result("output", "batch num_queries heads value_dim", is_sum=True),
+        Result("largest", "batch num_queries heads", is_sum=True),
+        Result("log_sum", "batch num_queries heads", is_sum=True),
     ],
     gradient=_gradient,
     keeps_results=True,
 )
 _backward = operator(
-    RunAttentionBackward, [Result(f"grad_{name}", like=f"call.{name}") for name in ("query", "key", "value", "bias")]
+    RunAttentionBackward,
+    [Result(f"grad_{name}", like=f"call.{name}", is_sum=True) for name in ("query", "key", "value", "bias")],
 )
 
 
 @run_attention.kernel("cpu", binds=True)
 def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
     if not call.parts:
+        call = _widened(call)
         rows = call.query.shape[:3]
         output = call.query.new_zeros(*rows, call.value.shape[3])
         return output, call.query.new_full(rows, -torch.inf), call.query.new_zeros(rows)
@@ -195,7 +207,8 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
 def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = []
     if not record.call.parts:
-        inputs = (record.call.query, record.call.key, record.call.value, record.call.bias)
+        call = _widened(record.call)
+        inputs = (call.query, call.key, call.value, call.bias)
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
     for number, part in enumerate(single_parts(record.call)):
         bound = calls.bind(record if part is record.call else replace(record, call=part))
@@ -220,10 +233,8 @@ def single_parts(call: RunAttention) -> Iterator[RunAttention]:
 def pairs_in_tiles(part: RunPart, num_keys: int) -> int:
     """How many pairs of a part's tiles the kernels compute, allowed ones and others."""
     with shielded():
-        query, key = (
-            torch.zeros(1, length, 1, 1, dtype=torch.float32, device="cpu")
-            for length in (part.offsets.numel() - 1, num_keys)
-        )
+        number = torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu")
+        query, key = (number.expand(1, length, 1, 1) for length in (part.offsets.numel() - 1, num_keys))
         counted = torch.zeros(1, dtype=torch.int64, device="cpu")
     bound = calls.bind(RunAttention(query, key, key, None, None, None, (part,), 0.0, False, scale=1.0, softcap=0.0))
     calls.run("run_attention_tiles", bound, counted)

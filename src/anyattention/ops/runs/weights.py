@@ -72,7 +72,7 @@ def _gradient(
     (grad_weights,) = by
     assert grad_weights is not None
     if is_differentiated_again():
-        return _composed_gradients(record, grad_weights, needs)
+        return _of_rows(record, _composed_gradients(record, grad_weights, needs))
     if "call.bias" in needs:
         if not is_readable(record.call.query):
             raise UnsupportedError(
@@ -80,9 +80,15 @@ def _gradient(
             )
         with torch.enable_grad():
             found = _composed_gradients(record, grad_weights, needs)
-        return {name: None if x is None else x.detach() for name, x in found.items()}
+        return _of_rows(record, {name: None if x is None else x.detach() for name, x in found.items()})
     found = _backward(RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights))
-    return dict(zip(("call.query", "call.key", "log_sum"), found, strict=True))
+    return _of_rows(record, dict(zip(("call.query", "call.key", "log_sum"), found, strict=True)))
+
+
+def _of_rows(record: RunAttentionWeights, found: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
+    """The gradients in the dtypes of what they are gradients of: rows in half precision have those of float32 sums."""
+    dtype, rows = record.call.query.dtype, ("call.query", "call.key", "call.value")
+    return {name: x.to(dtype) if x is not None and name in rows else x for name, x in found.items()}
 
 
 def _composed_gradients(
@@ -101,13 +107,13 @@ def _composed_gradients(
 
 
 run_attention_weights = operator(
-    RunAttentionWeights, [Result("weights", "batch weight_heads num_queries num_keys")], gradient=_gradient
+    RunAttentionWeights, [Result("weights", "batch weight_heads num_queries num_keys", is_sum=True)], gradient=_gradient
 )
 _backward = operator(
     RunAttentionWeightsBackward,
     [
-        Result("grad_query", like="call.query"),
-        Result("grad_key", like="call.key"),
+        Result("grad_query", like="call.query", is_sum=True),
+        Result("grad_key", like="call.key", is_sum=True),
         Result("grad_log_sum", like="log_sum"),
     ],
 )
@@ -118,8 +124,8 @@ def _run(record: RunAttentionWeights) -> Tensor:
     query, key = record.call.query, record.call.key
     shape = (len(query), record.weight_heads, query.shape[1], key.shape[1])
     if not record.call.parts:
-        return query.new_zeros(shape)
-    weights = large_empty(query, shape)
+        return record.log_sum.new_zeros(shape)
+    weights = large_empty(record.log_sum, shape)
     for number, part in enumerate(single_parts(record.call)):
         calls.run("run_attention_weights", calls.bind(replace(record, call=part)), number > 0, weights)
     return weights
@@ -129,7 +135,7 @@ def _run(record: RunAttentionWeights) -> Tensor:
 def _run_backward(record: RunAttentionWeightsBackward) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = []
     if not record.call.parts:
-        return tuple([x.new_zeros(x.shape) for x in (record.call.query, record.call.key, record.log_sum)])
+        return tuple([record.log_sum.new_zeros(x.shape) for x in (record.call.query, record.call.key, record.log_sum)])
     for number, part in enumerate(single_parts(record.call)):
         bound = calls.bind(replace(record, call=part))
         results = results or _backward.allocate(record, bound)
