@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyattention import Graph
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
+from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
 from anyattention.ops.edges.operators import EdgeArgmax, EdgeDot, EdgeSoftmax, EdgeSum, EdgeTotal
@@ -66,6 +67,7 @@ def calls() -> dict[str, Callable[[], Results]]:
     return made | {
         "compressed_rows": lambda: compressed_rows(rows, columns, 1_000, 1_000),
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
+        "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
         "sorted_rows": _sorted(rows, columns),
     }
 

@@ -37,5 +37,5 @@ def pairs_at_edges(pairs: Tensor, graph: Graph) -> Tensor:
     place = graph.key_index if num_keys != 1 else torch.zeros_like(graph.key_index)
     if num_queries != 1:
         place = place + graph.query_index * num_keys
-    # Not by indexing, whose gradient cannot be mapped over.
-    return pairs.flatten(2).index_select(2, place).transpose(1, 2)
+    # Not by indexing, whose gradient cannot be mapped over, nor `flatten`, which cannot be.
+    return pairs.reshape(*pairs.shape[:2], num_queries * num_keys).index_select(2, place).transpose(1, 2)

@@ -125,9 +125,12 @@ def _run(record: RunAttentionWeights) -> Tensor:
     shape = (len(query), record.weight_heads, query.shape[1], key.shape[1])
     if not record.call.parts:
         return record.log_sum.new_zeros(shape)
-    weights = large_empty(record.log_sum, shape)
+    weights: Tensor | None = None
     for number, part in enumerate(single_parts(record.call)):
-        calls.run("run_attention_weights", calls.bind(replace(record, call=part)), number > 0, weights)
+        bound = calls.bind(replace(record, call=part))
+        weights = large_empty(record.log_sum, shape) if weights is None else weights
+        calls.run("run_attention_weights", bound, number > 0, weights)
+    assert weights is not None
     return weights
 
 
