@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -34,10 +34,11 @@ __all__ = [
     "at_edges",
     "bias_by_distance",
     "graph_of_parts",
+    "of_rows",
     "pairs_in_tiles",
     "run_attention",
     "run_call",
-    "single_parts",
+    "with_single_parts",
 ]
 
 
@@ -150,9 +151,16 @@ def _gradient(
         needed = (True, True, True, "bias" in needs)
         each = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
         found = dict(zip(("query", "key", "value", "bias"), each, strict=True))
-    if call.query.dtype is output.dtype:
+    return of_rows(call, found)
+
+
+def of_rows(call: RunAttention, found: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
+    """Gradients by name, those of rows in their dtype: rows in half precision have them of float32 sums."""
+    dtype = call.query.dtype
+    if dtype is torch.promote_types(dtype, torch.float32):
         return found
-    return {name: x if x is None or name == "bias" else x.to(call.query.dtype) for name, x in found.items()}
+    rows = ("query", "key", "value")
+    return {name: x.to(dtype) if x is not None and name in rows else x for name, x in found.items()}
 
 
 def _composed_gradients(
@@ -196,7 +204,7 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
         output = call.query.new_zeros(*rows, call.value.shape[3])
         return output, call.query.new_full(rows, -torch.inf), call.query.new_zeros(rows)
     results: list[Tensor | None] = []
-    for number, part in enumerate(single_parts(call)):
+    for number, part in enumerate(_single_parts(call)):
         bound = calls.bind(part)
         results = results or run_attention.allocate(call, bound)
         calls.run("run_attention_forward", bound, number > 0, *results)
@@ -210,8 +218,8 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
         call = _widened(record.call)
         inputs = (call.query, call.key, call.value, call.bias)
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
-    for number, part in enumerate(single_parts(record.call)):
-        bound = calls.bind(record if part is record.call else replace(record, call=part))
+    for number, single in enumerate(with_single_parts(record)):
+        bound = calls.bind(single)
         if not results:
             results = _backward.allocate(record, bound)
             if results[3] is not None:
@@ -220,7 +228,13 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
     return tuple(results)
 
 
-def single_parts(call: RunAttention) -> Iterator[RunAttention]:
+def with_single_parts(record: Any) -> Iterator[Any]:
+    """A record about a call, once for each part of the call."""
+    for call in _single_parts(record.call):
+        yield record if call is record.call else replace(record, call=call)
+
+
+def _single_parts(call: RunAttention) -> Iterator[RunAttention]:
     """The call for each of its parts, which a kernel takes one at a time."""
     if len(call.parts) == 1:
         yield call

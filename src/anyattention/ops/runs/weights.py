@@ -20,7 +20,14 @@ from anyattention.errors import UnsupportedError
 from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.operators import RunAttention, at_edges, bias_by_distance, graph_of_parts, single_parts
+from anyattention.ops.runs.operators import (
+    RunAttention,
+    at_edges,
+    bias_by_distance,
+    graph_of_parts,
+    of_rows,
+    with_single_parts,
+)
 from anyattention.ops.runs.pairs import pairs_at_edges
 
 __all__ = ["RunAttentionWeights", "RunAttentionWeightsBackward", "run_attention_weights", "run_weights"]
@@ -72,7 +79,7 @@ def _gradient(
     (grad_weights,) = by
     assert grad_weights is not None
     if is_differentiated_again():
-        return _of_rows(record, _composed_gradients(record, grad_weights, needs))
+        return _composed_gradients(record, grad_weights, needs)
     if "call.bias" in needs:
         if not is_readable(record.call.query):
             raise UnsupportedError(
@@ -80,15 +87,16 @@ def _gradient(
             )
         with torch.enable_grad():
             found = _composed_gradients(record, grad_weights, needs)
-        return _of_rows(record, {name: None if x is None else x.detach() for name, x in found.items()})
-    found = _backward(RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights))
-    return _of_rows(record, dict(zip(("call.query", "call.key", "log_sum"), found, strict=True)))
+        return {name: None if x is None else x.detach() for name, x in found.items()}
+    by_query, by_key, by_log_sum = _backward(
+        RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights)
+    )
+    return {"log_sum": by_log_sum, **_of_call(record.call, {"query": by_query, "key": by_key})}
 
 
-def _of_rows(record: RunAttentionWeights, found: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
-    """The gradients in the dtypes of what they are gradients of: rows in half precision have those of float32 sums."""
-    dtype, rows = record.call.query.dtype, ("call.query", "call.key", "call.value")
-    return {name: x.to(dtype) if x is not None and name in rows else x for name, x in found.items()}
+def _of_call(call: RunAttention, found: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Gradients by the call's fields, as those of the record that has it."""
+    return {f"call.{name}": x for name, x in of_rows(call, found).items()}
 
 
 def _composed_gradients(
@@ -103,7 +111,7 @@ def _composed_gradients(
     own = frozenset([name.removeprefix("call.") for name in needs])
     found = dict(at_edges(call, graph, None).gradients((None, None, by_edges), own))
     found["bias"] = bias_by_distance(call, graph, found.get("bias"))
-    return {f"call.{name}": x for name, x in found.items()}
+    return _of_call(call, found)
 
 
 run_attention_weights = operator(
@@ -126,8 +134,8 @@ def _run(record: RunAttentionWeights) -> Tensor:
     if not record.call.parts:
         return record.log_sum.new_zeros(shape)
     weights: Tensor | None = None
-    for number, part in enumerate(single_parts(record.call)):
-        bound = calls.bind(replace(record, call=part))
+    for number, single in enumerate(with_single_parts(record)):
+        bound = calls.bind(single)
         weights = large_empty(record.log_sum, shape) if weights is None else weights
         calls.run("run_attention_weights", bound, number > 0, weights)
     assert weights is not None
@@ -139,8 +147,8 @@ def _run_backward(record: RunAttentionWeightsBackward) -> tuple[Tensor | None, .
     results: list[Tensor | None] = []
     if not record.call.parts:
         return tuple([record.log_sum.new_zeros(x.shape) for x in (record.call.query, record.call.key, record.log_sum)])
-    for number, part in enumerate(single_parts(record.call)):
-        bound = calls.bind(replace(record, call=part))
+    for number, single in enumerate(with_single_parts(record)):
+        bound = calls.bind(single)
         results = results or _backward.allocate(record, bound)
         calls.run("run_attention_weights_backward", bound, number > 0, *results)
     return tuple(results)
