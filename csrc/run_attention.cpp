@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "anyattention.h"
+#include "few_queries.h"
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
@@ -39,7 +40,7 @@ struct Forward {
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
 
-  void run(bool merges, T *output, T *largest_scores, T *log_sums) {
+  void run(const RowResults<T> &results) {
     const int64_t D = part.D, C = part.C;
     copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
     turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
@@ -89,7 +90,11 @@ struct Forward {
       std::swap(memory.output, memory.earlier);
       std::swap(sum, earlier_sum);
     }
-    for (int64_t i = 0; i < tile.count; ++i) finish(i, merges, output, largest_scores, log_sums);
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const int64_t v = i / kLane<T>, lane = i % kLane<T>;
+      results.write(part, part.query_row(b, tile.first + i, h), memory.output + i * C, base[v][lane], largest[v][lane],
+                    sum[v][lane]);
+    }
   }
 
   void begin_block() {
@@ -156,22 +161,6 @@ struct Forward {
       sum[v] *= factor, earlier_sum[v] *= factor;
     }
     sum[v] += total;
-  }
-
-  void finish(int64_t i, bool merges, T *output, T *largest_scores, T *log_sums) {
-    const int64_t row = part.query_row(b, tile.first + i, h), v = i / kLane<T>, lane = i % kLane<T>;
-    const T own = largest[v][lane], other = merges ? largest_scores[row] : kMinusInfinity<T>, top = std::max(own, other);
-    // All sums relative to the largest score of both.
-    const T shift = top == kMinusInfinity<T> ? T{0} : top;
-    T mine = std::exp(base[v][lane] - shift), theirs = merges ? std::exp((other - shift) + log_sums[row]) : T{0};
-    const T total = sum[v][lane] * mine + theirs, inverse = total == 0 ? T{0} : 1 / total;
-    largest_scores[row] = top;
-    log_sums[row] = total == 0 ? T{0} : std::log(total);
-    mine *= inverse, theirs *= inverse;
-    T *target = output + row * part.c.value_dim;
-    for (int64_t d = 0; d < part.c.value_dim; ++d) {
-      target[d] = memory.output[i * part.C + d] * mine + (merges ? target[d] * theirs : 0);
-    }
   }
 };
 
@@ -309,7 +298,8 @@ struct Backward {
 constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
 
 template <class T>
-void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
+void forward(const Part &part, const RowResults<T> &results) {
+  if (FewQueries<T>::takes(part)) return FewQueries<T>(part).run(results);
   const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
   const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, part.nanoseconds());
   const int64_t own = TileMemory<T>::size(part);
@@ -323,7 +313,7 @@ void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
       const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
       try {
         tile.move_to(index);
-        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(merges, output, largest, log_sum);
+        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(results);
       } catch (const std::bad_alloc &) {
         has_memory = false;
       }
@@ -444,8 +434,8 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention_call
                                            void *largest, void *log_sum) {
   const auto run = [=](const auto &part, auto zero) {
     using T = decltype(zero);
-    anyattention::forward(part, merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
-                          static_cast<T *>(log_sum));
+    anyattention::forward<T>(part, {merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
+                                    static_cast<T *>(log_sum)});
   };
   return anyattention::guarded(call, [=](const auto &part) { call->is_double ? run(part, 0.0) : run(part, 0.0f); });
 }

@@ -4,6 +4,7 @@
 #define ANYATTENTION_RUN_CALL_H
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <new>
@@ -29,6 +30,27 @@ void put_aside(T *sums, int64_t size, T *earlier, bool is_first) {
   add(earlier, sums, size);
   std::fill_n(sums, size, T{0});
 }
+
+// Where a forward's results go.
+template <class T>
+struct RowResults {
+  bool merges;  // with those of the parts before
+  T *output, *largest, *log_sum;
+
+  // A query's: sums (a row's channels, and of its weights) relative to a base, and its largest score.
+  void write(const Part &part, int64_t row, const T *sums, T base, T own, T sum) const {
+    const T other = merges ? largest[row] : kMinusInfinity<T>, top = std::max(own, other);
+    // All sums relative to the largest score of both.
+    const T shift = top == kMinusInfinity<T> ? T{0} : top;
+    T mine = std::exp(base - shift), theirs = merges ? std::exp((other - shift) + log_sum[row]) : T{0};
+    const T total = sum * mine + theirs, inverse = total == 0 ? T{0} : 1 / total;
+    largest[row] = top;
+    log_sum[row] = total == 0 ? T{0} : std::log(total);
+    mine *= inverse, theirs *= inverse;
+    T *target = output + row * part.c.value_dim;
+    for (int64_t d = 0; d < part.c.value_dim; ++d) target[d] = sums[d] * mine + (merges ? target[d] * theirs : 0);
+  }
+};
 
 // Runs run(part) for a call's part, which is checked before.
 template <class Run>

@@ -438,17 +438,12 @@ class Dropout {
 
   Lanes<T> next() { return kept_.of(next_++) ? factor_ : Lanes<T>{}; }
 
- private:
-  Lanes<T> factor_;
-  SeenLanes<T> kept_;
-  int64_t next_ = 0;
-
   // For each query a bit for each key.
   static std::array<uint64_t, kLane<T>> kept_of(const Part &p, const QueryTile &tile, int64_t b, int64_t h, int64_t v,
                                                 int64_t key) {
     const Kept kept(p.c.dropout, p.c.seed);
-    std::array<uint64_t, kLane<T>> bits;
-    for (int64_t n = 0; n < kLane<T>; n += kCounters) {
+    std::array<uint64_t, kLane<T>> bits{};
+    for (int64_t n = 0; n < kLane<T> && v * kLane<T> + n < tile.count; n += kCounters) {
       Counters position{};
       uint64_t runs[kCounters]{};
       int64_t count = p.c.is_dense ? range_of(tile.seen_by<T>(v)).end - key : 0;
@@ -470,6 +465,11 @@ class Dropout {
     }
     return bits;
   }
+
+ private:
+  Lanes<T> factor_;
+  SeenLanes<T> kept_;
+  int64_t next_ = 0;
 };
 
 // c tanh(x / c). Near 0 the difference of exponentials would lose digits, and a series takes its place.

@@ -1,0 +1,300 @@
+// Attention of a few queries, as in decoding: keys and values are read where they lie, once for all heads that share them.
+//
+//   i  query     j  key in order     g  key head, h / group     r  row: i * group + head of the group
+//   D, C  head_dim, value_dim, rounded up to whole vectors
+//
+// In tiles a query is a lane of a vector, and few queries leave most lanes empty. Here channels are lanes, and of the scores
+// keys. The keys of a long row are cut at fixed places, so that they are shared out among threads.
+#ifndef ANYATTENTION_FEW_QUERIES_H
+#define ANYATTENTION_FEW_QUERIES_H
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <new>
+
+#include "anyattention.h"
+#include "products.h"
+#include "rows.h"
+#include "run_call.h"
+#include "simd.h"
+#include "team.h"
+#include "tiles.h"
+#include "workspace.h"
+
+namespace anyattention {
+
+constexpr int64_t kFewRows = 8;  // more fill the lanes of a tile well enough
+constexpr int64_t kAhead = 32;   // keys
+
+template <class T>
+class FewQueries {
+ public:
+  explicit FewQueries(const Part &p)
+      : part(p), group(p.H / p.G), rows(p.c.num_queries * group), row_size(p.C + 2), tile(p) {
+    tile.move_to(0);
+    pieces = std::max<int64_t>(1, static_cast<int64_t>((tile.keys.size() + kBlock - 1) / kBlock));
+  }
+
+  static bool takes(const Part &p) {
+    return p.query_tiles() == 1 && p.c.num_queries * (p.H / p.G) <= kFewRows;
+  }
+
+  void run(const RowResults<T> &results) {
+    const int64_t heads = part.c.batch * part.G, tasks = heads * pieces;
+    const int team = team_size(part.c.num_threads, tasks, nanoseconds());
+    const int64_t own = TileMemory<T>::size(part);
+    const Workspace<T> scratch(team * own, false), sums(tasks * rows * row_size, false);
+    std::atomic<bool> has_memory{true};
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
+      QueryTile mine(part);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t n = 0; n < tasks; ++n) {
+        try {
+          mine.move_to(0);
+          Piece(*this, mine, scratch.get() + thread_number() * own, n / pieces / part.G, n / pieces % part.G)
+              .run(static_cast<std::size_t>(n % pieces) * kBlock, sums.get() + n * rows * row_size);
+        } catch (const std::bad_alloc &) {
+          has_memory = false;
+        }
+      }
+    }
+    if (!has_memory) throw std::bad_alloc();
+    for (int64_t n = 0; n < heads * rows; ++n) {
+      finish(n / rows / part.G, n / rows % part.G, n % rows, sums.get() + (n / rows * pieces * rows + n % rows) * row_size, results);
+    }
+  }
+
+ private:
+  const Part &part;
+  const int64_t group, rows, row_size;  // of sums: the channels, the largest score, the sum of weights relative to it
+  QueryTile tile;
+  int64_t pieces;
+
+  double nanoseconds() const {
+    const double keys = static_cast<double>(part.c.batch * part.G) * static_cast<double>(part.c.num_keys);
+    return keys * static_cast<double>(part.D + part.C) * (0.1 + 0.02 * static_cast<double>(rows));
+  }
+
+  // Some neighbouring tiles of keys, for all rows of a key head.
+  struct Piece {
+    const FewQueries &all;
+    const Part &part;
+    QueryTile &tile;
+    TileMemory<T> memory;
+    const int64_t b, g;
+
+    Piece(const FewQueries &a, QueryTile &t, T *scratch, int64_t batch, int64_t key_head)
+        : all(a), part(a.part), tile(t), memory(scratch, a.part), b(batch), g(key_head) {}
+
+    void run(std::size_t first, T *sums) {
+      for (int64_t h = 0; h < all.group; ++h) copy_head(h);
+      for (int64_t r = 0; r < all.rows; ++r) {
+        std::fill_n(sums + r * all.row_size, part.C, T{0});
+        largest_of(sums, r) = kMinusInfinity<T>, sum_of_weights(sums, r) = 0;
+      }
+      tile.start();
+      const auto last = std::min(first + kBlock, tile.keys.size());
+      for (std::size_t n = first; n < last; ++n) add_keys(tile.keys[n], sums);
+    }
+
+   private:
+    T &largest_of(T *sums, int64_t r) const { return sums[r * all.row_size + part.C]; }
+    T &sum_of_weights(T *sums, int64_t r) const { return sums[r * all.row_size + part.C + 1]; }
+
+    // The queries of a head of the group, times the scale, among those of the others.
+    void copy_head(int64_t h) {
+      T *own = memory.turned_query;
+      copy_queries(part, tile, b, g * all.group + h, part.c.query, part.c.head_dim, part.D, own);
+      for (int64_t i = 0; i < tile.count; ++i) {
+        T *row = memory.query + (i * all.group + h) * part.D;
+        for (int64_t d = 0; d < part.D; ++d) row[d] = own[i * part.D + d] * static_cast<T>(part.c.scale);
+      }
+    }
+
+    void add_keys(Range keys, T *sums) {
+      each_row(keys, part.c.key, part.c.head_dim, part.D, memory.key, [&](const auto &row) { score(keys, row); });
+      bool is_common = true;  // whether all rows see the same keys, which are neighbours
+      uint64_t seen[kFewRows];
+      for (int64_t h = 0; h < all.group; ++h) {
+        if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, g * all.group + h);
+        for (int64_t i = 0; i < tile.count; ++i) {
+          const int64_t r = i * all.group + h;
+          seen[r] = tile.seen[i];
+          is_common &= seen[r] == seen[0];
+          if (seen[r]) weigh(i, h, keys, sums + r * all.row_size);
+        }
+      }
+      const Range range = range_of(seen[0]);
+      is_common &= range.begin == range.end || seen[0] == bits_of(range.begin, range.end);
+      each_row(keys, part.c.value, part.c.value_dim, part.C, memory.value, [&](const auto &row) {
+        if (is_common) {
+          int64_t r = 0;
+          for (; r + 4 <= all.rows; r += 4) add_values<4>(r, range, row, sums);
+          for (; r + 2 <= all.rows; r += 2) add_values<2>(r, range, row, sums);
+          if (r < all.rows) add_values<1>(r, range, row, sums);
+          return;
+        }
+        for (int64_t r = 0; r < all.rows; ++r) {  // a hidden value may be NaN
+          for (uint64_t left = seen[r]; left; left &= left - 1) {
+            const int64_t j = __builtin_ctzll(left);
+            add_values<1>(r, {j, j + 1}, row, sums);
+          }
+        }
+      });
+    }
+
+    // Calls with what finds the row of a tile's key: where it lies, or in a copy, if it is no whole number of vectors.
+    template <class Take>
+    void each_row(Range keys, const anyattention_head_rows &rows, int64_t width, int64_t padded, T *copy, const Take &take) {
+      if (width != padded) {
+        copy_keys(part, keys, b, g, rows, width, padded, copy);
+        take([=](int64_t j) { return static_cast<const T *>(copy + j * padded); });
+        return;
+      }
+      const RowsAhead<T> ahead(rows, b, g, width);
+      with_type_of<T>(rows.type, [&](auto zero) {
+        take([&](int64_t j) {
+          const int64_t later = std::min(keys.begin + j + kAhead, part.c.num_keys - 1);
+          ahead.prefetch(part.key_at(later));
+          return row_of<decltype(zero)>(rows, b, part.key_at(keys.begin + j), g);
+        });
+      });
+    }
+
+    // The scores of all rows, [r][j], up to whole vectors of keys.
+    template <class RowAt>
+    void score(Range keys, const RowAt &row_at) {
+      constexpr int lane = kLane<T>;
+      const int64_t count = keys.end - keys.begin;
+      for (int64_t first = 0; first < count; first += lane) {
+        decltype(row_at(0)) key[lane];
+        for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
+        for (int64_t r = 0; r < all.rows; ++r) {
+          const T *query = memory.query + r * part.D;
+          Lanes<T> products[lane];
+          for (int n = 0; n < lane; n += 4) {
+            Lanes<T> sums[4]{};
+            for (int64_t d = 0; d < part.D; d += lane) {
+              const Lanes<T> x = load<lane>(query + d);
+              for (int m = 0; m < 4; ++m) sums[m] += x * load_wide<T, lane>(key[n + m] + d);
+            }
+            for (int m = 0; m < 4; ++m) products[n + m] = sums[m];
+          }
+          T *to = memory.score + r * kKeys + first;
+          if constexpr (sizeof(T) == sizeof(float)) {
+            store<T, lane>(to, sums_of<lane, lane>(products));
+          } else {
+            for (int n = 0; n < lane; ++n) to[n] = sum_of<T, lane>(products[n]);
+          }
+        }
+      }
+    }
+
+    // Scores of a row become weights relative to its largest score so far; its sums are scaled anew where that has grown.
+    void weigh(int64_t i, int64_t h, Range keys, T *sums) {
+      constexpr int lane = kLane<T>;
+      using Words = typename SeenLanes<T>::Words;
+      const int64_t count = keys.end - keys.begin;
+      T *score = memory.score + (i * all.group + h) * kKeys;
+      const T cap = cap_of<T>(part.c.softcap);
+      Lanes<T> top = Lanes<T>{} + kMinusInfinity<T>, total{};
+      for (int64_t j = 0; j < count; j += lane) {
+        Words seen;
+        for (int n = 0; n < lane; ++n) seen[n] = tile.seen[i] >> (j + n) & 1;
+        Lanes<T> x = seen ? load<lane>(score + j) : Lanes<T>{};
+        total += x * 0;  // of a score of -inf, too, which would pass for a hidden key
+        if (cap > 0) x = capped<T>(x, cap);
+        if (part.c.bias.numbers) x += bias_of(i, h, keys.begin + j, keys.end);
+        x = seen ? x : Lanes<T>{} + kMinusInfinity<T>;
+        store<T, lane>(score + j, x);
+        top = x > top ? x : top;
+      }
+      T &largest = sums[part.C], &sum = sums[part.C + 1];
+      const T before = largest;
+      for (int n = 0; n < lane; ++n) largest = std::max(largest, top[n]);
+      const T shift = largest == kMinusInfinity<T> ? T{0} : largest;
+      for (int64_t j = 0; j < count; j += lane) {
+        const Lanes<T> weight = Exponential<T, lane>::run(load<lane>(score + j) - shift);
+        store<T, lane>(score + j, weight);
+        total += weight;
+      }
+      if (part.c.dropout > 0) drop(i, h, count, score);
+      if (largest != before && sum != 0) {
+        const T factor = std::exp(before - shift);
+        for (int64_t d = 0; d < part.C; ++d) sums[d] *= factor;
+        sum *= factor;
+      }
+      sum += sum_of<T, lane>(total);
+    }
+
+    void drop(int64_t i, int64_t h, int64_t count, T *weights) const {
+      const T factor = static_cast<T>(1 / (1 - part.c.dropout));
+      const int64_t v = i / kLane<T>;
+      const uint64_t kept = Dropout<T>::kept_of(part, tile, b, g * all.group + h, v, 0)[static_cast<std::size_t>(i % kLane<T>)];
+      for (int64_t j = 0; j < count; ++j) weights[j] *= kept >> j & 1 ? factor : 0;
+    }
+
+    // The biases of a query and the keys from j on, 0 past the last.
+    Lanes<T> bias_of(int64_t i, int64_t h, int64_t j, int64_t end) const {
+      const anyattention_pairs &bias = part.c.bias;
+      const T *row = static_cast<const T *>(bias.numbers) + place_of_head(bias, b, g * all.group + h) +
+                     part.query_at(tile.first + i) * bias.strides[2];
+      Lanes<T> lanes{};
+      for (int64_t n = 0; n < std::min<int64_t>(kLane<T>, end - j); ++n) lanes[n] = row[part.key_at(j + n) * bias.strides[3]];
+      return lanes;
+    }
+
+    // Adds some neighbouring values to the sums of some rows.
+    template <int Rows, class RowAt>
+    void add_values(int64_t r, Range keys, const RowAt &row_at, T *sums) {
+      constexpr int lane = kLane<T>;
+      int64_t d = 0;
+      for (; d + kBlockVectors * lane <= part.C; d += kBlockVectors * lane) {
+        add_channels<Rows, kBlockVectors>(r, d, keys, row_at, sums);
+      }
+      for (; d < part.C; d += lane) add_channels<Rows, 1>(r, d, keys, row_at, sums);
+    }
+    template <int Rows, int Vectors, class RowAt>
+    void add_channels(int64_t first, int64_t d, Range keys, const RowAt &row_at, T *all_sums) {
+      constexpr int lane = kLane<T>;
+      const T *weights = memory.score + first * kKeys;
+      T *to = all_sums + first * all.row_size + d;
+      Lanes<T> sums[Rows][Vectors];
+      for (int r = 0; r < Rows; ++r) {
+        for (int v = 0; v < Vectors; ++v) sums[r][v] = load<lane>(to + r * all.row_size + v * lane);
+      }
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
+        const auto *value = row_at(j) + d;
+        for (int v = 0; v < Vectors; ++v) {
+          const Lanes<T> x = load_wide<T, lane>(value + v * lane);
+          for (int r = 0; r < Rows; ++r) sums[r][v] += weights[r * kKeys + j] * x;
+        }
+      }
+      for (int r = 0; r < Rows; ++r) {
+        for (int v = 0; v < Vectors; ++v) store<T, lane>(to + r * all.row_size + v * lane, sums[r][v]);
+      }
+    }
+  };
+
+  // Joins the sums of a row's pieces.
+  void finish(int64_t b, int64_t g, int64_t r, T *pieces_of_row, const RowResults<T> &results) const {
+    T *sums = pieces_of_row, top = kMinusInfinity<T>;
+    const auto at = [=](int64_t n) { return pieces_of_row + n * rows * row_size; };
+    for (int64_t n = 0; n < pieces; ++n) top = std::max(top, at(n)[part.C]);
+    const T shift = top == kMinusInfinity<T> ? T{0} : top;
+    T total = 0;
+    for (int64_t n = 0; n < pieces; ++n) {
+      const T factor = std::exp(at(n)[part.C] - shift);
+      total += at(n)[part.C + 1] * factor;
+      for (int64_t d = 0; d < part.C; ++d) sums[d] = (n > 0 ? sums[d] : 0) + at(n)[d] * factor;
+    }
+    results.write(part, part.query_row(b, r / group, g * group + r % group), sums, top, top, total);
+  }
+};
+
+}  // namespace anyattention
+
+#endif
