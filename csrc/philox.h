@@ -5,6 +5,10 @@
 #include <cmath>
 #include <cstdint>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "products.h"
 #include "simd.h"
 
@@ -45,6 +49,18 @@ class Kept {
  private:
   uint64_t seed_, limit_;
 
+  // The product of the lower half of each lane and a number below 2^32. The compiler multiplies whole lanes, which takes
+  // three times as long.
+  ANYATTENTION_INLINE static Counters product(Counters x, uint64_t factor) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Counters>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), _mm512_set1_epi64(static_cast<int64_t>(factor))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Counters>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(static_cast<int64_t>(factor))));
+#else
+    return (x & 0xFFFFFFFFu) * factor;
+#endif
+  }
+
   // Bit n of a lane, n < 4, is whether word n at its counter drops a position; the bits above are 0. Words are the lower
   // halves of x0 to x3, and what is above them is left there until it would show.
   ANYATTENTION_INLINE Counters dropped_of(Counters counter) const {
@@ -52,7 +68,7 @@ class Kept {
     Counters x0 = counter, x1 = counter >> 32, x2{}, x3{};
     uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
     for (int round = 0; round < 10; ++round) {
-      const Counters first = (x0 & lower) * uint64_t{0xD2511F53u}, second = (x2 & lower) * uint64_t{0xCD9E8D57u};
+      const Counters first = product(x0, 0xD2511F53u), second = product(x2, 0xCD9E8D57u);
       x0 = second >> 32 ^ x1 ^ k0;
       x1 = second;
       x2 = first >> 32 ^ x3 ^ k1;

@@ -322,11 +322,18 @@ class Operator(Generic[Record]):
         if is_plain and ctx.versions != versions_of(self._layout, ctx.template):
             raise RuntimeError(f"{self.name}: arrays of the graph were changed in place since the forward")
         call = with_tensors(self._layout, ctx.template, iter(saved), is_plain)
+        return self.gradients(call, results, by, needs)
+
+    def gradients(
+        self, record: Record, results: Sequence[Tensor], by: Sequence[Tensor | None], needs: Sequence[str]
+    ) -> Mapping[str, Tensor | None]:
+        """The gradients of some fields by those of the results, inside a backward of the call."""
+        assert self._gradient is not None
         if not ambient.has_outer_derivatives(by):
-            found = self._gradient(call, results, by, frozenset(needs))
+            found = self._gradient(record, results, by, frozenset(needs))
             return {name: found.get(name) for name in needs}
         with torch.enable_grad():
-            found = self._gradient(call, results, by, frozenset(needs))
+            found = self._gradient(record, results, by, frozenset(needs))
         # Without what was recorded, and with the forward derivatives that it was recorded for: detach drops both.
         return {name: None if (x := found.get(name)) is None else x.clone() for name in needs}
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from anyattention._checks import Axes, require_same_kind
+from anyattention.ambient import is_compiling
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings
 from anyattention.ops.dense import cpu, reference, torch_fused
+from anyattention.ops.dense.kept import KeptCall, key_of
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full, Pattern
@@ -19,10 +23,23 @@ _TABLE = (
 )
 
 
+_MOST = 256
+_kept: dict[Hashable, KeptCall | None] = {}
+
+
 def dense_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for patterns without edges; see there."""
+    key = None if is_compiling() else key_of(arguments)
+    found = _kept.get(key)
+    if found is not None:
+        return found.run(arguments)
     call = _check(arguments)
-    return dispatch.choose(_TABLE, call, arguments.implementation).run(call)
+    chosen = dispatch.choose(_TABLE, call, arguments.implementation)
+    if key is not None and chosen.name == "cpu":
+        if len(_kept) >= _MOST:
+            _kept.clear()
+        _kept[key] = KeptCall.of(cpu.record_of(call))
+    return chosen.run(call)
 
 
 def explain_dense(arguments: Arguments) -> Explanation:
@@ -37,7 +54,7 @@ def explain_dense(arguments: Arguments) -> Explanation:
 
 
 def _check(arguments: Arguments) -> Arguments:
-    """The arguments over Full(), or Causal() where query i sees keys 0 to i; any other offset goes into the mask."""
+    """The arguments over Full(), or Causal() where every query sees a key; any other pattern goes into the mask."""
     query, key, value = arguments.query, arguments.key, arguments.value
     axes = Axes()
     axes.bind("query", query, "batch query_length heads head_dim")
@@ -52,7 +69,7 @@ def _check(arguments: Arguments) -> Arguments:
     mask, bias = read_pairs(arguments, sizes)
     pattern, lengths = arguments.pattern, sizes[2:]
     assert isinstance(pattern, Pattern)
-    if not isinstance(pattern, Full) and not (isinstance(pattern, Causal) and pattern.offset(*lengths) == 0):
+    if not isinstance(pattern, Full) and not (isinstance(pattern, Causal) and pattern.offset(*lengths) >= 0):
         pairs = pattern.to_dense(*lengths, device=query.device)[None, None]
         pattern, mask = Full(), pairs if mask is None else pairs & mask
     return arguments.changed(pattern=pattern, mask=mask, bias=bias)

@@ -16,11 +16,11 @@ from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
-from anyattention.ops.runs import RunPart, run_attention, run_call, run_weights
+from anyattention.ops.runs import RunAttention, RunPart, run_attention, run_call, run_weights
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal
 
-__all__ = ["refusal", "run"]
+__all__ = ["record_of", "refusal", "run"]
 
 
 def refusal(call: Arguments) -> str | None:
@@ -39,15 +39,11 @@ def run(call: Arguments) -> AttentionResult:
     Cost: memory O(B x H x (L + S) x (D + E)) beside the weights, which take one product of three in a forward more.
     float16 and bfloat16 are computed in float32.
     """
-    assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     if call.weights is not None:
         numbers = len(call.query) * (call.query.shape[2] if call.weights == "heads" else 1) * lengths[0] * lengths[1]
         require_memory(numbers * call.sums_dtype.itemsize, "the matrix of weights", call.query.device)
-    causal = isinstance(call.pattern, Causal)
-    is_kept = is_untraced(call.query)
-    part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
-    record = run_call(call, (part,), call.bias, is_dense=True)
+    record = record_of(call)
     output, largest, log_sum = run_attention(record)
     weights = None
     if call.weights is not None:
@@ -56,15 +52,28 @@ def run(call: Arguments) -> AttentionResult:
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 
-def _run_part(like: Tensor, num_queries: int, num_keys: int, causal: bool) -> RunPart:
-    """One run of keys for each query, as the kernels read it; tensors of the kind and the device of `like`."""
+def record_of(call: Arguments) -> RunAttention:
+    """The record of a call, which has one run of keys for each query."""
+    assert not isinstance(call.bias, RelativeBias)
+    lengths = call.query.shape[1], call.key.shape[1]
+    offset = call.pattern.offset(*lengths) if isinstance(call.pattern, Causal) else None
+    is_kept = is_untraced(call.query)
+    part = _kept_run_part(*lengths, offset) if is_kept else _run_part(call.query, *lengths, offset)
+    return run_call(call, (part,), call.bias, is_dense=True)
+
+
+def _run_part(like: Tensor, num_queries: int, num_keys: int, offset: int | None) -> RunPart:
+    """One run of keys for each query, as the kernels read it: query i sees those up to i + offset, or all.
+
+    Tensors of the kind and the device of `like`.
+    """
     empty, begins = like.new_empty(0, dtype=torch.int64), like.new_zeros(num_queries, dtype=torch.int64)
-    ends = (begins + 1).cumsum(0).clamp(max=num_keys) if causal else begins + num_keys
+    ends = begins + num_keys if offset is None else ((begins + 1).cumsum(0) + offset).clamp(max=num_keys)
     offsets = like.new_ones(num_queries + 1, dtype=torch.int64).cumsum(0) - 1
     return RunPart(empty, empty, offsets, begins, ends)
 
 
 @lru_cache(maxsize=8)
-def _kept_run_part(num_queries: int, num_keys: int, causal: bool) -> RunPart:
+def _kept_run_part(num_queries: int, num_keys: int, offset: int | None) -> RunPart:
     with shielded():
-        return _run_part(torch.empty(0, dtype=torch.float32, device="cpu"), num_queries, num_keys, causal)
+        return _run_part(torch.empty(0, dtype=torch.float32, device="cpu"), num_queries, num_keys, offset)

@@ -16,5 +16,5 @@ def allowed_pairs(call: Arguments) -> Tensor | None:
     if not isinstance(call.pattern, Causal):
         return call.mask
     lengths = (call.query.shape[1], call.key.shape[1])
-    past = torch.ones(lengths, dtype=torch.bool, device=call.query.device).tril()
+    past = torch.ones(lengths, dtype=torch.bool, device=call.query.device).tril(call.pattern.offset(*lengths))
     return past[None, None] if call.mask is None else call.mask & past

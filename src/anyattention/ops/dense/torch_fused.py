@@ -54,8 +54,9 @@ def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
     assert not isinstance(call.bias, RelativeBias)
     query, (key, value) = call.query, with_all_heads(call)
-    causal, bias = isinstance(call.pattern, Causal), None
-    largest_bias = None
+    bias, largest_bias = None, None
+    lengths = query.shape[1], key.shape[1]
+    causal = isinstance(call.pattern, Causal) and call.pattern.offset(*lengths) == 0
     if causal and call.mask is None and call.bias is None:
         # Keys past the last query are never used; the kernel would read them all the same.
         key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]

@@ -31,6 +31,7 @@ from anyattention.scores import Dot
 
 __all__ = [
     "RunAttention",
+    "RunAttentionBackward",
     "at_edges",
     "bias_by_distance",
     "graph_of_parts",

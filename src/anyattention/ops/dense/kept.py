@@ -1,0 +1,158 @@
+"""Calls of dense attention whose checks and C structures are kept: of a small call they are two thirds of the time.
+
+What a call is refused for, and what C is told of it, depends on its settings and on the shapes, strides and dtypes of
+its rows: its key. Calls with the same key differ in pointers, and in the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Hashable
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import Moment, is_differentiated_again, moment_of
+from anyattention.native import calls, load
+from anyattention.native.structures import HeadRows
+from anyattention.ops.arguments import Arguments
+from anyattention.ops.runs import RunAttention, RunAttentionBackward, run_attention
+from anyattention.output import AttentionResult
+from anyattention.patterns import Causal, Full
+from anyattention.scores import Dot
+
+__all__ = ["KeptCall", "key_of"]
+
+_PATTERNS = frozenset({Full, Causal})
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_IN_KEY = frozenset({"query", "key", "value", "pattern", "scale", "softcap"})
+# A call that has another of these settings than the default is not kept.
+_others = [each for each in fields(Arguments) if each.name not in _IN_KEY]
+_others_of = attrgetter(*[each.name for each in _others])
+_defaults = tuple([each.default for each in _others])
+_head_rows = HeadRows()
+
+
+def key_of(call: Arguments) -> Hashable | None:
+    """What a call depends on beside the numbers in its rows; None where there is more."""
+    query, key, value = call.query, call.key, call.value
+    dtype, pattern = query.dtype, call.pattern
+    if type(pattern) not in _PATTERNS or type(call.score) is not Dot or _others_of(call) != _defaults:
+        return None
+    if key is None or value is None or moment_of((query, key, value)) is not Moment.PLAIN:
+        return None
+    if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
+        return None
+    rows = query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride()
+    return dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
+
+
+class KeptCall:
+    """What a call came to, in the kernels."""
+
+    def __init__(self, record: RunAttention, bound: calls.Bound) -> None:
+        # Its rows would hold their memory, and of them nothing but dtypes is asked.
+        nothing = record.query.new_empty(0)
+        self._record = replace(record, query=nothing, key=nothing, value=nothing)
+        self._sizes = (*record.query.shape[:3], record.value.shape[3])
+        self._structure, self._dtype = bound.structure, bound.dtype
+        self._backward_structure: Any = None
+
+    @classmethod
+    def of(cls, record: RunAttention) -> KeptCall | None:
+        """That of a call that was checked; None where rows have to be copied for the kernel."""
+        bound = calls.bind(record)
+        return None if bound.copies else cls(record, bound)
+
+    def run(self, call: Arguments) -> AttentionResult:
+        """The result of a call with the same key."""
+        rows = query, key, value = call.query, call.key, call.value
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+            output: Any = _Attention.apply(self, *rows)
+        else:
+            output = self.forward(*rows)[0]
+        return AttentionResult(output if output.dtype is query.dtype else output.to(query.dtype))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Output `(B, L, H, E)`, and each row's largest score and log_sum `(2, B, L, H)`."""
+        # A copy: another thread may be in here, too.
+        structure: Any = type(self._structure).from_buffer_copy(self._structure)
+        _point(structure, query, key, value)
+        structure.num_threads = load.num_threads()
+        output = query.new_empty(self._sizes, dtype=self._dtype)
+        normalizer = output.new_empty((2, *self._sizes[:3]))
+        largest = normalizer.data_ptr()
+        log_sum = largest + normalizer.nbytes // 2
+        load.run("run_attention_forward", ctypes.byref(structure), 0, output.data_ptr(), largest, log_sum)
+        return output, normalizer
+
+    def backward(
+        self, rows: tuple[Tensor, Tensor, Tensor], output: Tensor, normalizer: Tensor, grad_output: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The gradients of query, key and value."""
+        if self._backward_structure is None:
+            record = RunAttentionBackward(
+                self.record_of(*rows),
+                output,
+                normalizer[0],
+                normalizer[1],
+                grad_output,
+                None,
+                (True, True, True, False),
+            )
+            self._backward_structure = calls.bind(record).structure
+        structure: Any = type(self._backward_structure).from_buffer_copy(self._backward_structure)
+        _point(structure.call, *rows)
+        structure.call.num_threads = load.num_threads()
+        grad_output, (structure.grad_output,) = _head_rows.read(grad_output, {})
+        structure.output = output.data_ptr()
+        structure.largest = normalizer.data_ptr()
+        structure.log_sum = normalizer.data_ptr() + normalizer.nbytes // 2
+        found = [torch.empty_like(x, dtype=self._dtype, memory_format=torch.contiguous_format) for x in rows]
+        pointers = [x.data_ptr() for x in found]
+        load.run("run_attention_backward", ctypes.byref(structure), 0, *pointers, None)
+        return tuple([x if x.dtype is query.dtype else x.to(query.dtype) for x, query in zip(found, rows, strict=True)])
+
+    def record_of(self, query: Tensor, key: Tensor, value: Tensor) -> RunAttention:
+        """The record of a call of these rows."""
+        return replace(self._record, query=query, key=key, value=value)
+
+
+def _point(structure: Any, query: Tensor, key: Tensor, value: Tensor) -> None:
+    structure.query.numbers = query.data_ptr()
+    structure.key.numbers = key.data_ptr()
+    structure.value.numbers = value.data_ptr()
+
+
+class _Attention(torch.autograd.Function):
+    """Output of a kept call; any other derivative than the gradient of plain tensors is `run_attention`'s."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: KeptCall, *rows: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        output, normalizer = kept.forward(*rows)
+        ctx.kept = kept
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*rows, output, normalizer)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad_output is None:
+            return None, None, None, None
+        kept: KeptCall = ctx.kept
+        *rows, output, normalizer = ctx.saved_tensors
+        is_plain = moment_of((grad_output, *rows)) is Moment.PLAIN and not is_differentiated_again()
+        # A hook may have put anything in its place.
+        if is_plain and (grad_output.shape, grad_output.dtype, grad_output.device) == (
+            output.shape,
+            output.dtype,
+            output.device,
+        ):
+            return None, *kept.backward(tuple(rows), output, normalizer, grad_output)
+        names = [name for name, n in zip(("query", "key", "value"), ctx.needs_input_grad[1:], strict=True) if n]
+        record = kept.record_of(*rows)
+        found = run_attention.gradients(record, (output, *normalizer), (grad_output, None, None), names)
+        return None, *[found.get(name) for name in ("query", "key", "value")]
