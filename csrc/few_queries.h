@@ -25,6 +25,24 @@
 
 namespace anyattention {
 
+// The products of a row with as many others as a vector has lanes.
+template <class T, class Number>
+ANYATTENTION_INLINE Lanes<T> products_of(const T *row, const Number *const *others, int64_t padded) {
+  constexpr int lane = kLane<T>;
+  Lanes<T> sums[lane]{};
+  for (int64_t d = 0; d < padded; d += lane) {
+    const Lanes<T> x = load<lane>(row + d);
+    for (int n = 0; n < lane; ++n) sums[n] += x * load_wide<T, lane>(others[n] + d);
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return sums_of<lane, lane>(sums);
+  } else {
+    Lanes<T> products;
+    for (int n = 0; n < lane; ++n) products[n] = sum_of<T, lane>(sums[n]);
+    return products;
+  }
+}
+
 constexpr int64_t kFewRows = 8;  // more fill the lanes of a tile well enough
 constexpr int64_t kAhead = 32;   // keys
 
@@ -149,19 +167,25 @@ class FewQueries {
     // Calls with what finds the row of a tile's key: where it lies, or in a copy, if it is no whole number of vectors.
     template <class Take>
     void each_row(Range keys, const anyattention_head_rows &rows, int64_t width, int64_t padded, T *copy, const Take &take) {
+      const int64_t ahead = kAhead;
       if (width != padded) {
         copy_keys(part, keys, b, g, rows, width, padded, copy);
         take([=](int64_t j) { return static_cast<const T *>(copy + j * padded); });
         return;
       }
-      const RowsAhead<T> ahead(rows, b, g, width);
       with_type_of<T>(rows.type, [&](auto zero) {
+        using Number = decltype(zero);
+        const Number *first = row_of<Number>(rows, b, 0, g);
         take([&](int64_t j) {
-          const int64_t later = std::min(keys.begin + j + kAhead, part.c.num_keys - 1);
-          ahead.prefetch(part.key_at(later));
-          return row_of<decltype(zero)>(rows, b, part.key_at(keys.begin + j), g);
+          if (ahead > 0) fetch(first + part.key_at(std::min(keys.begin + j + ahead, part.c.num_keys - 1)) * rows.row_stride, width);
+          return first + part.key_at(keys.begin + j) * rows.row_stride;
         });
       });
+    }
+
+    template <class Number>
+    static ANYATTENTION_INLINE void fetch(const Number *row, int64_t width) {
+      for (int64_t d = 0; d < width; d += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(row + d, 0, 2);
     }
 
     // The scores of all rows, [r][j], up to whole vectors of keys.
@@ -173,22 +197,7 @@ class FewQueries {
         decltype(row_at(0)) key[lane];
         for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
         for (int64_t r = 0; r < all.rows; ++r) {
-          const T *query = memory.query + r * part.D;
-          Lanes<T> products[lane];
-          for (int n = 0; n < lane; n += 4) {
-            Lanes<T> sums[4]{};
-            for (int64_t d = 0; d < part.D; d += lane) {
-              const Lanes<T> x = load<lane>(query + d);
-              for (int m = 0; m < 4; ++m) sums[m] += x * load_wide<T, lane>(key[n + m] + d);
-            }
-            for (int m = 0; m < 4; ++m) products[n + m] = sums[m];
-          }
-          T *to = memory.score + r * kKeys + first;
-          if constexpr (sizeof(T) == sizeof(float)) {
-            store<T, lane>(to, sums_of<lane, lane>(products));
-          } else {
-            for (int n = 0; n < lane; ++n) to[n] = sum_of<T, lane>(products[n]);
-          }
+          store<T, lane>(memory.score + r * kKeys + first, products_of<T>(memory.query + r * part.D, key, part.D));
         }
       }
     }
@@ -196,14 +205,16 @@ class FewQueries {
     // Scores of a row become weights relative to its largest score so far; its sums are scaled anew where that has grown.
     void weigh(int64_t i, int64_t h, Range keys, T *sums) {
       constexpr int lane = kLane<T>;
+      using Word = typename SeenLanes<T>::Word;
       using Words = typename SeenLanes<T>::Words;
+      Words places;
+      for (int n = 0; n < lane; ++n) places[n] = n;
       const int64_t count = keys.end - keys.begin;
       T *score = memory.score + (i * all.group + h) * kKeys;
       const T cap = cap_of<T>(part.c.softcap);
       Lanes<T> top = Lanes<T>{} + kMinusInfinity<T>, total{};
       for (int64_t j = 0; j < count; j += lane) {
-        Words seen;
-        for (int n = 0; n < lane; ++n) seen[n] = tile.seen[i] >> (j + n) & 1;
+        const Words seen = (Words{} + static_cast<Word>(tile.seen[i] >> j)) >> places & 1;
         Lanes<T> x = seen ? load<lane>(score + j) : Lanes<T>{};
         total += x * 0;  // of a score of -inf, too, which would pass for a hidden key
         if (cap > 0) x = capped<T>(x, cap);
