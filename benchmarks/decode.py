@@ -19,13 +19,13 @@ HEADS, HEAD_DIM = 8, 64
 
 
 def main() -> None:
-    require_tests("tests/ops/test_strides.py")
+    require_tests("tests/ops/test_strides.py", "tests/ops/test_few_queries.py")
     cases: dict[str, dict[str, Timing]] = {}
     for batch in (1, 8):
-        cases[f"Window(256) over 100,000 keys, batch {batch}"] = token(
-            batch, 100_000, Window(256, 0, align="bottom_right")
-        )
+        window = Window(256, 0, align="bottom_right")
+        cases[f"Window(256) over 100,000 keys, batch {batch}"] = token(batch, 100_000, window)
         cases[f"all of 4,096 keys, batch {batch}"] = token(batch, 4_096, Full())
+        cases[f"all of 4,096 keys, heads first, batch {batch}"] = beside_torch(batch, 4_096)
     for title, results in cases.items():
         print_table(title, results)
     write_result("decode", cases)
@@ -35,18 +35,33 @@ def token(batch: int, length: int, pattern: Pattern) -> dict[str, Timing]:
     query = torch.randn(batch, 1, HEADS, HEAD_DIM)
     longer = torch.randn(2, batch, length + 64, HEADS, HEAD_DIM)
     whole = longer[:, :, :length].contiguous()
-    heads_first = whole.transpose(2, 3).contiguous().transpose(2, 3)
-    contestants: dict[str, Callable[[], object]] = {
-        "contiguous": call(query, whole, pattern),
-        "heads first": call(query, heads_first, pattern),
-        "cache[:, :n]": call(query, longer[:, :, :length], pattern),
-        "bfloat16": call(query.bfloat16(), whole.bfloat16(), pattern),
+    contestants = {
+        "anyattention": call(query, whole, pattern),
+        "anyattention, heads first": call(query, turned(whole), pattern),
+        "anyattention, cache[:, :n]": call(query, longer[:, :, :length], pattern),
+        "anyattention, bfloat16": call(query.bfloat16(), whole.bfloat16(), pattern),
     }
-    if isinstance(pattern, Full):
-        turned = [x.transpose(1, 2) for x in (query, *heads_first)]
-        contestants["torch SDPA, heads first"] = lambda: F.scaled_dot_product_attention(*turned)
     with torch.no_grad():
-        return measure("contiguous", contestants)
+        return measure("anyattention", contestants)
+
+
+def beside_torch(batch: int, length: int) -> dict[str, Timing]:
+    """A cache as PyTorch's own attention takes it, `(batch, heads, length, head_dim)`; ours reads a view of it."""
+    query = torch.randn(batch, 1, HEADS, HEAD_DIM)
+    cache = turned(torch.randn(2, batch, length, HEADS, HEAD_DIM))
+    heads_first = [x.transpose(1, 2) for x in (query, *cache)]
+    contestants = {
+        "anyattention": call(query, cache, Full()),
+        "torch SDPA, bare": lambda: F.scaled_dot_product_attention(*heads_first),
+        "reading keys and values": lambda: cache.sum(),
+    }
+    with torch.no_grad():
+        return measure("anyattention", contestants)
+
+
+def turned(cache: Tensor) -> Tensor:
+    """The same numbers, those of a head side by side."""
+    return cache.transpose(2, 3).contiguous().transpose(2, 3)
 
 
 def call(query: Tensor, cache: Tensor, pattern: Pattern) -> Callable[[], object]:

@@ -6,11 +6,12 @@ forward, half of it causal, and 3.5 times as many forward and backward (5 produc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import anyattention
 from anyattention import Causal, attend
@@ -23,18 +24,28 @@ BATCH, HEADS, HEAD_DIM = 2, 8, 64
 def main() -> None:
     require_tests("tests/ops", "-k", "dense")
     cases: dict[str, dict[str, Timing]] = {}
-    for length in (128, 1024):
+
+    def add(title: str, timed: dict[str, Timing]) -> None:
+        print_table(title, timed)
+        cases[title] = timed
+
+    for length in (64, 128, 256, 512, 1024, 2048, 4096):
         for causal in (False, True):
             title = f"attend, length {length}{', causal' if causal else ''}"
-            cases[f"{title}, forward"] = operation(length, causal=causal, backward=False)
-            cases[f"{title}, forward+backward"] = operation(length, causal=causal, backward=True)
-    cases["attend, length 1024, padding mask, forward"] = padded(1024)
+            add(f"{title}, forward", operation(length, causal=causal, backward=False))
+            add(f"{title}, forward+backward", operation(length, causal=causal, backward=True))
+    add("attend, length 1024, padding mask, forward", padded(1024))
+    for backward in (False, True):
+        add(f"attend, length 1024, bfloat16, forward{'+backward' if backward else ''}", half(1024, backward=backward))
+    add("attend, length 1024, bias per head with gradient, forward+backward", biased(1024))
+    add("attend, length 1024, gradient penalty", penalty(1024))
+    add("attend, 1 x 512, dropout 0.1, forward", dropped(512))
     for weights in (False, True):
         returned = "mean weights" if weights else "no weights"
-        cases[f"module, length 1024, {returned}, forward"] = module(1024, weights=weights)
-    cases["module of width 256, 4 x 1024, mean weights, training step"] = training_step(4, 1024)
-    for title, results in cases.items():
-        print_table(title, results)
+        add(f"module, length 1024, {returned}, forward", module(1024, weights=weights))
+    for dropout in (0.1, 0.0):
+        add(f"module of width 256, 4 x 1024, dropout {dropout}, training step", training_step(4, 1024, dropout))
+    add("module of width 256, 1 x 4096, dropout 0.0, training step", training_step(1, 4096, 0.0))
     write_result("dense", cases)
 
 
@@ -46,9 +57,7 @@ def operation(length: int, *, causal: bool, backward: bool) -> dict[str, Timing]
     assert anyattention.explain(query, key, value, pattern).implementation == "cpu"
 
     def step(forward: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:
-        if not backward:
-            return forward
-        return lambda: torch.autograd.grad(forward(), leaves, grad)
+        return gradients(forward, leaves, grad) if backward else forward
 
     contestants = {
         "anyattention": step(lambda: attend(query, key, value, pattern).output, [query, key, value], cotangent),
@@ -60,6 +69,90 @@ def operation(length: int, *, causal: bool, backward: bool) -> dict[str, Timing]
         "matrix rate": product(length, (0.5 if causal else 1.0) * (3.5 if backward else 1.0)),
     }
     with torch.set_grad_enabled(backward):
+        return measure("anyattention", contestants, rounds=7 if length > 1024 else 15)
+
+
+def gradients(forward: Callable[[], Tensor], leaves: Sequence[Tensor], by: Tensor) -> Callable[[], object]:
+    """What a training step computes."""
+    return lambda: torch.autograd.grad(forward(), leaves, by)
+
+
+def half(length: int, *, backward: bool) -> dict[str, Timing]:
+    """In bfloat16, beside the same numbers in float32."""
+    contestants: dict[str, Callable[[], object]] = {}
+    for name, dtype in (("anyattention", torch.bfloat16), ("anyattention, float32", torch.float32)):
+        rows = [x.to(dtype).requires_grad_(backward) for x in inputs(length, False)]
+        contestants[name] = call_of(rows, backward)
+    rows = [x.bfloat16().transpose(1, 2).requires_grad_(backward) for x in inputs(length, False)]
+
+    def theirs() -> Tensor:
+        return F.scaled_dot_product_attention(*rows)
+
+    contestants["torch SDPA, bfloat16"] = gradients(theirs, rows, torch.randn_like(rows[0])) if backward else theirs
+    with torch.set_grad_enabled(backward):
+        return measure("anyattention", contestants)
+
+
+def call_of(rows: list[Tensor], backward: bool) -> Callable[[], object]:
+    def forward() -> Tensor:
+        return attend(*rows).output
+
+    return gradients(forward, rows, torch.randn_like(rows[0])) if backward else forward
+
+
+def biased(length: int) -> dict[str, Timing]:
+    """A learned bias for each head and pair, shared by the batch."""
+    rows = inputs(length, True)
+    bias = torch.randn(1, HEADS, length, length, requires_grad=True)
+    heads_first = [x.detach().transpose(1, 2).requires_grad_() for x in rows]
+    cotangent = torch.randn_like(rows[0])
+    assert anyattention.explain(*rows, bias=bias).implementation == "cpu"
+    return measure(
+        "anyattention",
+        {
+            "anyattention": gradients(lambda: attend(*rows, bias=bias).output, [*rows, bias], cotangent),
+            "anyattention, without bias": gradients(lambda: attend(*rows).output, rows, cotangent),
+            "torch SDPA, bare": gradients(
+                lambda: F.scaled_dot_product_attention(*heads_first, attn_mask=bias),
+                [*heads_first, bias],
+                cotangent.transpose(1, 2),
+            ),
+        },
+    )
+
+
+def penalty(length: int) -> dict[str, Timing]:
+    """The gradients of the square of a gradient by the query, as a gradient penalty has them."""
+    rows = inputs(length, True)
+    heads_first = [x.detach().transpose(1, 2).requires_grad_() for x in rows]
+
+    def step(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], object]:
+        def run() -> object:
+            (by_query,) = torch.autograd.grad(forward().sum(), leaves[:1], create_graph=True)
+            return torch.autograd.grad(by_query.square().sum(), leaves)
+
+        return run
+
+    def math() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(*heads_first)
+
+    contestants = {
+        "anyattention": step(lambda: attend(*rows).output, rows),
+        "torch SDPA, math": step(math, heads_first),
+    }
+    return measure("anyattention", contestants)
+
+
+def dropped(length: int) -> dict[str, Timing]:
+    rows = [x[:1] for x in inputs(length, False)]
+    heads_first = [x.transpose(1, 2) for x in rows]
+    contestants = {
+        "anyattention": lambda: attend(*rows, dropout=0.1).output,
+        "anyattention, without dropout": lambda: attend(*rows).output,
+        "torch SDPA, bare": lambda: F.scaled_dot_product_attention(*heads_first, dropout_p=0.1),
+    }
+    with torch.no_grad():
         return measure("anyattention", contestants)
 
 
@@ -89,20 +182,24 @@ def module(length: int, *, weights: bool) -> dict[str, Timing]:
         return measure("anyattention", contestants)
 
 
-def training_step(batch: int, length: int) -> dict[str, Timing]:
-    """Forward and backward of a loss on the output, with mean weights returned; beside ours without them, too."""
+def training_step(batch: int, length: int, dropout: float) -> dict[str, Timing]:
+    """Forward and backward of a loss on the output, mean weights returned; and ours without weights, and dropout."""
     x, cotangent = torch.randn(batch, length, 256), torch.randn(batch, length, 256)
-    ours = MultiHeadAttention(256, HEADS, dropout=0.0)
-    theirs = torch.nn.MultiheadAttention(256, HEADS, batch_first=True)
+    ours, plain = (MultiHeadAttention(256, HEADS, dropout=each) for each in (dropout, 0.0))
+    theirs = torch.nn.MultiheadAttention(256, HEADS, batch_first=True, dropout=dropout)
 
     def step(module: torch.nn.Module, forward: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(forward(), list(module.parameters()), cotangent)
+        return gradients(forward, list(module.parameters()), cotangent)
 
     contestants = {
         "anyattention": step(ours, lambda: ours(x).output),
-        "anyattention without weights": step(ours, lambda: ours(x, return_weights=False).output),
+        "anyattention, without weights": step(ours, lambda: ours(x, return_weights=False).output),
         "torch.nn.MultiheadAttention": step(theirs, lambda: theirs(x, x, x, need_weights=True)[0]),
     }
+    if dropout:
+        contestants["anyattention, without weights and dropout"] = step(
+            plain, lambda: plain(x, return_weights=False).output
+        )
     return measure("anyattention", contestants)
 
 

@@ -46,7 +46,32 @@ _BLOCK = re.compile(r"(?<=<!-- ratios, by benchmarks\.tables -->\n).*?(?=<!-- en
 _LINEAR = 1.25
 _PYG, _SDPA, _LOCAL = "PyTorch Geometric", "PyTorch's fused attention", "local-attention (own blocks)"
 
+_BARE, _MODULE, _PLAIN = "torch SDPA, bare", "torch.nn.MultiheadAttention", f"{OURS}, without weights"
+
 AIMS: Aims = {
+    "dense/attend, length 1024, forward*": [faster(1.1, _BARE)],
+    "dense/attend, length 1024, causal, *": [faster(1.5, _BARE)],
+    "dense/attend, length 1024, bfloat16, *": [faster(1.3, f"{OURS}, float32"), faster(1, "torch SDPA, bfloat16")],
+    "dense/attend, length 1024, bias*": [faster(1.2, _BARE)],
+    "dense/attend, length 1024, gradient penalty": [faster(2, "torch SDPA, math")],
+    "dense/attend, 1 x 512, dropout*": [faster(3, _BARE)],
+    **{f"dense/attend, length {length}, *": [faster(1, _BARE)] for length in (64, 128, 256, 512, 2048, 4096)},
+    "dense/module of width 256, 4 x 1024, dropout 0.1*": [
+        at_most(1.15, _PLAIN),
+        faster(1.3, _MODULE),
+        Aim(
+            "without weights at most 1.6 of without dropout",
+            lambda case: (
+                case.over(f"{OURS}, without weights") <= 1.6 * case.over(f"{OURS}, without weights and dropout")
+            ),
+        ),
+    ],
+    "dense/module of width 256, 1 x 4096*": [faster(1.8, _MODULE), lighter(4, _MODULE)],
+    "decode/*heads first, batch*": [faster(1, _BARE)],
+    "decode/*keys, batch*": [Aim("views within 1.5", lambda case: all(case.over(name) <= 1.5 for name in case.others))],
+    "small/dense*, forward": [
+        Aim("15 us beside PyTorch", lambda case: case.found[OURS]["median"] - case.found[_BARE]["median"] <= 15e-6)
+    ],
     "graph/layers/GAT layer*": [faster(25, _PYG), faster(6, "DGL")],
     "graph/layers/GATv2 layer*": [faster(20, _PYG), faster(8, "DGL")],
     "graph/layers/dot layer*": [faster(15, _PYG)],
@@ -123,16 +148,6 @@ GAINS = (
     Ratio("n-body error after a minute of training", "EGNN", _nbody_error),
 )
 LOSSES = (
-    Ratio(
-        "`MultiHeadAttention` with weights",
-        "`torch.nn`",
-        _of("dense/module, length 1024, mean weights, forward", "torch.nn.MultiheadAttention"),
-    ),
-    Ratio(
-        "length 128, forward and backward",
-        "PyTorch",
-        _of("dense/attend, length 128, forward+backward", "torch SDPA, bare"),
-    ),
     Ratio("8 x 8 pairs, forward", "PyTorch", _of("small/dense, 8 x 8 pairs, forward", "torch SDPA, bare")),
     Ratio("peak memory of the dot-product layer", "DGL", _of("graph/memory/dot, peak MiB above the inputs", "DGL")),
     Ratio(
@@ -278,6 +293,7 @@ TABLES: dict[str, Table] = {
     "accuracies": accuracies,
     "digits attention": digits_attention,
     "dense": _comparisons("dense"),
+    "decode": _comparisons("decode"),
     "small": _comparisons("small"),
     "busy": _numbers("busy/calls", "call"),
     "graph": _comparisons("graph/layers", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"),
