@@ -17,12 +17,6 @@ PATTERNS = [
     Strided(3, 2, **LAST),
     Window(70, 0, **LAST) | Global(3, **LAST),
 ]
-    Full(),
-    Causal(**LAST),
-    Window(5, 0, **LAST),
-    Strided(3, 2, **LAST),
-    Window(70, 0, **LAST) | Global(3, **LAST),
-]
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
