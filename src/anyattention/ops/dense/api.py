@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anyattention._checks import Axes, require_same_kind
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dense import cpu, reference, torch_fused
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.output import AttentionResult
@@ -46,6 +46,7 @@ def _check(arguments: Arguments) -> Arguments:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     arguments.score.check(axes, query)
+    require_sinks(arguments, axes)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 

@@ -80,6 +80,7 @@ def run(call: Arguments) -> AttentionResult:
             pattern=Graph.from_rows(nodes.flatten(0, 2), batch * num_keys * key_heads),
             mask=(indices >= 0).flatten(),
             bias=None if bias is None else at_keys(bias, places.transpose(1, 2)).transpose(1, 2).flatten(),
+            sinks=None,
             return_weights=False if call.weights is None else "heads",
             implementation="cpu",
         )
