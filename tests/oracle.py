@@ -97,14 +97,14 @@ def _shares(call: SimpleNamespace, scores: Tensor) -> tuple[Tensor, Tensor]:
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         scores = scores.masked_fill(rank >= call.pattern.k, -math.inf)
     hidden = scores == -math.inf
+    logits = scores
     if call.sinks is not None:
         # One key more, of which only the part in the denominator stays.
         logits = torch.cat([scores, call.sinks.expand(scores.shape[0], 1, -1)], 1)
-        return logits.softmax(1)[:, :-1].masked_fill(hidden, 0.0), logits.logsumexp(1)
-    is_empty = hidden.all(1, keepdim=True)
-    shown = scores.masked_fill(is_empty, 0.0)
+    is_empty = (logits == -math.inf).all(1, keepdim=True)
+    shown = logits.masked_fill(is_empty, 0.0)
     log = shown.exp().sum(1).log().masked_fill(is_empty[:, 0], -math.inf)
-    shares = shown.softmax(1) if call.normalize else scores.sigmoid()
+    shares = shown.softmax(1)[:, : scores.shape[1]] if call.normalize else scores.sigmoid()
     return shares.masked_fill(hidden, 0.0), log
 
 
