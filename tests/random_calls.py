@@ -32,6 +32,7 @@ from anyattention import (
     Window,
     attend,
 )
+from anyattention.ops.dropout import factors_by_formula
 
 _LONGEST = 17
 _DTYPES = (torch.float64, torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
@@ -83,7 +84,14 @@ class RandomCall:
         if self.relative is not None:
             first, align = self.relative
             given["bias"] = RelativeBias(given.pop("numbers"), first, align)  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(self.seed)
         return attend(**given, **self.settings, **self.asked)
+
+    def kept(self, shape: tuple[int, ...]) -> Tensor:
+        """The factors of dropout of `attend`, which draws a seed and nothing else."""
+        torch.manual_seed(self.seed)
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
+        return factors_by_formula(shape, self.settings.get("dropout", 0.0), seed, torch.float64)
 
 
 class _Draw:
@@ -186,6 +194,8 @@ def draw_call(seed: int) -> RandomCall:
         settings["scale"] = draw.any(0.0, 0.7, -1.3, 0.2)
     if draw.chance(0.25) and not isinstance(pattern, TopK):
         settings["softcap"] = draw.any(0.5, 2.0, 30.0)
+    if draw.chance(0.15):
+        settings["dropout"] = draw.any(0.3, 0.8)
     if draw.chance(0.3):
         settings["implementation"] = draw.any("reference", "torch", "cpu", "graph")
     asked = {"return_weights": draw.any(False, False, "mean", "heads"), "return_logsumexp": draw.chance(0.5)}
@@ -285,7 +295,7 @@ def allowed_pairs(call: RandomCall) -> Tensor | None:
     return allowed & (call.tensors["bias"] != -math.inf) if "bias" in call.tensors else allowed
 
 
-def draw_views_like(call: RandomCall, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def draw_views_like(call: RandomCall, results: Mapping[str, Tensor], order: int) -> dict[str, Tensor]:
     """A random cotangent of each result, which lies in any way too."""
-    draw = _Draw(call.seed + 1_000_003)
+    draw = _Draw(call.seed + (1 + order) * 1_000_003)
     return {name: draw.view(name, tuple(x.shape), x.dtype, draw.numbers) for name, x in results.items()}
