@@ -170,6 +170,11 @@ class Arguments:
         """The dtype that the call is computed in, at least float32."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
+    @property
+    def results_dtype(self) -> torch.dtype:
+        """The dtype of output and weights: the query's, but that of the sums where sinks are still to scale them."""
+        return self.query.dtype if self.sinks is None else self.sums_dtype
+
     def changed(self, **changes: Any) -> Arguments:
         """These arguments but for some, which are not checked again."""
         if is_compiling():

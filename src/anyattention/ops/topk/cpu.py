@@ -86,8 +86,8 @@ def run(call: Arguments) -> AttentionResult:
         )
     )
     result = AttentionResult(
-        found.output.reshape(batch, num_queries, heads, value_dim).to(call.value.dtype),
-        None if found.weights is None else found.weights.reshape(indices.shape).to(call.query.dtype),
+        found.output.reshape(batch, num_queries, heads, value_dim).to(call.results_dtype),
+        None if found.weights is None else found.weights.reshape(indices.shape).to(call.results_dtype),
         indices=indices,
     )
     if found.normalizer is None:
