@@ -60,8 +60,8 @@ class Call:
     """The arguments of `attend`.
 
     Args:
-        tensors: those that have gradients, by name: query, key and value, then, where used, vector, bias, numbers (of a
-            RelativeBias), features, key_weight and value_weight.
+        tensors: those that have gradients, by name: query, key and value, then, where used, vector, sinks, bias,
+            numbers (of a RelativeBias), features, key_weight and value_weight.
         settings: the others, by their names in `attend`.
         score, slope: the score and its negative slope; Dynamic takes its vector from the tensors.
     """
@@ -84,8 +84,9 @@ class Call:
         given: dict[str, Any] = {name: self.tensors[name] for name in ("query", "key", "value")}
         if self.score != "dot":
             given["score"] = Additive(self.slope) if self.score == "additive" else Dynamic(self["vector"], self.slope)
-        if "bias" in self.tensors:
-            given["bias"] = self["bias"]
+        for name in ("sinks", "bias"):
+            if name in self.tensors:
+                given[name] = self[name]
         if "numbers" in self.tensors:
             given["bias"] = RelativeBias(self["numbers"], *_RELATIVE)
         if "features" in self.tensors:
@@ -137,6 +138,7 @@ def make_call(
     mask: str | Tensor | None = None,
     bias: str | Tensor | None = None,
     features: str = "",
+    denominator: str = "softmax",
     dtype: torch.dtype = torch.float64,
     slope: float = 0.2,
     **settings: Any,
@@ -149,6 +151,7 @@ def make_call(
         mask, bias: a tensor, which stays without gradient, or a letter for each axis of one: b(atch), h(eads),
             q(ueries), k(eys), e(dges), 1. A bias may also be "relative"; a "fixed ..." one has no gradient.
         features: which of k(ey) and v(alue) the edges' features reach; "-" are features without weights.
+        denominator: "softmax", "sinks" for one with sinks, or "gates" for normalize=False.
         settings: others of `attend`.
     """
     edges = pattern.num_edges if isinstance(pattern, Graph) else 0
@@ -168,6 +171,10 @@ def make_call(
     }
     if score == "dynamic":
         shapes["vector"] = (heads, head_dim)
+    if denominator == "sinks":
+        shapes["sinks"] = (heads,)
+    elif denominator == "gates":
+        settings["normalize"] = False
     if isinstance(bias, Tensor):
         settings["bias"] = bias
     elif bias == "relative":
@@ -219,7 +226,7 @@ _EDGES: dict[str, Sequence[Any]] = {
     "graph": tuple(_GRAPHS),
     "score": SCORES,
     "aggregation": AGGREGATIONS,
-    "normalize": (True, False),
+    "denominator": ("softmax", "gates", "sinks"),
     "batch": (None, 2),
     "key_heads": (None, 1),
     "mask": (None, "e", "eh", "beh"),
@@ -235,6 +242,7 @@ _PAIRS: dict[str, Sequence[Any]] = {
     "bias": (None, "k", "1hqk", "relative"),
     "scale": (None, 0.7, -1.3),
     "softcap": (None, 1.3),
+    "denominator": ("softmax", "sinks"),
 }
 _DENSE: dict[str, Sequence[Any]] = {
     "pattern": (None, Full(), Causal("top_left"), Causal("bottom_right")),

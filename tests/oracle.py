@@ -32,7 +32,8 @@ def pairs_of(pattern: Any, num_queries: int, num_keys: int) -> tuple[Tensor, Ten
 def expected(arguments: Mapping[str, Any], kept: Tensor | float = 1.0) -> Expected:
     """What `attend(**arguments)` should give; `kept` are dropout's factors, `(batch, pairs, heads)`."""
     defaults = {"pattern": None, "score": Dot(), "mask": None, "bias": None, "edges": None, "scale": None}
-    call = SimpleNamespace(**{**defaults, "softcap": None, "aggregation": "sum", "normalize": True, **arguments})
+    defaults |= {"softcap": None, "sinks": None, "aggregation": "sum", "normalize": True}
+    call = SimpleNamespace(**{**defaults, **arguments})
     has_batch = call.query.ndim == 4
     query, key, value = (each if has_batch else each[None] for each in (call.query, call.key, call.value))
     if 0 < key.shape[2] < query.shape[2]:
@@ -96,10 +97,14 @@ def _shares(call: SimpleNamespace, scores: Tensor) -> tuple[Tensor, Tensor]:
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         scores = scores.masked_fill(rank >= call.pattern.k, -math.inf)
     hidden = scores == -math.inf
-    is_empty = hidden.all(1, keepdim=True)
-    shown = scores.masked_fill(is_empty, 0.0)
+    logits = scores
+    if call.sinks is not None:
+        # One key more, of which only the part in the denominator stays.
+        logits = torch.cat([scores, call.sinks.expand(scores.shape[0], 1, -1)], 1)
+    is_empty = (logits == -math.inf).all(1, keepdim=True)
+    shown = logits.masked_fill(is_empty, 0.0)
     log = shown.exp().sum(1).log().masked_fill(is_empty[:, 0], -math.inf)
-    shares = shown.softmax(1) if call.normalize else scores.sigmoid()
+    shares = shown.softmax(1)[:, : scores.shape[1]] if call.normalize else scores.sigmoid()
     return shares.masked_fill(hidden, 0.0), log
 
 

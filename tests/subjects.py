@@ -119,7 +119,7 @@ def attention(pattern: Any, score: str = "dot", **settings: Any) -> Callable[[],
 
         def of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             given = Call(dict(tensors), call.settings, call.score, call.slope)
-            found = given.attend(return_logsumexp=settings.get("normalize", True), **asked)
+            found = given.attend(return_logsumexp=settings.get("denominator") != "gates", **asked)
             return _finite(*_as_tuple(found))
 
         return Subject(of, {name: x.detach() for name, x in call.tensors.items()})
@@ -206,18 +206,22 @@ OPERATIONS: dict[str, Callable[[], Subject]] = {
         vector=random(2, 2),
     ),
     "graph, maximum": attention(GRAPH, aggregation="max"),
-    "graph, gates": attention(GRAPH, aggregation="mean", normalize=False, softcap=1.3, bias="eh"),
+    "graph, sinks": attention(GRAPH, "additive", denominator="sinks", return_weights="heads"),
+    "graph, gates": attention(GRAPH, aggregation="mean", denominator="gates", softcap=1.3, bias="eh"),
     "dense": attention(None, batch=2),
     "dense, torch": attention(None, batch=2, implementation="torch"),
     "dense, weights": attention(None, batch=1, return_weights="mean", bias="1hqk"),
+    "dense, sinks": attention(Causal("top_left"), batch=1, denominator="sinks", mask="bhqk", return_weights="mean"),
     "causal": attention(Causal("bottom_right"), batch=1, mask="k", softcap=1.3),
     "window": attention(Window(1, 1, "top_left"), batch=2, key_heads=1, return_weights="heads"),
     "window, relative bias": attention(Window(2, 0), batch=1, lengths=(5, 5), bias="relative"),
     "window, bias of pairs": attention(Window(1, 1), batch=1, lengths=(5, 5), bias="1hqk"),
     "dense, relative bias": attention(None, batch=1, lengths=(5, 5), bias="relative"),
     "strided": attention(Strided(2, 0) & Causal(), batch=1, lengths=(5, 5)),
+    "window, sinks": attention(Window(1, 0, "top_left"), batch=1, denominator="sinks", return_weights="heads"),
     "window over edges": attention(Window(1, 1), "dynamic", batch=1, lengths=(5, 5)),
     "top-k": attention(TopK(2), batch=1, return_weights="heads"),
+    "top-k, sinks": attention(TopK(2), batch=1, denominator="sinks", return_weights="heads"),
     "top-k, bias": attention(TopK(2), batch=1, bias="k"),
 }
 

@@ -46,6 +46,7 @@ _FLOORS = (
     ("runs",),
     ("graph",),
     ("dense", "sparse", "topk"),
+    ("sinks",),
     ("attend", "merge"),
     ("points",),
     ("ops",),

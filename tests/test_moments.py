@@ -149,6 +149,14 @@ _SUBJECTS: dict[str, Callable[[], Subject]] = {
     ),
     "attend graph implementation": lambda: attending(Window(1, 1), implementation="graph", return_weights=True),
     "attend sparse weights": lambda: attending(Window(1, 1), return_weights="heads"),
+    "attend sinks": lambda: Subject(
+        lambda sinks, *rows: attend(*rows, Causal(), sinks=sinks, return_weights=True, return_logsumexp=True),
+        (random(2), *rows_of(1, 6, 2, 4)),
+    ),
+    "attend Graph sinks": lambda: Subject(
+        lambda made, sinks, *rows: attend(*rows, made, sinks=sinks, return_weights="heads"),
+        (graph(), random(2), *rows_of(5, 2, 4)),
+    ),
     "attend TopK": lambda: attending(TopK(2)),
     "attend TopK among": lambda: attending(TopK(2, among=Causal())),
     "attend Graph": on_graph,

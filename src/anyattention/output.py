@@ -24,7 +24,8 @@ class AttentionResult(NamedTuple):
             the log of the row's sum of exp(score - largest). A weight is exp((score - largest) - log_sum): beside a
             score of 1e9 logsumexp itself has no digits left for the logarithm. A row without keys has -inf and 0;
             beside a NaN or an infinite score `largest` may be anything. From "torch", which does not tell the largest
-            score, `largest` is logsumexp, and `log_sum` what its rounding left.
+            score, `largest` is logsumexp, and `log_sum` what its rounding left. None with sinks, which a merge would
+            count once for each part.
 
     Example:
         >>> import torch

@@ -477,6 +477,15 @@ def test_softcaps_of_every_size(native, cap: float) -> None:
     torch.testing.assert_close(found[1][0], torch.einsum("bhls,bshe->blhe", capped.softmax(-1), exact[2]))
 
 
+@pytest.mark.parametrize("implementation", ["cpu", "graph", "reference"])
+def test_no_batch_entry_with_a_mask_or_a_bias(native, implementation: str) -> None:
+    rows = torch.ones(0, 5, 2, 3, requires_grad=True)
+    given = {"mask": torch.ones(0, 1, 5, 5, dtype=torch.bool), "bias": torch.ones(0, 2, 5, 5)}
+    found = attend(rows, rows, rows, Window(1, 1), return_weights=True, implementation=implementation, **given)
+    assert (found.output.shape, found.weights.shape) == ((0, 5, 2, 3), (0, 13))
+    assert torch.autograd.grad(found.output.sum(), rows)[0].shape == (0, 5, 2, 3)
+
+
 def test_no_length_with_a_mask_or_a_bias() -> None:
     for num_queries, num_keys in ((0, 0), (0, 3), (3, 0)):
         inputs = leaves(num_queries, num_keys)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import (
+    Axes,
     conversion_of,
     describe_shape,
     keep_plain,
@@ -37,6 +38,7 @@ __all__ = [
     "read_pairs",
     "refuse_graph_settings",
     "require_relative",
+    "require_sinks",
     "weights_asked_for",
 ]
 
@@ -97,6 +99,7 @@ class Arguments:
     edges: EdgeFeatures | None = None
     scale: float | None = None
     softcap: float | None = None
+    sinks: Tensor | None = None
     dropout: float = 0.0
     aggregation: Aggregation = "sum"
     normalize: bool = True
@@ -167,6 +170,11 @@ class Arguments:
         """The dtype that the call is computed in, at least float32."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
+    @property
+    def results_dtype(self) -> torch.dtype:
+        """The dtype of output and weights: the query's, but that of the sums where sinks are still to scale them."""
+        return self.query.dtype if self.sinks is None else self.sums_dtype
+
     def changed(self, **changes: Any) -> Arguments:
         """These arguments but for some, which are not checked again."""
         if is_compiling():
@@ -232,6 +240,22 @@ def require_relative(bias: RelativeBias, query: Tensor, heads: int) -> None:
             argument="bias.numbers",
             expected=f"(heads={heads}, distances), or one row for all heads",
             actual=describe_shape(bias.numbers),
+        )
+
+
+def require_sinks(arguments: Arguments, axes: Axes) -> None:
+    """Raise unless sinks, where given, fit the query, whose axes are bound."""
+    sinks = arguments.sinks
+    if sinks is None:
+        return
+    require_dense("sinks", sinks)
+    require_floating("sinks", sinks)
+    require_device("sinks", sinks, arguments.query.device, "query")
+    axes.bind("sinks", sinks, "heads")
+    if not arguments.normalize:
+        raise UnsupportedError(
+            "sinks with normalize=False: each edge is gated by itself, and has no denominator for a sink to be in",
+            argument="sinks",
         )
 
 

@@ -14,6 +14,7 @@ from anyattention.ops.arguments import Arguments
 from anyattention.ops.dense import dense_attention, explain_dense
 from anyattention.ops.dispatch import Explanation
 from anyattention.ops.graph import explain_graph, graph_attention
+from anyattention.ops.sinks import with_sinks
 from anyattention.ops.sparse import explain_sparse, sparse_attention
 from anyattention.ops.topk import explain_topk, topk_attention
 from anyattention.output import AttentionResult
@@ -78,7 +79,9 @@ def attend(arguments: Arguments) -> AttentionResult:
         p      = softmax of the scores over the query's pairs;  sigmoid(score) with normalize=False
         output = sum of dropout(p) v';  over max(pairs, 1) for "mean";  elementwise maximum for "max"
 
-    A query without pairs gets output 0, gradient 0 and logsumexp -inf.
+    With sinks the denominator of p has exp(sink of the head) beside the pairs' exp(score).
+
+    A query without pairs gets output 0, gradient 0 and logsumexp -inf, or with sinks the head's sink.
 
     Args:
         query: `(batch, query_length, heads, head_dim)`; with a Graph also without batch, `(queries, heads, head_dim)`.
@@ -99,11 +102,14 @@ def attend(arguments: Arguments) -> AttentionResult:
         edges: features of a Graph's edges, for keys and values.
         scale: the factor of the raw score; None is 1 / sqrt(head_dim) for Dot, 1 for the others.
         softcap: c > 0 bounds the scaled score to (-c, c).
+        sinks: floating `(heads,)`, a logit of each head that is in the denominator and has no value, so that the
+            weights of a row sum to less than 1. -inf is none. Not with normalize=False.
         dropout: probability in [0, 1) with which a weight is dropped; the others are divided by 1 - dropout.
         aggregation: "sum", "mean" or "max" of the weighted values. A Graph only.
         normalize: False gates each edge by itself, with a sigmoid. A Graph only; no logsumexp then.
         return_weights: "mean" (or True) over heads, or "heads"; False returns none.
-        return_logsumexp: also return the natural log of the softmax denominator, and its two parts (normalizer).
+        return_logsumexp: also return the natural log of the softmax denominator, and without sinks its two parts
+            (normalizer), which `merge` needs.
         implementation: force "cpu", "torch" (dense attention), "graph" (other patterns, over their pairs as edges) or
             "reference"; None takes the first that can run the call. See `explain`.
 
@@ -121,7 +127,8 @@ def attend(arguments: Arguments) -> AttentionResult:
     edge and head, "reference" for each channel too. Other patterns: time for their pairs and memory linear in the
     lengths, or that of a Graph. TopK: the time of dense attention, memory for queries x heads x k.
 
-    Source: Vaswani et al., 2017 (Dot); Velickovic et al., 2018 (Additive); Brody et al., 2022 (Dynamic).
+    Source: Vaswani et al., 2017 (Dot); Velickovic et al., 2018 (Additive); Brody et al., 2022 (Dynamic); OpenAI, 2025,
+    gpt-oss (sinks).
 
     Example:
         >>> query = torch.zeros(1, 2, 1, 4)
@@ -134,11 +141,15 @@ def attend(arguments: Arguments) -> AttentionResult:
     """
     if not isinstance(arguments.query, Tensor):
         require_tensor("query", arguments.query)
-    run = _operation(arguments.pattern)[0]
     if is_autocast_enabled(arguments.query.device):
         with torch.autocast(arguments.query.device.type, enabled=False):
-            return run(arguments.under_autocast())
-    return run(arguments)
+            return _run(arguments.under_autocast())
+    return _run(arguments)
+
+
+def _run(arguments: Arguments) -> AttentionResult:
+    operation = _operation(arguments.pattern)[0]
+    return operation(arguments) if arguments.sinks is None else with_sinks(operation, arguments)
 
 
 @_taking(Arguments)

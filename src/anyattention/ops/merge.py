@@ -6,10 +6,15 @@ import torch
 
 from anyattention._checks import Axes, require_device, require_floating, require_same_kind
 from anyattention.errors import InvalidInputError
-from anyattention.ops.normalizer import with_normalizer
+from anyattention.ops.normalizer import joined, with_normalizer
 from anyattention.output import AttentionResult
 
 __all__ = ["merge"]
+
+_WITH_SINKS = (
+    "the part was attended to with sinks, which each part would count once more: leave them out of the parts, and add "
+    "a part of output 0 and normalizer (sinks, 0)"
+)
 
 
 def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
@@ -50,7 +55,7 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
             argument="parts", expected="a list of AttentionResults, at least one", actual=repr(parts)
         )
     axes = Axes()
-    outputs, each_largest, log_sums = [], [], []
+    outputs, normalizers = [], []
     for number, part in enumerate(parts):
         if not isinstance(part, AttentionResult):
             raise InvalidInputError(
@@ -62,7 +67,7 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
                 argument=f"parts[{number}].normalizer",
                 expected="a pair of tensors",
                 actual=None if normalizer is None else type(normalizer).__name__,
-                hint="call attend with return_logsumexp=True",
+                hint="call attend with return_logsumexp=True" if part.logsumexp is None else _WITH_SINKS,
             )
         batch = "batch " if parts[0].output.ndim == 4 else ""
         axes.bind(f"parts[{number}].output", part.output, f"{batch}queries heads value_dim")
@@ -74,12 +79,7 @@ def merge(parts: Sequence[AttentionResult]) -> AttentionResult:
             require_floating(name, x)
             require_device(name, x, part.output.device, f"parts[{number}].output")
         outputs.append(part.output)
-        each_largest.append(normalizer[0])
-        log_sums.append(normalizer[1])
-    each = torch.stack(each_largest).detach()
-    largest = each.amax(0)
-    shares = torch.exp((each - torch.where(largest == -torch.inf, 0.0, largest)) + torch.stack(log_sums))
-    total = shares.sum(0)
-    total = torch.where(total == 0, 1.0, total)
-    output = ((shares / total).unsqueeze(-1) * torch.stack(outputs)).sum(0).to(outputs[0].dtype)
-    return with_normalizer(AttentionResult(output), largest, total.log())
+        normalizers.append((normalizer[0], normalizer[1]))
+    largest, log_sum, shares = joined(normalizers)
+    output = (shares.unsqueeze(-1) * torch.stack(outputs)).sum(0).to(outputs[0].dtype)
+    return with_normalizer(AttentionResult(output), largest, log_sum)

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from anyattention._checks import Axes, require_same_kind
 from anyattention.ambient import is_compiling
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dense import cpu, reference, torch_fused
 from anyattention.ops.dense.kept import KeptCall, key_of
 from anyattention.ops.dispatch import Explanation, Implementation
@@ -63,6 +63,7 @@ def _check(arguments: Arguments) -> Arguments:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     arguments.score.check(axes, query)
+    require_sinks(arguments, axes)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 

@@ -47,8 +47,8 @@ def run(call: Arguments) -> AttentionResult:
     output, largest, log_sum = run_attention(record)
     weights = None
     if call.weights is not None:
-        weights = run_weights(record, largest, log_sum, mean=call.weights == "mean").to(call.query.dtype)
-    result = AttentionResult(output if output.dtype is call.value.dtype else output.to(call.value.dtype), weights)
+        weights = run_weights(record, largest, log_sum, mean=call.weights == "mean").to(call.results_dtype)
+    result = AttentionResult(output if output.dtype is call.results_dtype else output.to(call.results_dtype), weights)
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 

@@ -52,10 +52,10 @@ def run(call: Arguments) -> AttentionResult:
     if call.dropout > 0:
         kept = weights * keep_factors(shape, call.dropout, draw_seed(query.device), dtype)
     output = kept @ value if pairs is None else _visible_sums(kept, value, pairs)
-    output = output.transpose(1, 2).to(call.value.dtype)
+    output = output.transpose(1, 2).to(call.results_dtype)
     shown = None
     if call.weights is not None:
-        shown = (weights.mean(1) if call.weights == "mean" else weights).to(call.query.dtype)
+        shown = (weights.mean(1) if call.weights == "mean" else weights).to(call.results_dtype)
     result = AttentionResult(output, shown)
     if not call.return_logsumexp:
         return result

@@ -103,8 +103,17 @@ def _backward(record: FusedDenseBackward) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _heads_first(*tensors: Tensor) -> list[Tensor]:
-    """Views `(B, H, L, D)` or `(B, H, L)` whose last axis is dense: the kernel takes that for granted."""
-    return [(tensor if tensor.stride(-1) == 1 else tensor.contiguous()).transpose(1, 2) for tensor in tensors]
+    """Views `(B, H, L, D)` or `(B, H, L)` whose last axis is dense: the kernel takes that for granted.
+
+    And of its output, to which it gives the order of the query's strides: beside another stride of 1, in numbers that
+    share memory, the last axis may come before the end, and what it then writes is anything.
+    """
+    return [(x if _is_dense_at_the_end(x) else x.contiguous()).transpose(1, 2) for x in tensors]
+
+
+def _is_dense_at_the_end(x: Tensor) -> bool:
+    *others, last = zip(x.shape, x.stride(), strict=True)
+    return last[1] == 1 and all(size == 1 or stride != 1 for size, stride in others)
 
 
 def _differentiable_backward(call: FusedDense, by: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from anyattention.errors import (
     UnsupportedError,
 )
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_bias
+from anyattention.ops.arguments import Arguments, read_bias, require_sinks
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import cpu, reference
 from anyattention.ops.refusals import refusal_of_rows
@@ -66,6 +66,7 @@ def _check(arguments: Arguments) -> Arguments:
         require_same_kind(name, tensor, "query", query)
     require_device("graph", graph.edge_index, query.device, "query")
     arguments.score.check(axes, query)
+    require_sinks(arguments, axes)
     if arguments.edges is not None:
         _check_edges(arguments.edges, axes, query)
     mask, bias = arguments.mask, arguments.bias

@@ -100,8 +100,8 @@ def run(call: Arguments) -> AttentionResult:
         output, largest, log_sum = output.squeeze(0), largest.squeeze(0), log_sum.squeeze(0)
         weights = None if weights is None else weights.squeeze(0)
     result = AttentionResult(
-        output if output.dtype is call.value.dtype else output.to(call.value.dtype),
-        weights.to(call.query.dtype) if weights is not None and call.return_weights else None,
+        output if output.dtype is call.results_dtype else output.to(call.results_dtype),
+        weights.to(call.results_dtype) if weights is not None and call.return_weights else None,
     )
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 

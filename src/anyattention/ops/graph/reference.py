@@ -55,7 +55,7 @@ def run(call: Arguments) -> AttentionResult:
             pairs = sum_by_query(pairs.expand_as(weights), -2, target, num_queries)
             output = output / pairs.clamp(min=1.0)[..., None]
     result = AttentionResult(
-        output.to(call.value.dtype), None if call.weights is None else weights.to(call.query.dtype)
+        output.to(call.results_dtype), None if call.weights is None else weights.to(call.results_dtype)
     )
     if not call.return_logsumexp:
         return result

@@ -9,7 +9,7 @@ from anyattention.ambient import is_compiling, shielded
 from anyattention.bias import RelativeBias
 from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_relative
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_relative, require_sinks
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import graph_attention
 from anyattention.ops.refusals import refusal_of_rows
@@ -79,6 +79,7 @@ def _check(arguments: Arguments) -> Arguments:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_same_kind(name, tensor, "query", query)
     arguments.score.check(axes, query)
+    require_sinks(arguments, axes)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
     if isinstance(arguments.bias, RelativeBias):

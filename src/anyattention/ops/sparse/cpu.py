@@ -65,8 +65,8 @@ def run(call: Arguments) -> AttentionResult:
         bias = _by_distance(bias, call.query, call.key)
     record = run_call(call, parts, bias, is_dense=False)
     output, largest, log_sum = run_attention(record)
-    weights = None if call.weights is None else _weights(call, record).to(call.query.dtype)
-    result = AttentionResult(output.to(call.value.dtype), weights)
+    weights = None if call.weights is None else _weights(call, record).to(call.results_dtype)
+    result = AttentionResult(output.to(call.results_dtype), weights)
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
 
 

@@ -58,6 +58,6 @@ def over_edges(call: Arguments, implementation: str) -> Arguments:
 
 def _as_the_graph_has_it(edges: Tensor, heads: int) -> Tensor:
     """`(B | 1, E, H | 1)` as `(E,)`, `(E, H)` or `(B, E, H)`."""
-    if edges.shape[0] > 1:
+    if edges.shape[0] != 1:  # no batch entries, too
         return edges.expand(-1, -1, heads)
     return edges[0].squeeze(-1) if edges.shape[2] == 1 else edges[0]

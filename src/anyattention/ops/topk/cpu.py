@@ -80,13 +80,14 @@ def run(call: Arguments) -> AttentionResult:
             pattern=Graph.from_rows(nodes.flatten(0, 2), batch * num_keys * key_heads),
             mask=(indices >= 0).flatten(),
             bias=None if bias is None else at_keys(bias, places.transpose(1, 2)).transpose(1, 2).flatten(),
+            sinks=None,
             return_weights=False if call.weights is None else "heads",
             implementation="cpu",
         )
     )
     result = AttentionResult(
-        found.output.reshape(batch, num_queries, heads, value_dim).to(call.value.dtype),
-        None if found.weights is None else found.weights.reshape(indices.shape).to(call.query.dtype),
+        found.output.reshape(batch, num_queries, heads, value_dim).to(call.results_dtype),
+        None if found.weights is None else found.weights.reshape(indices.shape).to(call.results_dtype),
         indices=indices,
     )
     if found.normalizer is None:

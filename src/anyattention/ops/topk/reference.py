@@ -63,8 +63,8 @@ def run(call: Arguments) -> AttentionResult:
         kept = weights * keep_factors((batch, num_queries, heads, k), call.dropout, seed, dtype).transpose(1, 2)
     output = (kept.unsqueeze(-1) * values).sum(-2)
     result = AttentionResult(
-        output.transpose(1, 2).to(call.value.dtype),
-        None if call.weights is None else weights.transpose(1, 2).to(call.query.dtype),
+        output.transpose(1, 2).to(call.results_dtype),
+        None if call.weights is None else weights.transpose(1, 2).to(call.results_dtype),
         indices=indices.transpose(1, 2),
     )
     if not call.return_logsumexp:
