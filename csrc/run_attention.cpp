@@ -173,8 +173,8 @@ struct Forward {
     largest_scores[row] = top;
     log_sums[row] = total == 0 ? T{0} : std::log(total);
     mine *= inverse, theirs *= inverse;
-    // Outputs are relative to the sum of the weights as they are multiplied; those of dropout say nothing about that.
-    if (Operands::kRounds && part.c.dropout == 0 && total != 0) mine *= sum[v][lane] / rounded_sum[v][lane];
+    // Relative to the sum of the weights as they were multiplied; with dropout those are not all.
+    if (Operands::kRounds && part.c.dropout == 0 && sum[v][lane] != 0) mine *= sum[v][lane] / rounded_sum[v][lane];
     T *target = output + row * part.c.value_dim;
     for (int64_t d = 0; d < part.c.value_dim; ++d) {
       target[d] = memory.output[i * part.C + d] * mine + (merges ? target[d] * theirs : 0);
