@@ -186,23 +186,20 @@ struct Part {
 // Copies rows (width) from wherever `row_of` finds them into whole vectors; whether all numbers are finite.
 template <class T, class RowOf>
 bool copy_rows(int64_t count, int64_t width, int64_t padded, const RowOf &row_of, T *to) {
-  T broken = 0;
+  Lanes<T> broken{};
   for (int64_t n = 0; n < count; ++n, to += padded) {
     const auto *row = row_of(n);
-    if (width == padded) {
-      Lanes<T> sum{};
-      for (int64_t d = 0; d < width; d += kLane<T>) {
-        const Lanes<T> part = load_wide<T, kLane<T>>(row + d);
-        store<T, kLane<T>>(to + d, part);
-        sum += part * 0;
-      }
-      broken += sum_of<T, kLane<T>>(sum);
-      continue;
+    int64_t d = 0;
+    for (; d + kLane<T> <= width; d += kLane<T>) {
+      const Lanes<T> part = load_wide<T, kLane<T>>(row + d);
+      store<T, kLane<T>>(to + d, part);
+      broken += part * 0;
     }
-    for (int64_t d = 0; d < width; ++d) to[d] = load_wide<T, 1>(row + d)[0], broken += to[d] * 0;
-    std::fill(to + width, to + padded, T{0});
+    if (d == padded) continue;
+    for (int64_t rest = d; rest < padded; ++rest) to[rest] = rest < width ? load_wide<T, 1>(row + rest)[0] : T{0};
+    broken += load<kLane<T>>(to + d) * 0;
   }
-  return broken == 0;
+  return sum_of<T, kLane<T>>(broken) == 0;
 }
 
 // A tile of queries, the keys that it sees, and which of these each query sees.
