@@ -119,12 +119,6 @@ struct HalfOperands : TileMemory<float> {
   static int64_t size(const Part &p) {
     return TileMemory<float>::size(p) + 2 * room_of_rows(p) + (kQueries + kKeys / 2) * (p.D + p.C) + 3 * kKeys * kQueries / 2;
   }
-  // Whether a call has such rows.
-  static bool take(const anyattention_run_attention_call &c) {
-    return c.query.type == ANYATTENTION_BFLOAT16 && c.key.type == ANYATTENTION_BFLOAT16 &&
-           c.value.type == ANYATTENTION_BFLOAT16;
-  }
-
   int64_t key_depth() const { return part.c.head_dim; }
   int64_t value_depth() const { return part.c.value_dim; }
 
@@ -238,12 +232,12 @@ struct HalfOperands : TileMemory<float> {
 
 #endif
 
-// Runs run(operands), a null pointer to the kind of operands that a call's products take.
+// Runs run(kind), a null pointer to the kind of operands that a call's products take.
 template <class Run>
-void with_operands(const anyattention_run_attention_call &call, const Run &run) {
-  if (call.is_double) return run(static_cast<FullOperands<double> *>(nullptr));
+void with_operands(const Part &part, const Run &run) {
+  if (part.c.is_double) return run(static_cast<FullOperands<double> *>(nullptr));
 #ifdef __AVX512BF16__
-  if (HalfOperands::take(call)) return run(static_cast<HalfOperands *>(nullptr));
+  if (part.has_halves()) return run(static_cast<HalfOperands *>(nullptr));
 #endif
   run(static_cast<FullOperands<float> *>(nullptr));
 }

@@ -451,8 +451,8 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *
 int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call, int32_t merges, void *output,
                                            void *largest, void *log_sum) {
   return anyattention::guarded(call, [=](const auto &part) {
-    anyattention::with_operands(part.c, [&](auto *operands) {
-      using Operands = std::remove_pointer_t<decltype(operands)>;
+    anyattention::with_operands(part, [&](auto *kind) {
+      using Operands = std::remove_pointer_t<decltype(kind)>;
       using T = typename Operands::Sum;
       anyattention::forward<Operands>(part, merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
                                       static_cast<T *>(log_sum));
@@ -465,8 +465,8 @@ int32_t anyattention_run_attention_backward(const anyattention_run_attention_bac
   if (!call || !anyattention::Part::is_valid(call->grad_output, call->call.is_double)) return ANYATTENTION_INVALID_ARGUMENT;
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
   return anyattention::guarded(&call->call, [&](const auto &part) {
-    anyattention::with_operands(part.c, [&](auto *operands) {
-      anyattention::differentiate<std::remove_pointer_t<decltype(operands)>>(part, adds != 0, *call, gradients);
+    anyattention::with_operands(part, [&](auto *kind) {
+      anyattention::differentiate<std::remove_pointer_t<decltype(kind)>>(part, adds != 0, *call, gradients);
     });
   });
 }

@@ -112,6 +112,16 @@ struct Part {
 
   int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
+  // Whether products take rows as halves (halves.h): rows in bfloat16, on a processor that multiplies it.
+  bool has_halves() const {
+#ifdef __AVX512BF16__
+    const auto is_bfloat16 = [](const anyattention_head_rows &rows) { return rows.type == ANYATTENTION_BFLOAT16; };
+    return is_bfloat16(c.query) && is_bfloat16(c.key) && is_bfloat16(c.value);
+#else
+    return false;
+#endif
+  }
+
   // What a forward takes one thread: products of whole vectors of queries, and the rows that are copied for them; a
   // backward takes twice as long, but for dropout.
   double nanoseconds() const {
@@ -127,7 +137,8 @@ struct Part {
     }
     const double heads = static_cast<double>(c.batch * H), width = static_cast<double>(D + C);
     const double queries = static_cast<double>(c.num_queries), copied = width * (keys + 2 * queries) * 0.15;
-    return heads * (pairs * (width * kPerProduct + (c.dropout > 0 ? 2 : 0.5)) + copied + queries * 80) *
+    const double per_product = has_halves() ? kPerProduct / 2 : kPerProduct;
+    return heads * (pairs * (width * per_product + (c.dropout > 0 ? 2 : 0.5)) + copied + queries * 80) *
            (c.is_double ? 2 : 1);
   }
 
