@@ -60,19 +60,31 @@ SANITIZE_SECONDS ?= 30
 SEED ?= 0
 SANITIZE := -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fopenmp -fno-math-errno -fno-trapping-math \
   -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-SANITIZED := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(wildcard csrc/*.cpp csrc/tests/*.cpp))
+SANITIZED := $(patsubst csrc/%.cpp,%.o,$(wildcard csrc/*.cpp csrc/tests/*.cpp))
+# The level with products of its own too, where this processor runs it.
+SANITIZE_LEVELS ?= baseline $(if $(shell grep -ow avx512_bf16 /proc/cpuinfo 2>/dev/null),v4-bf16)
 
-sanitize: build/sanitize/properties
-	@echo "Running the kernels under AddressSanitizer and UndefinedBehaviorSanitizer."
-	@ANYATTENTION_GRAIN=0 build/sanitize/properties $(SANITIZE_SECONDS) $(SEED)
+sanitize: $(SANITIZE_LEVELS:%=build/sanitize/%/properties)
+	@for level in $(SANITIZE_LEVELS); do \
+	  echo "Running the kernels for $$level under AddressSanitizer and UndefinedBehaviorSanitizer."; \
+	  ANYATTENTION_GRAIN=0 build/sanitize/$$level/properties $(SANITIZE_SECONDS) $(SEED) || exit 1; \
+	done
 
-build/sanitize/properties: $(SANITIZED)
+define COMPILE_SANITIZED
+	@echo "Compiling $< with sanitizers for $(1)."
+	@mkdir -p $(@D)
+	@$(CXX) $(SANITIZE) $(2) -DANYATTENTION_VERSION='"sanitize"' -DANYATTENTION_LEVEL='"$(1)"' -c $< -o $@
+endef
+
+build/sanitize/baseline/properties: $(SANITIZED:%=build/sanitize/baseline/%)
+build/sanitize/v4-bf16/properties: $(SANITIZED:%=build/sanitize/v4-bf16/%)
+build/sanitize/%/properties:
 	@$(CXX) $(SANITIZE) $^ -o $@
 
-build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/tests/*.h)
-	@echo "Compiling $< with sanitizers."
-	@mkdir -p $(@D)
-	@$(CXX) $(SANITIZE) -DANYATTENTION_VERSION='"sanitize"' -DANYATTENTION_LEVEL='"baseline"' -c $< -o $@
+build/sanitize/baseline/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/tests/*.h)
+	$(call COMPILE_SANITIZED,baseline)
+build/sanitize/v4-bf16/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/tests/*.h)
+	$(call COMPILE_SANITIZED,v4-bf16,-march=x86-64-v4 -mavx512bf16)
 
 bench: .venv/installed-bench
 	@echo "Running the benchmark $(WORKLOAD)."

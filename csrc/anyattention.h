@@ -39,7 +39,7 @@ ANYATTENTION_EXPORT int64_t anyattention_size_of(const char *structure);
 /* The package's version, for example "0.1.0". */
 ANYATTENTION_EXPORT const char *anyattention_version(void);
 
-/* The instruction set compiled for: "baseline", "v3" or "v4". */
+/* The instruction set compiled for: "baseline", "v3", "v4", or "v4-bf16", which multiplies bfloat16 numbers. */
 ANYATTENTION_EXPORT const char *anyattention_level(void);
 
 /* 1 where the kernels use OpenMP threads, 0 where they run on one. */
@@ -336,7 +336,8 @@ typedef struct anyattention_run_part {
 } anyattention_run_part;
 
 /* One part of attention over a sequence. All numbers are in the sequence's own order, float, or
- * double where is_double; query, key and value may be half precision at rest, and sums are float.
+ * double where is_double; query, key and value may be half precision at rest, and sums are float. Level "v4-bf16" multiplies
+ * rows that are all bfloat16 as they are, and rounds weights and gradients by scores to bfloat16 for their products.
  *
  *   query (batch, num_queries, heads, head_dim)
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads

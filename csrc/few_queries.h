@@ -18,6 +18,7 @@
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
+#include "scores_of_tile.h"
 #include "simd.h"
 #include "team.h"
 #include "tiles.h"
@@ -25,25 +26,6 @@
 
 namespace anyattention {
 
-// The products of a row with as many others as a vector has lanes.
-template <class T, class Number>
-ANYATTENTION_INLINE Lanes<T> products_of(const T *row, const Number *const *others, int64_t padded) {
-  constexpr int lane = kLane<T>;
-  Lanes<T> sums[lane]{};
-  for (int64_t d = 0; d < padded; d += lane) {
-    const Lanes<T> x = load<lane>(row + d);
-    for (int n = 0; n < lane; ++n) sums[n] += x * load_wide<T, lane>(others[n] + d);
-  }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return sums_of<lane, lane>(sums);
-  } else {
-    Lanes<T> products;
-    for (int n = 0; n < lane; ++n) products[n] = sum_of<T, lane>(sums[n]);
-    return products;
-  }
-}
-
-constexpr int64_t kFewRows = 8;  // more fill the lanes of a tile well enough
 constexpr int64_t kAhead = 32;   // keys
 
 template <class T>
@@ -53,10 +35,6 @@ class FewQueries {
       : part(p), group(p.H / p.G), rows(p.c.num_queries * group), row_size(p.C + 2), tile(p) {
     tile.move_to(0);
     pieces = std::max<int64_t>(1, static_cast<int64_t>((tile.keys.size() + kBlock - 1) / kBlock));
-  }
-
-  static bool takes(const Part &p) {
-    return p.query_tiles() == 1 && p.c.num_queries * (p.H / p.G) <= kFewRows;
   }
 
   void run(const RowResults<T> &results) {
@@ -197,7 +175,7 @@ class FewQueries {
         decltype(row_at(0)) key[lane];
         for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
         for (int64_t r = 0; r < all.rows; ++r) {
-          store<T, lane>(memory.score + r * kKeys + first, products_of<T>(memory.query + r * part.D, key, part.D));
+          store<T, lane>(memory.score + r * kKeys + first, products_of<T>(key, part.D, [row = memory.query + r * part.D](int64_t d) { return load<lane>(row + d); }));
         }
       }
     }

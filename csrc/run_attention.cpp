@@ -11,12 +11,16 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "anyattention.h"
 #include "few_queries.h"
+#include "operands.h"
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
+#include "scores_of_tile.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -28,24 +32,28 @@ namespace {
 template <class T>
 constexpr T kGrowth = 2;
 
-template <class T>
+template <class Operands>
 struct Forward {
+  using T = typename Operands::Sum;
   const Part &part;
   QueryTile &tile;
-  TileMemory<T> memory;
+  Operands memory;
   int64_t b, h, g;
   Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>], earlier_sum[kVectors<T>];
-  bool has_earlier = false;  // blocks of keys
+  Lanes<T> rounded_sum[kVectors<T>], earlier_rounded_sum[kVectors<T>];  // of the weights that outputs are sums of
+  bool has_earlier = false;                                             // blocks of keys
 
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
 
   void run(const RowResults<T> &results) {
-    const int64_t D = part.D, C = part.C;
-    copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
-    turn(tile.count, D, memory.query, static_cast<T>(part.c.scale), memory.turned_query);
+    const int64_t C = part.C;
+    memory.read_queries(tile, b, h);
     std::fill_n(memory.output, tile.count * C, T{0});
-    for (int v = 0; v < kVectors<T>; ++v) largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>, sum[v] = earlier_sum[v] = Lanes<T>{};
+    for (int v = 0; v < kVectors<T>; ++v) {
+      largest[v] = base[v] = Lanes<T>{} + kMinusInfinity<T>;
+      sum[v] = earlier_sum[v] = rounded_sum[v] = earlier_rounded_sum[v] = Lanes<T>{};
+    }
     // Those of the next head, or of the first after the last.
     const int64_t next = g + 1 < part.G ? g + 1 : 0;
     const RowsAhead<T> next_keys(part.c.key, b, next, part.c.head_dim), next_values(part.c.value, b, next, part.c.value_dim);
@@ -54,30 +62,22 @@ struct Forward {
       const Range &keys = tile.keys[n];
       if (n > 0 && n % kBlock == 0) begin_block();
       tile.look_at(keys, b, h);
-      const bool finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
+      const bool finite = memory.read_values(keys, b, g);
       const int64_t count = keys.end - keys.begin;
-      const T *key = memory.key;
-      int64_t key_stride = D;
-      if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
-        key = row_of<T>(part.c.key, b, keys.begin, g);
-        key_stride = part.c.key.row_stride;
-      } else {
-        copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
-      }
-      product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
-                     [&](int64_t begin, int64_t end) {
-                       for (int64_t j = keys.begin + begin; j < keys.begin + end; ++j) {
-                         const int64_t place = part.key_at(j);
-                         next_keys.prefetch(place), next_values.prefetch(place);
-                       }
-                       return tile.scores_of<T>(begin, end, D);
-                     });
+      memory.find_keys(keys, b, g);
+      score_tile(part, tile, memory.scores(), [&](int64_t begin, int64_t end) {
+        for (int64_t j = keys.begin + begin; j < keys.begin + end; ++j) {
+          const int64_t place = part.key_at(j);
+          next_keys.prefetch(place), next_values.prefetch(place);
+        }
+        return tile.scores_of<T>(begin, end, memory.key_depth());
+      });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) weigh(v, count);
       if (finite || tile.is_whole()) {
-        product<true>(tile.count, Product<T>{memory.score, 1, kQueries, memory.value, C, memory.output, C},
-                      tile.sums_over_keys(C));
+        product<true>(tile.count, memory.outputs(), tile.sums_over_keys(C));
         continue;
       }
+      memory.widen_values(keys, b, g);
       for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
         for (int64_t j = 0; j < count; ++j) {
           if (!(tile.seen[i] >> j & 1)) continue;
@@ -89,17 +89,22 @@ struct Forward {
       begin_block();
       std::swap(memory.output, memory.earlier);
       std::swap(sum, earlier_sum);
+      std::swap(rounded_sum, earlier_rounded_sum);
     }
     for (int64_t i = 0; i < tile.count; ++i) {
       const int64_t v = i / kLane<T>, lane = i % kLane<T>;
-      results.write(part, part.query_row(b, tile.first + i, h), memory.output + i * C, base[v][lane], largest[v][lane],
-                    sum[v][lane]);
+      const T own = sum[v][lane];
+      // Outputs are relative to the sum of the weights as they were multiplied; with dropout those are not all.
+      const bool is_rounded = Operands::kRounds && part.c.dropout == 0 && own != 0;
+      results.write(part, part.query_row(b, tile.first + i, h), memory.output + i * C, base[v][lane], largest[v][lane], own,
+                    is_rounded ? own / rounded_sum[v][lane] : T{1});
     }
   }
 
   void begin_block() {
     put_aside(memory.output, tile.count * part.C, memory.earlier, !has_earlier);
     put_aside(sum, kVectors<T>, earlier_sum, !has_earlier);
+    if (Operands::kRounds) put_aside(rounded_sum, kVectors<T>, earlier_rounded_sum, !has_earlier);
     has_earlier = true;
   }
 
@@ -149,6 +154,8 @@ struct Forward {
       }
     }
     for (int64_t j = range.end; j < count; ++j) store<T, lane>(column + j * kQueries, Lanes<T>{});
+    [[maybe_unused]] Lanes<T> rounded{};
+    if constexpr (Operands::kRounds) rounded = memory.round_weights(v, count);
     largest[v] = top, base[v] = now;
     if (sum_of<typename SeenLanes<T>::Word, lane>(now != before) != 0) {
       const Lanes<T> factor = Exponential<T, lane>::run(before - shift);
@@ -159,8 +166,10 @@ struct Forward {
         for (int64_t d = 0; has_earlier && d < part.C; ++d) memory.earlier[row + d] *= factor[n];
       }
       sum[v] *= factor, earlier_sum[v] *= factor;
+      if (Operands::kRounds) rounded_sum[v] *= factor, earlier_rounded_sum[v] *= factor;
     }
     sum[v] += total;
+    if (Operands::kRounds) rounded_sum[v] += rounded;
   }
 };
 
@@ -180,11 +189,12 @@ struct SliceGradients {
   int64_t first_key;
 };
 
-template <class T>
+template <class Operands>
 struct Backward {
+  using T = typename Operands::Sum;
   const Part &part;
   QueryTile &tile;
-  TileMemory<T> memory;
+  Operands memory;
   int64_t b, h, g;
   T largest[kQueries], log_sum[kQueries], delta[kQueries];
 
@@ -194,11 +204,8 @@ struct Backward {
   void run(bool adds, const BackwardArrays<T> &arrays, SliceGradients<T> grads) {
     const int64_t D = part.D, C = part.C;
     const T scale = static_cast<T>(part.c.scale);
-    bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
-    finite &= copy_queries(part, tile, b, h, arrays.grad_output, part.c.value_dim, C, memory.grad);
-    for (int64_t n = 0; n < tile.count * D; ++n) memory.query[n] *= scale;
-    turn(tile.count, D, memory.query, T{1}, memory.turned_query);
-    turn(tile.count, C, memory.grad, T{1}, memory.turned_grad);
+    bool finite = memory.read_queries(tile, b, h);
+    finite &= memory.read_grads(tile, b, h, arrays.grad_output);
     std::fill_n(memory.by_query, tile.count * D, T{0});
     std::fill_n(largest, kQueries, T{0});
     std::fill_n(log_sum, kQueries, T{0});
@@ -220,24 +227,24 @@ struct Backward {
         has_earlier = true;
       }
       tile.look_at(keys, b, h);
-      const bool keys_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
-      const bool values_finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
+      const bool keys_finite = memory.read_keys(keys, b, g);
+      const bool values_finite = memory.find_values(keys, b, g);
       const bool all_finite = finite && keys_finite && values_finite;
       const int64_t count = keys.end - keys.begin, place = keys.begin - grads.first_key;
       T *score = memory.score, *by_score = memory.by_score;
       T *gk = grads.keys + place * D, *gv = grads.values + place * C;
-      product<false>(count, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, score, kQueries},
-                     [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
-      product<false>(count, Product<T>{memory.value, C, 1, memory.turned_grad, kQueries, by_score, kQueries},
-                     [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, C); });
+      score_tile(part, tile, memory.scores(),
+                 [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, memory.key_depth()); });
+      product<false>(count, memory.by_weights(),
+                     [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, memory.value_depth()); });
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.biases);
       if (all_finite || tile.is_whole()) {
-        product<true>(count, Product<T>{score, kQueries, 1, memory.grad, C, gv, C}, tile.sums_over_queries<T>(C));
-        product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
-        product<true>(tile.count, Product<T>{by_score, 1, kQueries, memory.key, D, memory.by_query, D},
-                      tile.sums_over_keys(D));
+        product<true>(count, memory.by_values(gv), tile.sums_over_queries<T>(C));
+        product<true>(count, memory.by_keys(gk), tile.sums_over_queries<T>(D));
+        product<true>(tile.count, memory.by_queries(), tile.sums_over_keys(D));
         continue;
       }
+      memory.widen_keys(keys, b, g);
       for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
         for (int64_t j = 0; j < count; ++j) {
           if (!(tile.seen[i] >> j & 1)) continue;
@@ -292,17 +299,17 @@ struct Backward {
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
     }
     clear(range.end, count);
+    memory.round_gradients(v, count);
   }
 };
 
 constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
 
-template <class T>
+template <class Operands, class T = typename Operands::Sum>
 void forward(const Part &part, const RowResults<T> &results) {
-  if (FewQueries<T>::takes(part)) return FewQueries<T>(part).run(results);
   const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
   const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, part.nanoseconds());
-  const int64_t own = TileMemory<T>::size(part);
+  const int64_t own = Operands::size(part);
   const Workspace<T> scratch(team * own, false);
   std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
@@ -313,7 +320,7 @@ void forward(const Part &part, const RowResults<T> &results) {
       const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
       try {
         tile.move_to(index);
-        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(results);
+        Forward<Operands>(part, tile, scratch.get() + thread_number() * own, b, h).run(results);
       } catch (const std::bad_alloc &) {
         has_memory = false;
       }
@@ -324,8 +331,10 @@ void forward(const Part &part, const RowResults<T> &results) {
 
 // Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees and
 // the biases of its heads; they are added up in order.
-template <class T>
+template <class Operands>
 class BackwardTasks {
+  using T = typename Operands::Sum;
+
  public:
   BackwardTasks(const Part &p, bool a, const BackwardArrays<T> &all)
       : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G), slices(p) {
@@ -335,7 +344,7 @@ class BackwardTasks {
   void run() {
     const int64_t tasks = heads * slices.count();
     const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
-    const int64_t own = TileMemory<T>::size(part);
+    const int64_t own = Operands::size(part);
     const Workspace<T> scratch(team * own, false);
     const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
     const Workspace<T> biases(tasks * group * bias_size);
@@ -376,7 +385,7 @@ class BackwardTasks {
       tile.move_to(index);
       for (int64_t h = 0; h < group; ++h) {
         T *biases = bias_size ? by_biases + (n * group + h) * bias_size : nullptr;
-        Backward<T>(part, tile, scratch, b, g * group + h)
+        Backward<Operands>(part, tile, scratch, b, g * group + h)
             .run(adds, arrays, {by_keys + place * part.D, by_values + place * part.C, biases, slice.keys.begin});
       }
     }
@@ -400,13 +409,13 @@ class BackwardTasks {
   }
 };
 
-template <class T>
+template <class Operands, class T = typename Operands::Sum>
 void differentiate(const Part &part, bool adds, const anyattention_run_attention_backward_call &call,
                    void *const *gradients) {
   const auto in = [](const void *numbers) { return static_cast<const T *>(numbers); };
   const auto out = [gradients](int n) { return static_cast<T *>(gradients[n]); };
-  BackwardTasks<T>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
-                                in(call.grad_log_sum), out(0), out(1), out(2), out(3)})
+  BackwardTasks<Operands>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
+                                       in(call.grad_log_sum), out(0), out(1), out(2), out(3)})
       .run();
 }
 
@@ -432,12 +441,16 @@ int32_t anyattention_run_attention_tiles(const anyattention_run_attention_call *
 
 int32_t anyattention_run_attention_forward(const anyattention_run_attention_call *call, int32_t merges, void *output,
                                            void *largest, void *log_sum) {
-  const auto run = [=](const auto &part, auto zero) {
-    using T = decltype(zero);
-    anyattention::forward<T>(part, {merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
-                                    static_cast<T *>(log_sum)});
-  };
-  return anyattention::guarded(call, [=](const auto &part) { call->is_double ? run(part, 0.0) : run(part, 0.0f); });
+  return anyattention::guarded(call, [=](const auto &part) {
+    anyattention::with_operands(part, [&](auto *kind) {
+      using Operands = std::remove_pointer_t<decltype(kind)>;
+      using T = typename Operands::Sum;
+      const anyattention::RowResults<T> results{merges != 0, static_cast<T *>(output), static_cast<T *>(largest),
+                                                static_cast<T *>(log_sum)};
+      if (part.has_few_queries()) return anyattention::FewQueries<T>(part).run(results);
+      anyattention::forward<Operands>(part, results);
+    });
+  });
 }
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
@@ -445,11 +458,9 @@ int32_t anyattention_run_attention_backward(const anyattention_run_attention_bac
   if (!call || !anyattention::Part::is_valid(call->grad_output, call->call.is_double)) return ANYATTENTION_INVALID_ARGUMENT;
   void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
   return anyattention::guarded(&call->call, [&](const auto &part) {
-    if (call->call.is_double) {
-      anyattention::differentiate<double>(part, adds != 0, *call, gradients);
-    } else {
-      anyattention::differentiate<float>(part, adds != 0, *call, gradients);
-    }
+    anyattention::with_operands(part, [&](auto *kind) {
+      anyattention::differentiate<std::remove_pointer_t<decltype(kind)>>(part, adds != 0, *call, gradients);
+    });
   });
 }
 }

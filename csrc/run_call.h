@@ -37,8 +37,8 @@ struct RowResults {
   bool merges;  // with those of the parts before
   T *output, *largest, *log_sum;
 
-  // A query's: sums (a row's channels, and of its weights) relative to a base, and its largest score.
-  void write(const Part &part, int64_t row, const T *sums, T base, T own, T sum) const {
+  // A query's: sums (a row's channels, times a factor, and of its weights) relative to a base, and its largest score.
+  void write(const Part &part, int64_t row, const T *sums, T base, T own, T sum, T factor = 1) const {
     const T other = merges ? largest[row] : kMinusInfinity<T>, top = std::max(own, other);
     // All sums relative to the largest score of both.
     const T shift = top == kMinusInfinity<T> ? T{0} : top;
@@ -46,7 +46,7 @@ struct RowResults {
     const T total = sum * mine + theirs, inverse = total == 0 ? T{0} : 1 / total;
     largest[row] = top;
     log_sum[row] = total == 0 ? T{0} : std::log(total);
-    mine *= inverse, theirs *= inverse;
+    mine *= inverse * factor, theirs *= inverse;
     T *target = output + row * part.c.value_dim;
     for (int64_t d = 0; d < part.c.value_dim; ++d) target[d] = sums[d] * mine + (merges ? target[d] * theirs : 0);
   }

@@ -15,6 +15,7 @@
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
+#include "scores_of_tile.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -135,7 +136,7 @@ struct Weights {
           copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
         }
         const RowsAhead<T> next_keys(part.c.key, b, g + 1 < part.G ? g + 1 : 0, part.c.head_dim);
-        product<false>(count, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
+        score_tile(part, tile, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
                        [&](int64_t begin, int64_t end) {
                          for (int64_t j = begin; j < end; ++j) next_keys.prefetch(part.key_at(keys.begin + j));
                          return tile.scores_of<T>(begin, end, D);
@@ -260,7 +261,7 @@ struct Gradients {
       const bool all_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key) && finite;
       const int64_t count = keys.end - keys.begin;
       T *by_score = memory.by_score, *gk = by_key + (keys.begin - first_key) * D;
-      product<false>(count, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
+      score_tile(part, tile, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       read(rows);
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count);

@@ -28,6 +28,7 @@ namespace anyattention {
 
 constexpr int64_t kQueries = 128, kKeys = 64;  // of a tile, at most
 constexpr int64_t kRows = kQueries > kKeys ? kQueries : kKeys;
+constexpr int64_t kFewRows = 8;
 constexpr uint64_t kWhole = ~uint64_t{0};
 template <class T>
 constexpr int kVectors = kQueries / kLane<T>;
@@ -112,6 +113,19 @@ struct Part {
 
   int64_t query_tiles() const { return static_cast<int64_t>(first_query.size()) - 1; }
 
+  // Whether the queries of all heads that share a key head are few; more fill the lanes of a tile well enough.
+  bool has_few_queries() const { return query_tiles() == 1 && c.num_queries * (H / G) <= kFewRows; }
+
+  // Whether products take rows as halves (halves.h): rows in bfloat16, on a processor that multiplies it.
+  bool has_halves() const {
+#ifdef __AVX512BF16__
+    const auto is_bfloat16 = [](const anyattention_head_rows &rows) { return rows.type == ANYATTENTION_BFLOAT16; };
+    return is_bfloat16(c.query) && is_bfloat16(c.key) && is_bfloat16(c.value) && !has_few_queries();
+#else
+    return false;
+#endif
+  }
+
   // What a forward takes one thread: products of whole vectors of queries, and the rows that are copied for them; a
   // backward takes twice as long, but for dropout.
   double nanoseconds() const {
@@ -127,7 +141,8 @@ struct Part {
     }
     const double heads = static_cast<double>(c.batch * H), width = static_cast<double>(D + C);
     const double queries = static_cast<double>(c.num_queries), copied = width * (keys + 2 * queries) * 0.15;
-    return heads * (pairs * (width * kPerProduct + (c.dropout > 0 ? 2 : 0.5)) + copied + queries * 80) *
+    const double per_product = has_halves() ? kPerProduct / 2 : kPerProduct;
+    return heads * (pairs * (width * per_product + (c.dropout > 0 ? 2 : 0.5)) + copied + queries * 80) *
            (c.is_double ? 2 : 1);
   }
 
@@ -186,23 +201,20 @@ struct Part {
 // Copies rows (width) from wherever `row_of` finds them into whole vectors; whether all numbers are finite.
 template <class T, class RowOf>
 bool copy_rows(int64_t count, int64_t width, int64_t padded, const RowOf &row_of, T *to) {
-  T broken = 0;
+  Lanes<T> broken{};
   for (int64_t n = 0; n < count; ++n, to += padded) {
     const auto *row = row_of(n);
-    if (width == padded) {
-      Lanes<T> sum{};
-      for (int64_t d = 0; d < width; d += kLane<T>) {
-        const Lanes<T> part = load_wide<T, kLane<T>>(row + d);
-        store<T, kLane<T>>(to + d, part);
-        sum += part * 0;
-      }
-      broken += sum_of<T, kLane<T>>(sum);
-      continue;
+    int64_t d = 0;
+    for (; d + kLane<T> <= width; d += kLane<T>) {
+      const Lanes<T> part = load_wide<T, kLane<T>>(row + d);
+      store<T, kLane<T>>(to + d, part);
+      broken += part * 0;
     }
-    for (int64_t d = 0; d < width; ++d) to[d] = load_wide<T, 1>(row + d)[0], broken += to[d] * 0;
-    std::fill(to + width, to + padded, T{0});
+    if (d == padded) continue;
+    for (int64_t rest = d; rest < padded; ++rest) to[rest] = rest < width ? load_wide<T, 1>(row + rest)[0] : T{0};
+    broken += load<kLane<T>>(to + d) * 0;
   }
-  return broken == 0;
+  return sum_of<T, kLane<T>>(broken) == 0;
 }
 
 // A tile of queries, the keys that it sees, and which of these each query sees.

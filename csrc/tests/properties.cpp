@@ -381,15 +381,18 @@ bool plant_fault_in_pairs(anyattention_pairs &mask, anyattention_pairs &bias, bo
   return moves_mask || moves_bias;
 }
 
+int64_t random_type(bool is_double) {
+  return is_double ? 0 : one_of<int64_t>({ANYATTENTION_FULL, ANYATTENTION_BFLOAT16, ANYATTENTION_FLOAT16});
+}
+
 // Rows of numbers (batch, positions, heads, width) with axes in any order, broadcast or further apart than they need be,
-// some in half precision.
+// in one of the types.
 struct HeadRows {
   Numbers numbers;
   Array<uint16_t> halves;
   anyattention_head_rows fields;
 
-  static HeadRows random(bool is_double, const std::vector<int64_t> &sizes, int64_t width) {
-    const int64_t type = is_double ? 0 : one_of<int64_t>({ANYATTENTION_FULL, ANYATTENTION_BFLOAT16, ANYATTENTION_FLOAT16});
+  static HeadRows random(bool is_double, int64_t type, const std::vector<int64_t> &sizes, int64_t width) {
     std::vector<std::size_t> order{0, 1, 2};
     std::shuffle(order.begin(), order.end(), generator);
     int64_t strides[3], next = width + up_to(2), count = width;
@@ -448,12 +451,15 @@ void drive_runs(bool faulty) {
   const bool wild_order = broken;
   const bool is_double = chance(0.3), by_distance = chance(0.5);
   const auto numbers = [=](int64_t count) { return Numbers(is_double, count); };
-  HeadRows query = HeadRows::random(is_double, {batch, queries, heads}, head_dim);
-  const HeadRows key = HeadRows::random(is_double, {batch, keys, key_heads}, head_dim);
-  const HeadRows value = HeadRows::random(is_double, {batch, keys, key_heads}, value_dim);
+  // Mostly the same of all, as some kernels are for.
+  const int64_t shared_type = random_type(is_double);
+  const auto type = [=] { return chance(0.9) ? shared_type : random_type(is_double); };
+  HeadRows query = HeadRows::random(is_double, type(), {batch, queries, heads}, head_dim);
+  const HeadRows key = HeadRows::random(is_double, type(), {batch, keys, key_heads}, head_dim);
+  const HeadRows value = HeadRows::random(is_double, type(), {batch, keys, key_heads}, value_dim);
   const int64_t output_size = batch * queries * heads * value_dim, num_rows = batch * queries * heads;
   const Numbers output = numbers(output_size), largest = numbers(num_rows), log_sum = numbers(num_rows);
-  const HeadRows grad_output = HeadRows::random(is_double, {batch, queries, heads}, value_dim);
+  const HeadRows grad_output = HeadRows::random(is_double, type(), {batch, queries, heads}, value_dim);
   const Numbers grad_log_sum = numbers(num_rows);
   const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
   const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);

@@ -51,9 +51,15 @@ _FLAGS_V3 = frozenset(
     | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
 )
 _FLAGS_V4 = _FLAGS_V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+_FLAGS_V4_BF16 = _FLAGS_V4 | {"avx512_bf16"}
 
 # What the CPU must offer for each level, the fastest level first.
-_LEVELS: dict[str, frozenset[str]] = {"v4": _FLAGS_V4, "v3": _FLAGS_V3, "baseline": frozenset()}
+_LEVELS: dict[str, frozenset[str]] = {
+    "v4-bf16": _FLAGS_V4_BF16,
+    "v4": _FLAGS_V4,
+    "v3": _FLAGS_V3,
+    "baseline": frozenset(),
+}
 
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
