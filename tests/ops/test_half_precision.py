@@ -30,9 +30,9 @@ import torch
 from anyattention import attend
 from anyattention.native import load
 
-query, key = torch.full((1, 1, 1, 2), 2.0**-130).bfloat16(), torch.full((1, 1, 1, 2), 2.0**126).bfloat16()
+query, key = torch.full((1, 9, 1, 2), 2.0**-130).bfloat16(), torch.full((1, 1, 1, 2), 2.0**126).bfloat16()
 result = attend(query, key, key, scale=1.0, return_logsumexp=True, implementation="cpu")
-print(load.info().level, float(result.logsumexp))
+print(load.info().level, float(result.logsumexp[0, 0, 0]))
 """
 
 
