@@ -389,6 +389,27 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(const anyattenti
                                                                 int32_t adds, void *grad_query, void *grad_key,
                                                                 void *grad_value, void *grad_bias);
 
+/* The gradient of that backward, by dQ, dK and dV, the gradients it gives: of the sum of their products with grad_grad_query,
+ * grad_grad_key and grad_grad_value, whose numbers may be null. The results of the forward are no inputs of their own: what
+ * follows from a change of query, key, value or bias through them counts as that of these. */
+typedef struct anyattention_run_attention_double_backward_call {
+  anyattention_run_attention_backward_call backward;
+  anyattention_head_rows grad_grad_query, grad_grad_key, grad_grad_value;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_double_backward_call;
+
+/* Two sums of each row (2, batch, num_queries, heads), of which the first is the gradient by grad_log_sum; with `adds` added
+ * to what they hold, those of other parts. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_double_backward_sums(
+    const anyattention_run_attention_double_backward_call *call, int32_t adds, void *sums);
+
+/* Gradients by query, key, value and grad_output, of their sizes, contiguous, or null for those not wanted; with `adds` added
+ * to what they hold. The sums are those of all parts, or are computed first, which is faster, where there is only one. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_double_backward(
+    const anyattention_run_attention_double_backward_call *call, int32_t adds, int32_t has_sums, void *sums,
+    void *grad_query, void *grad_key, void *grad_value, void *grad_grad_output);
+
 /* The weights before dropout, from the results of all parts: (batch, weight_heads, num_queries, num_keys), where
  * weight_heads is heads, or 1 for the mean over the heads. Hidden pairs and those of other parts have 0; with `adds` a
  * part's weights are added to what is there. The value and dropout of the call are not read. */

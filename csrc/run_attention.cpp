@@ -306,30 +306,12 @@ struct Backward {
   }
 };
 
-constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
-
 template <class T>
 void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
-  const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
-  const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, part.nanoseconds());
-  const int64_t own = TileMemory<T>::size(part);
-  const Workspace<T> scratch(team * own, false);
-  std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
-    QueryTile tile(part);
-#pragma omp for schedule(dynamic, kTurn)
-    for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
-      try {
-        tile.move_to(index);
-        Forward<T>(part, tile, scratch.get() + thread_number() * own, b, h).run(merges, output, largest, log_sum);
-      } catch (const std::bad_alloc &) {
-        has_memory = false;
-      }
-    }
-  }
-  if (!has_memory) throw std::bad_alloc();
+  each_query_tile<T>(part, TileMemory<T>::size(part), part.nanoseconds(),
+                     [&](int64_t b, int64_t h, QueryTile &tile, T *scratch) {
+                       Forward<T>(part, tile, scratch, b, h).run(merges, output, largest, log_sum);
+                     });
 }
 
 // Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees and
@@ -394,11 +376,8 @@ class BackwardTasks {
 
   void add_up_key(int64_t n) {
     const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
-    const int64_t row = part.key_row(b, j, g);
-    T *gk = arrays.grad_key + row * part.c.head_dim, *gv = arrays.grad_value + row * part.c.value_dim;
-    if (!adds) std::fill_n(gk, part.c.head_dim, T{0}), std::fill_n(gv, part.c.value_dim, T{0});
-    slices.add_up(b, g, j, by_keys, part.D, part.c.head_dim, gk);
-    slices.add_up(b, g, j, by_values, part.C, part.c.value_dim, gv);
+    slices.add_up(b, g, j, by_keys, part.D, adds, arrays.grad_key, part.c.head_dim);
+    slices.add_up(b, g, j, by_values, part.C, adds, arrays.grad_value, part.c.value_dim);
   }
 
   void add_up_biases(int64_t n) {

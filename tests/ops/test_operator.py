@@ -22,7 +22,7 @@ from anyattention.ops.edges.operators import EdgeDot
 from anyattention.ops.graph.operators import graph_attention
 from anyattention.ops.operator import Operator, Result, operator
 from anyattention.ops.runs import RunAttention, RunPart
-from anyattention.ops.runs.operators import RunAttentionBackward
+from anyattention.ops.runs.call import RunAttentionBackward
 from records import NAMES, OPERATORS, as_list, kind_of, leaf, numbers, of, records, tensors_of
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -125,14 +125,20 @@ class TestFlattening:
             assert set(places) == set(arguments)
             assert first in places
             assert not any("graph" in name or "parts" in name or "seed" in name for name in places)
-        record = of("dynamic_sums: all")[1]
-        layout = layout_of(DynamicSums)
-        tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
-        places, arguments = module.places_of(layout)
-        by_name = dict(tensors_of(record))
-        for name in places:
-            assert tensors[places[name]] is by_name[name]
-            assert flat[arguments[name]] is by_name[name]
+        for case in ("dynamic_sums: all", "run_attention_backward: two parts", "run_attention_backward: no parts"):
+            record = of(case)[1]
+            layout = layout_of(type(record))
+            tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
+            places, arguments = module.places_of(layout, record)
+            by_name = dict(tensors_of(record))
+            for name in places:
+                assert tensors[places[name]] is by_name[name]
+                assert flat[arguments[name]] is by_name[name]
+
+    def test_their_places_are_fixed_but_after_a_tuple_of_records(self) -> None:
+        fixed = {each: module.have_fixed_places(layout_of(each)) for each in (DynamicSums, EdgeDot, RunAttention)}
+        assert all(fixed.values())
+        assert not module.have_fixed_places(layout_of(RunAttentionBackward))
 
 
 @contextmanager

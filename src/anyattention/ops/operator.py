@@ -27,6 +27,7 @@ from anyattention.native.structures import Layout, layout_of, snake_case
 from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
+    have_fixed_places,
     kept_flags,
     numbers_of,
     places_of,
@@ -137,6 +138,7 @@ class Operator(Generic[Record]):
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
         self._places, self._arguments = places_of(self._layout)
+        self._have_fixed_places = have_fixed_places(self._layout)
         # The device of a call is that of its first numbers.
         self._first = next(iter(self._places.values()))
         # Whether each result has a batch axis, first.
@@ -258,6 +260,10 @@ class Operator(Generic[Record]):
         assert first is not None
         return self._kernels.get("cpu" if first.is_cpu else first.device.type)
 
+    def _places_in(self, record: Any) -> dict[str, int]:
+        """Where each differentiable field stands among a record's tensors."""
+        return self._places if self._have_fixed_places else places_of(self._layout, record)[0]
+
     def _is_there(self, n: int, record: Any) -> bool:
         needed = getattr(record, "needed", None)
         if needed is not None and not needed[n]:
@@ -369,11 +375,11 @@ def _function_of(op: Operator[Any]) -> Any:
         op._save(ctx, record, tensors, output, moment)
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        found = op._gradients(ctx, [name for name, place in op._places.items() if needs[2 + place]], by)
+        needs, places = ctx.needs_input_grad, op._places_in(ctx.template)
+        found = op._gradients(ctx, [name for name, place in places.items() if needs[2 + place]], by)
         given: list[Any] = [None] * len(needs)
         for name, gradient in found.items():
-            given[2 + op._places[name]] = gradient
+            given[2 + places[name]] = gradient
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -382,7 +388,8 @@ def _function_of(op: Operator[Any]) -> Any:
             return None if len(op.results) == 1 else (None,) * len(op.results)
         if op._gradient is None:
             raise op._without_tangents()
-        by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
+        places = op._places_in(ctx.template)
+        by = {name: tangents[2 + place] for name, place in places.items() if tangents[2 + place] is not None}
         with ambient.without_tangents(ctx.saved_tensors) as saved:
             record = with_tensors(op._layout, ctx.template, iter(saved))
             return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]

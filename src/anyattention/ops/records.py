@@ -14,6 +14,8 @@ from anyattention.native.structures import Kind, Layout
 
 __all__ = [
     "flattened",
+    "has_tuples",
+    "have_fixed_places",
     "kept_flags",
     "kinds_of",
     "num_tensors",
@@ -46,18 +48,25 @@ def schema_of(layout: Layout, prefix: str) -> list[str]:
     return found
 
 
-def places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
-    """Where each field of numbers stands among the tensors of a record, and among the schema's arguments."""
+def places_of(layout: Layout, record: Any = None) -> tuple[dict[str, int], dict[str, int]]:
+    """Where each field of numbers stands among the tensors of a record, and among the schema's arguments.
+
+    Without a record, tuples of records are taken for one each.
+    """
     places: dict[str, int] = {}
     arguments: dict[str, int] = {}
     tensors = given = 0
     for each in layout.fields:
+        value = None if record is None else getattr(record, each.name)
         if each.is_many:
+            assert each.layout is not None
+            tensors += num_tensors(each.layout) * (1 if value is None else len(value))
             given += 1
         elif each.layout is not None:
-            for own, found, first in zip((places, arguments), places_of(each.layout), (tensors, given), strict=True):
+            inside = places_of(each.layout, value)
+            for own, found, first in zip((places, arguments), inside, (tensors, given), strict=True):
                 own.update({f"{each.name}.{name}": first + place for name, place in found.items()})
-            tensors += num_tensors(each.layout)
+            tensors += num_tensors(each.layout, value)
             given += len(schema_of(each.layout, ""))
         else:
             if each.kind is not None and each.kind.dtype is None:
@@ -67,9 +76,35 @@ def places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     return places, arguments
 
 
-def num_tensors(layout: Layout) -> int:
-    """How many tensors a record has; one without tuples of records."""
-    return sum(1 if each.kind is not None else num_tensors(each.layout) if each.layout else 0 for each in layout.fields)
+def num_tensors(layout: Layout, record: Any = None) -> int:
+    """How many tensors a record has; without one, tuples of records are taken for one each."""
+    count = 0
+    for each in layout.fields:
+        value = None if record is None else getattr(record, each.name)
+        if each.layout is not None:
+            parts = value if each.is_many and value is not None else (value,)
+            count += sum(num_tensors(each.layout, part) for part in parts)
+        else:
+            count += each.kind is not None
+    return count
+
+
+def has_tuples(layout: Layout) -> bool:
+    """Whether there is a tuple of records, in one of the records inside too."""
+    return any(each.layout is not None and (each.is_many or has_tuples(each.layout)) for each in layout.fields)
+
+
+def have_fixed_places(layout: Layout) -> bool:
+    """Whether no field of numbers stands after a tuple of records, on whose length its place depends."""
+    after = False
+    for each in layout.fields:
+        if after and (each.layout is not None or each.kind is not None):
+            return False
+        if each.layout is not None:
+            if not each.is_many and not have_fixed_places(each.layout):
+                return False
+            after = each.is_many or has_tuples(each.layout)
+    return True
 
 
 def tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[Tensor | None]:

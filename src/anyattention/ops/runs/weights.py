@@ -20,14 +20,8 @@ from anyattention.errors import UnsupportedError
 from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.operators import (
-    RunAttention,
-    at_edges,
-    bias_by_distance,
-    graph_of_parts,
-    of_rows,
-    with_single_parts,
-)
+from anyattention.ops.runs.call import RunAttention, of_rows, with_single_parts
+from anyattention.ops.runs.composed import at_edges, bias_by_distance, graph_of_parts
 from anyattention.ops.runs.pairs import pairs_at_edges
 
 __all__ = ["RunAttentionWeights", "RunAttentionWeightsBackward", "run_attention_weights", "run_weights"]
