@@ -147,8 +147,11 @@ def records() -> dict[str, Any]:
         needed = (True, True, True, call.bias is not None)
         by = torch.randn_like(results[0]), None if call.mask is None else torch.randn_like(results[2])
         backward = RunAttentionBackward(plain, *results, *by, needed)
-        # A second derivative by the bias is none for a trace.
-        of_leaves = replace(backward, call=replace(call, bias=plain.bias), grad_output=by[0].clone().requires_grad_())
+        # A trace has no second derivative of a bias.
+        of_leaves = replace(
+            backward, call=replace(call, bias=plain.bias), grad_output=leaf(*results[0].shape),
+            needed=(True, True, True, False),
+        )  # fmt: skip
         found[f"run_attention_backward: {case}"] = of_leaves
         again = [torch.randn_like(plain.query), None, torch.randn_like(plain.value)]
         if call.mask is not None:

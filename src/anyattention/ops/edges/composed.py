@@ -103,7 +103,7 @@ def recorded_gradients(
 ) -> Sequence[Tensor | None]:
     """The gradients, by the inputs, of a function's results times cotangents, which autograd differentiates again."""
     # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-    own = [x.view_as(x) for x in inputs]
+    own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     if is_transformed():
         # A transform does not see what autograd records around it.
         return torch.func.vjp(function, *own)[1](tuple(cotangents))

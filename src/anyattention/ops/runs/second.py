@@ -51,6 +51,9 @@ def second_gradient(
 ) -> Mapping[str, Tensor | None]:
     """The rule of the gradient of a backward."""
     by_query, by_key, by_value, by_bias = by
+    if record.call.bias is None or not record.needed[3]:
+        by_bias = None  # an empty result of PyTorch's dispatcher
+    by = (by_query, by_key, by_value, by_bias)
     if is_differentiated_again():
         return composed_second_gradients(record, by, needs)
     if by_bias is not None or "call.bias" in needs:
