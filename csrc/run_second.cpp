@@ -32,9 +32,10 @@
 namespace anyattention {
 namespace {
 
-constexpr int64_t kPairs = kQueries * kKeys, kPairArrays = 4;
-// The most numbers of pairs that a thread keeps from the first pass to the second.
-constexpr int64_t kKept = 1 << 20;
+constexpr int64_t kPairs = kQueries * kKeys;
+// The most numbers of pairs that a thread keeps from the first pass to the second: beyond its second cache, what a core reads
+// in the time of a product.
+constexpr int64_t kKept = 1 << 21;
 
 // What is given, and where the results go; null for what is not there, or not wanted.
 template <class T>
@@ -42,14 +43,15 @@ struct SecondArrays {
   const T *output, *largest, *log_sum, *grad_log_sum;
   anyattention_head_rows grad_output, by_query, by_key, by_value;
   T *first_sums, *second_sums;  // a and e of each row
+  int64_t pair_arrays;          // numbers of a tile's pairs: the last are those of gV
   T *grad_query, *grad_key, *grad_value, *grad_grad_output;
 
   SecondArrays(const anyattention_run_attention_double_backward_call &call, void *sums)
       : output(in(call.backward.output)), largest(in(call.backward.largest)), log_sum(in(call.backward.log_sum)),
         grad_log_sum(in(call.backward.grad_log_sum)), grad_output(call.backward.grad_output),
         by_query(call.grad_grad_query), by_key(call.grad_grad_key), by_value(call.grad_grad_value),
-        first_sums(static_cast<T *>(sums)), second_sums(nullptr), grad_query(nullptr), grad_key(nullptr),
-        grad_value(nullptr), grad_grad_output(nullptr) {
+        first_sums(static_cast<T *>(sums)), second_sums(nullptr), pair_arrays(by_value.numbers ? 4 : 3),
+        grad_query(nullptr), grad_key(nullptr), grad_value(nullptr), grad_grad_output(nullptr) {
     const anyattention_run_attention_call &inside = call.backward.call;
     second_sums = first_sums + inside.batch * inside.num_queries * inside.heads;
   }
@@ -64,7 +66,7 @@ struct SecondMemory {
   T *query, *turned_query, *by_query, *turned_by_query, *grad, *turned_grad;
   T *key, *by_key, *value, *by_value;
   T *query_sums, *grad_sums, *earlier_query_sums, *earlier_grad_sums;
-  T *pairs;  // kPairArrays of a tile, or of all tiles of a query's keys
+  T *pairs;  // the arrays of a tile, or of all tiles of the queries' keys
 
   SecondMemory(T *memory, const Part &part) {
     const auto take = [&memory](int64_t size) { return std::exchange(memory, memory + size); };
@@ -77,21 +79,21 @@ struct SecondMemory {
     earlier_query_sums = take(wide), earlier_grad_sums = take(wide_value);
     pairs = take(0);
   }
-  static int64_t size(const Part &part, int64_t kept_tiles) {
-    return kQueries * (6 * part.D + 4 * part.C) + 2 * kKeys * (part.D + part.C) +
-           std::max<int64_t>(kept_tiles, 1) * kPairArrays * kPairs + kLane<T>;
+  static int64_t size(const Part &part, int64_t pair_arrays) {
+    return kQueries * (6 * part.D + 4 * part.C) + 2 * kKeys * (part.D + part.C) + pair_arrays * kPairs + kLane<T>;
   }
 };
 
-// How many tiles of keys a tile of queries has at most, 0 where their pairs are too many to be kept.
-inline int64_t kept_tiles(const Part &part) {
+// How many tiles of keys a tile of queries has at most, 0 where the numbers of their pairs are too many to be kept.
+inline int64_t kept_tiles(const Part &part, int64_t pair_arrays) {
   QueryTile tile(part);
   int64_t most = 0;
-  for (int64_t index = 0; index < part.query_tiles() && most * kPairArrays * kPairs <= kKept; ++index) {
+  for (int64_t index = 0; index < part.query_tiles(); ++index) {
     tile.move_to(index);
     most = std::max(most, static_cast<int64_t>(tile.keys.size()));
+    if (most * pair_arrays * kPairs > kKept) return 0;
   }
-  return most * kPairArrays * kPairs <= kKept ? most : 0;
+  return most;
 }
 
 // What a slice adds to the gradients of the keys and values that it sees.
@@ -186,7 +188,7 @@ struct Second {
 
   // Raw scores, A, dP and B of the n-th tile of keys, which become W, X, dR and P Z.
   T *pairs_of(std::size_t n, int which) const {
-    return memory.pairs + (kPairArrays * (keeps ? static_cast<int64_t>(n) : 0) + which) * kPairs;
+    return memory.pairs + (arrays.pair_arrays * (keeps ? static_cast<int64_t>(n) : 0) + which) * kPairs;
   }
 
   void read_queries() {
@@ -273,7 +275,8 @@ struct Second {
     const Lanes<T> a = load<lane>(first + v * lane), c = load<lane>(second + v * lane);
     const auto clear = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
-        for (T *numbers : {dropped, raw, by_weight, through}) store<T, lane>(numbers + j * kQueries, Lanes<T>{});
+        for (T *numbers : {dropped, raw, by_weight}) store<T, lane>(numbers + j * kQueries, Lanes<T>{});
+        if (has_value) store<T, lane>(through + j * kQueries, Lanes<T>{});
       }
     };
     clear(0, range.begin);
@@ -329,7 +332,7 @@ struct Second {
 
 template <class T>
 void sum_up(const Part &part, bool adds, const SecondArrays<T> &arrays) {
-  each_query_tile<T>(part, SecondMemory<T>::size(part, 0), 2 * part.nanoseconds(),
+  each_query_tile<T>(part, SecondMemory<T>::size(part, arrays.pair_arrays), 2 * part.nanoseconds(),
                      [&](int64_t b, int64_t h, QueryTile &tile, T *scratch) {
                        Second<T>(part, tile, scratch, arrays, b, h, false).sum_up(adds);
                      });
@@ -338,10 +341,11 @@ void sum_up(const Part &part, bool adds, const SecondArrays<T> &arrays) {
 template <class T>
 void differentiate(const Part &part, bool adds, bool has_sums, const SecondArrays<T> &arrays) {
   const Slices slices(part);
-  const int64_t group = part.H / part.G, kept = has_sums ? 0 : kept_tiles(part);
+  const int64_t group = part.H / part.G, kept = has_sums ? 0 : kept_tiles(part, arrays.pair_arrays);
+  const int64_t tiles = std::max<int64_t>(kept, 1);
   const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
   each_slice<T>(
-      part, slices, SecondMemory<T>::size(part, kept), 5 * part.nanoseconds(),
+      part, slices, SecondMemory<T>::size(part, tiles * arrays.pair_arrays), 5 * part.nanoseconds(),
       [&](const Slice &slice, int64_t place, int64_t b, int64_t g, QueryTile &tile, T *scratch) {
         const KeySums<T> sums{keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin};
         for (int64_t index = slice.begin; index < slice.end; ++index) {

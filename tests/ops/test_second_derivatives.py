@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradgradcheck
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from anyattention import Blocks, Causal, Full, Pattern, RelativeBias, Strided, Window, attend, explain
 from anyattention.native import calls
@@ -404,6 +406,58 @@ def test_a_bias_by_distance_that_is_learned() -> None:
         return list(torch.autograd.grad(first, own, by))
 
     assert_agree(second("cpu"), second("reference"), 1e-12)
+
+
+@pytest.mark.parametrize("length", ["2000", "6000"])
+def test_memory_is_linear_in_the_length(peak_of_a_penalty: Callable[..., float], length: str) -> None:
+    # One number for each pair would be 60 and 190.
+    assert peak_of_a_penalty(length) < 45
+
+
+def backwards(case: Case, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The second derivatives of leaves."""
+    first = torch.autograd.grad(case.ours(*inputs[:3]), inputs[:3], inputs[3:5], create_graph=True)
+    return torch.autograd.grad(first, inputs[:5], inputs[5:])
+
+
+@pytest.mark.parametrize("name", ["full", "causal", "softcap", "grouped heads", "strides in several parts"])
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
+def test_two_backwards_are_traced(name: str, mode: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs()
+    own = [x.requires_grad_() for x in inputs]
+    by = [torch.randn_like(x) for x in inputs[:3]]
+    traced = make_fx(lambda *x: backwards(case, *x), tracing_mode=mode)(*own, *by)
+    assert f"anyattention.{KERNEL}" in traced.code
+    # Other numbers, so that nothing was taken for a constant.
+    other = [x.requires_grad_() for x in case.inputs()]
+    others = [torch.randn_like(x) for x in by]
+    assert_agree(list(traced(*other, *others)), second_of(case.plain, other, others), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["full", "window", "strides in several parts"])
+def test_fake_tensors_have_the_shapes(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(torch.float32)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x).requires_grad_() for x in inputs]
+        found = backwards(case, *fakes, *[torch.randn_like(x) for x in fakes[:3]])
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in inputs]
+
+
+@pytest.mark.parametrize("name", ["causal", "window"])
+def test_forward_derivatives_of_gradients_are_not_lost(name: str) -> None:
+    case = small(CASES[name])
+    own = [x.requires_grad_() for x in case.inputs()]
+
+    def tangents(function: Function) -> list[Tensor | None]:
+        results = function(own[0], own[1], own[2])
+        with forward_ad.dual_level():
+            dual = [forward_ad.make_dual(x, torch.ones_like(x)) for x in own[3:]]
+            found = torch.autograd.grad(results, own[:3], dual)
+            return [forward_ad.unpack_dual(x).tangent for x in found]
+
+    assert_agree(tangents(case.ours), tangents(case.plain), 1e-12)
 
 
 def test_explain_says_that_kernels_run() -> None:
