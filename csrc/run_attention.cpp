@@ -13,10 +13,12 @@
 #include <optional>
 
 #include "anyattention.h"
+#include "bias_gradient.h"
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -33,11 +35,13 @@ struct Forward {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
+  TileBias<T> bias;
   Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>], earlier_sum[kVectors<T>];
   bool has_earlier = false;  // blocks of keys
 
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   void run(bool merges, T *output, T *largest_scores, T *log_sums) {
     const int64_t D = part.D, C = part.C;
@@ -53,6 +57,7 @@ struct Forward {
       const Range &keys = tile.keys[n];
       if (n > 0 && n % kBlock == 0) begin_block();
       tile.look_at(keys, b, h);
+      bias.read();
       const bool finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
       const int64_t count = keys.end - keys.begin;
       const T *key = memory.key;
@@ -105,23 +110,27 @@ struct Forward {
     const Range range = range_of(tile.seen_by<T>(v));
     const bool is_whole = range.begin < range.end &&
                           tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
+    const bool has_bias = part.c.bias.numbers;
     Lanes<T> top = largest[v], broken{};
-    if (is_whole && !part.c.bias.numbers && part.c.softcap == 0) {
+    if (is_whole && part.c.softcap == 0) {
       for (int64_t j = range.begin; j < range.end; ++j) {
-        const Lanes<T> x = load<lane>(column + j * kQueries);
-        top = x > top ? x : top;
+        Lanes<T> x = load<lane>(column + j * kQueries);
         broken += x * 0;
+        if (has_bias) {
+          x += bias.at(j, v);
+          store<T, lane>(column + j * kQueries, x);
+        }
+        top = x > top ? x : top;
       }
     } else {
       const SeenLanes<T> sees(tile.seen + v * lane);
-      const Bias<T> bias(part, tile, b, h);
       const T cap = cap_of<T>(part.c.softcap);
       for (int64_t j = range.begin; j < range.end; ++j) {
         const auto seen = sees.of(j);
         Lanes<T> x = seen ? load<lane>(column + j * kQueries) : Lanes<T>{};
         broken += x * 0;
         if (cap > 0) x = capped<T>(x, cap);
-        if (part.c.bias.numbers) x += bias.at(j, v);
+        if (has_bias) x += bias.at(j, v);
         x = seen ? x : Lanes<T>{} + kMinusInfinity<T>;
         store<T, lane>(column + j * kQueries, x);
         top = x > top ? x : top;
@@ -181,14 +190,16 @@ struct BackwardArrays {
   const T *output, *largest, *log_sum;
   anyattention_head_rows grad_output;
   const T *grad_log_sum;
-  T *grad_query, *grad_key, *grad_value, *grad_bias;
+  T *grad_query, *grad_key, *grad_value;
 };
 
-// What a slice adds to the gradients of the keys and values that it sees, and of a head's biases.
+// What a slice adds to the gradients of the keys and values that it sees, and of the bias, where that is wanted.
 template <class T>
 struct SliceGradients {
-  T *keys, *values, *biases;
+  T *keys, *values;
   int64_t first_key;
+  const anyattention_pairs &of_bias;
+  T *bias;
 };
 
 template <class T>
@@ -197,10 +208,12 @@ struct Backward {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
+  TileBias<T> bias;
   T largest[kQueries], log_sum[kQueries], delta[kQueries];
 
   Backward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   void run(bool adds, const BackwardArrays<T> &arrays, SliceGradients<T> grads) {
     const int64_t D = part.D, C = part.C;
@@ -231,6 +244,7 @@ struct Backward {
         has_earlier = true;
       }
       tile.look_at(keys, b, h);
+      bias.read();
       const bool keys_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
       const bool values_finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
       const bool all_finite = finite && keys_finite && values_finite;
@@ -241,7 +255,8 @@ struct Backward {
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       product<false>(count, Product<T>{memory.value, C, 1, memory.turned_grad, kQueries, by_score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, C); });
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.biases);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.bias);
+      if (grads.bias) bias.add_to(grads.of_bias, grads.bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, Product<T>{score, kQueries, 1, memory.grad, C, gv, C}, tile.sums_over_queries<T>(C));
         product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
@@ -268,12 +283,11 @@ struct Backward {
   }
 
   // Scores of a vector of queries become weights, and gradients by weights those by raw scores; 0 for what is not seen.
-  void differentiate(int64_t v, int64_t count, T *by_bias) {
+  void differentiate(int64_t v, int64_t count, bool keeps) {
     constexpr int lane = kLane<T>;
     T *score = memory.score + v * lane, *by_score = memory.by_score + v * lane;
     const Range range = range_of(tile.seen_by<T>(v));
     const SeenLanes<T> sees(tile.seen + v * lane);
-    const Bias<T> bias(part, tile, b, h);
     const T cap = cap_of<T>(part.c.softcap);
     const Lanes<T> top = load<lane>(largest + v * lane), log = load<lane>(log_sum + v * lane);
     const Lanes<T> mean = load<lane>(delta + v * lane);
@@ -298,7 +312,7 @@ struct Backward {
       const Lanes<T> weight = seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{};
       const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1;
       const Lanes<T> by = seen ? weight * (load<lane>(by_score + j * kQueries) * factor - mean) : Lanes<T>{};
-      if (by_bias) bias.add(by_bias, j, v, by);
+      if (keeps) bias.set(j, v, by);
       store<T, lane>(score + j * kQueries, seen ? weight * factor : Lanes<T>{});
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
     }
@@ -332,92 +346,61 @@ void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
   if (!has_memory) throw std::bad_alloc();
 }
 
-// Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees and
-// the biases of its heads; they are added up in order.
+// Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees;
+// they are added up in order.
 template <class T>
-class BackwardTasks {
- public:
-  BackwardTasks(const Part &p, bool a, const BackwardArrays<T> &all)
-      : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G), slices(p) {
-    bias_size = arrays.grad_bias ? part.c.bias.size / (part.c.bias.strides[1] ? part.H : 1) : 0;
-  }
-
-  void run() {
-    const int64_t tasks = heads * slices.count();
-    const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
-    const int64_t own = TileMemory<T>::size(part);
-    const Workspace<T> scratch(team * own, false);
-    const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
-    const Workspace<T> biases(tasks * group * bias_size);
-    by_keys = keys.get(), by_values = values.get(), by_biases = biases.get();
-    std::atomic<bool> has_memory{true};
+void differentiate(const Part &part, bool adds, const BackwardArrays<T> &arrays, const anyattention_pairs *grad_bias) {
+  const Slices slices(part, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias);
+  const int64_t group = part.H / part.G;
+  const int team = team_size(part.c.num_threads, of_bias.num_pieces(), 2 * part.nanoseconds());
+  const int64_t own = TileMemory<T>::size(part);
+  const Workspace<T> scratch(team * own, false);
+  const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
+  std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
-    {
-      QueryTile tile(part);
+  {
+    QueryTile tile(part);
+    of_bias.clear(adds);
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t n = 0; n < tasks; ++n) {
-        try {
-          differentiate(n, tile, scratch.get() + thread_number() * own);
-        } catch (const std::bad_alloc &) {
-          has_memory = false;
-        }
+    for (int64_t piece = 0; piece < of_bias.num_pieces(); ++piece) {
+      try {
+        of_bias.each_task(piece, [&](int64_t b, int64_t g, const Slice &slice, T *bias) {
+          const int64_t place = slices.row(slice, b, g, slice.keys.begin);
+          for (int64_t index = slice.begin; index < slice.end; ++index) {
+            tile.move_to(index);
+            for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+              Backward<T>(part, tile, scratch.get() + thread_number() * own, b, h)
+                  .run(adds, arrays, {keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin,
+                                      of_bias.pairs(), bias});
+            }
+          }
+        });
+      } catch (const std::bad_alloc &) {
+        has_memory = false;
       }
+    }
 #pragma omp for schedule(static)
-      for (int64_t n = 0; n < heads * part.c.num_keys; ++n) add_up_key(n);
+    for (int64_t n = 0; n < part.c.batch * part.G * part.c.num_keys; ++n) {
+      const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
+      const int64_t row = part.key_row(b, j, g);
+      T *gk = arrays.grad_key + row * part.c.head_dim, *gv = arrays.grad_value + row * part.c.value_dim;
+      if (!adds) std::fill_n(gk, part.c.head_dim, T{0}), std::fill_n(gv, part.c.value_dim, T{0});
+      slices.add_up(b, g, j, keys.get(), part.D, part.c.head_dim, gk);
+      slices.add_up(b, g, j, values.get(), part.C, part.c.value_dim, gv);
     }
-    if (!has_memory) throw std::bad_alloc();
-    for (int64_t n = 0; n < tasks && bias_size; ++n) add_up_biases(n);
+    of_bias.add_up();
   }
-
- private:
-  const Part &part;
-  bool adds;
-  BackwardArrays<T> arrays;
-  int64_t heads, group;
-  Slices slices;
-  int64_t bias_size;  // of a head, where their gradient is wanted
-  T *by_keys, *by_values, *by_biases;
-
-  void differentiate(int64_t n, QueryTile &tile, T *scratch) {
-    const Slice &slice = slices[n % slices.count()];
-    const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
-    const int64_t place = slices.row(slice, b, g, slice.keys.begin);
-    for (int64_t index = slice.begin; index < slice.end; ++index) {
-      tile.move_to(index);
-      for (int64_t h = 0; h < group; ++h) {
-        T *biases = bias_size ? by_biases + (n * group + h) * bias_size : nullptr;
-        Backward<T>(part, tile, scratch, b, g * group + h)
-            .run(adds, arrays, {by_keys + place * part.D, by_values + place * part.C, biases, slice.keys.begin});
-      }
-    }
-  }
-
-  void add_up_key(int64_t n) {
-    const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
-    const int64_t row = part.key_row(b, j, g);
-    T *gk = arrays.grad_key + row * part.c.head_dim, *gv = arrays.grad_value + row * part.c.value_dim;
-    if (!adds) std::fill_n(gk, part.c.head_dim, T{0}), std::fill_n(gv, part.c.value_dim, T{0});
-    slices.add_up(b, g, j, by_keys, part.D, part.c.head_dim, gk);
-    slices.add_up(b, g, j, by_values, part.C, part.c.value_dim, gv);
-  }
-
-  void add_up_biases(int64_t n) {
-    const int64_t g = n / slices.count() % part.G;
-    for (int64_t h = 0; h < group; ++h) {
-      T *grad = arrays.grad_bias + (g * group + h) * part.c.bias.strides[1];
-      add(grad, by_biases + (n * group + h) * bias_size, bias_size);
-    }
-  }
-};
+  if (!has_memory) throw std::bad_alloc();
+}
 
 template <class T>
 void differentiate(const Part &part, bool adds, const anyattention_run_attention_backward_call &call,
-                   void *const *gradients) {
+                   void *const *gradients, const anyattention_pairs *grad_bias) {
   const auto in = [](const void *numbers) { return static_cast<const T *>(numbers); };
   const auto out = [gradients](int n) { return static_cast<T *>(gradients[n]); };
-  BackwardTasks<T>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
-                                in(call.grad_log_sum), out(0), out(1), out(2), out(3)})
-      .run();
+  differentiate<T>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
+                                in(call.grad_log_sum), out(0), out(1), out(2)}, grad_bias);
 }
 
 }  // namespace
@@ -451,14 +434,16 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention_call
 }
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
-                                            void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
+                                            void *grad_query, void *grad_key, void *grad_value,
+                                            const anyattention_pairs *grad_bias) {
   if (!call || !anyattention::Part::is_valid(call->grad_output, call->call.is_double)) return ANYATTENTION_INVALID_ARGUMENT;
-  void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
+  if (grad_bias && !anyattention::is_gradient(*grad_bias, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  void *gradients[] = {grad_query, grad_key, grad_value};
   return anyattention::guarded(&call->call, [&](const auto &part) {
     if (call->call.is_double) {
-      anyattention::differentiate<double>(part, adds != 0, *call, gradients);
+      anyattention::differentiate<double>(part, adds != 0, *call, gradients, grad_bias);
     } else {
-      anyattention::differentiate<float>(part, adds != 0, *call, gradients);
+      anyattention::differentiate<float>(part, adds != 0, *call, gradients, grad_bias);
     }
   });
 }

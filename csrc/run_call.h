@@ -54,13 +54,20 @@ struct Slice {
   int64_t place;  // of its first key among the keys of all slices
 };
 
+// Whether queries have numbers of their own.
+inline bool slices_are_apart(const anyattention_pairs &pairs) { return pairs.strides[2] != 0 && pairs.strides[3] >= 0; }
+
 // The tiles of queries in as many slices as make sixteen tasks with the batch entries and key heads, whatever the threads.
-// Sums of keys have a row for each batch entry, key head, slice and key that it sees.
+// Sums of keys have a row for each batch entry, key head, slice and key that it sees. Tasks that add to the same numbers of a
+// bias are no tasks apart; a copy of its gradient would cost more than smaller slices.
 class Slices {
  public:
-  explicit Slices(const Part &p) : part(p) {
-    const int64_t heads = part.c.batch * part.G, wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1);
-    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / 8));
+  Slices(const Part &p, const anyattention_pairs *gradient) : part(p) {
+    const bool has_rows = gradient && slices_are_apart(*gradient);
+    const int64_t batch = has_rows && gradient->strides[0] == 0 ? 1 : part.c.batch;
+    const int64_t heads = batch * (has_rows && gradient->strides[1] == 0 ? 1 : part.G);
+    const int64_t wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1), least = has_rows ? 4 : 8;
+    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / least));
     for (int64_t n = 0; n < count; ++n) {
       const int64_t begin = part.query_tiles() * n / count, end = part.query_tiles() * (n + 1) / count;
       slices.push_back({begin, end, part.keys_of(begin, end), num_keys});

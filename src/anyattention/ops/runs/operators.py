@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anyattention.ambient import is_differentiated_again, shielded
+from anyattention.bias import RelativeBias
 from anyattention.native import calls
 from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed
 from anyattention.ops.arguments import Arguments, Scaling
@@ -24,7 +25,7 @@ from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import EdgeAttention
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.pairs import masked_bias, place_by_distance
+from anyattention.ops.runs.pairs import bias_of_edges, by_distance, masked_bias
 from anyattention.ops.runs.parts import RunPart, pairs_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dot
@@ -32,7 +33,6 @@ from anyattention.scores import Dot
 __all__ = [
     "RunAttention",
     "at_edges",
-    "bias_by_distance",
     "graph_of_parts",
     "of_rows",
     "pairs_in_tiles",
@@ -49,7 +49,7 @@ class RunAttention(Scaling):
     Attributes:
         query, key, value: read where they lie, also in half precision; sums are at least float32.
         mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
-        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
+        bias: axes as the mask, added to the score, -inf hides the pair; or by distance, as `Pairs` says.
         seed: with dropout.
         parts: the runs, in parts that share no pair.
         dropout: probability with which a weight is dropped.
@@ -69,7 +69,7 @@ class RunAttention(Scaling):
 
 @dataclass(frozen=True, eq=False)
 class RunAttentionBackward:
-    """The gradients of query, key, value and of a bias by distance, where needed, in at least float32."""
+    """The gradients of query, key, value and bias, where needed, in at least float32."""
 
     call: RunAttention
     output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
@@ -80,8 +80,11 @@ class RunAttentionBackward:
     needed: tuple[bool, ...]
 
 
-def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *, is_dense: bool) -> RunAttention:
+def run_call(call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool) -> RunAttention:
     """The record of a call over these parts."""
+    bias = call.bias
+    if isinstance(bias, RelativeBias):
+        bias = by_distance(bias, call.query, call.key)
     return RunAttention(
         query=call.query,
         key=call.key,
@@ -120,14 +123,6 @@ def graph_of_parts(call: RunAttention) -> Graph:
     queries, keys = pairs_of(call.parts)
     lengths = call.query.shape[1], call.key.shape[1]
     return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
-
-
-def bias_by_distance(call: RunAttention, graph: Graph, by_edges: Tensor | None) -> Tensor | None:
-    """The gradient of the call's bias, by distance, of that of the edges `(B, E, H)`."""
-    if by_edges is None or call.bias is None:
-        return None
-    by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
-    return call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
 
 
 def _widened(call: RunAttention) -> RunAttention:
@@ -176,7 +171,7 @@ def _composed_gradients(
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
     found = dict(at_edges(call, graph, kept).gradients(by, needs))
-    found["bias"] = bias_by_distance(call, graph, found.get("bias"))
+    found["bias"] = bias_of_edges(call.bias, graph, found.get("bias"))
     return found
 
 
@@ -220,11 +215,8 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
     for number, single in enumerate(with_single_parts(record)):
         bound = calls.bind(single)
-        if not results:
-            results = _backward.allocate(record, bound)
-            if results[3] is not None:
-                results[3].zero_()  # added to
-        calls.run("run_attention_backward", bound, number > 0, *results)
+        results = results or _backward.allocate(record, bound)
+        calls.run("run_attention_backward", bound, number > 0, *results[:3], calls.pairs(results[3], bound))
     return tuple(results)
 
 
