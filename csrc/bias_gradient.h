@@ -7,8 +7,10 @@
 #include <optional>
 
 #include "anyattention.h"
+#include "pages.h"
 #include "run_call.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "workspace.h"
 
 namespace anyattention {
@@ -38,8 +40,9 @@ inline bool is_gradient(const anyattention_pairs &pairs, const anyattention_run_
 template <class T>
 class BiasGradient {
  public:
-  BiasGradient(const Part &p, const Slices &s, const anyattention_pairs *pairs)
-      : part(p), slices(s), gradient(pairs ? *pairs : anyattention_pairs{}) {
+  // What is there stays where the gradient `adds` to it.
+  BiasGradient(const Part &p, const Slices &s, const anyattention_pairs *pairs, bool a)
+      : part(p), slices(s), gradient(pairs ? *pairs : anyattention_pairs{}), adds(a) {
     const int64_t tasks = part.c.batch * part.G * slices.count();
     own = pairs ? Axes{gradient.strides[0] ? part.c.batch : 1, gradient.strides[1] ? part.G : 1,
                        slices_are_apart(gradient) ? slices.count() : 1}
@@ -48,30 +51,34 @@ class BiasGradient {
     const int64_t cells = std::max<int64_t>(own.size(), 1);
     parts = std::max<int64_t>(std::min(tasks / cells, (kPieces + cells - 1) / cells), 1);
     copies.emplace((parts - 1) * gradient.size, false);
+    if (!adds) prefer_large_pages(numbers_of(0), gradient.size * static_cast<int64_t>(sizeof(T)));
   }
 
   int64_t num_pieces() const { return own.size() * parts; }
-  const anyattention_pairs &pairs() const { return gradient; }
 
-  // In a team: before the tasks. What is there stays where the gradient `adds` to it.
-  void clear(bool adds) const {
+  // In a team: before the tasks, what the first of them do not write.
+  void clear() const {
+    const bool is_written = is_written_in_rows(part, gradient) && shared.size() > 0;
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < parts * num_blocks(); ++n) {
+    for (int64_t n = 0; n < (is_written ? 0 : parts * num_blocks()); ++n) {
       if (n < num_blocks() && adds) continue;
       const Range block = block_of(n % num_blocks());
       std::fill(numbers_of(n / num_blocks()) + block.begin, numbers_of(n / num_blocks()) + block.end, T{0});
     }
   }
 
-  // Runs run(batch entry, key head, slice, where its gradient goes or null) for each task of a piece.
+  // Runs run(batch entry, key head, slice, target) for each task of a piece.
   template <class Run>
   void each_task(int64_t piece, const Run &run) const {
     const int64_t cell = piece / parts, n = piece % parts;
     const int64_t s = cell % own.slices, g = cell / own.slices % own.heads, b = cell / own.slices / own.heads;
-    for (int64_t task = shared.size() * n / parts; task < shared.size() * (n + 1) / parts; ++task) {
+    const int64_t begin = shared.size() * n / parts, end = shared.size() * (n + 1) / parts;
+    for (int64_t task = begin; task < end; ++task) {
       // An axis is all a cell's own, or all shared.
-      run(b + task / shared.slices / shared.heads, g + task / shared.slices % shared.heads,
-          slices[s + task % shared.slices], gradient.numbers ? numbers_of(n) : nullptr);
+      const int64_t head = g + task / shared.slices % shared.heads;
+      const bool is_first = task == begin && (n > 0 || !adds);
+      run(b + task / shared.slices / shared.heads, head, slices[s + task % shared.slices],
+          BiasTarget<T>{gradient, gradient.numbers ? numbers_of(n) : nullptr, is_first, head * (part.H / part.G)});
     }
   }
 
@@ -96,6 +103,7 @@ class BiasGradient {
   const Part &part;
   const Slices &slices;
   anyattention_pairs gradient;
+  bool adds;
   Axes own, shared;  // of each axis, how many of its places have numbers of their own, and how many share them
   int64_t parts;     // of the tasks that share numbers
   std::optional<Workspace<T>> copies;

@@ -198,8 +198,7 @@ template <class T>
 struct SliceGradients {
   T *keys, *values;
   int64_t first_key;
-  const anyattention_pairs &of_bias;
-  T *bias;
+  BiasTarget<T> bias;
 };
 
 template <class T>
@@ -255,8 +254,8 @@ struct Backward {
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       product<false>(count, Product<T>{memory.value, C, 1, memory.turned_grad, kQueries, by_score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, C); });
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.bias);
-      if (grads.bias) bias.add_to(grads.of_bias, grads.bias);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.bias.numbers);
+      bias.add_to(grads.bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, Product<T>{score, kQueries, 1, memory.grad, C, gv, C}, tile.sums_over_queries<T>(C));
         product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
@@ -273,6 +272,7 @@ struct Backward {
         }
       }
     }
+    bias.finish(grads.bias);
     if (has_earlier) add(memory.by_query, memory.earlier, tile.count * D);
     for (int64_t i = 0; i < tile.count; ++i) {
       T *target = arrays.grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
@@ -351,7 +351,7 @@ void forward(const Part &part, bool merges, T *output, T *largest, T *log_sum) {
 template <class T>
 void differentiate(const Part &part, bool adds, const BackwardArrays<T> &arrays, const anyattention_pairs *grad_bias) {
   const Slices slices(part, grad_bias);
-  const BiasGradient<T> of_bias(part, slices, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
   const int64_t group = part.H / part.G;
   const int team = team_size(part.c.num_threads, of_bias.num_pieces(), 2 * part.nanoseconds());
   const int64_t own = TileMemory<T>::size(part);
@@ -361,18 +361,17 @@ void differentiate(const Part &part, bool adds, const BackwardArrays<T> &arrays,
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     QueryTile tile(part);
-    of_bias.clear(adds);
+    of_bias.clear();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t piece = 0; piece < of_bias.num_pieces(); ++piece) {
       try {
-        of_bias.each_task(piece, [&](int64_t b, int64_t g, const Slice &slice, T *bias) {
+        of_bias.each_task(piece, [&](int64_t b, int64_t g, const Slice &slice, const BiasTarget<T> &bias) {
           const int64_t place = slices.row(slice, b, g, slice.keys.begin);
           for (int64_t index = slice.begin; index < slice.end; ++index) {
             tile.move_to(index);
             for (int64_t h = g * group; h < (g + 1) * group; ++h) {
               Backward<T>(part, tile, scratch.get() + thread_number() * own, b, h)
-                  .run(adds, arrays, {keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin,
-                                      of_bias.pairs(), bias});
+                  .run(adds, arrays, {keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin, bias});
             }
           }
         });

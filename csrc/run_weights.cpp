@@ -247,9 +247,9 @@ struct Gradients {
       : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
         bias(p, t, batch, head, memory.bias) {}
 
-  // by_key (padded rows) begins with a key's; by_bias is null where that is not wanted.
+  // by_key (padded rows) begins with a key's.
   void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key,
-           const anyattention_pairs &biases, T *by_bias) {
+           const BiasTarget<T> &by_bias) {
     const int64_t D = part.D;
     const T scale = static_cast<T>(part.c.scale);
     const bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
@@ -275,8 +275,8 @@ struct Gradients {
       product<false>(count, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       read(rows);
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, by_bias);
-      if (by_bias) bias.add_to(biases, by_bias);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, by_bias.numbers);
+      bias.add_to(by_bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
         product<true>(tile.count, Product<T>{by_score, 1, kQueries, memory.key, D, memory.by_query, D},
@@ -291,6 +291,7 @@ struct Gradients {
         }
       }
     }
+    bias.finish(by_bias);
     if (has_earlier) {
       add(memory.by_query, memory.earlier, tile.count * D);
       add(total, earlier_total, kVectors<T>);
@@ -344,7 +345,7 @@ template <class T>
 void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows,
                    const anyattention_pairs *grad_bias) {
   const Slices slices(part, grad_bias);
-  const BiasGradient<T> of_bias(part, slices, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
   const int64_t group = part.H / part.G;
   const int team = team_size(part.c.num_threads, of_bias.num_pieces(), 2 * part.nanoseconds());
   const int64_t own = TileMemory<T>::size(part);
@@ -353,17 +354,17 @@ void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays,
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     QueryTile tile(part);
-    of_bias.clear(adds);
+    of_bias.clear();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t piece = 0; piece < of_bias.num_pieces(); ++piece) {
       try {
-        of_bias.each_task(piece, [&](int64_t b, int64_t g, const Slice &slice, T *by_bias) {
+        of_bias.each_task(piece, [&](int64_t b, int64_t g, const Slice &slice, const BiasTarget<T> &by_bias) {
           T *by_key = keys.get() + slices.row(slice, b, g, slice.keys.begin) * part.D;
           for (int64_t index = slice.begin; index < slice.end; ++index) {
             tile.move_to(index);
             for (int64_t h = g * group; h < (g + 1) * group; ++h) {
               Gradients<T>(part, tile, scratch.get() + thread_number() * own, b, h)
-                  .run(adds, arrays, rows, by_key, slice.keys.begin, of_bias.pairs(), by_bias);
+                  .run(adds, arrays, rows, by_key, slice.keys.begin, by_bias);
             }
           }
         });

@@ -40,6 +40,26 @@ ANYATTENTION_INLINE void turn_square(Lanes<T> *rows) {
   }
 }
 
+// Whether the numbers of a query's neighbouring keys lie side by side.
+inline bool has_rows(const Part &part, const anyattention_pairs &pairs) {
+  return pairs.strides[3] == 1 && !part.c.parts.key_order;
+}
+// Whether each query has such a row of its own, so that a gradient is written where none was.
+inline bool is_written_in_rows(const Part &part, const anyattention_pairs &pairs) {
+  return has_rows(part, pairs) && pairs.strides[2] != 0;
+}
+
+// Where the gradient of a bias goes; numbers null where none is wanted.
+template <class T>
+struct BiasTarget {
+  const anyattention_pairs &pairs;
+  T *numbers;
+  bool is_first;  // of the tasks that go there, so that nothing is there
+  int64_t first_head;
+
+  bool is_unwritten(int64_t h) const { return is_first && (pairs.strides[1] != 0 || h == first_head); }
+};
+
 template <class T>
 class TileBias {
  public:
@@ -62,21 +82,35 @@ class TileBias {
   void set(int64_t j, int64_t v, Lanes<T> gradient) const {
     store<T, kLane<T>>(room + j * kQueries + v * kLane<T>, gradient);
   }
-  // Adds the gradients, of all pairs from the first to the last that a vector of queries sees.
-  void add_to(const anyattention_pairs &gradient, T *numbers) const {
-    T *to = numbers + place_of_head(gradient, b, h);
+  // Adds the gradients of the tile's pairs.
+  void add_to(const BiasTarget<T> &target) {
+    if (!target.numbers) return;
+    const anyattention_pairs &to = target.pairs;
+    T *numbers = target.numbers + place_of_head(to, b, h);
+    const bool writes = target.is_unwritten(h) && is_written_in_rows(part, to);
+    if (writes) clear(to, numbers, tile.now.begin);
+    written = tile.now.end;
     for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {
       const Range range = range_of(tile.seen_by<T>(v));
-      if (gradient.strides[3] == 0) {
-        add_over_keys(v, range, gradient.strides[2], to);
-      } else if (gradient.strides[2] == 0) {
+      if (to.strides[3] == 0) {
+        add_over_keys(v, range, to.strides[2], numbers);
+      } else if (to.strides[2] == 0) {
         for (int64_t j = range.begin; j < range.end; ++j) {
-          to[key_at(j) * gradient.strides[3]] += sum_of<T, kLane<T>>(at(j, v));
+          numbers[key_at(j) * to.strides[3]] += sum_of<T, kLane<T>>(at(j, v));
         }
+      } else if (writes) {
+        for (int64_t j = 0; j < range.begin; ++j) set(j, v, Lanes<T>{});
+        for (int64_t j = range.end; j < tile.now.end - tile.now.begin; ++j) set(j, v, Lanes<T>{});
+        put<false>(v, {0, tile.now.end - tile.now.begin}, to, numbers);
       } else {
-        add(v, range, gradient, to);
+        put<true>(v, range, to, numbers);
       }
     }
+  }
+  // After the last tile of keys.
+  void finish(const BiasTarget<T> &target) {
+    if (!target.numbers || !target.is_unwritten(h) || !is_written_in_rows(part, target.pairs)) return;
+    clear(target.pairs, target.numbers + place_of_head(target.pairs, b, h), part.c.num_keys);
   }
 
  private:
@@ -84,12 +118,12 @@ class TileBias {
   QueryTile &tile;
   int64_t b, h;
   T *room;
+  int64_t written = 0;  // keys up to here have a gradient, where none was
 
   int64_t key_at(int64_t j) const { return part.key_at(tile.now.begin + j); }
   int64_t query_at(int64_t i) const { return part.query_at(tile.first + i); }
   int64_t end_of(int64_t v) const { return std::min(tile.count, (v + 1) * kLane<T>); }
-  // Whether the numbers of a query's neighbouring keys, or of a key's neighbouring queries, lie side by side.
-  bool has_rows(const anyattention_pairs &pairs) const { return pairs.strides[3] == 1 && !part.c.parts.key_order; }
+  // Whether the numbers of a key's neighbouring queries lie side by side.
   bool has_columns(const anyattention_pairs &pairs, int64_t v) const {
     return pairs.strides[2] == 1 && !part.c.parts.query_order && (v + 1) * kLane<T> <= tile.count;
   }
@@ -102,10 +136,12 @@ class TileBias {
     const Range range = range_of(tile.seen_by<T>(v));
     Lanes<T> least{};
     int64_t j = range.begin;
-    for (; has_rows(pairs) && j + lane <= range.end; j += lane) {
+    for (; has_rows(part, pairs) && j + lane <= range.end; j += lane) {
       Lanes<T> square[lane]{};
       for (int64_t i = v * lane; i < end_of(v); ++i) {
-        const Lanes<T> x = load<lane>(from + query_at(i) * pairs.strides[2] + tile.now.begin + j);
+        const T *row = from + query_at(i) * pairs.strides[2] + tile.now.begin + j;
+        __builtin_prefetch(row + kKeys, 0, 2);  // those of the next tile of keys
+        const Lanes<T> x = load<lane>(row);
         square[i - v * lane] = x;
         least = x < least ? x : least;
       }
@@ -155,16 +191,26 @@ class TileBias {
     for (int64_t i = v * kLane<T>; i < end_of(v); ++i) to[query_at(i) * stride] += sum[i % kLane<T>];
   }
 
-  void add(int64_t v, Range range, const anyattention_pairs &gradient, T *to) const {
+  // Writes 0 for the keys up to one of them.
+  void clear(const anyattention_pairs &gradient, T *to, int64_t end) const {
+    if (written >= end) return;
+    for (int64_t i = 0; i < tile.count; ++i) {
+      T *row = to + query_at(i) * gradient.strides[2];
+      std::fill(row + written, row + end, T{0});
+    }
+  }
+
+  template <bool Adds>
+  void put(int64_t v, Range range, const anyattention_pairs &gradient, T *to) const {
     constexpr int lane = kLane<T>;
     int64_t j = range.begin;
-    for (; has_rows(gradient) && j + lane <= range.end; j += lane) {
+    for (; has_rows(part, gradient) && j + lane <= range.end; j += lane) {
       Lanes<T> square[lane];
       for (int n = 0; n < lane; ++n) square[n] = at(j + n, v);
       turn_square<T>(square);
       for (int64_t i = v * lane; i < end_of(v); ++i) {
         T *row = to + query_at(i) * gradient.strides[2] + tile.now.begin + j;
-        store<T, lane>(row, load<lane>(row) + square[i - v * lane]);
+        store<T, lane>(row, Adds ? load<lane>(row) + square[i - v * lane] : square[i - v * lane]);
       }
     }
     for (; j < range.end; ++j) {
@@ -172,10 +218,13 @@ class TileBias {
       const Lanes<T> x = at(j, v);
       if (has_columns(gradient, v)) {
         T *lanes = column + tile.first + v * lane;
-        store<T, lane>(lanes, load<lane>(lanes) + x);
+        store<T, lane>(lanes, Adds ? load<lane>(lanes) + x : x);
         continue;
       }
-      for (int64_t i = v * lane; i < end_of(v); ++i) column[query_at(i) * gradient.strides[2]] += x[i % lane];
+      for (int64_t i = v * lane; i < end_of(v); ++i) {
+        T &number = column[query_at(i) * gradient.strides[2]];
+        number = Adds ? number + x[i % lane] : x[i % lane];
+      }
     }
   }
 
