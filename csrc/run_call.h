@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <limits>
 #include <new>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "anyattention.h"
@@ -16,6 +18,7 @@
 #include "simd.h"
 #include "softcap.h"
 #include "team.h"
+#include "tile_bias.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -73,7 +76,7 @@ struct Normalizer {
 // from the first to the last; slope and curvature are the derivatives of the softcap.
 template <class T, class Take>
 ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, const Normalizer<T> &normalizer,
-                                     const T *scores, int64_t b, int64_t h, int64_t v, const Take &take) {
+                                     const T *scores, const TileBias<T> &bias, int64_t v, const Take &take) {
   constexpr int lane = kLane<T>;
   using Seen = typename SeenLanes<T>::Words;
   const Range range = range_of(tile.seen_by<T>(v));
@@ -83,14 +86,16 @@ ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, co
   const T cap = cap_of<T>(part.c.softcap);
   const bool is_whole = range.begin < range.end &&
                         tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
-  if (is_whole && !part.c.bias.numbers && cap == 0) {
+  const bool has_bias = part.c.bias.numbers;
+  if (is_whole && cap == 0) {
     for (int64_t j = range.begin; j < range.end; ++j) {
-      take(j, Seen{} + 1, Exponential<T, lane>::run((load<lane>(score + j * kQueries) - top) - log), one, Lanes<T>{});
+      Lanes<T> x = load<lane>(score + j * kQueries);
+      if (has_bias) x += bias.at(j, v);
+      take(j, Seen{} + 1, Exponential<T, lane>::run((x - top) - log), one, Lanes<T>{});
     }
     return;
   }
   const SeenLanes<T> sees(tile.seen + v * lane);
-  const Bias<T> bias(part, tile, b, h);
   for (int64_t j = range.begin; j < range.end; ++j) {
     const Seen seen = sees.of(j);
     Lanes<T> x = load<lane>(score + j * kQueries), slope = one, curvature{};
@@ -100,9 +105,16 @@ ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, co
       slope -= t * t;
       curvature = -2 * t * slope / cap;
     }
-    if (part.c.bias.numbers) x += bias.at(j, v);
+    if (has_bias) x += bias.at(j, v);
     take(j, seen, seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{}, slope, curvature);
   }
+}
+
+// The factors of dropout of a vector of queries, where there is dropout, from the first key that one of them sees.
+template <class T>
+std::optional<Dropout<T>> dropout_of(const Part &part, const QueryTile &tile, int64_t b, int64_t h, int64_t v) {
+  if (part.c.dropout == 0) return std::nullopt;
+  return std::optional<Dropout<T>>(std::in_place, part, tile, b, h, v, range_of(tile.seen_by<T>(v)).begin);
 }
 
 // Runs add(i, j) for each query and key of a tile that sees it: 0 for the others times a number that is not finite is NaN.
@@ -158,13 +170,20 @@ struct Slice {
   int64_t place;  // of its first key among the keys of all slices
 };
 
+// Whether queries have numbers of their own.
+inline bool slices_are_apart(const anyattention_pairs &pairs) { return pairs.strides[2] != 0 && pairs.strides[3] >= 0; }
+
 // The tiles of queries in as many slices as make sixteen tasks with the batch entries and key heads, whatever the threads.
-// Sums of keys have a row for each batch entry, key head, slice and key that it sees.
+// Sums of keys have a row for each batch entry, key head, slice and key that it sees. Tasks that add to the same numbers of a
+// bias are no tasks apart; a copy of its gradient would cost more than smaller slices.
 class Slices {
  public:
-  explicit Slices(const Part &p) : part(p) {
-    const int64_t heads = part.c.batch * part.G, wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1);
-    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / 8));
+  Slices(const Part &p, const anyattention_pairs *gradient) : part(p) {
+    const bool has_rows = gradient && slices_are_apart(*gradient);
+    const int64_t batch = has_rows && gradient->strides[0] == 0 ? 1 : part.c.batch;
+    const int64_t heads = batch * (has_rows && gradient->strides[1] == 0 ? 1 : part.G);
+    const int64_t wanted = (16 + heads - 1) / std::max<int64_t>(heads, 1), least = has_rows ? 4 : 8;
+    const int64_t count = std::max<int64_t>(1, std::min(wanted, part.query_tiles() / least));
     for (int64_t n = 0; n < count; ++n) {
       const int64_t begin = part.query_tiles() * n / count, end = part.query_tiles() * (n + 1) / count;
       slices.push_back({begin, end, part.keys_of(begin, end), num_keys});
@@ -193,37 +212,6 @@ class Slices {
   std::vector<Slice> slices;
   int64_t num_keys = 0;  // of all slices
 };
-
-// Runs differentiate(slice, place, b, g, tile, scratch) for each slice, batch entry and key head, place being the row of its
-// first sum, and then, when all are done, add_up(b, g, j) for each key.
-template <class T, class Differentiate, class AddUp>
-void each_slice(const Part &part, const Slices &slices, int64_t scratch_size, double nanoseconds,
-                const Differentiate &differentiate, const AddUp &add_up) {
-  const int64_t heads = part.c.batch * part.G, tasks = heads * slices.count();
-  const int team = team_size(part.c.num_threads, tasks, nanoseconds);
-  const Workspace<T> scratch(team * scratch_size, false);
-  std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
-    QueryTile tile(part);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < tasks; ++n) {
-      const Slice &slice = slices[n % slices.count()];
-      const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
-      try {
-        differentiate(slice, slices.row(slice, b, g, slice.keys.begin), b, g, tile,
-                      scratch.get() + thread_number() * scratch_size);
-      } catch (const std::bad_alloc &) {
-        has_memory = false;
-      }
-    }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < heads * part.c.num_keys; ++n) {
-      add_up(n / part.c.num_keys / part.G, n / part.c.num_keys % part.G, n % part.c.num_keys);
-    }
-  }
-  if (!has_memory) throw std::bad_alloc();
-}
 
 }  // namespace anyattention
 

@@ -8,12 +8,13 @@
 //
 //   dP = Z (dO.V)     dS = P (dP - delta)     dR = dS f'(r)     dQ = s dR K     dK = s dR^T Q     dV = (P Z)^T dO
 //
-// Here gQ, gK and gV are given by dQ, dK and dV. In a row of pairs, with t = delta and the gradient by log_sum together,
+// and dS by the bias. Here gQ, gK, gV and gS are given by these. In a row of pairs, with t = delta and the gradient by log_sum
+// together,
 //
-//   A = s (gQ.K + Q.gK)     B = Z (dO.gV)     a = sum of P A f'     e = sum of dS A f' + P B     c = e - a t
-//   H = P (A f' (dP - delta) - a dP + B - c)     X = H f' + A dS f''     W = Z P (A f' - a)
+//   A = s (gQ.K + Q.gK)     F = A f' + gS     B = Z (dO.gV)     a = sum of P F     e = sum of dS F + P B     c = e - a t
+//   H = P (F (dP - delta) - a dP + B - c)     X = H f' + A dS f''     W = Z P (F - a)
 //   by query: s (X K + dR gK)     by key: s (X^T Q + dR^T gQ)     by value: W^T dO     by dO: W V + (P Z) gV
-//   by the gradient of log_sum: a
+//   by bias: H     by the gradient of log_sum: a
 //
 // A first pass over a tile's keys sums up a and e, a second one the rest. Where the first pass's products have room until
 // the second, they are made once. As in run_attention.cpp numbers of pairs are kept turned, [j][i].
@@ -24,9 +25,12 @@
 #include <utility>
 
 #include "anyattention.h"
+#include "bias_gradient.h"
+#include "pairs.h"
 #include "products.h"
 #include "run_call.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -42,6 +46,7 @@ template <class T>
 struct SecondArrays {
   const T *output, *largest, *log_sum, *grad_log_sum;
   anyattention_head_rows grad_output, by_query, by_key, by_value;
+  anyattention_pairs by_bias;
   T *first_sums, *second_sums;  // a and e of each row
   int64_t pair_arrays;          // numbers of a tile's pairs: the last are those of gV
   T *grad_query, *grad_key, *grad_value, *grad_grad_output;
@@ -49,7 +54,7 @@ struct SecondArrays {
   SecondArrays(const anyattention_run_attention_double_backward_call &call, void *sums)
       : output(in(call.backward.output)), largest(in(call.backward.largest)), log_sum(in(call.backward.log_sum)),
         grad_log_sum(in(call.backward.grad_log_sum)), grad_output(call.backward.grad_output),
-        by_query(call.grad_grad_query), by_key(call.grad_grad_key), by_value(call.grad_grad_value),
+        by_query(call.grad_grad_query), by_key(call.grad_grad_key), by_value(call.grad_grad_value), by_bias(call.grad_grad_bias),
         first_sums(static_cast<T *>(sums)), second_sums(nullptr), pair_arrays(by_value.numbers ? 4 : 3),
         grad_query(nullptr), grad_key(nullptr), grad_value(nullptr), grad_grad_output(nullptr) {
     const anyattention_run_attention_call &inside = call.backward.call;
@@ -66,6 +71,7 @@ struct SecondMemory {
   T *query, *turned_query, *by_query, *turned_by_query, *grad, *turned_grad;
   T *key, *by_key, *value, *by_value;
   T *query_sums, *grad_sums, *earlier_query_sums, *earlier_grad_sums;
+  T *bias, *by_bias;
   T *pairs;  // the arrays of a tile, or of all tiles of the queries' keys
 
   SecondMemory(T *memory, const Part &part) {
@@ -77,10 +83,12 @@ struct SecondMemory {
     value = take(kKeys * part.C), by_value = take(kKeys * part.C);
     query_sums = take(wide), grad_sums = take(wide_value);
     earlier_query_sums = take(wide), earlier_grad_sums = take(wide_value);
-    pairs = take(0);
+    const int64_t biases = part.c.bias.numbers ? kPairs : 0;
+    bias = take(biases), by_bias = take(biases), pairs = memory;
   }
   static int64_t size(const Part &part, int64_t pair_arrays) {
-    return kQueries * (6 * part.D + 4 * part.C) + 2 * kKeys * (part.D + part.C) + pair_arrays * kPairs + kLane<T>;
+    const int64_t arrays = pair_arrays + (part.c.bias.numbers ? 2 : 0);
+    return kQueries * (6 * part.D + 4 * part.C) + 2 * kKeys * (part.D + part.C) + arrays * kPairs + kLane<T>;
   }
 };
 
@@ -96,11 +104,12 @@ inline int64_t kept_tiles(const Part &part, int64_t pair_arrays) {
   return most;
 }
 
-// What a slice adds to the gradients of the keys and values that it sees.
+// What a slice adds to the gradients of the keys and values that it sees, and of the bias, where that is wanted.
 template <class T>
-struct KeySums {
+struct SliceSums {
   T *keys, *values;
   int64_t first_key;
+  BiasTarget<T> bias;
 };
 
 template <class T>
@@ -110,14 +119,17 @@ struct Second {
   SecondMemory<T> memory;
   const SecondArrays<T> &arrays;
   int64_t b, h, g;
-  const bool keeps, has_query, has_key, has_value;
+  const bool keeps, has_query, has_key, has_value, has_bias, has_score;
+  TileBias<T> bias, by_bias;
   bool finite = true;  // the rows of queries
   Normalizer<T> normalizer;
   T delta[kQueries], mean[kQueries], first[kQueries], second[kQueries];  // mean: of a row's dP
 
   Second(const Part &p, QueryTile &t, T *scratch, const SecondArrays<T> &a, int64_t batch, int64_t head, bool keeps_pairs)
       : part(p), tile(t), memory(scratch, p), arrays(a), b(batch), h(head), g(head / (p.H / p.G)), keeps(keeps_pairs),
-        has_query(a.by_query.numbers), has_key(a.by_key.numbers), has_value(a.by_value.numbers) {
+        has_query(a.by_query.numbers), has_key(a.by_key.numbers), has_value(a.by_value.numbers),
+        has_bias(a.by_bias.numbers), has_score(has_query || has_key || has_bias), bias(p, t, batch, head, memory.bias),
+        by_bias(p, t, batch, head, memory.by_bias, a.by_bias) {
     read_queries();
   }
 
@@ -132,7 +144,7 @@ struct Second {
         for (int k = 0; k < 2; ++k) put_aside(sums[k], kVectors<T>, earlier[k], !has_earlier);
         has_earlier = true;
       }
-      tile.look_at(tile.keys[n], b, h);
+      look_at(tile.keys[n]);
       read_keys();
       multiply(n);
       for (int64_t v = 0; v * lane < tile.count; ++v) add_up(n, v, sums[0][v], sums[1][v]);
@@ -146,7 +158,7 @@ struct Second {
   }
 
   // The second pass, of which the sums of all parts are known.
-  void run(bool adds, const KeySums<T> &sums) {
+  void run(bool adds, const SliceSums<T> &sums) {
     const int64_t D = part.D, C = part.C;
     std::fill_n(first, kQueries, T{0});
     std::fill_n(second, kQueries, T{0});
@@ -164,13 +176,15 @@ struct Second {
         put_aside(memory.grad_sums, tile.count * C, memory.earlier_grad_sums, !has_earlier);
         has_earlier = true;
       }
-      tile.look_at(tile.keys[n], b, h);
+      look_at(tile.keys[n]);
       const bool all_finite = read_keys() && finite;
       if (!keeps) multiply(n);
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(n, v);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(n, v, sums.bias.numbers);
+      by_bias.add_to(sums.bias);
       const int64_t place = tile.now.begin - sums.first_key;
       add_products(n, sums.keys + place * D, sums.values + place * C, all_finite || tile.is_whole());
     }
+    by_bias.finish(sums.bias);
     if (has_earlier) {
       add(memory.query_sums, memory.earlier_query_sums, tile.count * D);
       add(memory.grad_sums, memory.earlier_grad_sums, tile.count * C);
@@ -212,6 +226,12 @@ struct Second {
     }
   }
 
+  void look_at(Range keys) {
+    tile.look_at(keys, b, h);
+    bias.read();
+    by_bias.read_all();
+  }
+
   // Those of the tile; whether all numbers are finite.
   bool read_keys() {
     const int64_t D = part.D, C = part.C;
@@ -241,22 +261,21 @@ struct Second {
     return [this, depth](int64_t begin, int64_t end) { return tile.template scores_of<T>(begin, end, depth); };
   }
 
-  // The factors of dropout of a vector of queries, from the first key that one of them sees.
-  std::optional<Dropout<T>> dropout_of(int64_t v) const {
-    if (part.c.dropout == 0) return std::nullopt;
-    return std::optional<Dropout<T>>(std::in_place, part, tile, b, h, v, range_of(tile.seen_by<T>(v)).begin);
+  // F of a vector of queries, of A.
+  Lanes<T> by_score_of(Lanes<T> by_raw, Lanes<T> slope, int64_t j, int64_t v) const {
+    return has_bias ? by_raw * slope + by_bias.at(j, v) : by_raw * slope;
   }
 
   void add_up(std::size_t n, int64_t v, Lanes<T> &a, Lanes<T> &e) const {
     constexpr int lane = kLane<T>;
     const T *raw = pairs_of(n, 1) + v * lane, *by_weight = pairs_of(n, 2) + v * lane, *through = pairs_of(n, 3) + v * lane;
     const Lanes<T> mean_of = load<lane>(delta + v * lane);
-    std::optional<Dropout<T>> dropout = dropout_of(v);
-    each_weight(part, tile, normalizer, pairs_of(n, 0), b, h, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
+    std::optional<Dropout<T>> dropout = dropout_of<T>(part, tile, b, h, v);
+    each_weight(part, tile, normalizer, pairs_of(n, 0), bias, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
       const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1;
       Lanes<T> by_score{}, sum{};
-      if (has_query || has_key) {
-        by_score = load<lane>(raw + j * kQueries) * slope;
+      if (has_score) {
+        by_score = by_score_of(has_query || has_key ? load<lane>(raw + j * kQueries) : Lanes<T>{}, slope, j, v);
         sum = by_score * (load<lane>(by_weight + j * kQueries) * factor - mean_of);
       }
       if (has_value) sum += load<lane>(through + j * kQueries) * factor;
@@ -266,7 +285,7 @@ struct Second {
   }
 
   // Raw scores, A, dP and B of a vector of queries become W, X, dR and P Z; 0 for what is not seen.
-  void differentiate(std::size_t n, int64_t v) const {
+  void differentiate(std::size_t n, int64_t v, bool keeps_bias) const {
     constexpr int lane = kLane<T>;
     T *score = pairs_of(n, 0), *raw = pairs_of(n, 1) + v * lane, *by_weight = pairs_of(n, 2) + v * lane;
     T *through = pairs_of(n, 3) + v * lane, *dropped = score + v * lane;
@@ -280,17 +299,20 @@ struct Second {
       }
     };
     clear(0, range.begin);
-    std::optional<Dropout<T>> dropout = dropout_of(v);
-    each_weight(part, tile, normalizer, score, b, h, v,
+    std::optional<Dropout<T>> dropout = dropout_of<T>(part, tile, b, h, v);
+    each_weight(part, tile, normalizer, score, bias, v,
                 [&](int64_t j, auto seen, auto weight, auto slope, auto curvature) {
       const int64_t at = j * kQueries;
       const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1, by = load<lane>(by_weight + at) * factor;
-      const Lanes<T> by_raw = has_query || has_key ? load<lane>(raw + at) : Lanes<T>{}, by_score = by_raw * slope;
+      const Lanes<T> by_raw = has_query || has_key ? load<lane>(raw + at) : Lanes<T>{};
+      const Lanes<T> by_score = by_score_of(by_raw, slope, j, v);
       const Lanes<T> own = weight * (by - mean_of);
       Lanes<T> sum = by_score * (by - mean_of) - a * by - c;
       if (has_value) sum += load<lane>(through + at) * factor;
+      sum *= weight;
+      if (keeps_bias) by_bias.set(j, v, seen ? sum : Lanes<T>{});
       store<T, lane>(dropped + at, seen ? weight * factor * (by_score - a) : Lanes<T>{});
-      store<T, lane>(raw + at, seen ? weight * sum * slope + by_raw * own * curvature : Lanes<T>{});
+      store<T, lane>(raw + at, seen ? sum * slope + by_raw * own * curvature : Lanes<T>{});
       store<T, lane>(by_weight + at, seen ? own * slope : Lanes<T>{});
       if (has_value) store<T, lane>(through + at, seen ? weight * factor : Lanes<T>{});
     });
@@ -339,15 +361,17 @@ void sum_up(const Part &part, bool adds, const SecondArrays<T> &arrays) {
 }
 
 template <class T>
-void differentiate(const Part &part, bool adds, bool has_sums, const SecondArrays<T> &arrays) {
-  const Slices slices(part);
+void differentiate(const Part &part, bool adds, bool has_sums, const SecondArrays<T> &arrays,
+                   const anyattention_pairs *grad_bias) {
+  const Slices slices(part, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
   const int64_t group = part.H / part.G, kept = has_sums ? 0 : kept_tiles(part, arrays.pair_arrays);
   const int64_t tiles = std::max<int64_t>(kept, 1);
   const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
   each_slice<T>(
-      part, slices, SecondMemory<T>::size(part, tiles * arrays.pair_arrays), 5 * part.nanoseconds(),
-      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, QueryTile &tile, T *scratch) {
-        const KeySums<T> sums{keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin};
+      part, slices, of_bias, SecondMemory<T>::size(part, tiles * arrays.pair_arrays), 5 * part.nanoseconds(),
+      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, const BiasTarget<T> &bias, QueryTile &tile, T *scratch) {
+        const SliceSums<T> sums{keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin, bias};
         for (int64_t index = slice.begin; index < slice.end; ++index) {
           tile.move_to(index);
           for (int64_t h = g * group; h < (g + 1) * group; ++h) {
@@ -371,6 +395,12 @@ bool is_valid(const anyattention_run_attention_double_backward_call &call) {
   return true;
 }
 
+// Whether the gradients by that of the bias, where given, belong to one and lie inside.
+bool is_in_range(const anyattention_run_attention_double_backward_call &call) {
+  const anyattention_run_attention_call &inside = call.backward.call;
+  return !call.grad_grad_bias.numbers || (inside.bias.numbers && is_inside(call.grad_grad_bias, inside));
+}
+
 }  // namespace
 }  // namespace anyattention
 
@@ -379,6 +409,7 @@ extern "C" {
 int32_t anyattention_run_attention_double_backward_sums(const anyattention_run_attention_double_backward_call *call,
                                                         int32_t adds, void *sums) {
   if (!call || !anyattention::is_valid(*call)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!anyattention::is_in_range(*call)) return ANYATTENTION_OUT_OF_RANGE;
   const auto run = [=](const auto &part, auto zero) {
     anyattention::sum_up(part, adds != 0, anyattention::SecondArrays<decltype(zero)>(*call, sums));
   };
@@ -388,14 +419,17 @@ int32_t anyattention_run_attention_double_backward_sums(const anyattention_run_a
 
 int32_t anyattention_run_attention_double_backward(const anyattention_run_attention_double_backward_call *call,
                                                    int32_t adds, int32_t has_sums, void *sums, void *grad_query,
-                                                   void *grad_key, void *grad_value, void *grad_grad_output) {
+                                                   void *grad_key, void *grad_value, void *grad_grad_output,
+                                                   const anyattention_pairs *grad_bias) {
   if (!call || !anyattention::is_valid(*call)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!anyattention::is_in_range(*call)) return ANYATTENTION_OUT_OF_RANGE;
+  if (grad_bias && !anyattention::is_gradient(*grad_bias, call->backward.call)) return ANYATTENTION_INVALID_ARGUMENT;
   const auto run = [=](const auto &part, auto zero) {
     using T = decltype(zero);
     anyattention::SecondArrays<T> arrays(*call, sums);
     arrays.grad_query = static_cast<T *>(grad_query), arrays.grad_key = static_cast<T *>(grad_key);
     arrays.grad_value = static_cast<T *>(grad_value), arrays.grad_grad_output = static_cast<T *>(grad_grad_output);
-    anyattention::differentiate(part, adds != 0, has_sums != 0, arrays);
+    anyattention::differentiate(part, adds != 0, has_sums != 0, arrays, grad_bias);
   };
   const anyattention_run_attention_call &inside = call->backward.call;
   return anyattention::guarded(&inside, [&](const auto &part) { inside.is_double ? run(part, 0.0) : run(part, 0.0f); });

@@ -12,10 +12,12 @@
 #include <new>
 
 #include "anyattention.h"
+#include "bias_gradient.h"
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -72,7 +74,11 @@ struct Weights {
       written = std::max(written, keys.end);
       if (is_mean) std::fill_n(sums, kQueries * count, T{0});
       for (int64_t h = 0; h < part.H; ++h) {
-        if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, h);
+        TileBias<T> bias(part, tile, b, h, memory.bias);
+        if (h == 0 || part.c.mask.strides[1] != 0 || part.c.bias.strides[1] != 0) {
+          tile.look_at(keys, b, h);
+          bias.read();
+        }
         if (!is_mean) std::fill_n(sums, kQueries * count, T{0});
         const int64_t g = h / (part.H / part.G);
         const T *key = memory.key, *query = turned + h * kQueries * D;
@@ -91,7 +97,7 @@ struct Weights {
                        });
         for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {
           T *sum = sums + v * kLane<T>;
-          each_weight(part, tile, normalizers[h], memory.score, b, h, v, [=](int64_t j, auto, auto weight, auto, auto) {
+          each_weight(part, tile, normalizers[h], memory.score, bias, v, [=](int64_t j, auto, auto weight, auto, auto) {
             store<T, kLane<T>>(sum + j * kQueries, load<kLane<T>>(sum + j * kQueries) + weight);
           });
         }
@@ -180,14 +186,17 @@ struct Gradients {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
+  TileBias<T> bias;
   Normalizer<T> normalizer;
   Lanes<T> total[kVectors<T>], earlier_total[kVectors<T>];
 
   Gradients(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   // by_key (padded rows) begins with a key's.
-  void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key) {
+  void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key,
+           const BiasTarget<T> &by_bias) {
     const int64_t D = part.D;
     const T scale = static_cast<T>(part.c.scale);
     const bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
@@ -206,13 +215,15 @@ struct Gradients {
         has_earlier = true;
       }
       tile.look_at(keys, b, h);
+      bias.read();
       const bool all_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key) && finite;
       const int64_t count = keys.end - keys.begin;
       T *by_score = memory.by_score, *gk = by_key + (keys.begin - first_key) * D;
       product<false>(count, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       read(rows);
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, by_bias.numbers);
+      bias.add_to(by_bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
         product<true>(tile.count, Product<T>{by_score, 1, kQueries, memory.key, D, memory.by_query, D},
@@ -224,6 +235,7 @@ struct Gradients {
         add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
       });
     }
+    bias.finish(by_bias);
     if (has_earlier) {
       add(memory.by_query, memory.earlier, tile.count * D);
       add(total, earlier_total, kVectors<T>);
@@ -249,7 +261,7 @@ struct Gradients {
   }
 
   // Gradients by weights become those by raw scores; 0 for what is not seen.
-  void differentiate(int64_t v, int64_t count) {
+  void differentiate(int64_t v, int64_t count, bool keeps) {
     constexpr int lane = kLane<T>;
     T *by_score = memory.by_score + v * lane;
     const Range range = range_of(tile.seen_by<T>(v));
@@ -258,9 +270,10 @@ struct Gradients {
     };
     clear(0, range.begin);
     Lanes<T> sum{};
-    each_weight(part, tile, normalizer, memory.score, b, h, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
+    each_weight(part, tile, normalizer, memory.score, bias, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
       const Lanes<T> by = seen ? weight * load<lane>(by_score + j * kQueries) : Lanes<T>{};
       sum += by;
+      if (keeps) bias.set(j, v, by);
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
     });
     total[v] += sum;
@@ -269,18 +282,20 @@ struct Gradients {
 };
 
 template <class T>
-void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows) {
-  const Slices slices(part);
+void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows,
+                   const anyattention_pairs *grad_bias) {
+  const Slices slices(part, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
   const int64_t group = part.H / part.G;
   const Workspace<T> keys(slices.num_rows() * part.D);
   each_slice<T>(
-      part, slices, TileMemory<T>::size(part), 2 * part.nanoseconds(),
-      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, QueryTile &tile, T *scratch) {
+      part, slices, of_bias, TileMemory<T>::size(part), 2 * part.nanoseconds(),
+      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, const BiasTarget<T> &bias, QueryTile &tile, T *scratch) {
         for (int64_t index = slice.begin; index < slice.end; ++index) {
           tile.move_to(index);
           for (int64_t h = g * group; h < (g + 1) * group; ++h) {
             Gradients<T>(part, tile, scratch, b, h)
-                .run(adds, arrays, rows, keys.get() + place * part.D, slice.keys.begin);
+                .run(adds, arrays, rows, keys.get() + place * part.D, slice.keys.begin, bias);
           }
         }
       },
@@ -309,15 +324,17 @@ int32_t anyattention_run_attention_weights(const anyattention_run_attention_weig
 }
 
 int32_t anyattention_run_attention_weights_backward(const anyattention_run_attention_weights_backward_call *call,
-                                                    int32_t adds, void *grad_query, void *grad_key, void *grad_log_sum) {
+                                                    int32_t adds, void *grad_query, void *grad_key, void *grad_log_sum,
+                                                    const anyattention_pairs *grad_bias) {
   if (!call || !anyattention::are_heads(call->weight_heads, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (grad_bias && !anyattention::is_gradient(*grad_bias, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
   const auto run = [=](const auto &part, auto zero) {
     using T = decltype(zero);
     const anyattention::GradientArrays<T> arrays{static_cast<const T *>(call->largest), static_cast<const T *>(call->log_sum),
                                                  static_cast<T *>(grad_query), static_cast<T *>(grad_key),
                                                  static_cast<T *>(grad_log_sum)};
     anyattention::differentiate<T>(part, adds != 0, arrays,
-                                   {part, static_cast<const T *>(call->grad_weights), call->weight_heads});
+                                   {part, static_cast<const T *>(call->grad_weights), call->weight_heads}, grad_bias);
   };
   return anyattention::guarded(&call->call,
                                [=](const auto &part) { call->call.is_double ? run(part, 0.0) : run(part, 0.0f); });

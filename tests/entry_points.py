@@ -129,11 +129,12 @@ def _of_runs() -> dict[str, Any]:
     results = OPERATORS["run_attention"](call)
     by = numbers(2, 40, 4, 5), numbers(2, 40, 4)
     parts = replace(call, parts=runs_of(Strided(4, 1) & Causal(), 40, 40), bias=None, seed=None, dropout=0.0)
-    again = (*[torch.randn_like(x) for x in rows], (True,) * 5)
+    again = [torch.randn_like(x) for x in rows]
 
     def second(of: RunAttention) -> RunAttentionDoubleBackward:
-        backward = RunAttentionBackward(of, *OPERATORS["run_attention"](of), *by, (True,) * 3 + (False,))
-        return RunAttentionDoubleBackward(backward, *again)
+        backward = RunAttentionBackward(of, *OPERATORS["run_attention"](of), *by, (True,) * 3 + (of.bias is not None,))
+        by_bias = None if of.bias is None else torch.randn_like(of.bias)
+        return RunAttentionDoubleBackward(backward, *again, by_bias, (True,) * 6)
 
     return {
         "run_attention_forward": call,

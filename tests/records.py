@@ -147,16 +147,11 @@ def records() -> dict[str, Any]:
         needed = (True, True, True, call.bias is not None)
         by = torch.randn_like(results[0]), None if call.mask is None else torch.randn_like(results[2])
         backward = RunAttentionBackward(plain, *results, *by, needed)
-        # A trace has no second derivative of a bias.
-        of_leaves = replace(
-            backward, call=replace(call, bias=plain.bias), grad_output=leaf(*results[0].shape),
-            needed=(True, True, True, False),
-        )  # fmt: skip
-        found[f"run_attention_backward: {case}"] = of_leaves
-        again = [torch.randn_like(plain.query), None, torch.randn_like(plain.value)]
-        if call.mask is not None:
-            again = [None, torch.randn_like(plain.key), None]
-        wanted = (True, True, False, call.mask is None, True)
+        found[f"run_attention_backward: {case}"] = replace(backward, call=call, grad_output=leaf(*results[0].shape))
+        again = [torch.randn_like(plain.query), None, torch.randn_like(plain.value), None]
+        if plain.bias is not None:
+            again = [None, torch.randn_like(plain.key), None, torch.randn_like(plain.bias)]
+        wanted = (True, True, False, call.mask is None, call.bias is not None, True)
         found[f"run_attention_double_backward: {case}"] = RunAttentionDoubleBackward(backward, *again, wanted)
         heads = 1 if call.mask is None else 4
         of_leaves = results[1], results[2].clone().requires_grad_()

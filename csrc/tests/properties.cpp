@@ -489,7 +489,8 @@ void drive_runs(bool faulty) {
   const HeadRows by_value = HeadRows::random(is_double, {batch, keys, key_heads}, value_dim);
   const auto maybe = [](anyattention_head_rows rows) { return chance(0.3) ? anyattention_head_rows{} : rows; };
   const anyattention_run_attention_double_backward_call by_gradients{
-      by_results, maybe(by_query.fields), maybe(by_key.fields), maybe(by_value.fields), call.num_threads, is_double};
+      by_results, maybe(by_query.fields), maybe(by_key.fields), maybe(by_value.fields),
+      bias.numbers && !broken && chance(0.5) ? bias : anyattention_pairs{}, call.num_threads, is_double};
   const Numbers sums = numbers(2 * num_rows), grad_grad_output = numbers(output_size);
   const auto wanted = [](const Numbers &result) { return chance(0.7) ? result.get() : nullptr; };
   const int64_t weight_heads = chance(0.5) ? 1 : heads;

@@ -392,20 +392,62 @@ def test_many_gradients_at_once(ran: list[str]) -> None:
     assert ran.count(KERNEL) == 1
 
 
-def test_a_bias_by_distance_that_is_learned() -> None:
-    pattern = Window(3, 2)
-    inputs = [torch.randn(2, 9, 2, 3, dtype=torch.float64) for _ in range(4)]
-    numbers = torch.randn(2, 6, dtype=torch.float64)
-    by = [torch.randn_like(x) for x in (*inputs[:3], numbers)]
+BIASES = {
+    "of all pairs": (2, 3, 70, 70),
+    "of heads": (1, 3, 70, 70),
+    "of pairs": (70, 70),
+    "of queries": (1, 3, 70, 1),
+    "of keys": (2, 1, 1, 70),
+    "one number": (1, 1, 1, 1),
+}
 
-    def second(implementation: str) -> list[Tensor]:
-        own = [x.clone().requires_grad_() for x in (*inputs[:3], numbers)]
-        bias = RelativeBias(own[3], -3)
-        output = attend(own[0], own[1], own[2], pattern, bias=bias, implementation=implementation).output
-        first = torch.autograd.grad(output, own, inputs[3], create_graph=True)
-        return list(torch.autograd.grad(first, own, by))
 
-    assert_agree(second("cpu"), second("reference"), 1e-12)
+@pytest.mark.parametrize("shape", BIASES)
+@pytest.mark.parametrize("pattern", [None, Window(20, 3), Strided(4, 1) & Causal()], ids=str)
+@pytest.mark.parametrize("which", ["qkvb", "b", "q"])
+def test_a_bias_that_is_learned(shape: str, pattern: Pattern | None, which: str, ran: list[str]) -> None:
+    case = Case(pattern, (70, 70), heads=(3, 3), softcap=1.5)
+    bias = torch.randn(BIASES[shape], dtype=torch.float64)
+    bias[..., 0] = torch.where(torch.rand(bias[..., 0].shape) < 0.3, -torch.inf, bias[..., 0])
+    bias = torch.zeros_like(bias) if shape == "one number" else bias
+    inputs = [*case.inputs()[:4], bias]
+    by = [torch.randn_like(x) for x, name in zip((*inputs[:3], bias), "qkvb", strict=True) if name in which]
+
+    def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        scores = torch.einsum("bihd,bjhd->bhij", query, key) / 3**0.5
+        scores = 1.5 * torch.tanh(scores / 1.5)
+        seen = case.seen() & (bias > -torch.inf)
+        scores = torch.where(seen, scores + torch.where(bias == -torch.inf, 0.0, bias), -torch.inf)
+        weights = torch.where(seen.any(-1, keepdim=True), scores, 0.0).softmax(-1)
+        return torch.einsum("bhij,bjhc->bihc", torch.where(seen, weights, 0.0), value)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return attend(query, key, value, pattern, bias=bias, softcap=1.5, implementation="cpu").output
+
+    def second(function: Callable[..., Tensor]) -> list[Tensor | None]:
+        own = [x.clone().requires_grad_() for x in inputs]
+        first = torch.autograd.grad(function(*own[:3], own[4]), [*own[:3], own[4]], own[3], create_graph=True)
+        asked = [x for x, name in zip(first, "qkvb", strict=True) if name in which]
+        return list(torch.autograd.grad(asked, own, by))
+
+    assert_agree(second(ours), second(plain), 1e-11)
+    assert KERNEL in ran
+
+
+def test_a_bias_by_distance_that_is_learned(ran: list[str]) -> None:
+    inputs = [torch.randn(2, 70, 2, 3, dtype=torch.float64) for _ in range(4)]
+    for numbers in (torch.randn(2, 6, dtype=torch.float64), torch.randn(1, 200, dtype=torch.float64)):
+        by = [torch.randn_like(x) for x in (*inputs[:3], numbers)]
+
+        def second(implementation: str, numbers: Tensor = numbers, by: list[Tensor] = by) -> list[Tensor | None]:
+            own = [x.clone().requires_grad_() for x in (*inputs[:3], numbers)]
+            bias = RelativeBias(own[3], -3)
+            output = attend(own[0], own[1], own[2], Window(30, 2), bias=bias, implementation=implementation).output
+            first = torch.autograd.grad(output, own, inputs[3], create_graph=True)
+            return list(torch.autograd.grad(first, own, by))
+
+        assert_agree(second("cpu"), second("reference"), 1e-12)
+    assert KERNEL in ran
 
 
 @pytest.mark.parametrize("length", ["2000", "6000"])

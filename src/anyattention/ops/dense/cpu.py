@@ -12,7 +12,6 @@ from torch import Tensor
 
 from anyattention._checks import require_memory
 from anyattention.ambient import is_untraced, shielded
-from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
@@ -39,7 +38,6 @@ def run(call: Arguments) -> AttentionResult:
     Cost: memory O(B x H x (L + S) x (D + E)) beside the weights, which take one product of three in a forward more.
     float16 and bfloat16 are computed in float32.
     """
-    assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     if call.weights is not None:
         numbers = len(call.query) * (call.query.shape[2] if call.weights == "heads" else 1) * lengths[0] * lengths[1]
@@ -47,7 +45,7 @@ def run(call: Arguments) -> AttentionResult:
     causal = isinstance(call.pattern, Causal)
     is_kept = is_untraced(call.query)
     part = _kept_run_part(*lengths, causal) if is_kept else _run_part(call.query, *lengths, causal)
-    record = run_call(call, (part,), call.bias, is_dense=True)
+    record = run_call(call, (part,), is_dense=True)
     output, largest, log_sum = run_attention(record)
     weights = None
     if call.weights is not None:

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from anyattention.bias import RelativeBias
 from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed
 from anyattention.ops.arguments import Arguments, Scaling
 from anyattention.ops.dropout import draw_seed
+from anyattention.ops.runs.pairs import by_distance
 from anyattention.ops.runs.parts import RunPart
 
 __all__ = [
@@ -35,7 +37,7 @@ class RunAttention(Scaling):
     Attributes:
         query, key, value: read where they lie, also in half precision; sums are at least float32.
         mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
-        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
+        bias: axes as the mask, added to the score, -inf hides the pair; or by distance, as `Pairs` says.
         seed: with dropout.
         parts: the runs, in parts that share no pair.
         dropout: probability with which a weight is dropped.
@@ -55,7 +57,7 @@ class RunAttention(Scaling):
 
 @dataclass(frozen=True, eq=False)
 class RunAttentionBackward:
-    """The gradients of query, key, value and of a bias by distance, where needed, in at least float32."""
+    """The gradients of query, key, value and bias, where needed, in at least float32."""
 
     call: RunAttention
     output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
@@ -66,8 +68,11 @@ class RunAttentionBackward:
     needed: tuple[bool, ...]
 
 
-def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *, is_dense: bool) -> RunAttention:
+def run_call(call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool) -> RunAttention:
     """The record of a call over these parts."""
+    bias = call.bias
+    if isinstance(bias, RelativeBias):
+        bias = by_distance(bias, call.query, call.key)
     return RunAttention(
         query=call.query,
         key=call.key,

@@ -15,12 +15,12 @@ from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import EdgeAttention, recorded_gradients
 from anyattention.ops.runs.call import RunAttention, RunAttentionBackward, widened
-from anyattention.ops.runs.pairs import masked_bias, place_by_distance
+from anyattention.ops.runs.pairs import bias_of_edges, masked_bias
 from anyattention.ops.runs.parts import pairs_of
 from anyattention.patterns import Graph
 from anyattention.scores import Dot
 
-__all__ = ["at_edges", "bias_by_distance", "composed_gradients", "composed_second_gradients", "graph_of_parts"]
+__all__ = ["at_edges", "composed_gradients", "composed_second_gradients", "graph_of_parts"]
 
 _ROWS = ("query", "key", "value", "bias")
 _DIFFERENTIABLE = (*[f"call.{name}" for name in _ROWS], "grad_output", "grad_log_sum")
@@ -52,14 +52,6 @@ def graph_of_parts(call: RunAttention) -> Graph:
     return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
 
 
-def bias_by_distance(call: RunAttention, graph: Graph, by_edges: Tensor | None) -> Tensor | None:
-    """The gradient of the call's bias, by distance, of that of the edges `(B, E, H)`."""
-    if by_edges is None or call.bias is None:
-        return None
-    by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
-    return call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
-
-
 def composed_gradients(
     call: RunAttention, by: Sequence[Tensor | None], needs: frozenset[str]
 ) -> Mapping[str, Tensor | None]:
@@ -75,7 +67,7 @@ def composed_gradients(
         shape = (call.query.shape[0], graph.num_edges, heads)
         kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
     found = dict(at_edges(call, graph, kept).gradients(by, needs))
-    found["bias"] = bias_by_distance(call, graph, found.get("bias"))
+    found["bias"] = bias_of_edges(call.bias, graph, found.get("bias"))
     return found
 
 

@@ -90,11 +90,8 @@ def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
     for number, single in enumerate(with_single_parts(record)):
         bound = calls.bind(single)
-        if not results:
-            results = _backward.allocate(record, bound)
-            if results[3] is not None:
-                results[3].zero_()  # added to
-        calls.run("run_attention_backward", bound, number > 0, *results)
+        results = results or _backward.allocate(record, bound)
+        calls.run("run_attention_backward", bound, number > 0, *results[:3], calls.pairs(results[3], bound))
     return tuple(results)
 
 

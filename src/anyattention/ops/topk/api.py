@@ -5,7 +5,7 @@ from __future__ import annotations
 from anyattention._checks import Axes, require_same_kind
 from anyattention.errors import UnsupportedError
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings
+from anyattention.ops.arguments import Arguments, of_pairs, read_pairs, refuse_graph_settings
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.topk import cpu, reference
 from anyattention.output import AttentionResult
@@ -41,5 +41,4 @@ def _check(arguments: Arguments) -> Arguments:
         raise UnsupportedError(f"score={type(arguments.score).__name__}: TopK chooses by Dot()", argument="score")
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    mask, bias = read_pairs(arguments, sizes)
-    return arguments.changed(mask=mask, bias=bias)
+    return of_pairs(read_pairs(arguments, sizes))
