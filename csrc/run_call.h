@@ -84,7 +84,8 @@ ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, co
   const Lanes<T> top = load<lane>(normalizer.largest + v * lane), log = load<lane>(normalizer.log_sum + v * lane);
   const Lanes<T> one = Lanes<T>{} + 1;
   const T cap = cap_of<T>(part.c.softcap);
-  const bool is_whole = range.begin < range.end &&
+  // Of a vector that the tile's last query does not fill, the other lanes see nothing.
+  const bool is_whole = range.begin < range.end && (v + 1) * lane <= tile.count &&
                         tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
   const bool has_bias = part.c.bias.numbers;
   if (is_whole && cap == 0) {

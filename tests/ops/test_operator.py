@@ -129,16 +129,12 @@ class TestFlattening:
             record = of(case)[1]
             layout = layout_of(type(record))
             tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
-            places, arguments = module.places_of(layout, record)
-            by_name = dict(tensors_of(record))
+            places, arguments = module.places_of(layout)
+            by_name, later = dict(tensors_of(record)), len(tensors) - module.num_tensors(layout)
             for name in places:
-                assert tensors[places[name]] is by_name[name]
+                place = places[name] + (later if name in module.late_names(layout) else 0)
+                assert tensors[place] is by_name[name]
                 assert flat[arguments[name]] is by_name[name]
-
-    def test_their_places_are_fixed_but_after_a_tuple_of_records(self) -> None:
-        fixed = {each: module.have_fixed_places(layout_of(each)) for each in (DynamicSums, EdgeDot, RunAttention)}
-        assert all(fixed.values())
-        assert not module.have_fixed_places(layout_of(RunAttentionBackward))
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from anyattention.native.structures import Layout, layout_of, snake_case
 from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
-    have_fixed_places,
     kept_flags,
+    late_names,
+    num_tensors,
     numbers_of,
     places_of,
     record_of,
@@ -138,7 +139,7 @@ class Operator(Generic[Record]):
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
         self._places, self._arguments = places_of(self._layout)
-        self._have_fixed_places = have_fixed_places(self._layout)
+        self._late, self._num_tensors = late_names(self._layout), num_tensors(self._layout)
         # The device of a call is that of its first numbers.
         self._first = next(iter(self._places.values()))
         # Whether each result has a batch axis, first.
@@ -260,10 +261,6 @@ class Operator(Generic[Record]):
         assert first is not None
         return self._kernels.get("cpu" if first.is_cpu else first.device.type)
 
-    def _places_in(self, record: Any) -> dict[str, int]:
-        """Where each differentiable field stands among a record's tensors."""
-        return self._places if self._have_fixed_places else places_of(self._layout, record)[0]
-
     def _is_there(self, n: int, record: Any) -> bool:
         needed = getattr(record, "needed", None)
         if needed is not None and not needed[n]:
@@ -348,6 +345,13 @@ class Operator(Generic[Record]):
             given[self._arguments[name]] = gradient
         return tuple(given)
 
+    def _places_among(self, count: int) -> Mapping[str, int]:
+        """Where each differentiable field stands among so many tensors."""
+        more = count - self._num_tensors
+        if not more or not self._late:
+            return self._places
+        return {name: place + more if name in self._late else place for name, place in self._places.items()}
+
     def _without_tangents(self) -> UnsupportedError:
         return UnsupportedError(f"anyattention::{self.name} has no forward derivative")
 
@@ -375,7 +379,8 @@ def _function_of(op: Operator[Any]) -> Any:
         op._save(ctx, record, tensors, output, moment)
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
-        needs, places = ctx.needs_input_grad, op._places_in(ctx.template)
+        needs = ctx.needs_input_grad
+        places = op._places_among(len(needs) - 2)
         found = op._gradients(ctx, [name for name, place in places.items() if needs[2 + place]], by)
         given: list[Any] = [None] * len(needs)
         for name, gradient in found.items():
@@ -388,7 +393,7 @@ def _function_of(op: Operator[Any]) -> Any:
             return None if len(op.results) == 1 else (None,) * len(op.results)
         if op._gradient is None:
             raise op._without_tangents()
-        places = op._places_in(ctx.template)
+        places = op._places_among(len(tangents) - 2)
         by = {name: tangents[2 + place] for name, place in places.items() if tangents[2 + place] is not None}
         with ambient.without_tangents(ctx.saved_tensors) as saved:
             record = with_tensors(op._layout, ctx.template, iter(saved))

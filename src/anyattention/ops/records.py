@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from anyattention.native.structures import Kind, Layout
+from anyattention.native.structures import Field, Kind, Layout
 
 __all__ = [
     "flattened",
-    "has_tuples",
-    "have_fixed_places",
     "kept_flags",
     "kinds_of",
+    "late_names",
     "num_tensors",
     "numbers_of",
     "places_of",
@@ -48,25 +47,23 @@ def schema_of(layout: Layout, prefix: str) -> list[str]:
     return found
 
 
-def places_of(layout: Layout, record: Any = None) -> tuple[dict[str, int], dict[str, int]]:
+def places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     """Where each field of numbers stands among the tensors of a record, and among the schema's arguments.
 
-    Without a record, tuples of records are taken for one each.
+    Of a tuple of records one is counted: `late_names` come so many tensors later as the others have.
     """
     places: dict[str, int] = {}
     arguments: dict[str, int] = {}
     tensors = given = 0
     for each in layout.fields:
-        value = None if record is None else getattr(record, each.name)
         if each.is_many:
             assert each.layout is not None
-            tensors += num_tensors(each.layout) * (1 if value is None else len(value))
+            tensors += num_tensors(each.layout)
             given += 1
         elif each.layout is not None:
-            inside = places_of(each.layout, value)
-            for own, found, first in zip((places, arguments), inside, (tensors, given), strict=True):
+            for own, found, first in zip((places, arguments), places_of(each.layout), (tensors, given), strict=True):
                 own.update({f"{each.name}.{name}": first + place for name, place in found.items()})
-            tensors += num_tensors(each.layout, value)
+            tensors += num_tensors(each.layout)
             given += len(schema_of(each.layout, ""))
         else:
             if each.kind is not None and each.kind.dtype is None:
@@ -76,35 +73,28 @@ def places_of(layout: Layout, record: Any = None) -> tuple[dict[str, int], dict[
     return places, arguments
 
 
-def num_tensors(layout: Layout, record: Any = None) -> int:
-    """How many tensors a record has; without one, tuples of records are taken for one each."""
-    count = 0
+def late_names(layout: Layout) -> frozenset[str]:
+    """The fields of numbers that come after a tuple of records."""
+    late: set[str] = set()
+    is_late = False
     for each in layout.fields:
-        value = None if record is None else getattr(record, each.name)
-        if each.layout is not None:
-            parts = value if each.is_many and value is not None else (value,)
-            count += sum(num_tensors(each.layout, part) for part in parts)
-        else:
-            count += each.kind is not None
-    return count
+        if each.layout is not None and not each.is_many:
+            names = places_of(each.layout)[0] if is_late else late_names(each.layout)
+            late |= {f"{each.name}.{name}" for name in names}
+        elif is_late and each.kind is not None and each.kind.dtype is None:
+            late.add(each.name)
+        is_late |= has_tuple(each)
+    return frozenset(late)
 
 
-def has_tuples(layout: Layout) -> bool:
-    """Whether there is a tuple of records, in one of the records inside too."""
-    return any(each.layout is not None and (each.is_many or has_tuples(each.layout)) for each in layout.fields)
+def has_tuple(field: Field) -> bool:
+    """Whether a field is a tuple of records, or has one inside."""
+    return field.is_many or (field.layout is not None and any(map(has_tuple, field.layout.fields)))
 
 
-def have_fixed_places(layout: Layout) -> bool:
-    """Whether no field of numbers stands after a tuple of records, on whose length its place depends."""
-    after = False
-    for each in layout.fields:
-        if after and (each.layout is not None or each.kind is not None):
-            return False
-        if each.layout is not None:
-            if not each.is_many and not have_fixed_places(each.layout):
-                return False
-            after = each.is_many or has_tuples(each.layout)
-    return True
+def num_tensors(layout: Layout) -> int:
+    """How many tensors a record has, with one record in each tuple."""
+    return sum(1 if each.kind is not None else num_tensors(each.layout) if each.layout else 0 for each in layout.fields)
 
 
 def tensors_of(layout: Layout, record: Any, with_indices: bool = True) -> list[Tensor | None]:
