@@ -60,15 +60,8 @@ struct Forward {
       bias.read();
       const bool finite = copy_keys(part, keys, b, g, part.c.value, part.c.value_dim, C, memory.value);
       const int64_t count = keys.end - keys.begin;
-      const T *key = memory.key;
-      int64_t key_stride = D;
-      if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
-        key = row_of<T>(part.c.key, b, keys.begin, g);
-        key_stride = part.c.key.row_stride;
-      } else {
-        copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
-      }
-      product<false>(count, Product<T>{key, key_stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
+      const KeyRows<T> rows = key_rows(part, keys, b, g, memory.key, false);
+      product<false>(count, Product<T>{rows.numbers, rows.stride, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) {
                        for (int64_t j = keys.begin + begin; j < keys.begin + end; ++j) {
                          const int64_t place = part.key_at(j);

@@ -111,6 +111,23 @@ ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, co
   }
 }
 
+// A tile's keys as a product reads them.
+template <class T>
+struct KeyRows {
+  const T *numbers;
+  int64_t stride;
+};
+
+// Those where they lie, if whole vectors do, or else their copies, which are made unless they are there.
+template <class T>
+KeyRows<T> key_rows(const Part &part, Range keys, int64_t b, int64_t g, T *copies, bool are_there) {
+  if (!part.c.parts.key_order && part.c.head_dim == part.D && part.c.key.type == ANYATTENTION_FULL) {
+    return {row_of<T>(part.c.key, b, keys.begin, g), part.c.key.row_stride};
+  }
+  if (!are_there) copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, part.D, copies);
+  return {copies, part.D};
+}
+
 // The factors of dropout of a vector of queries, where there is dropout, from the first key that one of them sees.
 template <class T>
 std::optional<Dropout<T>> dropout_of(const Part &part, const QueryTile &tile, int64_t b, int64_t h, int64_t v) {

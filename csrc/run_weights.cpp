@@ -81,16 +81,10 @@ struct Weights {
         }
         if (!is_mean) std::fill_n(sums, kQueries * count, T{0});
         const int64_t g = h / (part.H / part.G);
-        const T *key = memory.key, *query = turned + h * kQueries * D;
-        int64_t key_stride = D;
-        if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
-          key = row_of<T>(part.c.key, b, keys.begin, g);
-          key_stride = part.c.key.row_stride;
-        } else if (h % (part.H / part.G) == 0) {
-          copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
-        }
+        const T *query = turned + h * kQueries * D;
+        const KeyRows<T> own = key_rows(part, keys, b, g, memory.key, h % (part.H / part.G) != 0);
         const RowsAhead<T> next_keys(part.c.key, b, g + 1 < part.G ? g + 1 : 0, part.c.head_dim);
-        product<false>(count, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
+        product<false>(count, Product<T>{own.numbers, own.stride, 1, query, kQueries, memory.score, kQueries},
                        [&](int64_t begin, int64_t end) {
                          for (int64_t j = begin; j < end; ++j) next_keys.prefetch(part.key_at(keys.begin + j));
                          return tile.scores_of<T>(begin, end, D);

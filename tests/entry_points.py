@@ -142,7 +142,9 @@ def _of_runs() -> dict[str, Any]:
         "run_attention_double_backward": second(call),
         "run_attention_double_backward_sums": second(parts),
         "run_attention_weights": RunAttentionWeights(call, *results[1:], 1),
-        "run_attention_weights_backward": RunAttentionWeightsBackward(call, *results[1:], numbers(2, 1, 40, 40)),
+        "run_attention_weights_backward": RunAttentionWeightsBackward(
+            call, *results[1:], numbers(2, 1, 40, 40), (True,) * 4
+        ),
     }
 
 

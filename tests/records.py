@@ -158,7 +158,9 @@ def records() -> dict[str, Any]:
         # A gradient by the bias is none for a trace.
         found[f"run_attention_weights: {case}"] = RunAttentionWeights(replace(call, bias=plain.bias), *of_leaves, heads)
         by_weights = numbers(2, heads, 9, 9)
-        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(plain, *results[1:], by_weights)
+        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(
+            plain, *results[1:], by_weights, needed
+        )
     for case, call in fused.items():
         plain = detached(call)
         output, logsumexp = torch_kernel.fused_dense(plain)
