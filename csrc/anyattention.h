@@ -343,7 +343,7 @@ typedef struct anyattention_run_part {
  *   key   (batch, num_keys, key_heads, head_dim)    key_heads divides heads
  *   value (batch, num_keys, key_heads, value_dim)
  *   mask                     bytes, 0 hides a pair; numbers null for none
- *   bias                     added to the score, finite; numbers null for none
+ *   bias                     added to the score, -inf hides a pair; numbers null for none
  *   parts                    the one of them that is computed
  *   softcap                  0 for none
  *   dropout, seed            0 for none; Philox4x32-10, whose position for a pair is that of (batch
@@ -375,9 +375,9 @@ ANYATTENTION_EXPORT int32_t anyattention_run_attention_forward(const anyattentio
                                                                void *log_sum);
 
 /* From the results of all parts: gradients of their inputs' sizes, contiguous, float or double;
- * with `adds` added to what they hold. grad_log_sum may be null, and grad_bias. A bias of which the gradient is wanted has
- * strides[0] 0 and, for each head in its order, size / heads numbers strides[1] apart, or
- * strides[1] 0 and one such array for all; the gradient is added to what grad_bias holds. */
+ * with `adds` added to what they hold. grad_log_sum may be null, and grad_bias, which tells where the gradient of the bias
+ * goes: contiguous, each of the axes (batch, heads, num_queries, num_keys) whole, or 1 with a stride of 0; or by distance,
+ * that of query i and key j at i - j + num_keys - 1 of num_queries + num_keys - 1 numbers for each head, or for all. */
 typedef struct anyattention_run_attention_backward_call {
   anyattention_run_attention_call call;
   const void *output, *largest, *log_sum;
@@ -388,7 +388,30 @@ typedef struct anyattention_run_attention_backward_call {
 } anyattention_run_attention_backward_call;
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call,
                                                                 int32_t adds, void *grad_query, void *grad_key,
-                                                                void *grad_value, void *grad_bias);
+                                                                void *grad_value,
+                                                                const anyattention_pairs *grad_bias);
+
+/* The gradient of that backward: of the sum of the products of its four gradients with grad_grad_query, grad_grad_key,
+ * grad_grad_value and grad_grad_bias, whose numbers may be null. The results of the forward are no inputs of their own: what
+ * follows from a change of query, key, value or bias through them counts as that of these. */
+typedef struct anyattention_run_attention_double_backward_call {
+  anyattention_run_attention_backward_call backward;
+  anyattention_head_rows grad_grad_query, grad_grad_key, grad_grad_value;
+  anyattention_pairs grad_grad_bias;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_run_attention_double_backward_call;
+
+/* Two sums of each row (2, batch, num_queries, heads), of which the first is the gradient by grad_log_sum; with `adds` added
+ * to what they hold, those of other parts. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_double_backward_sums(
+    const anyattention_run_attention_double_backward_call *call, int32_t adds, void *sums);
+
+/* Gradients by query, key, value and grad_output, of their sizes, contiguous, and by the bias, as those of the backward, or
+ * null for those not wanted; with `adds` added to what they hold. The sums are those of all parts, or are computed first, which is faster, where there is only one. */
+ANYATTENTION_EXPORT int32_t anyattention_run_attention_double_backward(
+    const anyattention_run_attention_double_backward_call *call, int32_t adds, int32_t has_sums, void *sums,
+    void *grad_query, void *grad_key, void *grad_value, void *grad_grad_output, const anyattention_pairs *grad_bias);
 
 /* The weights before dropout, from the results of all parts: (batch, weight_heads, num_queries, num_keys), where
  * weight_heads is heads, or 1 for the mean over the heads. Hidden pairs and those of other parts have 0; with `adds` a
@@ -403,8 +426,8 @@ typedef struct anyattention_run_attention_weights_call {
 ANYATTENTION_EXPORT int32_t anyattention_run_attention_weights(const anyattention_run_attention_weights_call *call,
                                                                int32_t adds, void *weights);
 
-/* From grad_weights, of the shape of the weights: gradients by query and key, of their shapes, with log_sum held, and by
- * log_sum; with `adds` added to what they hold. */
+/* From grad_weights, of the shape of the weights: gradients by query, key and bias, as of the attention itself, with log_sum
+ * held, and by log_sum; with `adds` added to what they hold. grad_bias may be null. */
 typedef struct anyattention_run_attention_weights_backward_call {
   int64_t weight_heads;
   anyattention_run_attention_call call;
@@ -414,7 +437,8 @@ typedef struct anyattention_run_attention_weights_backward_call {
 } anyattention_run_attention_weights_backward_call;
 ANYATTENTION_EXPORT int32_t
 anyattention_run_attention_weights_backward(const anyattention_run_attention_weights_backward_call *call, int32_t adds,
-                                            void *grad_query, void *grad_key, void *grad_log_sum);
+                                            void *grad_query, void *grad_key, void *grad_log_sum,
+                                            const anyattention_pairs *grad_bias);
 
 /* Which keys to choose for each query and head: the k of largest score, scale query . key +
  * bias.

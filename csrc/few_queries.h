@@ -21,6 +21,7 @@
 #include "scores_of_tile.h"
 #include "simd.h"
 #include "team.h"
+#include "tile_bias.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -115,7 +116,10 @@ class FewQueries {
       bool is_common = true;  // whether all rows see the same keys, which are neighbours
       uint64_t seen[kFewRows];
       for (int64_t h = 0; h < all.group; ++h) {
-        if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, g * all.group + h);
+        if (h == 0 || part.c.mask.strides[1] != 0 || part.c.bias.strides[1] != 0) {
+          tile.look_at(keys, b, g * all.group + h);
+          TileBias<T>(part, tile, b, g * all.group + h, memory.bias).read();
+        }
         for (int64_t i = 0; i < tile.count; ++i) {
           const int64_t r = i * all.group + h;
           seen[r] = tile.seen[i];
@@ -196,7 +200,7 @@ class FewQueries {
         Lanes<T> x = seen ? load<lane>(score + j) : Lanes<T>{};
         total += x * 0;  // of a score of -inf, too, which would pass for a hidden key
         if (cap > 0) x = capped<T>(x, cap);
-        if (part.c.bias.numbers) x += bias_of(i, h, keys.begin + j, keys.end);
+        if (part.c.bias.numbers) x += bias_of(i, j, count);
         x = seen ? x : Lanes<T>{} + kMinusInfinity<T>;
         store<T, lane>(score + j, x);
         top = x > top ? x : top;
@@ -226,13 +230,10 @@ class FewQueries {
       for (int64_t j = 0; j < count; ++j) weights[j] *= kept >> j & 1 ? factor : 0;
     }
 
-    // The biases of a query and the keys from j on, 0 past the last.
-    Lanes<T> bias_of(int64_t i, int64_t h, int64_t j, int64_t end) const {
-      const anyattention_pairs &bias = part.c.bias;
-      const T *row = static_cast<const T *>(bias.numbers) + place_of_head(bias, b, g * all.group + h) +
-                     part.query_at(tile.first + i) * bias.strides[2];
+    // The biases of a query and the tile's keys from j on, 0 past the last.
+    Lanes<T> bias_of(int64_t i, int64_t j, int64_t count) const {
       Lanes<T> lanes{};
-      for (int64_t n = 0; n < std::min<int64_t>(kLane<T>, end - j); ++n) lanes[n] = row[part.key_at(j + n) * bias.strides[3]];
+      for (int64_t n = 0; n < std::min<int64_t>(kLane<T>, count - j); ++n) lanes[n] = memory.bias[(j + n) * kQueries + i];
       return lanes;
     }
 

@@ -30,6 +30,7 @@ constexpr Structure kStructures[] = {
     {"dynamic_sums", sizeof(anyattention_dynamic_sums_call)},
     {"run_attention", sizeof(anyattention_run_attention_call)},
     {"run_attention_backward", sizeof(anyattention_run_attention_backward_call)},
+    {"run_attention_double_backward", sizeof(anyattention_run_attention_double_backward_call)},
     {"run_attention_weights", sizeof(anyattention_run_attention_weights_call)},
     {"run_attention_weights_backward", sizeof(anyattention_run_attention_weights_backward_call)},
     {"topk_indices", sizeof(anyattention_topk_indices_call)},

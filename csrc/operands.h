@@ -14,6 +14,7 @@
 #include "anyattention.h"
 #include "halves.h"
 #include "products.h"
+#include "run_call.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -57,12 +58,8 @@ struct FullOperands : TileMemory<T> {
   }
   // For scores alone.
   void find_keys(Range keys, int64_t b, int64_t g) {
-    if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
-      scored_key = row_of<T>(part.c.key, b, keys.begin, g);
-      scored_key_stride = part.c.key.row_stride;
-    } else {
-      read_keys(keys, b, g);
-    }
+    const KeyRows<T> rows = key_rows(part, keys, b, g, key, false);
+    scored_key = rows.numbers, scored_key_stride = rows.stride;
   }
   // For the sums of outputs, and for the gradients by weights.
   bool read_values(Range keys, int64_t b, int64_t g) {

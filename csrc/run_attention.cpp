@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "anyattention.h"
+#include "bias_gradient.h"
 #include "few_queries.h"
 #include "operands.h"
 #include "products.h"
@@ -22,6 +23,7 @@
 #include "run_call.h"
 #include "scores_of_tile.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -39,12 +41,14 @@ struct Forward {
   QueryTile &tile;
   Operands memory;
   int64_t b, h, g;
+  TileBias<T> bias;
   Lanes<T> largest[kVectors<T>], base[kVectors<T>], sum[kVectors<T>], earlier_sum[kVectors<T>];
   Lanes<T> rounded_sum[kVectors<T>], earlier_rounded_sum[kVectors<T>];  // of the weights that outputs are sums of
   bool has_earlier = false;                                             // blocks of keys
 
   Forward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   void run(const RowResults<T> &results) {
     const int64_t C = part.C;
@@ -62,6 +66,7 @@ struct Forward {
       const Range &keys = tile.keys[n];
       if (n > 0 && n % kBlock == 0) begin_block();
       tile.look_at(keys, b, h);
+      bias.read();
       const bool finite = memory.read_values(keys, b, g);
       const int64_t count = keys.end - keys.begin;
       memory.find_keys(keys, b, g);
@@ -78,12 +83,9 @@ struct Forward {
         continue;
       }
       memory.widen_values(keys, b, g);
-      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
-        for (int64_t j = 0; j < count; ++j) {
-          if (!(tile.seen[i] >> j & 1)) continue;
-          add_scaled<0>(memory.output + i * C, memory.score[j * kQueries + i], memory.value + j * C, C);
-        }
-      }
+      each_seen(tile, [&](int64_t i, int64_t j) {
+        add_scaled<0>(memory.output + i * C, memory.score[j * kQueries + i], memory.value + j * C, C);
+      });
     }
     if (has_earlier) {
       begin_block();
@@ -115,23 +117,27 @@ struct Forward {
     const Range range = range_of(tile.seen_by<T>(v));
     const bool is_whole = range.begin < range.end &&
                           tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
+    const bool has_bias = part.c.bias.numbers;
     Lanes<T> top = largest[v], broken{};
-    if (is_whole && !part.c.bias.numbers && part.c.softcap == 0) {
+    if (is_whole && part.c.softcap == 0) {
       for (int64_t j = range.begin; j < range.end; ++j) {
-        const Lanes<T> x = load<lane>(column + j * kQueries);
-        top = x > top ? x : top;
+        Lanes<T> x = load<lane>(column + j * kQueries);
         broken += x * 0;
+        if (has_bias) {
+          x += bias.at(j, v);
+          store<T, lane>(column + j * kQueries, x);
+        }
+        top = x > top ? x : top;
       }
     } else {
       const SeenLanes<T> sees(tile.seen + v * lane);
-      const Bias<T> bias(part, tile, b, h);
       const T cap = cap_of<T>(part.c.softcap);
       for (int64_t j = range.begin; j < range.end; ++j) {
         const auto seen = sees.of(j);
         Lanes<T> x = seen ? load<lane>(column + j * kQueries) : Lanes<T>{};
         broken += x * 0;
         if (cap > 0) x = capped<T>(x, cap);
-        if (part.c.bias.numbers) x += bias.at(j, v);
+        if (has_bias) x += bias.at(j, v);
         x = seen ? x : Lanes<T>{} + kMinusInfinity<T>;
         store<T, lane>(column + j * kQueries, x);
         top = x > top ? x : top;
@@ -179,14 +185,15 @@ struct BackwardArrays {
   const T *output, *largest, *log_sum;
   anyattention_head_rows grad_output;
   const T *grad_log_sum;
-  T *grad_query, *grad_key, *grad_value, *grad_bias;
+  T *grad_query, *grad_key, *grad_value;
 };
 
-// What a slice adds to the gradients of the keys and values that it sees, and of a head's biases.
+// What a slice adds to the gradients of the keys and values that it sees, and of the bias, where that is wanted.
 template <class T>
 struct SliceGradients {
-  T *keys, *values, *biases;
+  T *keys, *values;
   int64_t first_key;
+  BiasTarget<T> bias;
 };
 
 template <class Operands>
@@ -196,10 +203,13 @@ struct Backward {
   QueryTile &tile;
   Operands memory;
   int64_t b, h, g;
-  T largest[kQueries], log_sum[kQueries], delta[kQueries];
+  TileBias<T> bias;
+  Normalizer<T> normalizer;
+  T delta[kQueries];
 
   Backward(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   void run(bool adds, const BackwardArrays<T> &arrays, SliceGradients<T> grads) {
     const int64_t D = part.D, C = part.C;
@@ -207,16 +217,12 @@ struct Backward {
     bool finite = memory.read_queries(tile, b, h);
     finite &= memory.read_grads(tile, b, h, arrays.grad_output);
     std::fill_n(memory.by_query, tile.count * D, T{0});
-    std::fill_n(largest, kQueries, T{0});
-    std::fill_n(log_sum, kQueries, T{0});
+    normalizer.read(part, tile, b, h, arrays.largest, arrays.log_sum);
     std::fill_n(delta, kQueries, T{0});
     for (int64_t i = 0; i < tile.count; ++i) {
       const int64_t row = part.query_row(b, tile.first + i, h);
       delta[i] = dot<0>(memory.grad + i * C, arrays.output + row * part.c.value_dim, part.c.value_dim);
-      log_sum[i] = arrays.log_sum[row];
-      if (arrays.largest[row] == kMinusInfinity<T>) continue;
-      largest[i] = arrays.largest[row];
-      if (arrays.grad_log_sum) delta[i] -= arrays.grad_log_sum[row];
+      if (arrays.grad_log_sum && arrays.largest[row] != kMinusInfinity<T>) delta[i] -= arrays.grad_log_sum[row];
     }
     tile.start();
     bool has_earlier = false;
@@ -227,6 +233,7 @@ struct Backward {
         has_earlier = true;
       }
       tile.look_at(keys, b, h);
+      bias.read();
       const bool keys_finite = memory.read_keys(keys, b, g);
       const bool values_finite = memory.find_values(keys, b, g);
       const bool all_finite = finite && keys_finite && values_finite;
@@ -237,7 +244,8 @@ struct Backward {
                  [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, memory.key_depth()); });
       product<false>(count, memory.by_weights(),
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, memory.value_depth()); });
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.biases);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, grads.bias.numbers);
+      bias.add_to(grads.bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, memory.by_values(gv), tile.sums_over_queries<T>(C));
         product<true>(count, memory.by_keys(gk), tile.sums_over_queries<T>(D));
@@ -245,33 +253,22 @@ struct Backward {
         continue;
       }
       memory.widen_keys(keys, b, g);
-      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
-        for (int64_t j = 0; j < count; ++j) {
-          if (!(tile.seen[i] >> j & 1)) continue;
-          add_scaled<0>(gv + j * C, score[j * kQueries + i], memory.grad + i * C, C);
-          add_scaled<0>(gk + j * D, by_score[j * kQueries + i], memory.query + i * D, D);
-          add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
-        }
-      }
+      each_seen(tile, [&](int64_t i, int64_t j) {
+        add_scaled<0>(gv + j * C, score[j * kQueries + i], memory.grad + i * C, C);
+        add_scaled<0>(gk + j * D, by_score[j * kQueries + i], memory.query + i * D, D);
+        add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
+      });
     }
+    bias.finish(grads.bias);
     if (has_earlier) add(memory.by_query, memory.earlier, tile.count * D);
-    for (int64_t i = 0; i < tile.count; ++i) {
-      T *target = arrays.grad_query + part.query_row(b, tile.first + i, h) * part.c.head_dim;
-      for (int64_t d = 0; d < part.c.head_dim; ++d) {
-        target[d] = memory.by_query[i * D + d] * scale + (adds ? target[d] : 0);
-      }
-    }
+    write_queries(part, tile, b, h, memory.by_query, D, scale, adds, arrays.grad_query, part.c.head_dim);
   }
 
   // Scores of a vector of queries become weights, and gradients by weights those by raw scores; 0 for what is not seen.
-  void differentiate(int64_t v, int64_t count, T *by_bias) {
+  void differentiate(int64_t v, int64_t count, bool keeps) {
     constexpr int lane = kLane<T>;
     T *score = memory.score + v * lane, *by_score = memory.by_score + v * lane;
     const Range range = range_of(tile.seen_by<T>(v));
-    const SeenLanes<T> sees(tile.seen + v * lane);
-    const Bias<T> bias(part, tile, b, h);
-    const T cap = cap_of<T>(part.c.softcap);
-    const Lanes<T> top = load<lane>(largest + v * lane), log = load<lane>(log_sum + v * lane);
     const Lanes<T> mean = load<lane>(delta + v * lane);
     const auto clear = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
@@ -279,144 +276,57 @@ struct Backward {
         store<T, lane>(by_score + j * kQueries, Lanes<T>{});
       }
     };
-    std::optional<Dropout<T>> dropout;
-    if (part.c.dropout > 0) dropout.emplace(part, tile, b, h, v, range.begin);
+    std::optional<Dropout<T>> dropout = dropout_of<T>(part, tile, b, h, v);
     clear(0, range.begin);
-    for (int64_t j = range.begin; j < range.end; ++j) {
-      const auto seen = sees.of(j);
-      Lanes<T> x = load<lane>(score + j * kQueries), slope = Lanes<T>{} + 1;
-      if (cap > 0) {
-        x = capped<T>(x, cap);
-        const Lanes<T> t = x / cap;
-        slope -= t * t;
-      }
-      if (part.c.bias.numbers) x += bias.at(j, v);
-      const Lanes<T> weight = seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{};
+    each_weight(part, tile, normalizer, memory.score, bias, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
       const Lanes<T> factor = dropout ? dropout->next() : Lanes<T>{} + 1;
       const Lanes<T> by = seen ? weight * (load<lane>(by_score + j * kQueries) * factor - mean) : Lanes<T>{};
-      if (by_bias) bias.add(by_bias, j, v, by);
+      if (keeps) bias.set(j, v, by);
       store<T, lane>(score + j * kQueries, seen ? weight * factor : Lanes<T>{});
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
-    }
+    });
     clear(range.end, count);
     memory.round_gradients(v, count);
   }
 };
 
-constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
-
 template <class Operands, class T = typename Operands::Sum>
 void forward(const Part &part, const RowResults<T> &results) {
-  const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
-  const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, part.nanoseconds());
-  const int64_t own = Operands::size(part);
-  const Workspace<T> scratch(team * own, false);
-  std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
-    QueryTile tile(part);
-#pragma omp for schedule(dynamic, kTurn)
-    for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t h = n % part.H, index = n / part.H % part.query_tiles(), b = n / part.H / part.query_tiles();
-      try {
-        tile.move_to(index);
-        Forward<Operands>(part, tile, scratch.get() + thread_number() * own, b, h).run(results);
-      } catch (const std::bad_alloc &) {
-        has_memory = false;
-      }
-    }
-  }
-  if (!has_memory) throw std::bad_alloc();
+  each_query_tile<T>(
+      part, Operands::size(part), part.nanoseconds(),
+      [&](int64_t b, int64_t h, QueryTile &tile, T *scratch) { Forward<Operands>(part, tile, scratch, b, h).run(results); });
 }
 
-// Each batch entry, key head and slice of the queries is one task with sums of its own, for the keys that the slice sees and
-// the biases of its heads; they are added up in order.
-template <class Operands>
-class BackwardTasks {
-  using T = typename Operands::Sum;
-
- public:
-  BackwardTasks(const Part &p, bool a, const BackwardArrays<T> &all)
-      : part(p), adds(a), arrays(all), heads(p.c.batch * p.G), group(p.H / p.G), slices(p) {
-    bias_size = arrays.grad_bias ? part.c.bias.size / (part.c.bias.strides[1] ? part.H : 1) : 0;
-  }
-
-  void run() {
-    const int64_t tasks = heads * slices.count();
-    const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
-    const int64_t own = Operands::size(part);
-    const Workspace<T> scratch(team * own, false);
-    const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
-    const Workspace<T> biases(tasks * group * bias_size);
-    by_keys = keys.get(), by_values = values.get(), by_biases = biases.get();
-    std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-    {
-      QueryTile tile(part);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t n = 0; n < tasks; ++n) {
-        try {
-          differentiate(n, tile, scratch.get() + thread_number() * own);
-        } catch (const std::bad_alloc &) {
-          has_memory = false;
+template <class Operands, class T = typename Operands::Sum>
+void differentiate(const Part &part, bool adds, const BackwardArrays<T> &arrays, const anyattention_pairs *grad_bias) {
+  const Slices slices(part, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
+  const int64_t group = part.H / part.G;
+  const Workspace<T> keys(slices.num_rows() * part.D), values(slices.num_rows() * part.C);
+  each_slice<T>(
+      part, slices, of_bias, Operands::size(part), 2 * part.nanoseconds(),
+      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, const BiasTarget<T> &bias, QueryTile &tile, T *scratch) {
+        for (int64_t index = slice.begin; index < slice.end; ++index) {
+          tile.move_to(index);
+          for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+            Backward<Operands>(part, tile, scratch, b, h)
+                .run(adds, arrays, {keys.get() + place * part.D, values.get() + place * part.C, slice.keys.begin, bias});
+          }
         }
-      }
-#pragma omp for schedule(static)
-      for (int64_t n = 0; n < heads * part.c.num_keys; ++n) add_up_key(n);
-    }
-    if (!has_memory) throw std::bad_alloc();
-    for (int64_t n = 0; n < tasks && bias_size; ++n) add_up_biases(n);
-  }
-
- private:
-  const Part &part;
-  bool adds;
-  BackwardArrays<T> arrays;
-  int64_t heads, group;
-  Slices slices;
-  int64_t bias_size;  // of a head, where their gradient is wanted
-  T *by_keys, *by_values, *by_biases;
-
-  void differentiate(int64_t n, QueryTile &tile, T *scratch) {
-    const Slice &slice = slices[n % slices.count()];
-    const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
-    const int64_t place = slices.row(slice, b, g, slice.keys.begin);
-    for (int64_t index = slice.begin; index < slice.end; ++index) {
-      tile.move_to(index);
-      for (int64_t h = 0; h < group; ++h) {
-        T *biases = bias_size ? by_biases + (n * group + h) * bias_size : nullptr;
-        Backward<Operands>(part, tile, scratch, b, g * group + h)
-            .run(adds, arrays, {by_keys + place * part.D, by_values + place * part.C, biases, slice.keys.begin});
-      }
-    }
-  }
-
-  void add_up_key(int64_t n) {
-    const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
-    const int64_t row = part.key_row(b, j, g);
-    T *gk = arrays.grad_key + row * part.c.head_dim, *gv = arrays.grad_value + row * part.c.value_dim;
-    if (!adds) std::fill_n(gk, part.c.head_dim, T{0}), std::fill_n(gv, part.c.value_dim, T{0});
-    slices.add_up(b, g, j, by_keys, part.D, part.c.head_dim, gk);
-    slices.add_up(b, g, j, by_values, part.C, part.c.value_dim, gv);
-  }
-
-  void add_up_biases(int64_t n) {
-    const int64_t g = n / slices.count() % part.G;
-    for (int64_t h = 0; h < group; ++h) {
-      T *grad = arrays.grad_bias + (g * group + h) * part.c.bias.strides[1];
-      add(grad, by_biases + (n * group + h) * bias_size, bias_size);
-    }
-  }
-};
+      },
+      [&](int64_t b, int64_t g, int64_t j) {
+        slices.add_up(b, g, j, keys.get(), part.D, adds, arrays.grad_key, part.c.head_dim);
+        slices.add_up(b, g, j, values.get(), part.C, adds, arrays.grad_value, part.c.value_dim);
+      });
+}
 
 template <class Operands, class T = typename Operands::Sum>
 void differentiate(const Part &part, bool adds, const anyattention_run_attention_backward_call &call,
-                   void *const *gradients) {
+                   void *const *gradients, const anyattention_pairs *grad_bias) {
   const auto in = [](const void *numbers) { return static_cast<const T *>(numbers); };
   const auto out = [gradients](int n) { return static_cast<T *>(gradients[n]); };
-  BackwardTasks<Operands>(part, adds, {in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
-                                       in(call.grad_log_sum), out(0), out(1), out(2), out(3)})
-      .run();
+  differentiate<Operands>(part, adds, BackwardArrays<T>{in(call.output), in(call.largest), in(call.log_sum), call.grad_output,
+                                                        in(call.grad_log_sum), out(0), out(1), out(2)}, grad_bias);
 }
 
 }  // namespace
@@ -454,12 +364,14 @@ int32_t anyattention_run_attention_forward(const anyattention_run_attention_call
 }
 
 int32_t anyattention_run_attention_backward(const anyattention_run_attention_backward_call *call, int32_t adds,
-                                            void *grad_query, void *grad_key, void *grad_value, void *grad_bias) {
+                                            void *grad_query, void *grad_key, void *grad_value,
+                                            const anyattention_pairs *grad_bias) {
   if (!call || !anyattention::Part::is_valid(call->grad_output, call->call.is_double)) return ANYATTENTION_INVALID_ARGUMENT;
-  void *gradients[] = {grad_query, grad_key, grad_value, grad_bias};
+  if (grad_bias && !anyattention::is_gradient(*grad_bias, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  void *gradients[] = {grad_query, grad_key, grad_value};
   return anyattention::guarded(&call->call, [&](const auto &part) {
     anyattention::with_operands(part, [&](auto *kind) {
-      anyattention::differentiate<std::remove_pointer_t<decltype(kind)>>(part, adds != 0, *call, gradients);
+      anyattention::differentiate<std::remove_pointer_t<decltype(kind)>>(part, adds != 0, *call, gradients, grad_bias);
     });
   });
 }

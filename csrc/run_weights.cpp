@@ -12,11 +12,13 @@
 #include <new>
 
 #include "anyattention.h"
+#include "bias_gradient.h"
 #include "products.h"
 #include "rows.h"
 #include "run_call.h"
 #include "scores_of_tile.h"
 #include "simd.h"
+#include "tile_bias.h"
 #include "tiles.h"
 
 namespace anyattention {
@@ -36,57 +38,6 @@ struct WeightRows {
   // Of one head in the mean.
   T share() const { return heads == part.H ? T{1} : 1 / static_cast<T>(part.H); }
 };
-
-// What of the forward's results a tile of queries needs in a head.
-template <class T>
-struct Normalizer {
-  T largest[kQueries], log_sum[kQueries];
-
-  void read(const Part &part, const QueryTile &tile, int64_t b, int64_t h, const T *all_largest, const T *all_log_sums) {
-    std::fill_n(largest, kQueries, T{0});
-    std::fill_n(log_sum, kQueries, T{0});
-    for (int64_t i = 0; i < tile.count; ++i) {
-      const int64_t row = part.query_row(b, tile.first + i, h);
-      log_sum[i] = all_log_sums[row];
-      if (all_largest[row] != kMinusInfinity<T>) largest[i] = all_largest[row];
-    }
-  }
-};
-
-// The weights of a vector of queries, given to take(j, sees j, weight, slope of the softcap) for each key that one of them
-// sees, from the first to the last.
-template <class T, class Take>
-ANYATTENTION_INLINE void each_weight(const Part &part, const QueryTile &tile, const Normalizer<T> &normalizer,
-                                     const T *scores, int64_t b, int64_t h, int64_t v, const Take &take) {
-  constexpr int lane = kLane<T>;
-  using Seen = typename SeenLanes<T>::Words;
-  const Range range = range_of(tile.seen_by<T>(v));
-  const T *score = scores + v * lane;
-  const Lanes<T> top = load<lane>(normalizer.largest + v * lane), log = load<lane>(normalizer.log_sum + v * lane);
-  const Lanes<T> one = Lanes<T>{} + 1;
-  const T cap = cap_of<T>(part.c.softcap);
-  const bool is_whole = range.begin < range.end &&
-                        tile.every_of(v * lane, (v + 1) * lane) == bits_of(range.begin, range.end);
-  if (is_whole && !part.c.bias.numbers && cap == 0) {
-    for (int64_t j = range.begin; j < range.end; ++j) {
-      take(j, Seen{} + 1, Exponential<T, lane>::run((load<lane>(score + j * kQueries) - top) - log), one);
-    }
-    return;
-  }
-  const SeenLanes<T> sees(tile.seen + v * lane);
-  const Bias<T> bias(part, tile, b, h);
-  for (int64_t j = range.begin; j < range.end; ++j) {
-    const Seen seen = sees.of(j);
-    Lanes<T> x = load<lane>(score + j * kQueries), slope = one;
-    if (cap > 0) {
-      x = capped<T>(x, cap);
-      const Lanes<T> t = x / cap;
-      slope -= t * t;
-    }
-    if (part.c.bias.numbers) x += bias.at(j, v);
-    take(j, seen, seen ? Exponential<T, lane>::run((x - top) - log) : Lanes<T>{}, slope);
-  }
-}
 
 // The weights of a tile of queries in all heads.
 template <class T>
@@ -124,26 +75,24 @@ struct Weights {
       written = std::max(written, keys.end);
       if (is_mean) std::fill_n(sums, kQueries * count, T{0});
       for (int64_t h = 0; h < part.H; ++h) {
-        if (h == 0 || part.c.mask.strides[1] != 0) tile.look_at(keys, b, h);
+        TileBias<T> bias(part, tile, b, h, memory.bias);
+        if (h == 0 || part.c.mask.strides[1] != 0 || part.c.bias.strides[1] != 0) {
+          tile.look_at(keys, b, h);
+          bias.read();
+        }
         if (!is_mean) std::fill_n(sums, kQueries * count, T{0});
         const int64_t g = h / (part.H / part.G);
-        const T *key = memory.key, *query = turned + h * kQueries * D;
-        int64_t key_stride = D;
-        if (!part.c.parts.key_order && part.c.head_dim == D && part.c.key.type == ANYATTENTION_FULL) {
-          key = row_of<T>(part.c.key, b, keys.begin, g);
-          key_stride = part.c.key.row_stride;
-        } else if (h % (part.H / part.G) == 0) {
-          copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key);
-        }
+        const T *query = turned + h * kQueries * D;
+        const KeyRows<T> own = key_rows(part, keys, b, g, memory.key, h % (part.H / part.G) != 0);
         const RowsAhead<T> next_keys(part.c.key, b, g + 1 < part.G ? g + 1 : 0, part.c.head_dim);
-        score_tile(part, tile, Product<T>{key, key_stride, 1, query, kQueries, memory.score, kQueries},
+        score_tile(part, tile, Product<T>{own.numbers, own.stride, 1, query, kQueries, memory.score, kQueries},
                        [&](int64_t begin, int64_t end) {
                          for (int64_t j = begin; j < end; ++j) next_keys.prefetch(part.key_at(keys.begin + j));
                          return tile.scores_of<T>(begin, end, D);
                        });
         for (int64_t v = 0; v * kLane<T> < tile.count; ++v) {
           T *sum = sums + v * kLane<T>;
-          each_weight(part, tile, normalizers[h], memory.score, b, h, v, [=](int64_t j, auto, auto weight, auto) {
+          each_weight(part, tile, normalizers[h], memory.score, bias, v, [=](int64_t j, auto, auto weight, auto, auto) {
             store<T, kLane<T>>(sum + j * kQueries, load<kLane<T>>(sum + j * kQueries) + weight);
           });
         }
@@ -232,14 +181,17 @@ struct Gradients {
   QueryTile &tile;
   TileMemory<T> memory;
   int64_t b, h, g;
+  TileBias<T> bias;
   Normalizer<T> normalizer;
   Lanes<T> total[kVectors<T>], earlier_total[kVectors<T>];
 
   Gradients(const Part &p, QueryTile &t, T *scratch, int64_t batch, int64_t head)
-      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)) {}
+      : part(p), tile(t), memory(scratch, p), b(batch), h(head), g(head / (p.H / p.G)),
+        bias(p, t, batch, head, memory.bias) {}
 
   // by_key (padded rows) begins with a key's.
-  void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key) {
+  void run(bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows, T *by_key, int64_t first_key,
+           const BiasTarget<T> &by_bias) {
     const int64_t D = part.D;
     const T scale = static_cast<T>(part.c.scale);
     const bool finite = copy_queries(part, tile, b, h, part.c.query, part.c.head_dim, D, memory.query);
@@ -258,37 +210,34 @@ struct Gradients {
         has_earlier = true;
       }
       tile.look_at(keys, b, h);
+      bias.read();
       const bool all_finite = copy_keys(part, keys, b, g, part.c.key, part.c.head_dim, D, memory.key) && finite;
       const int64_t count = keys.end - keys.begin;
       T *by_score = memory.by_score, *gk = by_key + (keys.begin - first_key) * D;
       score_tile(part, tile, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
                      [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       read(rows);
-      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count);
+      for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, by_bias.numbers);
+      bias.add_to(by_bias);
       if (all_finite || tile.is_whole()) {
         product<true>(count, Product<T>{by_score, kQueries, 1, memory.query, D, gk, D}, tile.sums_over_queries<T>(D));
         product<true>(tile.count, Product<T>{by_score, 1, kQueries, memory.key, D, memory.by_query, D},
                       tile.sums_over_keys(D));
         continue;
       }
-      for (int64_t i = 0; i < tile.count; ++i) {  // 0 x NaN
-        for (int64_t j = 0; j < count; ++j) {
-          if (!(tile.seen[i] >> j & 1)) continue;
-          add_scaled<0>(gk + j * D, by_score[j * kQueries + i], memory.query + i * D, D);
-          add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
-        }
-      }
+      each_seen(tile, [&](int64_t i, int64_t j) {
+        add_scaled<0>(gk + j * D, by_score[j * kQueries + i], memory.query + i * D, D);
+        add_scaled<0>(memory.by_query + i * D, by_score[j * kQueries + i], memory.key + j * D, D);
+      });
     }
+    bias.finish(by_bias);
     if (has_earlier) {
       add(memory.by_query, memory.earlier, tile.count * D);
       add(total, earlier_total, kVectors<T>);
     }
+    write_queries(part, tile, b, h, memory.by_query, D, scale, adds, arrays.grad_query, part.c.head_dim);
     for (int64_t i = 0; i < tile.count; ++i) {
-      const int64_t row = part.query_row(b, tile.first + i, h);
-      T *target = arrays.grad_query + row * part.c.head_dim, *by_log_sum = arrays.grad_log_sum + row;
-      for (int64_t d = 0; d < part.c.head_dim; ++d) {
-        target[d] = memory.by_query[i * D + d] * scale + (adds ? target[d] : 0);
-      }
+      T *by_log_sum = arrays.grad_log_sum + part.query_row(b, tile.first + i, h);
       *by_log_sum = (adds ? *by_log_sum : 0) - total[i / kLane<T>][i % kLane<T>];
     }
   }
@@ -307,7 +256,7 @@ struct Gradients {
   }
 
   // Gradients by weights become those by raw scores; 0 for what is not seen.
-  void differentiate(int64_t v, int64_t count) {
+  void differentiate(int64_t v, int64_t count, bool keeps) {
     constexpr int lane = kLane<T>;
     T *by_score = memory.by_score + v * lane;
     const Range range = range_of(tile.seen_by<T>(v));
@@ -316,9 +265,10 @@ struct Gradients {
     };
     clear(0, range.begin);
     Lanes<T> sum{};
-    each_weight(part, tile, normalizer, memory.score, b, h, v, [&](int64_t j, auto seen, auto weight, auto slope) {
+    each_weight(part, tile, normalizer, memory.score, bias, v, [&](int64_t j, auto seen, auto weight, auto slope, auto) {
       const Lanes<T> by = seen ? weight * load<lane>(by_score + j * kQueries) : Lanes<T>{};
       sum += by;
+      if (keeps) bias.set(j, v, by);
       store<T, lane>(by_score + j * kQueries, seen ? by * slope : Lanes<T>{});
     });
     total[v] += sum;
@@ -326,44 +276,27 @@ struct Gradients {
   }
 };
 
-// As in run_attention.cpp, each batch entry, key head and slice of the queries is a task with sums of its own.
 template <class T>
-void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows) {
-  const Slices slices(part);
-  const int64_t group = part.H / part.G, tasks = part.c.batch * part.G * slices.count();
-  const int team = team_size(part.c.num_threads, tasks, 2 * part.nanoseconds());
-  const int64_t own = TileMemory<T>::size(part);
-  const Workspace<T> scratch(team * own, false), keys(slices.num_rows() * part.D);
-  std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
-    QueryTile tile(part);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < tasks; ++n) {
-      const Slice &slice = slices[n % slices.count()];
-      const int64_t g = n / slices.count() % part.G, b = n / slices.count() / part.G;
-      T *by_key = keys.get() + slices.row(slice, b, g, slice.keys.begin) * part.D;
-      try {
+void differentiate(const Part &part, bool adds, const GradientArrays<T> &arrays, const WeightRows<const T> &rows,
+                   const anyattention_pairs *grad_bias) {
+  const Slices slices(part, grad_bias);
+  const BiasGradient<T> of_bias(part, slices, grad_bias, adds);
+  const int64_t group = part.H / part.G;
+  const Workspace<T> keys(slices.num_rows() * part.D);
+  each_slice<T>(
+      part, slices, of_bias, TileMemory<T>::size(part), 2 * part.nanoseconds(),
+      [&](const Slice &slice, int64_t place, int64_t b, int64_t g, const BiasTarget<T> &bias, QueryTile &tile, T *scratch) {
         for (int64_t index = slice.begin; index < slice.end; ++index) {
           tile.move_to(index);
           for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-            Gradients<T>(part, tile, scratch.get() + thread_number() * own, b, h)
-                .run(adds, arrays, rows, by_key, slice.keys.begin);
+            Gradients<T>(part, tile, scratch, b, h)
+                .run(adds, arrays, rows, keys.get() + place * part.D, slice.keys.begin, bias);
           }
         }
-      } catch (const std::bad_alloc &) {
-        has_memory = false;
-      }
-    }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < part.c.batch * part.G * part.c.num_keys; ++n) {
-      const int64_t j = n % part.c.num_keys, g = n / part.c.num_keys % part.G, b = n / part.c.num_keys / part.G;
-      T *target = arrays.grad_key + part.key_row(b, j, g) * part.c.head_dim;
-      if (!adds) std::fill_n(target, part.c.head_dim, T{0});
-      slices.add_up(b, g, j, keys.get(), part.D, part.c.head_dim, target);
-    }
-  }
-  if (!has_memory) throw std::bad_alloc();
+      },
+      [&](int64_t b, int64_t g, int64_t j) {
+        slices.add_up(b, g, j, keys.get(), part.D, adds, arrays.grad_key, part.c.head_dim);
+      });
 }
 
 bool are_heads(int64_t heads, const anyattention_run_attention_call &call) { return heads == 1 || heads == call.heads; }
@@ -386,15 +319,17 @@ int32_t anyattention_run_attention_weights(const anyattention_run_attention_weig
 }
 
 int32_t anyattention_run_attention_weights_backward(const anyattention_run_attention_weights_backward_call *call,
-                                                    int32_t adds, void *grad_query, void *grad_key, void *grad_log_sum) {
+                                                    int32_t adds, void *grad_query, void *grad_key, void *grad_log_sum,
+                                                    const anyattention_pairs *grad_bias) {
   if (!call || !anyattention::are_heads(call->weight_heads, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
+  if (grad_bias && !anyattention::is_gradient(*grad_bias, call->call)) return ANYATTENTION_INVALID_ARGUMENT;
   const auto run = [=](const auto &part, auto zero) {
     using T = decltype(zero);
     const anyattention::GradientArrays<T> arrays{static_cast<const T *>(call->largest), static_cast<const T *>(call->log_sum),
                                                  static_cast<T *>(grad_query), static_cast<T *>(grad_key),
                                                  static_cast<T *>(grad_log_sum)};
     anyattention::differentiate<T>(part, adds != 0, arrays,
-                                   {part, static_cast<const T *>(call->grad_weights), call->weight_heads});
+                                   {part, static_cast<const T *>(call->grad_weights), call->weight_heads}, grad_bias);
   };
   return anyattention::guarded(&call->call,
                                [=](const auto &part) { call->call.is_double ? run(part, 0.0) : run(part, 0.0f); });

@@ -276,6 +276,10 @@ class QueryTile {
     }
     if (part.c.dropout > 0) std::copy_n(seen, kQueries, runs);
     if (part.c.mask.numbers) hide(b, h);
+    join_groups();
+  }
+  // After pairs were hidden.
+  void join_groups() {
     for (int n = 0; n < kGroups; ++n) seen_by_group[n] = any_of(n * kGroup, (n + 1) * kGroup);
   }
 
@@ -390,44 +394,6 @@ class SeenLanes {
   Words words[kWords];
 };
 
-// The bias of a tile's pairs, one vector of queries at a time; and its gradient, into numbers of the same places.
-template <class T>
-struct Bias {
-  const Part &part;
-  const QueryTile &tile;
-  const anyattention_pairs &pairs;
-  int64_t place;  // of the head's numbers
-
-  Bias(const Part &p, const QueryTile &t, int64_t b, int64_t h)
-      : part(p), tile(t), pairs(p.c.bias), place(place_of_head(p.c.bias, b, h)) {}
-
-  bool is_contiguous(int64_t v) const {
-    return pairs.strides[2] == 1 && !part.c.parts.query_order && (v + 1) * kLane<T> <= tile.count;
-  }
-  int64_t of_key(int64_t j) const { return place + part.key_at(tile.now.begin + j) * pairs.strides[3]; }
-  int64_t of_query(int64_t i) const { return part.query_at(tile.first + i) * pairs.strides[2]; }
-
-  Lanes<T> at(int64_t j, int64_t v) const {
-    const T *row = static_cast<const T *>(pairs.numbers) + of_key(j);
-    if (is_contiguous(v)) return load<kLane<T>>(row + tile.first + v * kLane<T>);
-    Lanes<T> lanes{};
-    const int64_t end = std::min(tile.count, (v + 1) * kLane<T>);
-    for (int64_t i = v * kLane<T>; i < end; ++i) lanes[i % kLane<T>] = row[of_query(i)];
-    return lanes;
-  }
-  // `grads` begins with the numbers of the head.
-  void add(T *grads, int64_t j, int64_t v, Lanes<T> by_score) const {
-    T *row = grads + of_key(j) - place + pairs.offset;
-    if (is_contiguous(v)) {
-      T *from = row + tile.first + v * kLane<T>;
-      store<T, kLane<T>>(from, load<kLane<T>>(from) + by_score);
-      return;
-    }
-    const int64_t end = std::min(tile.count, (v + 1) * kLane<T>);
-    for (int64_t i = v * kLane<T>; i < end; ++i) row[of_query(i)] += by_score[i % kLane<T>];
-  }
-};
-
 // Puts the lowest bits, in order, to where `places` has bits.
 inline uint64_t spread(uint64_t bits, uint64_t places) {
   uint64_t result = 0;
@@ -507,6 +473,7 @@ struct TileMemory {
   T *query, *turned_query, *key, *value, *score, *output;
   T *grad, *turned_grad, *by_score, *by_query;  // backward
   T *earlier;                                   // output or by_query, of the blocks of keys before
+  T *bias;
 
   TileMemory(T *memory, const Part &part) {
     const int64_t by_key = kRows * part.D, by_value = kRows * part.C, pairs = kQueries * kKeys;
@@ -514,10 +481,11 @@ struct TileMemory {
     query = take(by_key), turned_query = take(by_key), key = take(by_key), value = take(by_value);
     score = take(pairs), output = take(by_value);
     grad = take(by_value), turned_grad = take(by_value), by_score = take(pairs), by_query = take(by_key);
-    earlier = take(std::max(by_key, by_value));
+    earlier = take(std::max(by_key, by_value)), bias = take(part.c.bias.numbers ? pairs : 0);
   }
   static int64_t size(const Part &part) {
-    return kRows * (4 * (part.D + part.C) + std::max(part.D, part.C)) + 2 * kQueries * kKeys + kLane<T>;
+    const int64_t tiles = part.c.bias.numbers ? 3 : 2;
+    return kRows * (4 * (part.D + part.C) + std::max(part.D, part.C)) + tiles * kQueries * kKeys + kLane<T>;
   }
 };
 

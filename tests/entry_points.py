@@ -25,10 +25,11 @@ from anyattention.ops.edges.operators import EdgeArgmax, EdgeDot, EdgeSoftmax, E
 from anyattention.ops.graph.operators import GraphAttention, GraphAttentionBackward, GraphAttentionWeights
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward
 from anyattention.ops.runs import runs_of
-from anyattention.ops.runs.operators import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.call import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.second import RunAttentionDoubleBackward
 from anyattention.ops.runs.weights import RunAttentionWeights, RunAttentionWeightsBackward
 from anyattention.ops.topk.operators import TopkIndices
-from anyattention.patterns import Causal
+from anyattention.patterns import Causal, Strided
 from records import OPERATORS, as_list
 
 _HEADER = Path(__file__).parents[1] / "csrc" / "anyattention.h"
@@ -84,7 +85,11 @@ def _sorted(rows: Tensor, columns: Tensor) -> Callable[[], Results]:
 
 
 def _call(name: str, record: Any) -> Callable[[], Results]:
-    operator = {"run_attention_forward": "run_attention"}.get(name, name)
+    others = {
+        "run_attention_forward": "run_attention",
+        "run_attention_double_backward_sums": "run_attention_double_backward",
+    }
+    operator = others.get(name, name)
     return lambda: as_list(OPERATORS[operator](record))
 
 
@@ -123,11 +128,23 @@ def _of_runs() -> dict[str, Any]:
     )
     results = OPERATORS["run_attention"](call)
     by = numbers(2, 40, 4, 5), numbers(2, 40, 4)
+    parts = replace(call, parts=runs_of(Strided(4, 1) & Causal(), 40, 40), bias=None, seed=None, dropout=0.0)
+    again = [torch.randn_like(x) for x in rows]
+
+    def second(of: RunAttention) -> RunAttentionDoubleBackward:
+        backward = RunAttentionBackward(of, *OPERATORS["run_attention"](of), *by, (True,) * 3 + (of.bias is not None,))
+        by_bias = None if of.bias is None else torch.randn_like(of.bias)
+        return RunAttentionDoubleBackward(backward, *again, by_bias, (True,) * 6)
+
     return {
         "run_attention_forward": call,
         "run_attention_backward": RunAttentionBackward(call, *results, *by, (True,) * 4),
+        "run_attention_double_backward": second(call),
+        "run_attention_double_backward_sums": second(parts),
         "run_attention_weights": RunAttentionWeights(call, *results[1:], 1),
-        "run_attention_weights_backward": RunAttentionWeightsBackward(call, *results[1:], numbers(2, 1, 40, 40)),
+        "run_attention_weights_backward": RunAttentionWeightsBackward(
+            call, *results[1:], numbers(2, 1, 40, 40), (True,) * 4
+        ),
     }
 
 

@@ -23,7 +23,8 @@ from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsB
 from anyattention.ops.runs import operators as run_operators
 from anyattention.ops.runs import runs_of
 from anyattention.ops.runs import weights as run_weights
-from anyattention.ops.runs.operators import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.call import RunAttention, RunAttentionBackward
+from anyattention.ops.runs.second import RunAttentionDoubleBackward, double_backward
 from anyattention.ops.runs.weights import RunAttentionWeights, RunAttentionWeightsBackward
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.patterns import Causal, Strided
@@ -46,6 +47,7 @@ OPERATORS: dict[str, Operator[Any]] = {
         graph_operators.graph_attention_backward,
         run_operators.run_attention,
         run_operators._backward,
+        double_backward,
         run_weights.run_attention_weights,
         run_weights._backward,
         topk_indices,
@@ -144,13 +146,21 @@ def records() -> dict[str, Any]:
         results = run_operators.run_attention(plain)
         needed = (True, True, True, call.bias is not None)
         by = torch.randn_like(results[0]), None if call.mask is None else torch.randn_like(results[2])
-        found[f"run_attention_backward: {case}"] = RunAttentionBackward(plain, *results, *by, needed)
+        backward = RunAttentionBackward(plain, *results, *by, needed)
+        found[f"run_attention_backward: {case}"] = replace(backward, call=call, grad_output=leaf(*results[0].shape))
+        again = [torch.randn_like(plain.query), None, torch.randn_like(plain.value), None]
+        if plain.bias is not None:
+            again = [None, torch.randn_like(plain.key), None, torch.randn_like(plain.bias)]
+        wanted = (True, True, False, call.mask is None, call.bias is not None, True)
+        found[f"run_attention_double_backward: {case}"] = RunAttentionDoubleBackward(backward, *again, wanted)
         heads = 1 if call.mask is None else 4
         of_leaves = results[1], results[2].clone().requires_grad_()
         # A gradient by the bias is none for a trace.
         found[f"run_attention_weights: {case}"] = RunAttentionWeights(replace(call, bias=plain.bias), *of_leaves, heads)
         by_weights = numbers(2, heads, 9, 9)
-        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(plain, *results[1:], by_weights)
+        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(
+            plain, *results[1:], by_weights, needed
+        )
     for case, call in fused.items():
         plain = detached(call)
         output, logsumexp = torch_kernel.fused_dense(plain)
@@ -189,8 +199,8 @@ NAMES = [
             (("dynamic_dot",), ("features", "nodes", "a key's direction")),
             (
                 (
-                    "run_attention", "run_attention_backward", "run_attention_weights",
-                    "run_attention_weights_backward",
+                    "run_attention", "run_attention_backward", "run_attention_double_backward",
+                    "run_attention_weights", "run_attention_weights_backward",
                 ),
                 ("two parts", "one part, mask, bias, dropout", "no parts"),
             ),

@@ -472,6 +472,9 @@ void drive_runs(bool faulty) {
   const Numbers biases = numbers(bias.size), grad_bias = numbers(bias.size);
   if (chance(0.4)) mask.numbers = allowed.get();
   if (chance(0.4)) bias.numbers = biases.get();
+  anyattention_pairs of_bias = bias;
+  of_bias.numbers = grad_bias.get();
+  const anyattention_pairs *const by_bias = bias.numbers && of_bias.numbers && chance(0.7) ? &of_bias : nullptr;
   if (faulty && plant_fault_in_pairs(mask, bias, batch * queries * keys == 0)) broken = true;
   if (faulty && chance(0.1)) {
     anyattention_head_rows &rows = query.fields;
@@ -490,6 +493,15 @@ void drive_runs(bool faulty) {
   const anyattention_run_attention_backward_call by_results{
       call, output.get(), largest.get(), log_sum.get(), grad_output.fields,
       chance(0.5) ? nullptr : grad_log_sum.get(), call.num_threads, is_double};
+  const HeadRows by_query = HeadRows::random(is_double, {batch, queries, heads}, head_dim);
+  const HeadRows by_key = HeadRows::random(is_double, {batch, keys, key_heads}, head_dim);
+  const HeadRows by_value = HeadRows::random(is_double, {batch, keys, key_heads}, value_dim);
+  const auto maybe = [](anyattention_head_rows rows) { return chance(0.3) ? anyattention_head_rows{} : rows; };
+  const anyattention_run_attention_double_backward_call by_gradients{
+      by_results, maybe(by_query.fields), maybe(by_key.fields), maybe(by_value.fields),
+      bias.numbers && !broken && chance(0.5) ? bias : anyattention_pairs{}, call.num_threads, is_double};
+  const Numbers sums = numbers(2 * num_rows), grad_grad_output = numbers(output_size);
+  const auto wanted = [](const Numbers &result) { return chance(0.7) ? result.get() : nullptr; };
   const int64_t weight_heads = chance(0.5) ? 1 : heads;
   const Numbers weights = numbers(batch * weight_heads * queries * keys);
   const anyattention_run_attention_weights_call of_results{call, largest.get(), log_sum.get(), weight_heads,
@@ -500,9 +512,12 @@ void drive_runs(bool faulty) {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), largest.get(), log_sum.get()),
       anyattention_run_attention_weights(&of_results, chance(0.3), weights.get()),
       anyattention_run_attention_weights_backward(&by_weights, chance(0.3), grad_query.get(), grad_key.get(),
-                                                  log_sum.get()),
+                                                  log_sum.get(), by_bias),
       anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),
-                                          by_distance && bias.numbers ? grad_bias.get() : nullptr),
+                                          by_bias),
+      anyattention_run_attention_double_backward_sums(&by_gradients, chance(0.3), sums.get()),
+      anyattention_run_attention_double_backward(&by_gradients, chance(0.3), chance(0.5), sums.get(), wanted(grad_query),
+                                                 wanted(grad_key), wanted(grad_value), wanted(grad_grad_output), by_bias),
   };
   for (const int32_t status : statuses) {
     require(broken == (status != ANYATTENTION_OK), broken ? "runs took a fault" : "sound runs refused", status);
@@ -667,10 +682,16 @@ void refuse_arguments() {
   anyattention_run_attention_backward_call no_sizes{};
   require(anyattention_run_attention_backward(&no_sizes, 0, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "no sizes");
+  anyattention_run_attention_double_backward_call no_gradients{};
+  require(anyattention_run_attention_double_backward_sums(&no_gradients, 0, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
+          "no sizes");
+  no_gradients.grad_grad_key.type = -1;
+  require(anyattention_run_attention_double_backward(&no_gradients, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
+              ANYATTENTION_INVALID_ARGUMENT, "no such type");
   require(anyattention_run_attention_weights(nullptr, 0, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   anyattention_run_attention_weights_backward_call other_heads{};
   other_heads.weight_heads = 2;
-  require(anyattention_run_attention_weights_backward(&other_heads, 0, nullptr, nullptr, nullptr) ==
+  require(anyattention_run_attention_weights_backward(&other_heads, 0, nullptr, nullptr, nullptr, nullptr) ==
               ANYATTENTION_INVALID_ARGUMENT, "weights of other heads");
   require(anyattention_distance_terms(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   double factor = 0;

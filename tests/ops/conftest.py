@@ -77,3 +77,9 @@ def peak_of_a_step() -> Callable[..., float]:
 def peak_of_many_heads() -> Callable[..., float]:
     """Runs the script of that name."""
     return _peak_of("peak_of_many_heads.py")
+
+
+@pytest.fixture
+def peak_of_a_penalty() -> Callable[..., float]:
+    """Runs the script of that name."""
+    return _peak_of("peak_of_a_penalty.py")

@@ -22,7 +22,7 @@ from anyattention.ops.edges.operators import EdgeDot
 from anyattention.ops.graph.operators import graph_attention
 from anyattention.ops.operator import Operator, Result, operator
 from anyattention.ops.runs import RunAttention, RunPart
-from anyattention.ops.runs.operators import RunAttentionBackward
+from anyattention.ops.runs.call import RunAttentionBackward
 from records import NAMES, OPERATORS, as_list, kind_of, leaf, numbers, of, records, tensors_of
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -125,14 +125,16 @@ class TestFlattening:
             assert set(places) == set(arguments)
             assert first in places
             assert not any("graph" in name or "parts" in name or "seed" in name for name in places)
-        record = of("dynamic_sums: all")[1]
-        layout = layout_of(DynamicSums)
-        tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
-        places, arguments = module.places_of(layout)
-        by_name = dict(tensors_of(record))
-        for name in places:
-            assert tensors[places[name]] is by_name[name]
-            assert flat[arguments[name]] is by_name[name]
+        for case in ("dynamic_sums: all", "run_attention_backward: two parts", "run_attention_backward: no parts"):
+            record = of(case)[1]
+            layout = layout_of(type(record))
+            tensors, flat = module.tensors_of(layout, record), module.flattened(layout, record)
+            places, arguments = module.places_of(layout)
+            by_name, later = dict(tensors_of(record)), len(tensors) - module.num_tensors(layout)
+            for name in places:
+                place = places[name] + (later if name in module.late_names(layout) else 0)
+                assert tensors[place] is by_name[name]
+                assert flat[arguments[name]] is by_name[name]
 
 
 @contextmanager
@@ -258,6 +260,8 @@ class TestResults:
             "graph_attention_backward: value is the key": "yynnnn",
             "run_attention_backward: two parts": "yyyn",
             "run_attention_backward: one part, mask, bias, dropout": "yyyy",
+            "run_attention_double_backward: two parts": "yynynn",
+            "run_attention_double_backward: one part, mask, bias, dropout": "yynnyy",
             "dynamic_sums: all": "yyyyy",
             "dynamic_sums: some": "nyynn",
             "distance_terms_backward": "yyy",

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 from anyattention.native import load
-from anyattention.native.structures import Kind, Layout, Order, layout_of
+from anyattention.native.structures import Kind, Layout, Order, Pairs, layout_of
 
-__all__ = ["Bound", "bind", "run"]
+__all__ = ["Bound", "bind", "pairs", "run"]
 
 _NUMBERS = (torch.float32, torch.float64)
 
@@ -53,6 +53,11 @@ def run(function: str, bound: Bound, *arguments: Any) -> None:
     """
     given = [x if not isinstance(x, Tensor) else x.data_ptr() if x.is_cpu else _refuse(x) for x in arguments]
     load.run(function, ctypes.byref(bound.structure), *given)
+
+
+def pairs(x: Tensor | None, bound: Bound) -> Any:
+    """A result of a bound record's kernel that is numbers of pairs, as an argument of `run`; None for none."""
+    return None if x is None or x.numel() == 0 else ctypes.byref(Pairs().read(x, bound.sizes)[1][0])
 
 
 def bind(record: Any) -> Bound:

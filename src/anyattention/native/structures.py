@@ -165,6 +165,7 @@ class HeadRows(Kind):
     """Rows of contiguous numbers `(batch, positions, heads, width)`, of any strides, and of half precision at rest."""
 
     at_rest = _HALVES
+    absent = (HeadNumbers(),)
 
     def c_fields(self, name: str) -> list[tuple[str, Any]]:
         """A `HeadNumbers`."""

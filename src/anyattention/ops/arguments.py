@@ -34,6 +34,7 @@ __all__ = [
     "Arguments",
     "Scaling",
     "Weights",
+    "of_pairs",
     "read_bias",
     "read_pairs",
     "refuse_graph_settings",
@@ -85,7 +86,7 @@ class Arguments:
     """What `attend` takes, in its order and with its defaults: the one list of these settings.
 
     Numbers and names are checked when it is made. An operation checks the tensors, and hands on the arguments with mask
-    and bias in their full rank, and a bias of -inf in the mask.
+    and bias in their full rank.
     """
 
     query: Tensor
@@ -152,6 +153,11 @@ class Arguments:
     def weights(self) -> Weights | None:
         """Which weights are asked for; True is "mean"."""
         return self.return_weights or None  # pyright: ignore[reportReturnType]  # as __post_init__ left it
+
+    @property
+    def bias_numbers(self) -> Tensor | None:
+        """Those of the bias, of pairs or by distance."""
+        return self.bias.numbers if isinstance(self.bias, RelativeBias) else self.bias
 
     @property
     def graph(self) -> Graph:
@@ -259,10 +265,10 @@ def require_sinks(arguments: Arguments, axes: Axes) -> None:
         )
 
 
-def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-    """Mask and bias of pairs, checked, with four axes (batch, heads, query_length, key_length), each whole or 1.
+def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> Arguments:
+    """The arguments with mask and bias checked, those of pairs with four axes (batch, heads, query_length, key_length).
 
-    A bias of -inf hides a pair as a mask does, so that a row of nothing else is an empty row, not NaN.
+    Each axis is whole or 1. A bias by distance stays one.
     """
     mask, bias = arguments.mask, arguments.bias
     if mask is not None:
@@ -271,13 +277,24 @@ def read_pairs(arguments: Arguments, sizes: Sequence[int]) -> tuple[Tensor | Non
         mask = to_four_axes("mask", mask, *sizes)
     if isinstance(bias, RelativeBias):
         require_relative(bias, arguments.query, sizes[1])
-        return mask, read_bias(bias.to_dense(*sizes[2:])[None], arguments.query)
-    if bias is not None:
+    elif bias is not None:
         bias = to_four_axes("bias", read_bias(bias, arguments.query), *sizes)
-        visible = bias != -torch.inf
-        bias = torch.where(visible, bias, 0.0)
-        mask = visible if mask is None else mask & visible
-    return mask, bias
+    return arguments.changed(mask=mask, bias=bias)
+
+
+def of_pairs(call: Arguments) -> Arguments:
+    """A call that was read, with a bias of pairs, without those of -inf, which the mask hides.
+
+    So a row of nothing else is an empty row, not NaN.
+    """
+    mask, bias = call.mask, call.bias
+    if isinstance(bias, RelativeBias):
+        dense = bias.to_dense(call.query.shape[1], call.key.shape[1])[None]
+        return call.changed(bias=read_bias(dense, call.query))
+    if bias is None:
+        return call
+    visible = bias != -torch.inf
+    return call.changed(mask=visible if mask is None else mask & visible, bias=torch.where(visible, bias, 0.0))
 
 
 def refuse_graph_settings(arguments: Arguments) -> None:

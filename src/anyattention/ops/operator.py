@@ -28,6 +28,8 @@ from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
     kept_flags,
+    late_names,
+    num_tensors,
     numbers_of,
     places_of,
     record_of,
@@ -137,6 +139,7 @@ class Operator(Generic[Record]):
         self._kernels: dict[str, Callable[[Any], Any]] = {}
         # Where each differentiable field stands among the tensors, and among the schema's arguments.
         self._places, self._arguments = places_of(self._layout)
+        self._late, self._num_tensors = late_names(self._layout), num_tensors(self._layout)
         # The device of a call is that of its first numbers.
         self._first = next(iter(self._places.values()))
         # Whether each result has a batch axis, first.
@@ -349,6 +352,13 @@ class Operator(Generic[Record]):
             given[self._arguments[name]] = gradient
         return tuple(given)
 
+    def _places_among(self, count: int) -> Mapping[str, int]:
+        """Where each differentiable field stands among so many tensors."""
+        more = count - self._num_tensors
+        if not more or not self._late:
+            return self._places
+        return {name: place + more if name in self._late else place for name, place in self._places.items()}
+
     def _without_tangents(self) -> UnsupportedError:
         return UnsupportedError(f"anyattention::{self.name} has no forward derivative")
 
@@ -377,10 +387,11 @@ def _function_of(op: Operator[Any]) -> Any:
 
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
-        found = op._gradients(ctx, [name for name, place in op._places.items() if needs[2 + place]], by)
+        places = op._places_among(len(needs) - 2)
+        found = op._gradients(ctx, [name for name, place in places.items() if needs[2 + place]], by)
         given: list[Any] = [None] * len(needs)
         for name, gradient in found.items():
-            given[2 + op._places[name]] = gradient
+            given[2 + places[name]] = gradient
         return tuple(given)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -389,7 +400,8 @@ def _function_of(op: Operator[Any]) -> Any:
             return None if len(op.results) == 1 else (None,) * len(op.results)
         if op._gradient is None:
             raise op._without_tangents()
-        by = {name: tangents[2 + place] for name, place in op._places.items() if tangents[2 + place] is not None}
+        places = op._places_among(len(tangents) - 2)
+        by = {name: tangents[2 + place] for name, place in places.items() if tangents[2 + place] is not None}
         with ambient.without_tangents(ctx.saved_tensors) as saved:
             record = with_tensors(op._layout, ctx.template, iter(saved))
             return op._tangents(record, saved[len(saved) - len(op.results) :], by)  # pyright: ignore[reportArgumentType]

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from anyattention.native.structures import Kind, Layout
+from anyattention.native.structures import Field, Kind, Layout
 
 __all__ = [
     "flattened",
     "kept_flags",
     "kinds_of",
+    "late_names",
     "num_tensors",
     "numbers_of",
     "places_of",
@@ -47,12 +48,17 @@ def schema_of(layout: Layout, prefix: str) -> list[str]:
 
 
 def places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
-    """Where each field of numbers stands among the tensors of a record, and among the schema's arguments."""
+    """Where each field of numbers stands among the tensors of a record, and among the schema's arguments.
+
+    Of a tuple of records one is counted: `late_names` come so many tensors later as the others have.
+    """
     places: dict[str, int] = {}
     arguments: dict[str, int] = {}
     tensors = given = 0
     for each in layout.fields:
         if each.is_many:
+            assert each.layout is not None
+            tensors += num_tensors(each.layout)
             given += 1
         elif each.layout is not None:
             for own, found, first in zip((places, arguments), places_of(each.layout), (tensors, given), strict=True):
@@ -67,8 +73,27 @@ def places_of(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     return places, arguments
 
 
+def late_names(layout: Layout) -> frozenset[str]:
+    """The fields of numbers that come after a tuple of records."""
+    late: set[str] = set()
+    is_late = False
+    for each in layout.fields:
+        if each.layout is not None and not each.is_many:
+            names = places_of(each.layout)[0] if is_late else late_names(each.layout)
+            late |= {f"{each.name}.{name}" for name in names}
+        elif is_late and each.kind is not None and each.kind.dtype is None:
+            late.add(each.name)
+        is_late |= has_tuple(each)
+    return frozenset(late)
+
+
+def has_tuple(field: Field) -> bool:
+    """Whether a field is a tuple of records, or has one inside."""
+    return field.is_many or (field.layout is not None and any(map(has_tuple, field.layout.fields)))
+
+
 def num_tensors(layout: Layout) -> int:
-    """How many tensors a record has; one without tuples of records."""
+    """How many tensors a record has, with one record in each tuple."""
     return sum(1 if each.kind is not None else num_tensors(each.layout) if each.layout else 0 for each in layout.fields)
 
 

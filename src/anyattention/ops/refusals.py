@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from anyattention import native
 from anyattention.ambient import is_transformed
-from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.scores import SCORES
 
@@ -33,9 +31,8 @@ def refusal_of_rows(call: Arguments) -> str | None:
         return f"the kernels have no score {score.__name__}"
     if 0 in call.query.shape[-2:] or call.value.shape[-1] == 0:
         return "a size is 0"
-    numbers = call.bias.numbers if isinstance(call.bias, RelativeBias) else call.bias
     edges = () if call.edges is None else (call.edges.features, call.edges.key_weight, call.edges.value_weight)
-    if is_transformed(call.query, call.key, call.value, numbers, call.score.operands[0], *edges):
+    if is_transformed(call.query, call.key, call.value, call.bias_numbers, call.score.operands[0], *edges):
         return "the kernels have no forward derivatives and no rules for the transforms of torch.func"
     return None
 
@@ -47,6 +44,4 @@ def refusal_of_tiles(call: Arguments) -> str | None:
         return unable
     if not call.score.is_product:
         return f"tiles are products, and the score is {type(call.score).__name__}"
-    if isinstance(call.bias, Tensor) and call.bias.requires_grad and torch.is_grad_enabled():
-        return "tiles have no gradient of a bias of pairs; RelativeBias has one"
     return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from torch import Tensor
+
 from anyattention._checks import Axes, require_same_kind
 from anyattention.ambient import is_compiling
 from anyattention.ops import dispatch
@@ -48,7 +50,7 @@ def explain_dense(arguments: Arguments) -> Explanation:
     explanation = dispatch.explain(_TABLE, call, arguments.implementation)
     if explanation.implementation != "torch":
         return explanation
-    hides_pairs = isinstance(call.pattern, Causal) or call.mask is not None
+    hides_pairs = isinstance(call.pattern, Causal) or call.mask is not None or isinstance(call.bias, Tensor)
     notes = (torch_fused.LEAK, torch_fused.ROUNDING) if hides_pairs else (torch_fused.ROUNDING,)
     return Explanation("torch", explanation.refusals, notes)
 
@@ -67,10 +69,10 @@ def _check(arguments: Arguments) -> Arguments:
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
 
-    mask, bias = read_pairs(arguments, sizes)
-    pattern, lengths = arguments.pattern, sizes[2:]
+    call = read_pairs(arguments, sizes)
+    pattern, lengths = call.pattern, sizes[2:]
     assert isinstance(pattern, Pattern)
-    if not isinstance(pattern, Full) and not (isinstance(pattern, Causal) and pattern.offset(*lengths) >= 0):
-        pairs = pattern.to_dense(*lengths, device=query.device)[None, None]
-        pattern, mask = Full(), pairs if mask is None else pairs & mask
-    return arguments.changed(pattern=pattern, mask=mask, bias=bias)
+    if isinstance(pattern, Full) or (isinstance(pattern, Causal) and pattern.offset(*lengths) >= 0):
+        return call
+    pairs = pattern.to_dense(*lengths, device=query.device)[None, None]
+    return call.changed(pattern=Full(), mask=pairs if call.mask is None else pairs & call.mask)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from anyattention._checks import require_memory
 from anyattention.ambient import is_untraced, shielded
-from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
@@ -54,12 +53,11 @@ def run(call: Arguments) -> AttentionResult:
 
 def record_of(call: Arguments) -> RunAttention:
     """The record of a call, which has one run of keys for each query."""
-    assert not isinstance(call.bias, RelativeBias)
     lengths = call.query.shape[1], call.key.shape[1]
     offset = call.pattern.offset(*lengths) if isinstance(call.pattern, Causal) else None
     is_kept = is_untraced(call.query)
     part = _kept_run_part(*lengths, offset) if is_kept else _run_part(call.query, *lengths, offset)
-    return run_call(call, (part,), call.bias, is_dense=True)
+    return run_call(call, (part,), is_dense=True)
 
 
 def _run_part(like: Tensor, num_queries: int, num_keys: int, offset: int | None) -> RunPart:

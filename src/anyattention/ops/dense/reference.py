@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anyattention._checks import require_memory
 from anyattention.bias import RelativeBias
-from anyattention.ops.arguments import Arguments
+from anyattention.ops.arguments import Arguments, of_pairs
 from anyattention.ops.dense.heads import with_all_heads
 from anyattention.ops.dense.pairs import allowed_pairs
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -30,7 +30,7 @@ def run(call: Arguments) -> AttentionResult:
 
     Cost: B x H x L x S numbers, several times over; float16 and bfloat16 are computed in float32.
     """
-    dtype = call.sums_dtype
+    call, dtype = of_pairs(call), call.sums_dtype
     key, value = with_all_heads(call)
     query, key, value = (x.transpose(1, 2).to(dtype) for x in (call.query, key, value))
     batch, heads, query_length, _ = query.shape

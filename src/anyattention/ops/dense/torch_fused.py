@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anyattention.ambient import is_transformed
 from anyattention.bias import RelativeBias
-from anyattention.ops.arguments import Arguments
+from anyattention.ops.arguments import Arguments, of_pairs
 from anyattention.ops.dense.heads import with_all_heads
 from anyattention.ops.dense.pairs import allowed_pairs
 from anyattention.ops.dense.torch_kernel import FusedDense, fused_dense
@@ -32,8 +32,8 @@ def refusal(call: Arguments) -> str | None:
     """Why the fused kernel cannot run a call."""
     if call.query.device.type != "cpu":
         return f"PyTorch's fused attention is wrapped for the CPU only, and the query is on {call.query.device}"
-    assert not isinstance(call.bias, RelativeBias)
-    if is_transformed(call.query, call.key, call.value, call.bias):
+    bias = call.bias_numbers
+    if is_transformed(call.query, call.key, call.value, bias):
         return "it has no forward derivatives and no rules for the transforms of torch.func"
     if not call.score.is_product:
         return f"it scores by dot product, not by {type(call.score).__name__}"
@@ -43,7 +43,7 @@ def refusal(call: Arguments) -> str | None:
         return "it has no dropout"
     if call.weights is not None:
         return "it never forms the weights; once they are formed, the output is one product away"
-    if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for the bias"
     if 0 in (*call.query.shape, call.key.shape[1], call.value.shape[3]):
         return "a size is 0"
@@ -52,6 +52,7 @@ def refusal(call: Arguments) -> str | None:
 
 def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)` and logsumexp `(B, L, H)`. Memory: O(B x H x L x (D + E)) and the mask's own size."""
+    call = of_pairs(call)
     assert not isinstance(call.bias, RelativeBias)
     query, (key, value) = call.query, with_all_heads(call)
     bias, largest_bias = None, None

@@ -5,7 +5,7 @@ Axes: B batch, N queries, M keys, E edges, H heads, G key heads, D head_dim, C v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from anyattention.ops.edges.plain import largest_by_query
 from anyattention.ops.edges.products import GraphProducts
 from anyattention.scores import Score
 
-__all__ = ["EdgeAttention"]
+__all__ = ["EdgeAttention", "recorded_gradients"]
 
 _DIFFERENTIABLE = ("query", "key", "value", "vector", "term", "bias")
 
@@ -87,19 +87,27 @@ class EdgeAttention:
         """The gradients, by name, of the results times `by`, which autograd differentiates again."""
         names = [name for name in _DIFFERENTIABLE if name in needs]
         asked = [n for n, each in enumerate(by) if each is not None and (n != 1 or self.normalize)]
-        cotangents = tuple([by[n] for n in asked])
+        cotangents = [each for n in asked if (each := by[n]) is not None]
 
         def results(*inputs: Tensor) -> tuple[Tensor, ...]:
             found = replace(self, **dict(zip(names, inputs, strict=True))).results()
             return tuple([x for n in asked if (x := found[n]) is not None])
 
-        # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-        own = [getattr(self, name).view_as(getattr(self, name)) for name in names]
-        if is_transformed():
-            # A transform does not see what autograd records around it.
-            return dict(zip(names, torch.func.vjp(results, *own)[1](cotangents), strict=True))
-        pairs = [(x, each) for x, each in zip(results(*own), cotangents, strict=True) if x.requires_grad]
-        found = torch.autograd.grad(
-            [x for x, _ in pairs], own, [each for _, each in pairs], create_graph=True, allow_unused=True
+        return dict(
+            zip(names, recorded_gradients(results, [getattr(self, name) for name in names], cotangents), strict=True)
         )
-        return dict(zip(names, found, strict=True))
+
+
+def recorded_gradients(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """The gradients, by the inputs, of a function's results times cotangents, which autograd differentiates again."""
+    # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
+    own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+    if is_transformed():
+        # A transform does not see what autograd records around it.
+        return torch.func.vjp(function, *own)[1](tuple(cotangents))
+    pairs = [(x, each) for x, each in zip(function(*own), cotangents, strict=True) if x.requires_grad]
+    return torch.autograd.grad(
+        [x for x, _ in pairs], own, [each for _, each in pairs], create_graph=True, allow_unused=True
+    )

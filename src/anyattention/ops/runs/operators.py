@@ -1,142 +1,32 @@
-"""Attention over runs of keys in tiles: an operator and its gradient.
+"""Attention over runs of keys in tiles: an operator and its gradient, which is an operator with one too.
 
-The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of
-graphs, over the pairs as edges.
-
-Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim, E pairs.
+Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C value_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from anyattention.ambient import is_differentiated_again, shielded
+from anyattention.ambient import is_differentiated_again, is_transformed, shielded
 from anyattention.native import calls
-from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed
-from anyattention.ops.arguments import Arguments, Scaling
-from anyattention.ops.dropout import draw_seed, keep_factors
-from anyattention.ops.edges.arrays import arrays_of
-from anyattention.ops.edges.composed import EdgeAttention
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.pairs import masked_bias, place_by_distance
-from anyattention.ops.runs.parts import RunPart, pairs_of
-from anyattention.patterns import Graph
-from anyattention.scores import Dot
+from anyattention.ops.runs.call import (
+    RunAttention,
+    RunAttentionBackward,
+    of_rows,
+    single_parts,
+    widened,
+    with_single_parts,
+)
+from anyattention.ops.runs.composed import composed_gradients
+from anyattention.ops.runs.parts import RunPart
+from anyattention.ops.runs.second import second_gradient
 
-__all__ = [
-    "RunAttention",
-    "RunAttentionBackward",
-    "at_edges",
-    "bias_by_distance",
-    "graph_of_parts",
-    "of_rows",
-    "pairs_in_tiles",
-    "run_attention",
-    "run_call",
-    "with_single_parts",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class RunAttention(Scaling):
-    """Attention by dot products of each query to the keys of its runs.
-
-    Attributes:
-        query, key, value: read where they lie, also in half precision; sums are at least float32.
-        mask: boolean, each of the axes `(B, H, L, S)` whole or 1; False hides the pair.
-        bias: finite numbers, axes as the mask, added to the score; or by distance, as `Pairs` says, with gradients.
-        seed: with dropout.
-        parts: the runs, in parts that share no pair.
-        dropout: probability with which a weight is dropped.
-        is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
-    """
-
-    query: Annotated[Tensor, HeadRows("batch num_queries heads head_dim")]
-    key: Annotated[Tensor, HeadRows("batch num_keys key_heads head_dim")]
-    value: Annotated[Tensor, HeadRows("batch num_keys key_heads value_dim")]
-    mask: Annotated[Tensor | None, Choice("batch heads num_queries num_keys")]
-    bias: Annotated[Tensor | None, Pairs("batch heads num_queries num_keys")]
-    seed: Annotated[Tensor | None, Seed()]
-    parts: tuple[RunPart, ...]
-    dropout: float
-    is_dense: bool
-
-
-@dataclass(frozen=True, eq=False)
-class RunAttentionBackward:
-    """The gradients of query, key, value and of a bias by distance, where needed, in at least float32."""
-
-    call: RunAttention
-    output: Annotated[Tensor, Numbers("batch num_queries heads value_dim")]
-    largest: Annotated[Tensor, Numbers("batch num_queries heads")]
-    log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
-    grad_output: Annotated[Tensor, HeadRows("batch num_queries heads value_dim")]
-    grad_log_sum: Annotated[Tensor | None, Numbers("batch num_queries heads")]
-    needed: tuple[bool, ...]
-
-
-def run_call(call: Arguments, parts: tuple[RunPart, ...], bias: Tensor | None, *, is_dense: bool) -> RunAttention:
-    """The record of a call over these parts."""
-    return RunAttention(
-        query=call.query,
-        key=call.key,
-        value=call.value,
-        mask=call.mask,
-        bias=None if bias is None else bias.to(call.sums_dtype),
-        seed=draw_seed(call.query.device) if call.dropout > 0 else None,
-        parts=parts,
-        **vars(call.scaling),
-        dropout=call.dropout,
-        is_dense=is_dense,
-    )
-
-
-def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAttention:
-    """The same attention in the primitives over the pairs as edges, with the factors of dropout."""
-    call = _widened(call)
-    return EdgeAttention(
-        graph=arrays_of(graph),
-        score=Dot,
-        query=call.query,
-        key=call.key,
-        value=call.value,
-        vector=None,
-        term=None,
-        bias=masked_bias(call.mask, call.bias, graph, call.query),
-        kept=kept,
-        scaling=call,
-        negative_slope=0.0,
-        normalize=True,
-    )
-
-
-def graph_of_parts(call: RunAttention) -> Graph:
-    """The pairs of all parts as edges."""
-    queries, keys = pairs_of(call.parts)
-    lengths = call.query.shape[1], call.key.shape[1]
-    return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
-
-
-def bias_by_distance(call: RunAttention, graph: Graph, by_edges: Tensor | None) -> Tensor | None:
-    """The gradient of the call's bias, by distance, of that of the edges `(B, E, H)`."""
-    if by_edges is None or call.bias is None:
-        return None
-    by_head = by_edges.sum(0).T.sum_to_size(len(call.bias), graph.num_edges)
-    return call.bias.new_zeros(call.bias.shape).index_add(1, place_by_distance(graph), by_head)
-
-
-def _widened(call: RunAttention) -> RunAttention:
-    """The call with its rows in the dtype of the sums."""
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    if call.query.dtype is dtype:
-        return call
-    return replace(call, query=call.query.to(dtype), key=call.key.to(dtype), value=call.value.to(dtype))
+__all__ = ["pairs_in_tiles", "run_attention"]
 
 
 def _gradient(
@@ -146,39 +36,17 @@ def _gradient(
     grad_output, _, grad_log_sum = by
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    if is_differentiated_again():
-        found: Mapping[str, Tensor | None] = _composed_gradients(_widened(call), (grad_output, grad_log_sum), needs)
+    is_recorded = is_differentiated_again()
+    if is_recorded and is_transformed(call.query, call.key, call.value, call.bias, grad_output, grad_log_sum):
+        found: Mapping[str, Tensor | None] = composed_gradients(call, (grad_output, grad_log_sum), needs)
     else:
+        if is_recorded:
+            # To derivatives, what follows from the results follows from the call.
+            output, largest, log_sum = (x.detach() for x in results)
         needed = (True, True, True, "bias" in needs)
         each = _backward(RunAttentionBackward(call, output, largest, log_sum, grad_output, grad_log_sum, needed))
         found = dict(zip(("query", "key", "value", "bias"), each, strict=True))
     return of_rows(call, found)
-
-
-def of_rows(call: RunAttention, found: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
-    """Gradients by name, those of rows in their dtype: rows in half precision have them of float32 sums."""
-    dtype = call.query.dtype
-    if dtype is torch.promote_types(dtype, torch.float32):
-        return found
-    rows = ("query", "key", "value")
-    return {name: x.to(dtype) if x is not None and name in rows else x for name, x in found.items()}
-
-
-def _composed_gradients(
-    call: RunAttention, by: Sequence[Tensor | None], needs: frozenset[str]
-) -> Mapping[str, Tensor | None]:
-    graph = graph_of_parts(call)
-    kept, heads = None, call.query.shape[2]
-    if call.seed is not None and call.is_dense:
-        every = (call.query.shape[0], heads, graph.num_queries, graph.num_keys)
-        kept = keep_factors(every, call.dropout, call.seed, call.query.dtype)
-        kept = kept[:, :, graph.query_index, graph.key_index].transpose(1, 2)
-    elif call.seed is not None:
-        shape = (call.query.shape[0], graph.num_edges, heads)
-        kept = keep_factors(shape, call.dropout, call.seed, call.query.dtype)
-    found = dict(at_edges(call, graph, kept).gradients(by, needs))
-    found["bias"] = bias_by_distance(call, graph, found.get("bias"))
-    return found
 
 
 run_attention = operator(
@@ -194,18 +62,19 @@ run_attention = operator(
 _backward = operator(
     RunAttentionBackward,
     [Result(f"grad_{name}", like=f"call.{name}", is_sum=True) for name in ("query", "key", "value", "bias")],
+    gradient=second_gradient,
 )
 
 
 @run_attention.kernel("cpu", binds=True)
 def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
     if not call.parts:
-        call = _widened(call)
+        call = widened(call)
         rows = call.query.shape[:3]
         output = call.query.new_zeros(*rows, call.value.shape[3])
         return output, call.query.new_full(rows, -torch.inf), call.query.new_zeros(rows)
     results: list[Tensor | None] = []
-    for number, part in enumerate(_single_parts(call)):
+    for number, part in enumerate(single_parts(call)):
         bound = calls.bind(part)
         results = results or run_attention.allocate(call, bound)
         calls.run("run_attention_forward", bound, number > 0, *results)
@@ -216,32 +85,14 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
 def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = []
     if not record.call.parts:
-        call = _widened(record.call)
+        call = widened(record.call)
         inputs = (call.query, call.key, call.value, call.bias)
         return tuple([None if x is None else torch.zeros_like(x) for x in inputs])
     for number, single in enumerate(with_single_parts(record)):
         bound = calls.bind(single)
-        if not results:
-            results = _backward.allocate(record, bound)
-            if results[3] is not None:
-                results[3].zero_()  # added to
-        calls.run("run_attention_backward", bound, number > 0, *results)
+        results = results or _backward.allocate(record, bound)
+        calls.run("run_attention_backward", bound, number > 0, *results[:3], calls.pairs(results[3], bound))
     return tuple(results)
-
-
-def with_single_parts(record: Any) -> Iterator[Any]:
-    """A record about a call, once for each part of the call."""
-    for call in _single_parts(record.call):
-        yield record if call is record.call else replace(record, call=call)
-
-
-def _single_parts(call: RunAttention) -> Iterator[RunAttention]:
-    """The call for each of its parts, which a kernel takes one at a time."""
-    if len(call.parts) == 1:
-        yield call
-    else:
-        for part in call.parts:
-            yield replace(call, parts=(part,))
 
 
 @lru_cache(maxsize=16)

@@ -1,7 +1,7 @@
 """The weights of attention over runs: an operator over its results, and its gradient.
 
-The gradient is fused; where it is differentiated again, or a bias by distance has one, it is that of the same weights
-in the primitives of graphs, over the pairs as edges.
+The gradient is fused; where it is differentiated again, it is that of the same weights in the primitives of graphs,
+over the pairs as edges.
 
 Axes: B batch, L query_length, S key_length, H heads, E pairs.
 """
@@ -12,23 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from anyattention.ambient import is_differentiated_again, is_readable
-from anyattention.errors import UnsupportedError
+from anyattention.ambient import is_differentiated_again
 from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.operators import (
-    RunAttention,
-    at_edges,
-    bias_by_distance,
-    graph_of_parts,
-    of_rows,
-    with_single_parts,
-)
-from anyattention.ops.runs.pairs import pairs_at_edges
+from anyattention.ops.runs.call import RunAttention, of_rows, with_single_parts
+from anyattention.ops.runs.composed import at_edges, graph_of_parts
+from anyattention.ops.runs.pairs import bias_of_edges, pairs_at_edges
 
 __all__ = ["RunAttentionWeights", "RunAttentionWeightsBackward", "run_attention_weights", "run_weights"]
 
@@ -51,12 +43,13 @@ class RunAttentionWeights:
 
 @dataclass(frozen=True, eq=False)
 class RunAttentionWeightsBackward:
-    """The gradients of query and key, with log_sum held, and of log_sum."""
+    """The gradients of query, key and, where needed, bias, with log_sum held, and of log_sum."""
 
     call: RunAttention
     largest: Annotated[Tensor, Numbers("batch num_queries heads")]
     log_sum: Annotated[Tensor, Numbers("batch num_queries heads")]
     grad_weights: Annotated[Tensor, Numbers("batch weight_heads num_queries num_keys")]
+    needed: tuple[bool, ...]
 
 
 def run_weights(call: RunAttention, largest: Tensor, log_sum: Tensor, *, mean: bool) -> Tensor:
@@ -80,18 +73,11 @@ def _gradient(
     assert grad_weights is not None
     if is_differentiated_again():
         return _composed_gradients(record, grad_weights, needs)
-    if "call.bias" in needs:
-        if not is_readable(record.call.query):
-            raise UnsupportedError(
-                "a traced call has no gradient of the weights by a bias by distance", argument="bias"
-            )
-        with torch.enable_grad():
-            found = _composed_gradients(record, grad_weights, needs)
-        return {name: None if x is None else x.detach() for name, x in found.items()}
-    by_query, by_key, by_log_sum = _backward(
-        RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights)
+    needed = (True, True, True, "call.bias" in needs)
+    by_query, by_key, by_log_sum, by_bias = _backward(
+        RunAttentionWeightsBackward(record.call, record.largest, record.log_sum, grad_weights, needed)
     )
-    return {"log_sum": by_log_sum, **_of_call(record.call, {"query": by_query, "key": by_key})}
+    return {"log_sum": by_log_sum, **_of_call(record.call, {"query": by_query, "key": by_key, "bias": by_bias})}
 
 
 def _of_call(call: RunAttention, found: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
@@ -110,7 +96,7 @@ def _composed_gradients(
         by_edges = (by_edges / heads).expand(-1, -1, heads)
     own = frozenset([name.removeprefix("call.") for name in needs])
     found = dict(at_edges(call, graph, None).gradients((None, None, by_edges), own))
-    found["bias"] = bias_by_distance(call, graph, found.get("bias"))
+    found["bias"] = bias_of_edges(call.bias, graph, found.get("bias"))
     return _of_call(call, found)
 
 
@@ -123,6 +109,7 @@ _backward = operator(
         Result("grad_query", like="call.query", is_sum=True),
         Result("grad_key", like="call.key", is_sum=True),
         Result("grad_log_sum", like="log_sum"),
+        Result("grad_bias", like="call.bias", is_sum=True),
     ],
 )
 
@@ -146,9 +133,11 @@ def _run(record: RunAttentionWeights) -> Tensor:
 def _run_backward(record: RunAttentionWeightsBackward) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = []
     if not record.call.parts:
-        return tuple([record.log_sum.new_zeros(x.shape) for x in (record.call.query, record.call.key, record.log_sum)])
+        inputs = (record.call.query, record.call.key, record.log_sum, record.call.bias)
+        return tuple([None if x is None else record.log_sum.new_zeros(x.shape) for x in inputs])
     for number, single in enumerate(with_single_parts(record)):
         bound = calls.bind(single)
         results = results or _backward.allocate(record, bound)
-        calls.run("run_attention_weights_backward", bound, number > 0, *results)
+        given = calls.pairs(results[3], bound)
+        calls.run("run_attention_weights_backward", bound, number > 0, *results[:3], given)
     return tuple(results)

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from anyattention._checks import Axes, require_same_kind
 from anyattention.ambient import is_compiling, shielded
-from anyattention.bias import RelativeBias
 from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_relative, require_sinks
+from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.graph import graph_attention
 from anyattention.ops.refusals import refusal_of_rows
@@ -82,11 +81,7 @@ def _check(arguments: Arguments) -> Arguments:
     require_sinks(arguments, axes)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    if isinstance(arguments.bias, RelativeBias):
-        require_relative(arguments.bias, query, axes.sizes["heads"])
-        return arguments.changed(mask=read_pairs(arguments.changed(bias=None), sizes)[0])
-    mask, bias = read_pairs(arguments, sizes)
-    return arguments.changed(mask=mask, bias=bias)
+    return read_pairs(arguments, sizes)
 
 
 def _require_hashable(pattern: Pattern) -> None:

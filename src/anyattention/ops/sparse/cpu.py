@@ -5,10 +5,8 @@ Axes: B batch, L query_length, S key_length, H heads, D head_dim, C value_dim, E
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.edges.operators import edge_softmax
 from anyattention.ops.normalizer import with_normalizer
@@ -60,21 +58,11 @@ def run(call: Arguments) -> AttentionResult:
     """
     arrays = _run_arrays(call.pattern, call.query.shape[1], call.key.shape[1])
     parts = tuple([RunPart(*arrays[first : first + 5]) for first in range(0, len(arrays), 5)])
-    bias = call.bias
-    if isinstance(bias, RelativeBias):
-        bias = _by_distance(bias, call.query, call.key)
-    record = run_call(call, parts, bias, is_dense=False)
+    record = run_call(call, parts, is_dense=False)
     output, largest, log_sum = run_attention(record)
     weights = None if call.weights is None else _weights(call, record).to(call.results_dtype)
     result = AttentionResult(output.to(call.results_dtype), weights)
     return with_normalizer(result, largest, log_sum) if call.return_logsumexp else result
-
-
-def _by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
-    """The bias `(H | 1, L + S - 1)` of query i and key j at i - j + S - 1."""
-    num_queries, num_keys = query.shape[1], key.shape[1]
-    places = torch.arange(max(num_queries + num_keys - 1, 0), device=query.device)
-    return bias.at(places, places.new_tensor(num_keys - 1), num_queries, num_keys)
 
 
 def _weights(call: Arguments, record: RunAttention) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from anyattention._checks import Axes, require_same_kind
 from anyattention.errors import UnsupportedError
 from anyattention.ops import dispatch
-from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
+from anyattention.ops.arguments import Arguments, of_pairs, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.topk import cpu, reference
 from anyattention.output import AttentionResult
@@ -42,5 +42,4 @@ def _check(arguments: Arguments) -> Arguments:
     require_sinks(arguments, axes)
     refuse_graph_settings(arguments)
     sizes = [axes.sizes[axis] for axis in ("batch", "heads", "query_length", "key_length")]
-    mask, bias = read_pairs(arguments, sizes)
-    return arguments.changed(mask=mask, bias=bias)
+    return of_pairs(read_pairs(arguments, sizes))
