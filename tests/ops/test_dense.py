@@ -121,6 +121,24 @@ def test_agrees_with_scaled_dot_product_attention(implementation, is_causal):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("scale", [-1.3, -0.0, 0.0, 0.7])
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 2), (2, 7)])
+def test_any_scale_is_one_of_causal_attention_too(implementation, scale, lengths):
+    shapes = ((2, lengths[0], 3, 4), (2, lengths[1], 3, 4), (2, lengths[1], 3, 5))
+    query, key, value = inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    later = torch.ones(lengths, dtype=torch.bool).triu(1)
+    scores = (scale * torch.einsum("blhd,bshd->bhls", query, key)).masked_fill(later, -torch.inf)
+    expected = torch.einsum("bhls,bshe->blhe", scores.softmax(-1), value), scores.logsumexp(-1).transpose(1, 2)
+    pattern = Causal("top_left")
+    found = attend(query, key, value, pattern, scale=scale, return_logsumexp=True, implementation=implementation)
+    actual = found.output, found.logsumexp
+    cotangents = [torch.randn_like(x) for x in expected]
+    for each in ((actual, expected), [torch.autograd.grad(x, inputs, cotangents) for x in (actual, expected)]):
+        for ours, theirs in zip(*each, strict=True):
+            assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_logsumexp_is_that_of_the_scores(implementation):
     query = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
     key = torch.randn(2, 7, 2, 5, dtype=torch.float64, requires_grad=True)

@@ -55,13 +55,16 @@ def run(call: Arguments) -> AttentionResult:
     call = of_pairs(call)
     assert not isinstance(call.bias, RelativeBias)
     query, (key, value) = call.query, with_all_heads(call)
-    bias, largest_bias = None, None
+    bias, largest_bias, scale = None, None, call.scaling.scale
     lengths = query.shape[1], key.shape[1]
     causal = isinstance(call.pattern, Causal) and call.pattern.offset(*lengths) == 0
     if causal and call.mask is None and call.bias is None:
         # Keys past the last query are never used; the kernel would read them all the same.
         key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
         has_pairs = None
+        if scale <= 0:
+            # The kernel hides later keys by -inf before it scales.
+            query, scale = (-query, -scale) if scale < 0 else (query * 0.0, 1.0)
     else:
         pairs, causal = allowed_pairs(call), False
         has_pairs = None if pairs is None else pairs.any(-1, keepdim=True)
@@ -84,7 +87,7 @@ def run(call: Arguments) -> AttentionResult:
     width = max(head_dim, value_dim)
     query, key = (F.pad(x, (0, width - head_dim)) if head_dim < width else x for x in (query, key))
     value = F.pad(value, (0, width - value_dim)) if value_dim < width else value
-    output, logsumexp = fused_dense(FusedDense(query, key, value, bias, causal, call.scaling.scale))
+    output, logsumexp = fused_dense(FusedDense(query, key, value, bias, causal, scale))
     output = output[..., :value_dim]
     rows = None if has_pairs is None else has_pairs.transpose(1, 2)
     result = AttentionResult(output if rows is None else torch.where(rows, output, 0.0))
