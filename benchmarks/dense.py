@@ -1,5 +1,7 @@
 """Dense attention: `attend` beside PyTorch's own, bare; our MultiHeadAttention beside torch.nn's; the matrix rate.
 
+In bfloat16 the same call in float32 stands beside both.
+
 The limit is the time that PyTorch's matrix product would take for the same multiplications: 4 B H L S D operations
 forward, half of it causal, and 3.5 times as many forward and backward (5 products backward, 2 forward).
 """
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import anyattention
-from anyattention import Causal, attend
+from anyattention import Causal, Pattern, Window, attend
 from anyattention.nn import MultiHeadAttention
 from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
 
@@ -29,6 +31,14 @@ def main() -> None:
             cases[f"{title}, forward"] = operation(length, causal=causal, backward=False)
             cases[f"{title}, forward+backward"] = operation(length, causal=causal, backward=True)
     cases["attend, length 1024, padding mask, forward"] = padded(1024)
+    for name, batch, length, pattern in (
+        ("length 1024", BATCH, 1024, None),
+        ("length 8192, causal", 1, 8192, Causal()),
+        ("length 8192, window of 256 on each side", 1, 8192, Window(256, 256)),
+    ):
+        for backward in (False, True):
+            title = f"attend, bfloat16, {name}, forward{'+backward' if backward else ''}"
+            cases[title] = half_precision(batch, length, pattern, backward=backward)
     for weights in (False, True):
         returned = "mean weights" if weights else "no weights"
         cases[f"module, length 1024, {returned}, forward"] = module(1024, weights=weights)
@@ -58,6 +68,39 @@ def operation(length: int, *, causal: bool, backward: bool) -> dict[str, Timing]
             cotangent.transpose(1, 2),
         ),
         "matrix rate": product(length, (0.5 if causal else 1.0) * (3.5 if backward else 1.0)),
+    }
+    with torch.set_grad_enabled(backward):
+        return measure("anyattention", contestants)
+
+
+def half_precision(batch: int, length: int, pattern: Pattern | None, *, backward: bool) -> dict[str, Timing]:
+    """bfloat16, beside the same numbers in float32; PyTorch's takes a window as a mask."""
+    full = [x[:batch] for x in inputs(length, False)]
+    cotangent = torch.randn_like(full[0])
+    causal = isinstance(pattern, Causal)
+    mask = None if causal or pattern is None else pattern.to_dense(length, length)
+    assert anyattention.explain(*full, pattern).implementation == "cpu"
+
+    def ours(dtype: torch.dtype) -> Callable[[], object]:
+        leaves, grad = [x.to(dtype).requires_grad_(backward) for x in full], cotangent.to(dtype)
+
+        def step() -> object:
+            output = attend(*leaves, pattern).output
+            return torch.autograd.grad(output, leaves, grad) if backward else output
+
+        return step
+
+    leaves = [x.bfloat16().transpose(1, 2).requires_grad_(backward) for x in full]
+    grad = cotangent.bfloat16().transpose(1, 2)
+
+    def theirs() -> object:
+        output = F.scaled_dot_product_attention(*leaves, attn_mask=mask, is_causal=causal)
+        return torch.autograd.grad(output, leaves, grad) if backward else output
+
+    contestants = {
+        "anyattention": ours(torch.bfloat16),
+        "anyattention in float32": ours(torch.float32),
+        "torch SDPA, bare": theirs,
     }
     with torch.set_grad_enabled(backward):
         return measure("anyattention", contestants)
