@@ -1,5 +1,7 @@
 """Dense attention: `attend` beside PyTorch's own, bare; our MultiHeadAttention beside torch.nn's; the matrix rate.
 
+In bfloat16 the same call in float32 stands beside both.
+
 The limit is the time that PyTorch's matrix product would take for the same multiplications: 4 B H L S D operations
 forward, half of it causal, and 3.5 times as many forward and backward (5 products backward, 2 forward).
 """
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import anyattention
-from anyattention import Causal, attend
+from anyattention import Causal, Pattern, Window, attend
 from anyattention.nn import MultiHeadAttention
 from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
 
@@ -35,8 +37,14 @@ def main() -> None:
             add(f"{title}, forward", operation(length, causal=causal, backward=False))
             add(f"{title}, forward+backward", operation(length, causal=causal, backward=True))
     add("attend, length 1024, padding mask, forward", padded(1024))
-    for backward in (False, True):
-        add(f"attend, length 1024, bfloat16, forward{'+backward' if backward else ''}", half(1024, backward=backward))
+    for name, batch, length, pattern in (
+        ("length 1024", BATCH, 1024, None),
+        ("length 8192, causal", 1, 8192, Causal()),
+        ("length 8192, window of 256 on each side", 1, 8192, Window(256, 256)),
+    ):
+        for backward in (False, True):
+            title = f"attend, bfloat16, {name}, forward{'+backward' if backward else ''}"
+            add(title, half_precision(batch, length, pattern, backward=backward))
     add("attend, length 1024, bias per head with gradient, forward+backward", biased(1024))
     add("attend, length 1024, gradient penalty", penalty(1024))
     add("attend, 1 x 512, dropout 0.1, forward", dropped(512))
@@ -75,29 +83,6 @@ def operation(length: int, *, causal: bool, backward: bool) -> dict[str, Timing]
 def gradients(forward: Callable[[], Tensor], leaves: Sequence[Tensor], by: Tensor) -> Callable[[], object]:
     """What a training step computes."""
     return lambda: torch.autograd.grad(forward(), leaves, by)
-
-
-def half(length: int, *, backward: bool) -> dict[str, Timing]:
-    """In bfloat16, beside the same numbers in float32."""
-    contestants: dict[str, Callable[[], object]] = {}
-    for name, dtype in (("anyattention", torch.bfloat16), ("anyattention, float32", torch.float32)):
-        rows = [x.to(dtype).requires_grad_(backward) for x in inputs(length, False)]
-        contestants[name] = call_of(rows, backward)
-    rows = [x.bfloat16().transpose(1, 2).requires_grad_(backward) for x in inputs(length, False)]
-
-    def theirs() -> Tensor:
-        return F.scaled_dot_product_attention(*rows)
-
-    contestants["torch SDPA, bfloat16"] = gradients(theirs, rows, torch.randn_like(rows[0])) if backward else theirs
-    with torch.set_grad_enabled(backward):
-        return measure("anyattention", contestants)
-
-
-def call_of(rows: list[Tensor], backward: bool) -> Callable[[], object]:
-    def forward() -> Tensor:
-        return attend(*rows).output
-
-    return gradients(forward, rows, torch.randn_like(rows[0])) if backward else forward
 
 
 def biased(length: int) -> dict[str, Timing]:
@@ -153,6 +138,39 @@ def dropped(length: int) -> dict[str, Timing]:
         "torch SDPA, bare": lambda: F.scaled_dot_product_attention(*heads_first, dropout_p=0.1),
     }
     with torch.no_grad():
+        return measure("anyattention", contestants)
+
+
+def half_precision(batch: int, length: int, pattern: Pattern | None, *, backward: bool) -> dict[str, Timing]:
+    """bfloat16, beside the same numbers in float32; PyTorch's takes a window as a mask."""
+    full = [x[:batch] for x in inputs(length, False)]
+    cotangent = torch.randn_like(full[0])
+    causal = isinstance(pattern, Causal)
+    mask = None if causal or pattern is None else pattern.to_dense(length, length)
+    assert anyattention.explain(*full, pattern).implementation == "cpu"
+
+    def ours(dtype: torch.dtype) -> Callable[[], object]:
+        leaves, grad = [x.to(dtype).requires_grad_(backward) for x in full], cotangent.to(dtype)
+
+        def step() -> object:
+            output = attend(*leaves, pattern).output
+            return torch.autograd.grad(output, leaves, grad) if backward else output
+
+        return step
+
+    leaves = [x.bfloat16().transpose(1, 2).requires_grad_(backward) for x in full]
+    grad = cotangent.bfloat16().transpose(1, 2)
+
+    def theirs() -> object:
+        output = F.scaled_dot_product_attention(*leaves, attn_mask=mask, is_causal=causal)
+        return torch.autograd.grad(output, leaves, grad) if backward else output
+
+    contestants = {
+        "anyattention": ours(torch.bfloat16),
+        "anyattention, float32": ours(torch.float32),
+        "torch SDPA, bare": theirs,
+    }
+    with torch.set_grad_enabled(backward):
         return measure("anyattention", contestants)
 
 

@@ -36,7 +36,7 @@ def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, E)`, weights `(B, H, L, S)` or `(B, L, S)` and logsumexp `(B, L, H)`.
 
     Cost: memory O(B x H x (L + S) x (D + E)) beside the weights, which take one product of three in a forward more.
-    float16 and bfloat16 are computed in float32.
+    float16 and bfloat16 are summed in float32; see "bfloat16" in docs/dense.md.
     """
     lengths = call.query.shape[1], call.key.shape[1]
     if call.weights is not None:

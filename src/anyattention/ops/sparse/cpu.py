@@ -54,7 +54,7 @@ def run(call: Arguments) -> AttentionResult:
     """Output `(B, L, H, C)`, weights `(B, E, H)` and logsumexp `(B, L, H)`.
 
     Cost: O(pairs in tiles x H x (D + C)) time; memory O((L + S) x H x (D + C)), for the weights O(E x H). float16 and
-    bfloat16 are computed in float32.
+    bfloat16 are summed in float32.
     """
     arrays = _run_arrays(call.pattern, call.query.shape[1], call.key.shape[1])
     parts = tuple([RunPart(*arrays[first : first + 5]) for first in range(0, len(arrays), 5)])
