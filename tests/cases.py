@@ -269,20 +269,20 @@ _SELECTED: dict[str, Sequence[Any]] = {
     "key_heads": (None, 1),
     **_PAIRS,
 }
-# Fused kernels score by products, and have no gradient of a bias of pairs.
+# Fused kernels score by products, and PyTorch's has no gradient of a bias.
 _DOT: dict[str, Sequence[Any]] = {"score": ("dot",)}
 _FIXED_BIASES = (None, "fixed k", "fixed 1hqk", "fixed relative")
 
 # The settings of each operation that each of its implementations runs.
 AXES: dict[tuple[str, str], Mapping[str, Sequence[Any]]] = {
     ("dense", "reference"): _DENSE,
-    ("dense", "cpu"): _DENSE | _DOT | {"bias": _FIXED_BIASES},
+    ("dense", "cpu"): _DENSE | _DOT,
     ("dense", "torch"): _DENSE | _DOT | {"bias": _FIXED_BIASES, "softcap": (None,)},
     ("graph", "reference"): _EDGES,
     ("graph", "cpu"): _EDGES,
     ("sparse", "reference"): _SPARSE,
     ("sparse", "graph"): _SPARSE,
-    ("sparse", "cpu"): _SPARSE | _DOT | {"bias": (*_FIXED_BIASES, "relative")},
+    ("sparse", "cpu"): _SPARSE | _DOT,
     ("top-k", "reference"): _SELECTED | _DOT,
     ("top-k", "cpu"): _SELECTED | _DOT | {"softcap": (None,), "dtype": (torch.float32,)},
 }

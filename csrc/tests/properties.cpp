@@ -373,6 +373,26 @@ anyattention_pairs pairs_of_axes(const std::vector<int64_t> &sizes) {
   return pairs;
 }
 
+// The same in any order, some backwards or further apart than they need be.
+anyattention_pairs scattered_pairs(const std::vector<int64_t> &sizes) {
+  std::vector<std::size_t> order{0, 1, 2, 3};
+  std::shuffle(order.begin(), order.end(), generator);
+  anyattention_pairs pairs{};
+  int64_t next = 1 + up_to(1), last = 0;
+  bool is_empty = false;
+  for (const std::size_t axis : order) {
+    if (chance(0.4)) continue;
+    is_empty |= sizes[axis] == 0;
+    const int64_t reach = std::max<int64_t>(sizes[axis] - 1, 0) * next;
+    const bool is_backwards = chance(0.2);
+    pairs.strides[axis] = is_backwards ? -next : next;
+    pairs.offset += is_backwards ? reach : 0;
+    last += reach, next += reach + up_to(3);
+  }
+  pairs.size = is_empty ? 0 : last + 1;
+  return pairs;
+}
+
 // Moves numbers of pairs outside, where there are any; returns whether it did.
 bool plant_fault_in_pairs(anyattention_pairs &mask, anyattention_pairs &bias, bool is_empty) {
   const bool moves_mask = !is_empty && mask.numbers && chance(0.5), moves_bias = !is_empty && bias.numbers && chance(0.5);
@@ -464,17 +484,16 @@ void drive_runs(bool faulty) {
   const Numbers grad_query = numbers(batch * queries * heads * head_dim), grad_key = numbers(batch * keys * key_heads * head_dim);
   const Numbers grad_value = numbers(batch * keys * key_heads * value_dim);
   const std::vector<int64_t> axes{batch, heads, queries, keys};
-  anyattention_pairs mask = pairs_of_axes(axes), bias = pairs_of_axes(axes);
+  anyattention_pairs mask = pairs_of_axes(axes), bias = scattered_pairs(axes), grad_bias = pairs_of_axes(axes);
   const int64_t distances = std::max<int64_t>(queries + keys - 1, 0);
   if (by_distance) bias = {nullptr, heads * distances, std::max<int64_t>(keys - 1, 0), {0, distances, 1, -1}};
+  if (by_distance) grad_bias = bias;
   const Array<uint8_t> allowed(mask.size);
   for (int64_t n = 0; n < mask.size; ++n) allowed[n] = chance(0.8);
-  const Numbers biases = numbers(bias.size), grad_bias = numbers(bias.size);
+  const Numbers biases = numbers(bias.size), by_bias = numbers(grad_bias.size);
+  grad_bias.numbers = by_bias.get();
   if (chance(0.4)) mask.numbers = allowed.get();
   if (chance(0.4)) bias.numbers = biases.get();
-  anyattention_pairs of_bias = bias;
-  of_bias.numbers = grad_bias.get();
-  const anyattention_pairs *const by_bias = bias.numbers && of_bias.numbers && chance(0.7) ? &of_bias : nullptr;
   if (faulty && plant_fault_in_pairs(mask, bias, batch * queries * keys == 0)) broken = true;
   if (faulty && chance(0.1)) {
     anyattention_head_rows &rows = query.fields;
@@ -508,20 +527,26 @@ void drive_runs(bool faulty) {
                                                            call.num_threads, is_double};
   const anyattention_run_attention_weights_backward_call by_weights{
       weight_heads, call, largest.get(), log_sum.get(), weights.get(), call.num_threads, is_double};
+  const anyattention_pairs *to = bias.numbers && grad_bias.numbers && chance(0.8) ? &grad_bias : nullptr;
   const int32_t statuses[] = {
       anyattention_run_attention_forward(&call, chance(0.3), output.get(), largest.get(), log_sum.get()),
       anyattention_run_attention_weights(&of_results, chance(0.3), weights.get()),
       anyattention_run_attention_weights_backward(&by_weights, chance(0.3), grad_query.get(), grad_key.get(),
-                                                  log_sum.get(), by_bias),
+                                                  log_sum.get(), to),
       anyattention_run_attention_backward(&by_results, chance(0.3), grad_query.get(), grad_key.get(), grad_value.get(),
-                                          by_bias),
+                                          to),
       anyattention_run_attention_double_backward_sums(&by_gradients, chance(0.3), sums.get()),
       anyattention_run_attention_double_backward(&by_gradients, chance(0.3), chance(0.5), sums.get(), wanted(grad_query),
-                                                 wanted(grad_key), wanted(grad_value), wanted(grad_grad_output), by_bias),
+                                                 wanted(grad_key), wanted(grad_value), wanted(grad_grad_output), to),
   };
   for (const int32_t status : statuses) {
     require(broken == (status != ANYATTENTION_OK), broken ? "runs took a fault" : "sound runs refused", status);
   }
+  if (!to || broken) return;
+  anyattention_pairs others = grad_bias;
+  (chance(0.5) ? others.size : others.offset) += one_of<int64_t>({-3, 1, 1000});
+  require(anyattention_run_attention_backward(&by_results, 0, grad_query.get(), grad_key.get(), grad_value.get(), &others) ==
+              ANYATTENTION_INVALID_ARGUMENT, "a gradient that is no gradient of the bias");
 }
 
 // Choosing keys: each query's are different, in its range, best first, and as many as it sees; once sound, and once with

@@ -68,19 +68,12 @@ class Rows:
         bias = leaves["bias"]
         if isinstance(self.pattern, Graph):
             bias = bias[:, 0, 0, :, None][:, self.pattern.key_index].expand(-1, -1, _HEADS)
-        elif implementation != "reference" and is_of_pairs(self.pattern):
-            bias = bias.detach()
         score = Dot() if self.score == "dot" else Additive(_SLOPE)
         if self.score == "dynamic":
             score = Dynamic(leaves["vector"], _SLOPE)
         given = {name: leaves[name] for name in ("query", "key", "value")}
         given |= {"pattern": self.pattern, "bias": bias, "score": score}
         return given | {"implementation": implementation, "leaves": leaves} | asked
-
-
-def is_of_pairs(pattern: Any) -> bool:
-    """Whether tiles take a bias of pairs, of which they have no gradient."""
-    return not isinstance(pattern, Graph | TopK)
 
 
 def rows(pattern: Any, num_queries: int, num_keys: int, *, equal: bool, score: str = "dot", **to: Any) -> Rows:

@@ -11,6 +11,7 @@ from torch import Tensor
 from anyattention import (
     Causal,
     Documents,
+    Dynamic,
     Fixed,
     Full,
     Global,
@@ -230,19 +231,12 @@ class TestChoice:
         )
         assert "in order of their residue" in text
 
-    @pytest.mark.parametrize(
-        ("settings", "reason"),
-        [
-            ({"bias": torch.zeros(30, requires_grad=True)}, "tiles have no gradient of a bias of pairs"),
-        ],
-    )
-    def test_other_settings_run_over_edges(self, settings: dict[str, Any], reason: str) -> None:
-        x = rows(30, 2, 8)
+    def test_other_scores_run_over_edges(self) -> None:
+        x, reason = rows(30, 2, 8), "tiles are products, and the score is Dynamic"
+        settings: dict[str, Any] = {"score": Dynamic(torch.zeros(2, 8))}
         explanation = explain(x, x, x, Window(2, 2), **settings)
         assert explanation.implementation == "graph"
-        ((name, given),) = explanation.refusals
-        assert name == "cpu"
-        assert given.startswith(reason)
+        assert explanation.refusals == (("cpu", reason),)
         assert explanation.notes == ("Window(left=2, right=2, align=None) as a Graph of 144 edges",)
         with pytest.raises(UnsupportedError, match=reason):
             attend(x, x, x, Window(2, 2), implementation="cpu", **settings)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anyattention import Causal, Strided, attend, explain
-from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.errors import InvalidInputError
 from anyattention.ops.runs import RunAttention, run_attention, run_weights, runs_of
 from anyattention.ops.runs.weights import (
     RunAttentionWeights,
@@ -262,7 +262,8 @@ def test_operator(opcheck: Any, weight_heads: int) -> None:
     opcheck(run_attention_weights, own)
     call = replace(record.call, **{name: getattr(record.call, name).detach() for name in ("query", "key", "value")})
     by = torch.randn(2, weight_heads, 9, 9, dtype=_F64)
-    opcheck(_backward, RunAttentionWeightsBackward(call, own.largest, own.log_sum.detach(), by))
+    for needed in ((True,) * 4, (True, True, True, False)):
+        opcheck(_backward, RunAttentionWeightsBackward(call, own.largest, own.log_sum.detach(), by, needed))
 
 
 @pytest.mark.parametrize("mean", [False, True])
@@ -285,7 +286,7 @@ def test_several_parts_and_shared_key_heads(mean: bool) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_a_trace_has_no_gradient_by_a_bias_of_distances() -> None:
+def test_a_trace_has_the_gradient_by_a_bias_of_distances() -> None:
     call = of_parts(weight_heads=1).call
     rows = torch.zeros(2, 9, 4, dtype=_F64)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -293,8 +294,8 @@ def test_a_trace_has_no_gradient_by_a_bias_of_distances() -> None:
         fakes = {name: mode.from_tensor(getattr(call, name).detach()) for name in names}
         bias = fakes["bias"].requires_grad_()
         found = run_weights(replace(call, **fakes), mode.from_tensor(rows), mode.from_tensor(rows), mean=True)
-        with pytest.raises(UnsupportedError, match="a traced call has no gradient of the weights by a bias"):
-            torch.autograd.grad(found, bias, torch.ones(2, 9, 9, dtype=_F64))
+        (by_bias,) = torch.autograd.grad(found, bias, torch.ones(2, 9, 9, dtype=_F64))
+        assert by_bias.shape == bias.shape
 
 
 def test_unchecked_sizes() -> None:
