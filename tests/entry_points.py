@@ -127,7 +127,9 @@ def _of_runs() -> dict[str, Any]:
         "run_attention_forward": call,
         "run_attention_backward": RunAttentionBackward(call, *results, *by, (True,) * 4),
         "run_attention_weights": RunAttentionWeights(call, *results[1:], 1),
-        "run_attention_weights_backward": RunAttentionWeightsBackward(call, *results[1:], numbers(2, 1, 40, 40)),
+        "run_attention_weights_backward": RunAttentionWeightsBackward(
+            call, *results[1:], numbers(2, 1, 40, 40), (True,) * 4
+        ),
     }
 
 
