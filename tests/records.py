@@ -104,6 +104,7 @@ def records() -> dict[str, Any]:
         "one part, mask, bias, dropout": RunAttention(
             *rows, mask, leaf(4, 17), torch.tensor(3), (replace(parts[0]),), 0.2, True, scale=0.5, softcap=2.0
         ),
+        "bias of pairs": RunAttention(*rows, None, leaf(1, 4, 9, 9), None, parts, 0.0, False, scale=0.5, softcap=0.0),
         "no parts": RunAttention(*rows, None, None, None, (), 0.0, False, scale=0.5, softcap=0.0),
     }
     singles = [numbers(2, 5, 4, 3, dtype=torch.float32), numbers(2, 7, 2, 3, dtype=torch.float32)]
@@ -155,12 +156,9 @@ def records() -> dict[str, Any]:
         found[f"run_attention_double_backward: {case}"] = RunAttentionDoubleBackward(backward, *again, wanted)
         heads = 1 if call.mask is None else 4
         of_leaves = results[1], results[2].clone().requires_grad_()
-        # A gradient by the bias is none for a trace.
-        found[f"run_attention_weights: {case}"] = RunAttentionWeights(replace(call, bias=plain.bias), *of_leaves, heads)
-        by_weights = numbers(2, heads, 9, 9)
-        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(
-            plain, *results[1:], by_weights, needed
-        )
+        found[f"run_attention_weights: {case}"] = RunAttentionWeights(call, *of_leaves, heads)
+        given = *results[1:], numbers(2, heads, 9, 9), (True, True, True, call.bias is not None)
+        found[f"run_attention_weights_backward: {case}"] = RunAttentionWeightsBackward(plain, *given)
     for case, call in fused.items():
         plain = detached(call)
         output, logsumexp = torch_kernel.fused_dense(plain)
@@ -202,7 +200,7 @@ NAMES = [
                     "run_attention", "run_attention_backward", "run_attention_double_backward",
                     "run_attention_weights", "run_attention_weights_backward",
                 ),
-                ("two parts", "one part, mask, bias, dropout", "no parts"),
+                ("two parts", "one part, mask, bias, dropout", "bias of pairs", "no parts"),
             ),
             (("distance_terms",), ("radial", "decay alone")),
             (("fused_dense", "fused_dense_backward"), ("plain", "causal, bias")),

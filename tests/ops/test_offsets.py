@@ -68,6 +68,8 @@ class Rows:
         bias = leaves["bias"]
         if isinstance(self.pattern, Graph):
             bias = bias[:, 0, 0, :, None][:, self.pattern.key_index].expand(-1, -1, _HEADS)
+        elif implementation == "torch":
+            bias = bias.detach()
         score = Dot() if self.score == "dot" else Additive(_SLOPE)
         if self.score == "dynamic":
             score = Dynamic(leaves["vector"], _SLOPE)

@@ -23,6 +23,7 @@ from anyattention.ops.graph.operators import graph_attention
 from anyattention.ops.operator import Operator, Result, operator
 from anyattention.ops.runs import RunAttention, RunPart
 from anyattention.ops.runs.call import RunAttentionBackward
+from anyattention.ops.runs.weights import RunAttentionWeights
 from records import NAMES, OPERATORS, as_list, kind_of, leaf, numbers, of, records, tensors_of
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -135,6 +136,17 @@ class TestFlattening:
                 place = places[name] + (later if name in module.late_names(layout) else 0)
                 assert tensors[place] is by_name[name]
                 assert flat[arguments[name]] is by_name[name]
+
+    @pytest.mark.parametrize("count", [0, 1, 2])
+    def test_fields_after_a_tuple_of_records_come_later_by_what_it_holds(self, count: int) -> None:
+        record = of("run_attention_weights: two parts")[1]
+        record = replace(record, call=replace(record.call, parts=record.call.parts[:count]))
+        layout = layout_of(RunAttentionWeights)
+        tensors, late, by_name = module.tensors_of(layout, record), module.late_names(layout), dict(tensors_of(record))
+        assert late == {"largest", "log_sum"}
+        more = len(tensors) - module.num_tensors(layout)
+        for name, place in module.places_of(layout)[0].items():
+            assert tensors[place + more if name in late else place] is by_name[name]
 
 
 @contextmanager
