@@ -102,11 +102,11 @@ def recorded_gradients(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """The gradients, by the inputs, of a function's results times cotangents, which autograd differentiates again."""
-    # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
-    own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     if is_transformed():
         # A transform does not see what autograd records around it.
-        return torch.func.vjp(function, *own)[1](tuple(cotangents))
+        return torch.func.vjp(function, *[x.view_as(x) for x in inputs])[1](tuple(cotangents))
+    # One input may be computed from another (the term from the query): a node of its own for each keeps them apart.
+    own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     pairs = [(x, each) for x, each in zip(function(*own), cotangents, strict=True) if x.requires_grad]
     return torch.autograd.grad(
         [x for x, _ in pairs], own, [each for _, each in pairs], create_graph=True, allow_unused=True
