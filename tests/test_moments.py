@@ -52,6 +52,7 @@ from anyattention.nn import (
     ScaledDotProductAttention,
     SparseAttention,
 )
+from anyattention.ops.dense import api
 from anyattention.ops.edges import arrays
 
 _EDGES = torch.tensor([[0, 1, 3, 3, 0, 4, 4, 0, 2], [0, 0, 2, 2, 3, 3, 0, 2, 4]])
@@ -270,6 +271,7 @@ def empty_caches() -> None:
     for each in caches():
         each.cache_clear()
     arrays._kept.clear()
+    api._kept.clear()
 
 
 @contextmanager

@@ -178,7 +178,9 @@ def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     query, key, value = (x.double() for x in inputs)
     exact = attend(query, key, value, mask=Window(30, 30).to_dense(130, 130)).output
     assert output.dtype == dtype
-    torch.testing.assert_close(output, exact.to(dtype))
+    # Products of bfloat16 take weights that are rounded, too.
+    close = {"rtol": 2**-7, "atol": 1e-2} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close(output, exact.to(dtype), **close)
 
 
 def test_operator(opcheck: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyattention import Causal, Full, Pattern, RelativeBias, Strided, Window, attend
+from anyattention import Causal, Full, Pattern, RelativeBias, Strided, Window, attend, native
 from anyattention.native import calls
 from anyattention.ops.runs import RunAttention, RunPart, run_attention, runs_of
 
@@ -37,6 +37,11 @@ def view_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     numbers = torch.full([sizes[axis] for axis in order], torch.nan, dtype=dtype)
     view = numbers.permute(torch.tensor(order).argsort().tolist())[tuple(cut)]
     return view.copy_(torch.randn(view.shape)).expand(shape)
+
+
+def multiplies_halves(dtype: torch.dtype) -> bool:
+    """Whether products take numbers of a dtype as they are, and round in another order than products of floats."""
+    return dtype is torch.bfloat16 and native.info().level == "v4-bf16"
 
 
 def widened(x: Tensor) -> Tensor:
@@ -85,7 +90,8 @@ def test_views_have_the_bits_of_contiguous_numbers(dtype: torch.dtype, pattern: 
     cotangent = view_of((batch, length, heads, value_dim), dtype)
     given = settings_of(pattern, batch, (length, keys), heads, dtype)
     ours = results([query, key, value], pattern, given, cotangent)
-    theirs = results([widened(x) for x in (query, key, value)], pattern, given, cotangent.contiguous())
+    lying = torch.Tensor.contiguous if multiplies_halves(dtype) else widened
+    theirs = results([lying(x) for x in (query, key, value)], pattern, given, cotangent.contiguous())
     for one, other in zip(ours, theirs, strict=True):
         assert not one.isnan().any()
         assert torch.equal(one, other.to(one.dtype))
@@ -218,5 +224,9 @@ def test_a_bias_by_distance_beside_half_precision(dtype: torch.dtype) -> None:
     theirs = attend(*wide, Window(4, 4), bias=RelativeBias(numbers, first=-4), implementation="cpu").output.to(dtype)
     cotangent = torch.randn(ours.shape).to(dtype)
     (one,), (other,) = (torch.autograd.grad(x, [numbers], cotangent) for x in (ours, theirs))
+    if multiplies_halves(dtype):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-1)
+        return
     assert torch.equal(ours, theirs)
     assert torch.equal(one, other)
