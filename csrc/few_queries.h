@@ -94,6 +94,8 @@ class FewQueries {
       }
       tile.start();
       const auto last = std::min(first + kBlock, tile.keys.size());
+      // Dropout numbers the pairs from the first on.
+      for (std::size_t n = 0; n < first && part.c.dropout > 0; ++n) tile.look_at(tile.keys[n], b, g * all.group);
       for (std::size_t n = first; n < last; ++n) add_keys(tile.keys[n], sums);
     }
 

@@ -263,10 +263,11 @@ class QueryTile {
 
   // Reads which keys of a tile each query sees in a head; tiles must come in rising order.
   void look_at(Range tile, int64_t b, int64_t h) {
+    const bool is_next = tile.begin != now.begin || tile.end != now.end;  // not the same once more, for another head
     now = tile;
     std::fill(seen, seen + kQueries, 0);
     for (int64_t i = 0; i < count; ++i) {
-      if (part.c.dropout > 0) pair[i] += __builtin_popcountll(runs[i]);
+      if (part.c.dropout > 0 && is_next) pair[i] += __builtin_popcountll(runs[i]);
       const int64_t last = part.c.parts.offsets[first + i + 1];
       while (cursor[i] < last && part.c.parts.ends[cursor[i]] <= now.begin) ++cursor[i];
       for (int64_t r = cursor[i]; r < last && part.c.parts.begins[r] < now.end; ++r) {

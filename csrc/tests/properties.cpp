@@ -512,9 +512,9 @@ void drive_runs(bool faulty) {
   const anyattention_run_attention_backward_call by_results{
       call, output.get(), largest.get(), log_sum.get(), grad_output.fields,
       chance(0.5) ? nullptr : grad_log_sum.get(), call.num_threads, is_double};
-  const HeadRows by_query = HeadRows::random(is_double, {batch, queries, heads}, head_dim);
-  const HeadRows by_key = HeadRows::random(is_double, {batch, keys, key_heads}, head_dim);
-  const HeadRows by_value = HeadRows::random(is_double, {batch, keys, key_heads}, value_dim);
+  const HeadRows by_query = HeadRows::random(is_double, type(), {batch, queries, heads}, head_dim);
+  const HeadRows by_key = HeadRows::random(is_double, type(), {batch, keys, key_heads}, head_dim);
+  const HeadRows by_value = HeadRows::random(is_double, type(), {batch, keys, key_heads}, value_dim);
   const auto maybe = [](anyattention_head_rows rows) { return chance(0.3) ? anyattention_head_rows{} : rows; };
   const anyattention_run_attention_double_backward_call by_gradients{
       by_results, maybe(by_query.fields), maybe(by_key.fields), maybe(by_value.fields),
