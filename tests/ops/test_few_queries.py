@@ -141,3 +141,14 @@ def test_queries_before_all_keys_are_empty():
     given = rows(9, 4)
     check(given, pattern=Causal(**LAST))
     check(given, pattern=Causal(align="top_left"))
+
+
+@pytest.mark.parametrize("pattern", [Full(), Causal(**LAST), Window(1500, 0, **LAST), Window(3, 0, **LAST)], ids=str)
+def test_dropout_drops_what_the_reference_drops(pattern: Pattern):
+    given = rows(2, 2200, 4, 2)
+    mask = numbers(2, 4, 1, 2200) > -0.5
+    found = []
+    for implementation in ("cpu", "reference"):
+        torch.manual_seed(5)
+        found.append(attend(**given, pattern=pattern, mask=mask, dropout=0.4, implementation=implementation).output)
+    torch.testing.assert_close(*found)

@@ -122,7 +122,9 @@ def _assert_rule(setting: _Setting, ours: list[Tensor], cotangent: Tensor) -> No
     for name, one, other, true in zip(names, ours, plain, exact, strict=True):
         assert one.dtype == dtype
         error, allowed = (float((x.detach().float() - true.detach()).abs().max()) for x in (one, other))
-        assert error <= (2 if name == "output" else 3) * allowed + _FLOOR, (name, error, allowed)
+        # And one rounding step: of a few sums over all rows the plain computation's error may be 0 by chance.
+        step = torch.finfo(dtype).eps * float(true.detach().abs().max()) if name == "sinks" else 0.0
+        assert error <= (2 if name == "output" else 3) * allowed + step + _FLOOR, (name, error, allowed)
 
 
 every_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
