@@ -54,8 +54,9 @@ class Case:
         limits = [f"{name} {figure(1 / self.over(name))}" for name in self.limits]
         if not isinstance(ours, Mapping):
             return [f"{figure(ours)} {unit}", "; ".join(others), "; ".join(limits), ""]
-        peaks = [f"{figure(ours['peak_bytes'] / 2**20)} MiB"]
-        peaks += [f"{name_of(name)} {figure(self.memory_over(name))}" for name in self.others]
+        # None: no more pages than were there before.
+        peaks = [f"{figure(ours['peak_bytes'] / 2**20)} MiB"] if ours["peak_bytes"] else []
+        peaks += [f"{name_of(name)} {figure(self.memory_over(name))}" for name in self.others if peaks]
         return [duration(ours["median"]), "; ".join(others), "; ".join(limits), "; ".join(peaks)]
 
 

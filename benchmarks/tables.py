@@ -149,6 +149,8 @@ GAINS = (
     Ratio("n-body error after a minute of training", "EGNN", _nbody_error),
 )
 LOSSES = (
+    Ratio("length 64, forward and backward", "PyTorch", _of("dense/attend, length 64, forward+backward", _BARE)),
+    Ratio("a token over 4,096 keys", "PyTorch", _of("decode/all of 4,096 keys, heads first, batch 1", _BARE)),
     Ratio("8 x 8 pairs, forward", "PyTorch", _of("small/dense, 8 x 8 pairs, forward", "torch SDPA, bare")),
     Ratio("peak memory of the dot-product layer", "DGL", _of("graph/memory/dot, peak MiB above the inputs", "DGL")),
     Ratio(

@@ -153,7 +153,7 @@ def test_check_compares_and_writes_nothing(tables, copied, capsys):
     assert tables.main(["--check"], copied) == 0
     path = copied / "benchmarks/results/dense.json"
     results = json.loads(path.read_text())
-    results["cases"]["attend, length 128, forward+backward"]["torch SDPA, bare"]["ratio"] = 0.5
+    results["cases"]["attend, length 64, forward+backward"]["torch SDPA, bare"]["ratio"] = 0.5
     path.write_text(json.dumps(results))
     texts = [(copied / name).read_text() for name in (tables.PAGE, tables.README)]
     assert tables.main(["--check"], copied) == 1
