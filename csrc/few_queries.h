@@ -9,25 +9,21 @@
 #define ANYATTENTION_FEW_QUERIES_H
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <new>
 
 #include "anyattention.h"
 #include "products.h"
-#include "rows.h"
 #include "run_call.h"
 #include "scores_of_tile.h"
 #include "simd.h"
-#include "team.h"
 #include "tile_bias.h"
 #include "tiles.h"
 #include "workspace.h"
 
 namespace anyattention {
 
-constexpr int64_t kAhead = 32;   // keys
+constexpr int64_t kAhead = 32;  // keys
 
 template <class T>
 class FewQueries {
@@ -40,27 +36,15 @@ class FewQueries {
 
   void run(const RowResults<T> &results) {
     const int64_t heads = part.c.batch * part.G, tasks = heads * pieces;
-    const int team = team_size(part.c.num_threads, tasks, nanoseconds());
-    const int64_t own = TileMemory<T>::size(part);
-    const Workspace<T> scratch(team * own, false), sums(tasks * rows * row_size, false);
-    std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-    {
-      QueryTile mine(part);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t n = 0; n < tasks; ++n) {
-        try {
-          mine.move_to(0);
-          Piece(*this, mine, scratch.get() + thread_number() * own, n / pieces / part.G, n / pieces % part.G)
-              .run(static_cast<std::size_t>(n % pieces) * kBlock, sums.get() + n * rows * row_size);
-        } catch (const std::bad_alloc &) {
-          has_memory = false;
-        }
-      }
-    }
-    if (!has_memory) throw std::bad_alloc();
+    const Workspace<T> sums(tasks * rows * row_size, false);
+    each_task<T>(part, tasks, 1, TileMemory<T>::size(part), nanoseconds(), [&](int64_t n, QueryTile &mine, T *scratch) {
+      mine.move_to(0);
+      Piece(*this, mine, scratch, n / pieces / part.G, n / pieces % part.G)
+          .run(static_cast<std::size_t>(n % pieces) * kBlock, sums.get() + n * rows * row_size);
+    });
     for (int64_t n = 0; n < heads * rows; ++n) {
-      finish(n / rows / part.G, n / rows % part.G, n % rows, sums.get() + (n / rows * pieces * rows + n % rows) * row_size, results);
+      T *const of_row = sums.get() + (n / rows * pieces * rows + n % rows) * row_size;
+      finish(n / rows / part.G, n / rows % part.G, n % rows, of_row, results);
     }
   }
 
@@ -89,20 +73,16 @@ class FewQueries {
     void run(std::size_t first, T *sums) {
       for (int64_t h = 0; h < all.group; ++h) copy_head(h);
       for (int64_t r = 0; r < all.rows; ++r) {
-        std::fill_n(sums + r * all.row_size, part.C, T{0});
-        largest_of(sums, r) = kMinusInfinity<T>, sum_of_weights(sums, r) = 0;
+        T *const row = sums + r * all.row_size;
+        std::fill_n(row, part.C, T{0});
+        row[part.C] = kMinusInfinity<T>, row[part.C + 1] = 0;
       }
-      tile.start();
       const auto last = std::min(first + kBlock, tile.keys.size());
-      // Dropout numbers the pairs from the first on.
-      for (std::size_t n = 0; n < first && part.c.dropout > 0; ++n) tile.look_at(tile.keys[n], b, g * all.group);
+      tile.start(first < last ? tile.keys[first].begin : 0);
       for (std::size_t n = first; n < last; ++n) add_keys(tile.keys[n], sums);
     }
 
    private:
-    T &largest_of(T *sums, int64_t r) const { return sums[r * all.row_size + part.C]; }
-    T &sum_of_weights(T *sums, int64_t r) const { return sums[r * all.row_size + part.C + 1]; }
-
     // The queries of a head of the group, times the scale, among those of the others.
     void copy_head(int64_t h) {
       T *own = memory.turned_query;
@@ -151,7 +131,6 @@ class FewQueries {
     // Calls with what finds the row of a tile's key: where it lies, or in a copy, if it is no whole number of vectors.
     template <class Take>
     void each_row(Range keys, const anyattention_head_rows &rows, int64_t width, int64_t padded, T *copy, const Take &take) {
-      const int64_t ahead = kAhead;
       if (width != padded) {
         copy_keys(part, keys, b, g, rows, width, padded, copy);
         take([=](int64_t j) { return static_cast<const T *>(copy + j * padded); });
@@ -161,15 +140,11 @@ class FewQueries {
         using Number = decltype(zero);
         const Number *first = row_of<Number>(rows, b, 0, g);
         take([&](int64_t j) {
-          if (ahead > 0) fetch(first + part.key_at(std::min(keys.begin + j + ahead, part.c.num_keys - 1)) * rows.row_stride, width);
+          const int64_t later = part.key_at(std::min(keys.begin + j + kAhead, part.c.num_keys - 1));
+          prefetch_row(first + later * rows.row_stride, width * static_cast<int64_t>(sizeof(Number)));
           return first + part.key_at(keys.begin + j) * rows.row_stride;
         });
       });
-    }
-
-    template <class Number>
-    static ANYATTENTION_INLINE void fetch(const Number *row, int64_t width) {
-      for (int64_t d = 0; d < width; d += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(row + d, 0, 2);
     }
 
     // The scores of all rows, [r][j], up to whole vectors of keys.
@@ -181,7 +156,9 @@ class FewQueries {
         decltype(row_at(0)) key[lane];
         for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
         for (int64_t r = 0; r < all.rows; ++r) {
-          store<T, lane>(memory.score + r * kKeys + first, products_of<T>(key, part.D, [row = memory.query + r * part.D](int64_t d) { return load<lane>(row + d); }));
+          const T *query = memory.query + r * part.D;
+          store<T, lane>(memory.score + r * kKeys + first,
+                         products_of<T>(key, part.D, [query](int64_t d) { return load<lane>(query + d); }));
         }
       }
     }

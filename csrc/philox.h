@@ -53,9 +53,12 @@ class Kept {
   // three times as long.
   ANYATTENTION_INLINE static Counters product(Counters x, uint64_t factor) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<Counters>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), _mm512_set1_epi64(static_cast<int64_t>(factor))));
+    const Counters factors = Counters{} + factor;
+    return reinterpret_cast<Counters>(
+        _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(factors)));
 #elif defined(__AVX2__)
-    return reinterpret_cast<Counters>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(static_cast<int64_t>(factor))));
+    const Counters factors = Counters{} + factor;
+    return reinterpret_cast<Counters>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(factors)));
 #else
     return (x & 0xFFFFFFFFu) * factor;
 #endif

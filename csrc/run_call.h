@@ -178,29 +178,36 @@ void write_queries(const Part &part, const QueryTile &tile, int64_t b, int64_t h
   }
 }
 
-constexpr int64_t kTurn = 4;  // tasks that a thread takes at a time
-
-// Runs body(b, h, tile, scratch) for each batch entry, tile of queries and head.
+// Runs body(n, tile, scratch) for each of some tasks, of which a thread takes `turn` at a time.
 template <class T, class Body>
-void each_query_tile(const Part &part, int64_t scratch_size, double nanoseconds, const Body &body) {
-  const int64_t tasks = part.c.batch * part.query_tiles() * part.H;
-  const int team = team_size(part.c.num_threads, (tasks + kTurn - 1) / kTurn, nanoseconds);
+void each_task(const Part &part, int64_t tasks, int64_t turn, int64_t scratch_size, double nanoseconds, const Body &body) {
+  const int team = team_size(part.c.num_threads, (tasks + turn - 1) / turn, nanoseconds);
   const Workspace<T> scratch(team * scratch_size, false);
   std::atomic<bool> has_memory{true};
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     QueryTile tile(part);
-#pragma omp for schedule(dynamic, kTurn)
+#pragma omp for schedule(dynamic, turn)
     for (int64_t n = 0; n < tasks; ++n) {
       try {
-        tile.move_to(n / part.H % part.query_tiles());
-        body(n / part.H / part.query_tiles(), n % part.H, tile, scratch.get() + thread_number() * scratch_size);
+        body(n, tile, scratch.get() + thread_number() * scratch_size);
       } catch (const std::bad_alloc &) {
         has_memory = false;
       }
     }
   }
   if (!has_memory) throw std::bad_alloc();
+}
+
+// Runs body(b, h, tile, scratch) for each batch entry, tile of queries and head.
+template <class T, class Body>
+void each_query_tile(const Part &part, int64_t scratch_size, double nanoseconds, const Body &body) {
+  const int64_t tiles = part.query_tiles();
+  each_task<T>(part, part.c.batch * tiles * part.H, 4, scratch_size, nanoseconds,
+               [&](int64_t n, QueryTile &tile, T *scratch) {
+                 tile.move_to(n / part.H % tiles);
+                 body(n / part.H / tiles, n % part.H, tile, scratch);
+               });
 }
 
 // Some tiles of queries, and the keys from the first to the last that they see.

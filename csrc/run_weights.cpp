@@ -144,26 +144,12 @@ struct Weights {
 
 template <class T>
 void compute(const Part &part, bool adds, const T *largest, const T *log_sum, const WeightRows<T> &rows) {
-  const int64_t tasks = part.c.batch * part.query_tiles();
-  const int team = team_size(part.c.num_threads, tasks, part.nanoseconds());
-  const int64_t own = Weights<T>::size(part);
-  const Workspace<T> scratch(team * own, false);
-  std::atomic<bool> has_memory{true};
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
-    QueryTile tile(part);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < tasks; ++n) {
-      try {
-        tile.move_to(n % part.query_tiles());
-        Weights<T>(part, tile, scratch.get() + thread_number() * own)
-            .run(n / part.query_tiles(), adds, largest, log_sum, rows);
-      } catch (const std::bad_alloc &) {
-        has_memory = false;
-      }
-    }
-  }
-  if (!has_memory) throw std::bad_alloc();
+  const int64_t tiles = part.query_tiles();
+  each_task<T>(part, part.c.batch * tiles, 1, Weights<T>::size(part), part.nanoseconds(),
+               [&](int64_t n, QueryTile &tile, T *scratch) {
+                 tile.move_to(n % tiles);
+                 Weights<T>(part, tile, scratch).run(n / tiles, adds, largest, log_sum, rows);
+               });
 }
 
 // The results of a forward, and where the gradients of its weights go.
@@ -215,7 +201,7 @@ struct Gradients {
       const int64_t count = keys.end - keys.begin;
       T *by_score = memory.by_score, *gk = by_key + (keys.begin - first_key) * D;
       score_tile(part, tile, Product<T>{memory.key, D, 1, memory.turned_query, kQueries, memory.score, kQueries},
-                     [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
+                 [&](int64_t begin, int64_t end) { return tile.scores_of<T>(begin, end, D); });
       read(rows);
       for (int64_t v = 0; v * kLane<T> < tile.count; ++v) differentiate(v, count, by_bias.numbers);
       bias.add_to(by_bias);

@@ -31,28 +31,32 @@ ANYATTENTION_INLINE Lanes<T> products_of(const Number *const *rows, int64_t padd
   }
 }
 
-// The scores of a tile, a product whose rows are keys and whose columns are queries; `extent` as `product` takes it. Few
-// queries' are summed up as few_queries.h does.
+// Those of few queries, summed up as few_queries.h does.
+template <class T>
+void score_few(const Part &part, const QueryTile &tile, const Product<T> &p) {
+  constexpr int lane = kLane<T>;
+  const int64_t count = tile.now.end - tile.now.begin;
+  for (int64_t first = 0; first < count; first += lane) {
+    const T *keys[lane];
+    for (int64_t n = 0; n < lane; ++n) keys[n] = p.a + std::min(first + n, count - 1) * p.a_row;
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const Lanes<T> products = products_of<T>(keys, part.D, [&p, i](int64_t d) {
+        Lanes<T> channels;
+        for (int n = 0; n < lane; ++n) channels[n] = p.b[(d + n) * p.b_row + i];
+        return channels;
+      });
+      for (int64_t n = 0; n < lane && first + n < count; ++n) p.c[(first + n) * p.c_row + i] = products[n];
+    }
+  }
+}
+
+// The scores of a tile, a product whose rows are keys and whose columns are queries; `extent` as `product` takes it.
 template <class T, class Factor, class Extents>
 void score_tile(const Part &part, const QueryTile &tile, const Product<T, Factor> &p, const Extents &extent) {
-  const int64_t count = tile.now.end - tile.now.begin;
   if constexpr (std::is_same_v<T, Factor>) {
-    constexpr int lane = kLane<T>;
-    for (int64_t first = 0; part.has_few_queries() && first < count; first += lane) {
-      const T *keys[lane];
-      for (int64_t n = 0; n < lane; ++n) keys[n] = p.a + std::min(first + n, count - 1) * p.a_row;
-      for (int64_t i = 0; i < tile.count; ++i) {
-        const Lanes<T> products = products_of<T>(keys, part.D, [&p, i](int64_t d) {
-          Lanes<T> channels;
-          for (int n = 0; n < lane; ++n) channels[n] = p.b[(d + n) * p.b_row + i];
-          return channels;
-        });
-        for (int64_t n = 0; n < lane && first + n < count; ++n) p.c[(first + n) * p.c_row + i] = products[n];
-      }
-    }
-    if (part.has_few_queries()) return;
+    if (part.has_few_queries()) return score_few(part, tile, p);
   }
-  product<false>(count, p, extent);
+  product<false>(tile.now.end - tile.now.begin, p, extent);
 }
 
 }  // namespace anyattention

@@ -254,11 +254,17 @@ class QueryTile {
     }
   }
 
-  void start() {
+  // Before the first tile of keys, or one that begins with a key.
+  void start(int64_t key = 0) {
     std::copy_n(part.c.parts.offsets + first, count, cursor);
     if (part.c.dropout == 0) return;
     std::fill(runs, runs + kQueries, 0);
     std::copy_n(part.first_pair.data() + first, count, pair);
+    for (int64_t i = 0; key > 0 && i < count; ++i) {
+      for (int64_t r = part.c.parts.offsets[first + i]; r < part.c.parts.offsets[first + i + 1]; ++r) {
+        pair[i] += std::max<int64_t>(0, std::min(part.c.parts.ends[r], key) - part.c.parts.begins[r]);
+      }
+    }
   }
 
   // Reads which keys of a tile each query sees in a head; tiles must come in rising order.

@@ -83,7 +83,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
     "anyattention_run_attention_weights": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),
-    "anyattention_run_attention_weights_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
+    "anyattention_run_attention_weights_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
+    "anyattention_run_attention_double_backward_sums": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),
+    "anyattention_run_attention_double_backward": (ctypes.c_int32, [_POINTER, *[ctypes.c_int32] * 2, *[_POINTER] * 6]),
 }
 
 # The codes of csrc/anyattention.h.

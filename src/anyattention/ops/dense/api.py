@@ -26,7 +26,7 @@ _TABLE = (
 
 
 _MOST = 256
-_kept: dict[Hashable, KeptCall | None] = {}
+_kept: dict[Hashable, KeptCall] = {}
 
 
 def dense_attention(arguments: Arguments) -> AttentionResult:
@@ -37,11 +37,12 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
         return found.run(arguments)
     call = _check(arguments)
     chosen = dispatch.choose(_TABLE, call, arguments.implementation)
-    if key is not None and chosen.name == "cpu":
-        if len(_kept) >= _MOST:
-            _kept.clear()
-        _kept[key] = KeptCall.of(cpu.record_of(call))
-    return chosen.run(call)
+    if key is None or chosen.name != "cpu":
+        return chosen.run(call)
+    if len(_kept) >= _MOST:
+        _kept.clear()
+    found = _kept[key] = KeptCall(cpu.record_of(call))
+    return found.run(arguments)
 
 
 def explain_dense(arguments: Arguments) -> Explanation:

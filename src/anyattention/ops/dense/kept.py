@@ -46,26 +46,24 @@ def key_of(call: Arguments) -> Hashable | None:
         return None
     if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
-    rows = query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride()
+    strides = query.stride(), key.stride(), value.stride()
+    if any(each[-1:] != (1,) for each in strides):
+        return None  # copied for the kernel
+    rows = query.shape, key.shape, value.shape, *strides
     return dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
 
 
 class KeptCall:
-    """What a call came to, in the kernels."""
+    """What a call that was checked came to, in the kernels."""
 
-    def __init__(self, record: RunAttention, bound: calls.Bound) -> None:
+    def __init__(self, record: RunAttention) -> None:
+        bound = calls.bind(record)
         # Its rows would hold their memory, and of them nothing but dtypes is asked.
         nothing = record.query.new_empty(0)
         self._record = replace(record, query=nothing, key=nothing, value=nothing)
         self._sizes = (*record.query.shape[:3], record.value.shape[3])
         self._structure, self._dtype = bound.structure, bound.dtype
         self._backward_structure: Any = None
-
-    @classmethod
-    def of(cls, record: RunAttention) -> KeptCall | None:
-        """That of a call that was checked; None where rows have to be copied for the kernel."""
-        bound = calls.bind(record)
-        return None if bound.copies else cls(record, bound)
 
     def run(self, call: Arguments) -> AttentionResult:
         """The result of a call with the same key."""
@@ -146,11 +144,8 @@ class _Attention(torch.autograd.Function):
         *rows, output, normalizer = ctx.saved_tensors
         is_plain = moment_of((grad_output, *rows)) is Moment.PLAIN and not is_differentiated_again()
         # A hook may have put anything in its place.
-        if is_plain and (grad_output.shape, grad_output.dtype, grad_output.device) == (
-            output.shape,
-            output.dtype,
-            output.device,
-        ):
+        fits = grad_output.shape == output.shape and grad_output.dtype is output.dtype and grad_output.is_cpu
+        if is_plain and fits:
             return None, *kept.backward(tuple(rows), output, normalizer, grad_output)
         names = [name for name, n in zip(("query", "key", "value"), ctx.needs_input_grad[1:], strict=True) if n]
         record = kept.record_of(*rows)
