@@ -24,6 +24,7 @@ from anyattention.ambient import Moment
 from anyattention.errors import UnsupportedError
 from anyattention.native import calls, load
 from anyattention.native.structures import Layout, layout_of, snake_case
+from anyattention.ops.compile_cache import separate_compiled_graphs
 from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
@@ -45,6 +46,7 @@ __all__ = ["Operator", "Result", "operator"]
 Record = TypeVar("Record")
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
+separate_compiled_graphs()
 
 
 @dataclass(frozen=True)
