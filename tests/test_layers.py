@@ -46,7 +46,7 @@ _FLOORS = (
     ("runs",),
     ("graph",),
     ("dense", "sparse", "topk"),
-    ("sinks",),
+    ("sinks", "spread"),
     ("attend", "merge"),
     ("points",),
     ("ops",),

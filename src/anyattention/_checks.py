@@ -314,17 +314,18 @@ def allocation_failures_named() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as failure:
         named = as_out_of_memory(failure)
-        if named is None:
+        if named is None or named is failure:
             raise
         raise named from failure
 
 
 def as_out_of_memory(failure: Exception) -> OutOfMemoryError | None:
-    """An allocator's failure as an error of ours; None for everything else."""
+    """An allocator's failure as an error of ours, which may be it itself; None for everything else."""
+    if isinstance(failure, OutOfMemoryError):
+        return failure
     text = str(failure)
     is_allocation = isinstance(failure, MemoryError | torch.OutOfMemoryError)
-    is_allocation = is_allocation or "can't allocate memory" in text or "not enough memory" in text
-    if isinstance(failure, OutOfMemoryError) or not is_allocation:
+    if not (is_allocation or "can't allocate memory" in text or "not enough memory" in text):
         return None
     digits = "".join(char if char.isdigit() else " " for char in text).split()
     size = max((int(number) for number in digits), default=None)

@@ -61,7 +61,15 @@ class RelativeBias:
         check_align(self.align)
 
     @classmethod
-    def alibi(cls, heads: int, length: int, *, align: Align | None = None) -> RelativeBias:
+    def alibi(
+        cls,
+        heads: int,
+        length: int,
+        *,
+        align: Align | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> RelativeBias:
         """Attention with linear biases: `-slope_h |j - i|`, for distances up to `length - 1`.
 
         The slopes are 2^(-8 h / heads), h from 1; where `heads` is no power of two, those of the power below it, then
@@ -71,9 +79,10 @@ class RelativeBias:
             heads: how many heads.
             length: the longest sequence.
             align: as in the class.
+            device, dtype: of the numbers; None is the default, as for a module's parameters.
 
         Returns:
-            The bias, in the default dtype and on the default device, as a module's parameters are.
+            The bias.
 
         Raises:
             InvalidConfigError: a number is no int of at least 1.
@@ -93,7 +102,8 @@ class RelativeBias:
         slopes = torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float64, device="cpu")
         distances = torch.arange(1 - length, length, device="cpu")
         numbers = slopes[:, None] * -distances.abs()
-        return cls(numbers.to(torch.get_default_device(), torch.get_default_dtype()), 1 - length, align)
+        place = torch.get_default_device() if device is None else device
+        return cls(numbers.to(place, dtype or torch.get_default_dtype()), 1 - length, align)
 
     def at(self, query_index: Tensor, key_index: Tensor, num_queries: int, num_keys: int) -> Tensor:
         """The bias of some pairs.

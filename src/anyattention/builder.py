@@ -95,6 +95,21 @@ class _SequenceBuilder(_Builder):
     @_setting
     def eps(self, eps: float) -> Self: ...
 
+    @_setting
+    def num_kv_heads(self, count: int | None) -> Self: ...
+
+    @_setting
+    def kdim(self, width: int | None) -> Self: ...
+
+    @_setting
+    def vdim(self, width: int | None) -> Self: ...
+
+    @_setting
+    def softcap(self, cap: float | None) -> Self: ...
+
+    @_setting
+    def rope_theta(self, theta: float) -> Self: ...
+
 
 class AttentionBuilder(_SequenceBuilder):
     """Builds dense attention modules.

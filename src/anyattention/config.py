@@ -29,7 +29,7 @@ __all__ = [
     "require_defaults",
 ]
 
-Positions = Literal["none", "sinusoidal", "learned"]
+Positions = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
 RadialBasis = Literal["gaussian", "bessel"]
 SparsityPattern = Literal["local", "strided", "fixed", "global", "block", "top_k"]
 GraphScore = Literal["additive", "dynamic", "dot"]
@@ -68,7 +68,9 @@ class AttentionConfig(Config):
         Within(above=0.0),
         "factor of the score; None is 1 / sqrt(d_k) for products of query and key, 1 for other scores",
     ] = None
-    max_seq_len: Annotated[int, 'the longest sequence that positions encode; inert with positions="none"'] = 512
+    max_seq_len: Annotated[
+        int, 'the longest sequence that "sinusoidal" and "learned" positions encode; inert with the others'
+    ] = 512
     causal: Annotated[bool, "a query attends to the past only; raises when a call's lengths differ"] = False
     eps: Annotated[
         float,
@@ -78,12 +80,23 @@ class AttentionConfig(Config):
     ] = 1e-6
     positions: Annotated[
         Positions,
-        '"none", "sinusoidal" or "learned", added to query and key (not value) before their projection',
+        '"sinusoidal" or "learned", added to query and key (not value) before their projection; "rope", which turns '
+        'their heads by their position; "alibi", a bias by distance; or "none"',
     ] = "none"
     qk_norm: Annotated[bool, "normalise each head's query and key by their root mean square, with a learned gain"] = (
         False
     )
     check_finite: Annotated[bool, "raise NumericalInstabilityError when an output holds NaN or Inf"] = False
+    num_kv_heads: Annotated[
+        int | None,
+        "heads of key and value, each shared by as many of the query's; a divisor of num_heads, None is num_heads",
+    ] = None
+    kdim: Annotated[int | None, "width of the key's features; None is d_model"] = None
+    vdim: Annotated[int | None, "width of the value's features; None is d_model"] = None
+    softcap: Annotated[float | None, Within(above=0.0), "c bounds the scaled score: c tanh(score / c)"] = None
+    rope_theta: Annotated[float, Within(above=0.0), 'the base of the angles of "rope"; inert with other positions'] = (
+        10000.0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,11 +107,34 @@ class AttentionConfig(Config):
                 actual=self.num_heads,
                 hint=f"d_model={self.num_heads * (self.d_model // self.num_heads + 1)} would do",
             )
+        if self.num_heads % self.key_heads:
+            raise InvalidConfigError(
+                argument="num_kv_heads",
+                expected=f"a divisor of num_heads={self.num_heads}",
+                actual=self.num_kv_heads,
+            )
+        if self.positions == "rope" and self.d_k % 2:
+            raise InvalidConfigError(
+                argument="positions",
+                expected="an even d_model / num_heads for 'rope', which turns pairs of channels",
+                actual=self.d_k,
+            )
+        if self.positions in ("sinusoidal", "learned") and self.kdim not in (None, self.d_model):
+            raise InvalidConfigError(
+                argument="kdim",
+                expected=f"d_model={self.d_model} with positions={self.positions!r}, which are added to the key",
+                actual=self.kdim,
+            )
 
     @property
     def d_k(self) -> int:
         """Width of one head, d_model / num_heads."""
         return self.d_model // self.num_heads
+
+    @property
+    def key_heads(self) -> int:
+        """`num_kv_heads`, or num_heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     def get_scale(self) -> float:
         """`scale`, or 1 / sqrt(d_k)."""
@@ -108,6 +144,8 @@ class AttentionConfig(Config):
 _NO_SEQUENCE = {"unused": "a graph has no sequence to order or to bound"}
 _NO_ORDER = {"unused": "points have no order"}
 _NO_NORM = {"unused": "geometric attention does not use it"}
+_NO_KEYS = {"unused": "keys and values are the same nodes' features here, in as many heads as the queries"}
+_NO_CAP = {"unused": "only attention over sequences bounds its scores"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,11 @@ class GraphBase(AttentionConfig):
     eps: Any = field(init=False, metadata=_NO_SEQUENCE)
     positions: Any = field(init=False, metadata=_NO_SEQUENCE)
     qk_norm: Any = field(init=False, metadata=_NO_SEQUENCE)
+    num_kv_heads: Any = field(init=False, metadata=_NO_KEYS)
+    kdim: Any = field(init=False, metadata=_NO_KEYS)
+    vdim: Any = field(init=False, metadata=_NO_KEYS)
+    softcap: Any = field(init=False, metadata=_NO_CAP)
+    rope_theta: Any = field(init=False, metadata=_NO_SEQUENCE)
 
 
 @dataclass(frozen=True)
@@ -131,6 +174,11 @@ class PointBase(AttentionConfig):
     causal: Any = field(init=False, metadata=_NO_ORDER)
     positions: Any = field(init=False, metadata=_NO_ORDER)
     qk_norm: Any = field(init=False, metadata=_NO_NORM)
+    num_kv_heads: Any = field(init=False, metadata=_NO_KEYS)
+    kdim: Any = field(init=False, metadata=_NO_KEYS)
+    vdim: Any = field(init=False, metadata=_NO_KEYS)
+    softcap: Any = field(init=False, metadata=_NO_CAP)
+    rope_theta: Any = field(init=False, metadata=_NO_ORDER)
 
 
 @documented

@@ -1,12 +1,51 @@
 """What attention returns: results of ops, outputs of modules, and the records of a training step."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult", "EquivariantOutput"]
+from anyattention.errors import InvalidInputError
+
+__all__ = [
+    "AttentionCache",
+    "AttentionGradients",
+    "AttentionOutput",
+    "AttentionResult",
+    "EquivariantOutput",
+    "spread_by",
+]
+
+# How the weights that were returned, as long as they are there, spread over all pairs. Not an attribute of theirs,
+# which would go into files that hold them.
+_SPREADS: MutableMapping[Tensor, Callable[[Tensor], Tensor]] = WeakIdKeyDictionary()
+
+
+def spread_by(weights: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
+    """Have a result's `to_dense` know how its weights spread over all pairs."""
+    _SPREADS[weights] = spread
+
+
+def _dense(weights: Tensor | None) -> Tensor:
+    if weights is None:
+        raise InvalidInputError(
+            argument="weights", expected="weights", actual="None", hint="ask for them: return_weights=True or 'heads'"
+        )
+    if weights.is_sparse:
+        return weights.to_dense()
+    spread = _SPREADS.get(weights)
+    if spread is None:
+        raise InvalidInputError(
+            argument="weights",
+            expected="the very tensor that was returned, which is known to be of certain pairs",
+            actual="another: a copy, or one from a compiled function",
+            hint="pattern.to_graph(num_queries, num_keys) has the pairs in the order of their weights",
+        )
+    return spread(weights)
 
 
 class AttentionResult(NamedTuple):
@@ -45,6 +84,32 @@ class AttentionResult(NamedTuple):
     indices: Tensor | None = None
     normalizer: tuple[Tensor, Tensor] | None = None
 
+    def to_dense(self) -> Tensor:
+        """The weights of every pair, 0 where there is none, whatever the pattern: to look at, or to compare.
+
+        Returns:
+            `(batch, heads, query_length, key_length)`, or their mean over heads `(batch, query_length, key_length)`
+            where that was asked for; over a Graph without batch the same without it. Those of a selection are always
+            of all heads. Differentiable. The weights of an edge that a Graph repeats are added.
+
+        Raises:
+            InvalidInputError: no weights were asked for, or these are not the ones that `attend` returned: copies, or
+                from a compiled function.
+            OutOfMemoryError: they would not fit in memory.
+
+        Cost: the memory of all pairs.
+
+        Example:
+            >>> import torch
+            >>> from anyattention import Window, attend
+            >>> x = torch.zeros(1, 3, 1, 4)
+            >>> attend(x, x, x, Window(1, 0), return_weights=True).to_dense()
+            tensor([[[1.0000, 0.0000, 0.0000],
+                     [0.5000, 0.5000, 0.0000],
+                     [0.0000, 0.5000, 0.5000]]])
+        """
+        return _dense(self.weights)
+
 
 class AttentionOutput(NamedTuple):
     """What a module returns: `output, weights = module(query, key, value, mask)`.
@@ -64,6 +129,10 @@ class AttentionOutput(NamedTuple):
 
     output: Tensor
     weights: Tensor | None = None
+
+    def to_dense(self) -> Tensor:
+        """The weights of every pair, 0 where there is none; see `AttentionResult.to_dense`."""
+        return _dense(self.weights)
 
 
 class EquivariantOutput(NamedTuple):

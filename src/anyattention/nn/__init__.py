@@ -5,6 +5,7 @@ from anyattention.nn.dense import MultiHeadAttention, ScaledDotProductAttention
 from anyattention.nn.distance import DistanceAttention
 from anyattention.nn.equivariant import EquivariantAttention
 from anyattention.nn.graph import GraphAttention
+from anyattention.nn.key_value_cache import KeyValueCache
 from anyattention.nn.sparse import SparseAttention
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DistanceAttention",
     "EquivariantAttention",
     "GraphAttention",
+    "KeyValueCache",
     "MultiHeadAttention",
     "ScaledDotProductAttention",
     "SparseAttention",

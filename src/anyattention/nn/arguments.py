@@ -42,7 +42,12 @@ class PatternArgument:
     pattern: Annotated[
         Pattern | TopK | None,
         'which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. It is no setting of the '
-        "config: `clone` keeps it, `from_config` takes it beside the config, and `save` refuses it",
+        "config: `clone` and `save` keep it, and `from_config` takes it beside the config",
+    ] = None
+    implementation: Annotated[
+        str | None,
+        'forces one, such as "reference"; None takes the first that can run a call. No setting of the config either, '
+        "and `save` leaves it out",
     ] = None
 
 

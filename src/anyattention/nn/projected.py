@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from anyattention._checks import Axes, conversion_of, require_dense, require_floating, require_mask
 from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig
-from anyattention.errors import DimensionMismatchError, InvalidConfigError
+from anyattention.errors import DimensionMismatchError, InvalidConfigError, InvalidInputError
 from anyattention.nn.bare import initialise_projection
 from anyattention.nn.base import (
     AttentionModule,
@@ -21,11 +20,15 @@ from anyattention.nn.base import (
     require_finite,
     require_parameter_kind,
 )
+from anyattention.nn.key_value_cache import KeyValueCache
 from anyattention.nn.matrices import require_unmapped, weights_at
+from anyattention.nn.padding import places_in
+from anyattention.nn.positions import alibi_bias, rotary_angles, rotated, sinusoidal_positions
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
-from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
+from anyattention.patterns import Causal, Documents, Full, Graph, Pattern, TopK
 from anyattention.patterns.base import Align
+from anyattention.patterns.growing import of_growing, reach_back
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,8 +38,10 @@ __all__ = [
     "alignment_of",
     "allowed_pairs",
     "attend_heads",
+    "call_of_heads",
     "check_features",
     "check_pattern",
+    "past_pairs",
     "split_heads",
 ]
 
@@ -53,10 +58,11 @@ class ProjectedAttention(AttentionModule):
         super().__init__()
         self._settings = settings
         require_factory(device, dtype)
-        d_model = settings.d_model
+        d_model, key_width = settings.d_model, settings.d_k * settings.key_heads
 
-        def projection() -> nn.Linear:
-            return nn.Linear(d_model, d_model, bias=settings.use_bias, device=device, dtype=dtype)
+        def projection(inputs: int | None, outputs: int) -> nn.Linear:
+            width = d_model if inputs is None else inputs
+            return nn.Linear(width, outputs, bias=settings.use_bias, device=device, dtype=dtype)
 
         if settings.positions == "learned":
             table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
@@ -65,10 +71,10 @@ class ProjectedAttention(AttentionModule):
             table = torch.empty(settings.max_seq_len, d_model, device=device, dtype=dtype)
             self.register_buffer("position_table", table, persistent=False)
             self.register_load_state_dict_post_hook(_follow_weights)
-        self.query_projection = projection()
-        self.key_projection = projection()
-        self.value_projection = projection()
-        self.output_projection = projection()
+        self.query_projection = projection(None, d_model)
+        self.key_projection = projection(settings.kdim, key_width)
+        self.value_projection = projection(settings.vdim, key_width)
+        self.output_projection = projection(None, d_model)
         if settings.qk_norm:
             self.query_norm = nn.RMSNorm(settings.d_k, eps=settings.eps, device=device, dtype=dtype)
             self.key_norm = nn.RMSNorm(settings.d_k, eps=settings.eps, device=device, dtype=dtype)
@@ -110,52 +116,75 @@ class ProjectedAttention(AttentionModule):
         return self
 
     def _project(
-        self, query: Tensor, key: Tensor | None, value: Tensor | None, align: Align | None = None
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        align: Align | None = None,
+        first: int = 0,
+        documents: Documents | None = None,
     ) -> list[Tensor]:
         """Query, key and value, checked, as `(batch, length, heads, d_k)`.
 
         With positions the last query stands at the last key where `align` is "bottom_right", else the first of both
-        have position 0.
+        have position `first`. In each of several documents they begin anew.
         """
         settings = self._settings
         key, value = check_features(settings, query, key, value)
         for name, x in (("query", query), ("key", key), ("value", value)):
             require_parameter_kind(name, x, self)
         ahead = key.shape[1] - query.shape[1] if align == "bottom_right" else 0
-        placed_query = self._add_positions("query", query, max(ahead, 0))
-        placed_key = placed_query if key is query else self._add_positions("key", key, max(-ahead, 0))
+        firsts = first + max(ahead, 0), first + max(-ahead, 0)
+        placed_query = self._add_positions("query", query, firsts[0], documents)
+        placed_key = placed_query if key is query else self._add_positions("key", key, firsts[1], documents)
         heads = [
-            split_heads(projection(x), settings.num_heads)
-            for projection, x in (
-                (self.query_projection, placed_query),
-                (self.key_projection, placed_key),
-                (self.value_projection, value),
+            split_heads(projection(x), number)
+            for projection, x, number in (
+                (self.query_projection, placed_query, settings.num_heads),
+                (self.key_projection, placed_key, settings.key_heads),
+                (self.value_projection, value, settings.key_heads),
             )
         ]
         if settings.qk_norm:
             heads[0], heads[1] = self.query_norm(heads[0]), self.key_norm(heads[1])
+        if settings.positions == "rope":
+            for at, place in enumerate(firsts):
+                angles = rotary_angles(place, heads[at].shape[1], heads[at], settings.rope_theta)
+                heads[at] = rotated(heads[at], *angles)
         return heads
 
-    def _attend(
+    def _call(
         self,
         heads: list[Tensor],
         pattern: Pattern | TopK | None,
         mask: Tensor | None,
         bias: Tensor | RelativeBias | None,
         return_weights: bool | str,
-    ) -> AttentionOutput:
+    ) -> dict[str, Any]:
+        """The arguments of `attend` for heads over a pattern's pairs."""
+        settings = self._settings
+        if settings.positions == "alibi":
+            if isinstance(pattern, Graph):
+                pattern = pattern.to(heads[0].device)
+            elif isinstance(bias, Tensor):
+                bias = _insert_heads(bias)
+            align = alignment_of(pattern, bias) or "top_left"
+            bias = alibi_bias(settings.num_heads, pattern, bias, heads, align)
+        return call_of_heads(self, settings, heads, pattern, mask, bias, return_weights)
+
+    def _attend(self, call: dict[str, Any]) -> AttentionOutput:
         """Attention over the pattern's pairs, projected back."""
-        result = attend_heads(self, self._settings, heads, pattern, mask, bias, return_weights)
+        result = attend_heads(call)
         output = self.output_projection(result.output.flatten(-2))
         if self._settings.check_finite:
             require_finite(self.name, output)
         return AttentionOutput(output, result.weights)
 
-    def _add_positions(self, argument: str, x: Tensor, first: int) -> Tensor:
+    def _add_positions(self, argument: str, x: Tensor, first: int, documents: Documents | None) -> Tensor:
         settings = self._settings
-        if settings.positions == "none":
+        if settings.positions not in ("sinusoidal", "learned"):
             return x
-        length = first + x.shape[1]
+        length = first + (x.shape[1] if documents is None else max(documents.lengths, default=0))
         if length > settings.max_seq_len:
             raise DimensionMismatchError(
                 argument=argument,
@@ -165,21 +194,8 @@ class ProjectedAttention(AttentionModule):
             )
         is_learned = settings.positions == "learned"
         table = self.position_embedding if is_learned else self.get_buffer("position_table")
-        return x + table[first:length].to(x.dtype)
-
-
-def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """Sines and cosines `(length, width)`, float64: `sin(p / 10000^(2 i / width))` at 2 i, the cosine at 2 i + 1.
-
-    Source: Vaswani et al., 2017, section 3.5.
-    """
-    # On the CPU, whatever device new tensors go to.
-    position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") * (-math.log(1e4) / width))
-    table = torch.empty(length, width, dtype=torch.float64, device="cpu")
-    table[:, 0::2] = torch.sin(position * rate)
-    table[:, 1::2] = torch.cos(position * rate[: width // 2])
-    return table
+        rows = table[first:length] if documents is None else table[places_in(documents, x.device) + first]
+        return x + rows.to(x.dtype)
 
 
 def _follow_weights(module: ProjectedAttention, _: object) -> None:
@@ -198,8 +214,12 @@ def check_features(
     axes = Axes()
     axes.set("d_model", config.d_model, "the module")
     axes.bind("query", query, "batch query_length d_model")
-    axes.bind("key", key, "batch key_length d_model")
-    axes.bind("value", value, "batch key_length d_model")
+    for name, x, width in (("key", key, config.kdim), ("value", value, config.vdim)):
+        if width is None:
+            axes.bind(name, x, "batch key_length d_model")
+        else:
+            axes.set(f"{name}_features", width, "the module")
+            axes.bind(name, x, f"batch key_length {name}_features")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_dense(name, tensor)
         require_floating(name, tensor)
@@ -242,13 +262,34 @@ def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tens
     return _joined(pattern, causal)
 
 
+def past_pairs(pattern: Pattern | TopK | None, causal: bool, past: KeyValueCache) -> Pattern | TopK:
+    """The pattern, joined by `causal`, for queries behind the tokens of a cache.
+
+    Raises:
+        InvalidConfigError: a query may see keys after it, or keys that the cache has dropped.
+        UnsupportedError: the pattern belongs to a length.
+    """
+    if not isinstance(past, KeyValueCache):
+        raise InvalidInputError(argument="past", expected="a KeyValueCache or None", actual=type(past).__name__)
+    joined = of_growing(_joined(pattern, causal) or Full())
+    reach = reach_back(joined)
+    if past.window is not None and (reach is None or reach > past.window):
+        raise InvalidConfigError(
+            argument="past",
+            expected=f"a cache that keeps what {joined} sees: "
+            + ("KeyValueCache()" if reach is None else f"KeyValueCache(window={max(reach, 1)})"),
+            actual=f"one of the last {past.window} tokens",
+        )
+    return joined
+
+
 def alignment_of(pattern: Pattern | TopK | None, bias: Tensor | RelativeBias | None) -> Align | None:
     """Where a pattern, or a bias by distance, has the queries stand beside the keys; None where nothing says."""
     among = pattern.among if isinstance(pattern, TopK) else pattern
     return (None if among is None else among.align) or (bias.align if isinstance(bias, RelativeBias) else None)
 
 
-def attend_heads(
+def call_of_heads(
     module: nn.Module,
     settings: AttentionConfig,
     heads: list[Tensor],
@@ -256,34 +297,36 @@ def attend_heads(
     mask: Tensor | None,
     bias: Tensor | RelativeBias | None,
     return_weights: bool | str,
-) -> AttentionResult:
-    """`attend` with a module's settings; a mask or bias of rank 3 is (batch, query_length, key_length).
-
-    The weights of a selection are a sparse tensor, since a module returns no `indices`.
-    """
+) -> dict[str, Any]:
+    """The arguments of `attend` by a module's settings; a mask or bias of rank 3 is (batch, queries, keys)."""
     if mask is not None:
         require_mask("mask", mask)
     query, key, value = heads
-    if isinstance(pattern, Graph):
-        pattern = pattern.to(query.device)
-    else:
+    if not isinstance(pattern, Graph):
         mask = None if mask is None else _insert_heads(mask)
         bias = _insert_heads(bias) if isinstance(bias, Tensor) else bias
-    result = attend(
-        query,
-        key,
-        value,
-        pattern,
-        mask=mask,
-        bias=bias,
-        scale=settings.scale,
-        dropout=settings.dropout if module.training else 0.0,
-        return_weights=return_weights,
-    )
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "pattern": pattern.to(query.device) if isinstance(pattern, Graph) else pattern,
+        "mask": mask,
+        "bias": bias,
+        "scale": settings.scale,
+        "softcap": settings.softcap,
+        "dropout": settings.dropout if module.training else 0.0,
+        "return_weights": return_weights,
+        "implementation": getattr(module, "implementation", None),
+    }
+
+
+def attend_heads(call: dict[str, Any]) -> AttentionResult:
+    """`attend`; the weights of a selection are a sparse tensor, since a module returns no `indices`."""
+    result = attend(**call)
     if result.weights is None or result.indices is None:
         return result
-    weights = _chosen_weights(result.weights, result.indices, key.shape[1])
-    return result._replace(weights=weights if return_weights == "heads" else _mean_of_heads(weights))
+    weights = _chosen_weights(result.weights, result.indices, call["key"].shape[1])
+    return result._replace(weights=weights if call["return_weights"] == "heads" else _mean_of_heads(weights))
 
 
 def _joined(pattern: Pattern | TopK | None, causal: bool) -> Pattern | TopK | None:

@@ -153,7 +153,7 @@ class SparseAttention(ProjectedAttention):
                 hint="for others MultiHeadAttention takes a pattern with an alignment, such as pattern=Window(left, "
                 "right, align='bottom_right'), or TopK(k), and sparse_forward any connectivity",
             )
-        return self._attend(heads, self._pattern, mask, bias, return_weights)
+        return self._attend(self._call(heads, self._pattern, mask, bias, return_weights))
 
     def sparse_forward(self, query: Tensor, key: Tensor, value: Tensor, connectivity: Any) -> AttentionOutput:
         """Attend over exactly the pairs that a matrix stores; neither the pattern nor `causal` joins them.
@@ -195,7 +195,7 @@ class SparseAttention(ProjectedAttention):
                 actual=(graph.num_queries, graph.num_keys),
             )
         graph = graph.to(query.device)
-        output, weights = self._attend(heads, graph, None, None, "mean")
+        output, weights = self._attend(self._call(heads, graph, None, None, "mean"))
         assert weights is not None
         return AttentionOutput(output, _as_matrix(weights, graph))
 

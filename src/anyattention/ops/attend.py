@@ -10,14 +10,16 @@ from torch import Tensor
 
 from anyattention._checks import as_out_of_memory, require_tensor
 from anyattention.ambient import is_autocast_enabled, is_compiling
+from anyattention.errors import InvalidInputError
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dense import dense_attention, explain_dense
 from anyattention.ops.dispatch import Explanation
 from anyattention.ops.graph import explain_graph, graph_attention
 from anyattention.ops.sinks import with_sinks
 from anyattention.ops.sparse import explain_sparse, sparse_attention
+from anyattention.ops.spread import spread
 from anyattention.ops.topk import explain_topk, topk_attention
-from anyattention.output import AttentionResult
+from anyattention.output import AttentionResult, spread_by
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
 
 __all__ = ["attend", "explain"]
@@ -53,6 +55,10 @@ def _taking(
             except (MemoryError, RuntimeError) as failure:
                 named_failure = as_out_of_memory(failure)
                 if named_failure is None:
+                    raise
+                if arguments.weights is not None:
+                    named_failure.args = (f"{named_failure}. return_weights=False spares the weights",)
+                if named_failure is failure:
                     raise
                 raise named_failure from failure
 
@@ -149,14 +155,42 @@ def attend(arguments: Arguments) -> AttentionResult:
 
 def _run(arguments: Arguments) -> AttentionResult:
     operation = _operation(arguments.pattern)[0]
-    return operation(arguments) if arguments.sinks is None else with_sinks(operation, arguments)
+    result = operation(arguments) if arguments.sinks is None else with_sinks(operation, arguments)
+    if result.weights is not None and not is_compiling():
+        pattern, lengths = arguments.pattern, (arguments.query.shape[-3], arguments.key.shape[-3])
+        assert pattern is not None
+        of_pairs = functools.partial(spread, pattern, lengths, arguments.weights == "heads", result.indices)
+        spread_by(result.weights, of_pairs)
+    return result
 
 
+def _of_modules(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """`explain`, which a module may be given to in place of the tensors, with the arguments of its forward."""
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        if not args or not isinstance(args[0], torch.nn.Module):
+            return function(*args, **kwargs)
+        module, *given = args
+        explain_forward = getattr(module, "explain_forward", None)
+        if explain_forward is None:
+            raise InvalidInputError(
+                argument="query",
+                expected="a torch.Tensor, or a module that has explain_forward",
+                actual=type(module).__name__,
+            )
+        return explain_forward(*given, **kwargs)
+
+    return call
+
+
+@_of_modules
 @_taking(Arguments)
 def explain(arguments: Arguments) -> Explanation:
     """Which implementation `attend` would run for the same arguments, and why each faster one does not.
 
-    Args: as `attend`.
+    Args: as `attend`. Or a module, and the arguments of its forward: `explain(module, x)` is
+        `module.explain_forward(x)`.
 
     Returns:
         Explanation(implementation, refusals, notes); print it.
