@@ -26,6 +26,7 @@ _BASE = {
     "check_finite": True,
 }
 _DENSE = {**_BASE, "max_seq_len": 11, "causal": True, "eps": 1e-3, "positions": "learned", "qk_norm": True}
+_DENSE |= {"num_kv_heads": 1, "kdim": 30, "vdim": 7, "softcap": 3.0, "rope_theta": 99.0}
 _GRAPH = {
     "edge_dim": 7,
     "aggregation": "mean",

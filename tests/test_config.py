@@ -45,6 +45,11 @@ _REFUSED = {
         "positions": ("rotary", None, 0, ["none"]),
         "qk_norm": _NO_BOOLS,
         "check_finite": _NO_BOOLS,
+        "num_kv_heads": (0, -1, True, "1", 2.5, 3, 16),
+        "kdim": (0, -1, True, "1", 2.5),
+        "vdim": (0, -1, True, "1", 2.5),
+        "softcap": _NO_POSITIVES,
+        "rope_theta": (*_NO_POSITIVES, None),
     },
     GraphAttentionConfig: {
         "base": (None, {}, "base", GeometricAttentionConfig()),
@@ -129,6 +134,11 @@ def test_defaults():
         "positions": "none",
         "qk_norm": False,
         "check_finite": False,
+        "num_kv_heads": None,
+        "kdim": None,
+        "vdim": None,
+        "softcap": None,
+        "rope_theta": 10000.0,
     }
     assert (GraphAttentionConfig().aggregation, GraphAttentionConfig().negative_slope) == ("sum", 0.2)
     assert (SparseAttentionConfig().block_size, SparseAttentionConfig().local_window) == (64, 128)
@@ -183,7 +193,17 @@ _UNUSED = [
     (GraphAttentionConfig, {"eps": 1e-3}, "a graph has no sequence"),
     (GraphAttentionConfig, {"positions": "learned"}, "a graph has no sequence"),
     (GraphAttentionConfig, {"qk_norm": True}, "a graph has no sequence"),
+    (GraphAttentionConfig, {"num_kv_heads": 1}, "keys and values are the same nodes' features"),
+    (GraphAttentionConfig, {"kdim": 3}, "keys and values are the same nodes' features"),
+    (GraphAttentionConfig, {"vdim": 3}, "keys and values are the same nodes' features"),
+    (GraphAttentionConfig, {"softcap": 3.0}, "only attention over sequences bounds its scores"),
+    (GraphAttentionConfig, {"rope_theta": 3.0}, "a graph has no sequence"),
     (GeometricAttentionConfig, {"max_seq_len": 7}, "points have no order"),
+    (GeometricAttentionConfig, {"num_kv_heads": 1}, "keys and values are the same nodes' features"),
+    (GeometricAttentionConfig, {"kdim": 3}, "keys and values are the same nodes' features"),
+    (GeometricAttentionConfig, {"vdim": 3}, "keys and values are the same nodes' features"),
+    (GeometricAttentionConfig, {"softcap": 3.0}, "only attention over sequences bounds its scores"),
+    (GeometricAttentionConfig, {"rope_theta": 3.0}, "points have no order"),
     (GeometricAttentionConfig, {"causal": True}, "points have no order"),
     (GeometricAttentionConfig, {"positions": "sinusoidal"}, "points have no order"),
     (GeometricAttentionConfig, {"qk_norm": True}, "geometric attention does not use it"),
@@ -205,13 +225,36 @@ def test_every_setting_of_a_graphs_base_is_used_or_refused():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"use_bias": False}, {"max_seq_len": 7}, {"eps": 1e-3}, {"positions": "learned"}, {"qk_norm": True}]
+    "settings",
+    [
+        {"use_bias": False},
+        {"max_seq_len": 7},
+        {"eps": 1e-3},
+        {"positions": "learned"},
+        {"qk_norm": True},
+        {"num_kv_heads": 1},
+        {"kdim": 3},
+        {"vdim": 3},
+        {"rope_theta": 3.0},
+    ],
 )
 def test_unused_setting_of_scaled_dot_product_must_keep_its_default(settings):
     (name,) = settings
     with pytest.raises(InvalidConfigError, match=f"^{name}: expected its default .*ScaledDotProductAttention"):
         ScaledDotProductAttention.from_config(AttentionConfig(8, 2, **settings))
     assert name not in inspect.signature(ScaledDotProductAttention).parameters
+
+
+def test_settings_of_keys_and_positions_fit_each_other():
+    with pytest.raises(InvalidConfigError, match=r"^num_kv_heads: expected a divisor of num_heads=4, got 3"):
+        AttentionConfig(8, 4, num_kv_heads=3)
+    with pytest.raises(InvalidConfigError, match=r"^positions: expected an even d_model / num_heads for 'rope'.*got 3"):
+        AttentionConfig(6, 2, positions="rope")
+    for positions in ("sinusoidal", "learned"):
+        with pytest.raises(InvalidConfigError, match=rf"^kdim: expected d_model=8 with positions='{positions}'.*got 3"):
+            AttentionConfig(8, 2, positions=positions, kdim=3)
+        assert AttentionConfig(8, 2, positions=positions, kdim=8, vdim=3).kdim == 8
+    assert (AttentionConfig(8, 4).key_heads, AttentionConfig(8, 4, num_kv_heads=2).key_heads) == (4, 2)
 
 
 def test_dot_score_has_no_slope():
@@ -271,8 +314,12 @@ _dense = _base(
     max_seq_len=_counts,
     causal=st.booleans(),
     eps=_positive,
-    positions=st.sampled_from(["none", "sinusoidal", "learned"]),
+    positions=st.sampled_from(["none", "sinusoidal", "learned", "alibi"]),
     qk_norm=st.booleans(),
+    num_kv_heads=st.sampled_from([None, 1]),
+    vdim=st.none() | _counts,
+    softcap=st.none() | _positive,
+    rope_theta=_positive,
 )
 _graph = st.builds(
     GraphAttentionConfig,
@@ -359,16 +406,19 @@ def _settings(module):
     return {name: item.default for name, item in parameters.items() if name not in ("device", "dtype")}
 
 
+# What is given beside the config.
+_BESIDE = {"pattern": None, "implementation": None}
+
+
 def test_multi_head_arguments_are_the_configs_fields():
     fields = {name: field.default for name, field in _fields(AttentionConfig).items()}
-    # A pattern is given beside the config.
-    assert _settings(MultiHeadAttention) == {**fields, "pattern": None}
+    assert _settings(MultiHeadAttention) == {**fields, **_BESIDE}
 
 
 def test_scaled_dot_product_arguments_are_fields():
     fields = {name: field.default for name, field in _fields(AttentionConfig).items()}
     given = _settings(ScaledDotProductAttention)
-    assert given == {name: fields[name] for name in given if name != "pattern"} | {"pattern": None}
+    assert given == {name: fields[name] for name in given if name not in _BESIDE} | _BESIDE
 
 
 def test_graph_arguments_are_the_configs_fields():

@@ -48,9 +48,14 @@ _SETTINGS = {
     "max_seq_len": (int, 512),
     "causal": (bool, False),
     "eps": (float, 1e-6),
-    "positions": (Literal["none", "sinusoidal", "learned"], "none"),
+    "positions": (Literal["none", "sinusoidal", "learned", "rope", "alibi"], "none"),
     "qk_norm": (bool, False),
     "check_finite": (bool, False),
+    "num_kv_heads": (int | None, None),
+    "kdim": (int | None, None),
+    "vdim": (int | None, None),
+    "softcap": (float | None, None),
+    "rope_theta": (float, 10000.0),
     "use_edge_features": (bool | None, None),
     "edge_dim": (int | None, None),
     "aggregation": (Literal["sum", "mean", "max"], "sum"),
@@ -74,6 +79,7 @@ _SETTINGS = {
 }
 _BESIDE = {
     "pattern": (Pattern | TopK | None, None),
+    "implementation": (str | None, None),
     "device": (torch.device | str | None, None),
     "dtype": (torch.dtype | None, None),
 }
@@ -87,8 +93,10 @@ _SHARED = ["d_model", "num_heads", "dropout", "use_bias", "scale"]
 _KIND = ["device", "dtype"]
 
 _ARGUMENTS = {
-    ScaledDotProductAttention: ["d_model", "num_heads", "dropout", "scale", "causal", "check_finite", "pattern"],
-    MultiHeadAttention: [*_DENSE, "pattern", *_KIND],
+    ScaledDotProductAttention: [
+        *("d_model", "num_heads", "dropout", "scale", "causal", "check_finite", "softcap", "pattern", "implementation")
+    ],
+    MultiHeadAttention: [*_DENSE, "pattern", "implementation", *_KIND],
     SparseAttention: [*_DENSE, *_SPARSE, *_KIND],
     GraphAttention: [*_SHARED, "check_finite", *_GRAPH, *_KIND],
     DistanceAttention: [*_SHARED, "eps", "check_finite", *_POINTS[:-1], *_KIND],

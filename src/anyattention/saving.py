@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anyattention._checks import FLOATING
-from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
+from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.files import make_folder, most_memory, reading, require_file, to_path, write_together
+from anyattention.patterns.stored import pattern_from_dict, pattern_to_dict
 
 __all__ = ["load", "model_files", "save"]
 
@@ -38,6 +39,7 @@ _MODULES = {
         "NodeClassifierConfig",
     ),
 }
+_WITH_PATTERN = ("ScaledDotProductAttention", "MultiHeadAttention")
 
 
 def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -52,7 +54,7 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         InvalidInputError: another module, or a folder that cannot be written.
-        UnsupportedError: a module that was given a pattern, which is no setting of its config.
+        UnsupportedError: a module whose pattern holds tensors, as a Graph does.
 
     Example:
         >>> import tempfile
@@ -71,17 +73,14 @@ def model_files(module: nn.Module) -> dict[str, bytes]:
     name = type(module).__name__
     if name not in _MODULES or not hasattr(module, "from_config"):
         raise InvalidInputError(argument="module", expected="one of " + ", ".join(_MODULES), actual=name)
-    # SparseAttention's pattern is a property, made of its config.
-    if vars(module).get("pattern") is not None:
-        raise UnsupportedError(
-            argument="module",
-            expected="settings that are all in its config",
-            actual=f"{name}(pattern={module.pattern})",
-            hint="save a module without pattern that has the same weights, or use SparseAttention",
-        )
     config: Any = module.config
     weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    settings = json.dumps({"module": name, "config": config.to_dict()}, indent=2) + "\n"
+    told = {"module": name, "config": config.to_dict()}
+    # SparseAttention's pattern is a property, made of its config.
+    pattern: Any = vars(module).get("pattern")
+    if pattern is not None:
+        told["pattern"] = pattern_to_dict(pattern)
+    settings = json.dumps(told, indent=2) + "\n"
     return {
         "model.safetensors": safetensors.torch.save(weights, {_SETTINGS: settings}),
         "config.json": settings.encode(),
@@ -123,10 +122,10 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         told = _read_settings(config_path) if config_path.exists() else None
         kept, weights = _read_weights(weights_path, place)
     if kept is None:
-        kind, config = told or _read_settings(config_path)
+        kind, config, more = told or _read_settings(config_path)
     else:
-        kind, config = _parsed(kept, weights_path)
-        if told is not None and told != (kind, config):
+        kind, config, more = _parsed(kept, weights_path)
+        if told is not None and told != (kind, config, more):
             warnings.warn(
                 f"{config_path} is not what {weights_path} was saved with: the settings in the latter are taken. To "
                 "change settings, build the module and load the weights into it",
@@ -135,10 +134,10 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     try:
         # First without memory: settings that do not fit the weights may ask for any amount of it.
         with torch.device("meta"):
-            hollow = kind.from_config(config)
+            hollow = kind.from_config(config, **more)
             _require_small_tables(hollow, weights, path)
             hollow.load_state_dict(weights, assign=True)
-        module: nn.Module = kind.from_config(config)
+        module: nn.Module = kind.from_config(config, **more)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as fault:
@@ -187,7 +186,7 @@ def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path
         )
 
 
-def _read_settings(path: Path) -> tuple[type, Any]:
+def _read_settings(path: Path) -> tuple[type, Any, dict[str, Any]]:
     try:
         if require_file(path) > _LARGEST_CONFIG:
             raise InvalidConfigError(argument=str(path), expected="settings", actual=f"over {_LARGEST_CONFIG:,} bytes")
@@ -198,13 +197,13 @@ def _read_settings(path: Path) -> tuple[type, Any]:
     return _parsed(text, path)
 
 
-def _parsed(text: str, path: Path) -> tuple[type, Any]:
-    """The class and the config that settings name."""
+def _parsed(text: str, path: Path) -> tuple[type, Any, dict[str, Any]]:
+    """The class and the config that settings name, and what else it is made of: a pattern, where it has one."""
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise InvalidInputError(argument=str(path), expected="a readable JSON file", actual=str(fault)) from fault
-    if not isinstance(settings, dict) or set(settings) != {"module", "config"}:
+    if not isinstance(settings, dict) or set(settings) - {"pattern"} != {"module", "config"}:
         raise InvalidConfigError(argument=str(path), expected="the keys module, config", actual=_keys(settings))
     if settings["module"] not in tuple(_MODULES):
         raise InvalidConfigError(
@@ -214,7 +213,14 @@ def _parsed(text: str, path: Path) -> tuple[type, Any]:
         )
     home, config_home, config_name = _MODULES[settings["module"]]
     config = getattr(import_module(config_home), config_name).from_dict(settings["config"])
-    return getattr(import_module(home), settings["module"]), config
+    more = {}
+    if "pattern" in settings:
+        if settings["module"] not in _WITH_PATTERN:
+            raise InvalidConfigError(
+                argument="pattern", expected=f"none in {settings['module']}", actual=repr(settings["pattern"])
+            )
+        more["pattern"] = pattern_from_dict(settings["pattern"])
+    return getattr(import_module(home), settings["module"]), config, more
 
 
 def _keys(settings: object) -> str:

@@ -1,11 +1,30 @@
-"""Layers of sequences over a pattern: the same as under the pattern's mask, kept by clones, refused by files."""
+"""Layers of sequences over a pattern: the same as under the pattern's mask, kept by clones, in files."""
+
+import functools
+import json
 
 import pytest
+import safetensors.torch
 import torch
 
-from anyattention import AttentionConfig, Causal, Documents, Full, Global, Graph, RandomBlocks, Strided, Window, save
+from anyattention import (
+    AttentionConfig,
+    Causal,
+    Documents,
+    Fixed,
+    Full,
+    Global,
+    Graph,
+    RandomBlocks,
+    Strided,
+    TopK,
+    Window,
+    load,
+    save,
+)
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidConfigError, UnsupportedError
-from anyattention.nn import MultiHeadAttention, ScaledDotProductAttention
+from anyattention.nn import MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.patterns.stored import pattern_from_dict
 from anyattention.testing import check_attention
 
 BATCH, LENGTH, KEYS, WIDTH, HEADS = 2, 11, 7, 12, 3
@@ -140,14 +159,75 @@ def test_a_clone_has_its_own_graph():
 
 
 @pytest.mark.parametrize("kind", [MultiHeadAttention, ScaledDotProductAttention])
-def test_save_refuses_a_pattern_that_was_given(kind, tmp_path):
-    text = (
-        rf"^module: expected settings that are all in its config, got {kind.__name__}\(pattern=Window\(.*\)\)\. save a"
-    )
-    with pytest.raises(UnsupportedError, match=text):
-        save(build(kind, pattern=Window(2, 1)), tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
+def test_save_refuses_a_pattern_of_tensors(kind, tmp_path):
+    for pattern, name in ((PATTERNS["graph"], "Graph"), (Causal() & PATTERNS["graph"], "Graph")):
+        with pytest.raises(
+            UnsupportedError, match=rf"^{name} is not kept in a file: of patterns those of numbers are: "
+        ):
+            save(build(kind, pattern=pattern), tmp_path / "folder")
+        assert not (tmp_path / "folder").exists()
     save(build(kind, causal=True), tmp_path / "folder")
+
+
+@pytest.mark.parametrize("kind", [MultiHeadAttention, ScaledDotProductAttention])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Causal(),
+        Full(),
+        Window(2, 1, align="top_left"),
+        Strided(2, 1) & Causal(),
+        (Fixed(3, 1) | Global((0, 4))) & Causal(),
+        Documents((2, LENGTH - 2)),
+        RandomBlocks(1, seed=3, size=2),
+        TopK(2, among=Window(2, 2)),
+        TopK(3),
+    ],
+    ids=str,
+)
+def test_a_pattern_comes_back_from_a_folder(kind, pattern, tmp_path):
+    module = build(kind, pattern=pattern).eval()
+    save(module, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.pattern == pattern
+    assert type(loaded.pattern) is type(pattern)
+    (x,) = features(LENGTH)
+    assert torch.equal(loaded(x).output, module(x).output)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"kind": "Graph"}, "pattern: expected a kind, one of Causal, .*, got 'Graph'"),
+        ({"kind": "os.system"}, "pattern: expected a kind, one of .*, got 'os.system'"),
+        ({"kind": ["Causal"]}, "pattern: expected a kind, one of .*, got .'Causal'"),
+        (3, "pattern: expected a kind, one of .*, got int"),
+        ({"left": 1}, "pattern: expected a kind, one of .*, got None"),
+        ({"kind": "Window", "left": 1}, "pattern: expected the settings of Window, got .*missing"),
+        ({"kind": "Window", "left": 1, "right": -1}, "right: expected an int >= 0"),
+        ({"kind": "Window", "left": 1, "right": 1, "home": 1}, "expected only the settings left, right, align of Win"),
+        ({"kind": "Window", "left": {"kind": "Causal"}, "right": 1}, "left: expected an int >= 0"),
+        ({"kind": "Union", "first": 1, "second": 2}, "pattern: expected the settings of Union"),
+        ({"kind": "Documents", "lengths": "ab"}, "lengths: expected a sequence of ints"),
+        ({"kind": "TopK", "k": 1, "among": "Causal"}, "among: expected a pattern or None"),
+        (functools.reduce(lambda inner, _: {"kind": "TopK", "k": 1, "among": inner}, range(40), {"kind": "Causal"}),
+         "at most 32 patterns in another, got more"),
+    ],
+)  # fmt: skip
+def test_malicious_patterns_are_refused(settings, text):
+    with pytest.raises(InvalidConfigError, match=text):
+        pattern_from_dict(settings)
+
+
+def test_only_modules_with_a_pattern_have_one_in_a_folder(tmp_path):
+    save(SparseAttention(8, 2), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    weights = SparseAttention(8, 2).state_dict()
+    told = {"module": "SparseAttention", "config": SparseAttention(8, 2).config.to_dict(), "pattern": {"kind": "Full"}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidConfigError, match=r"pattern: expected none in SparseAttention, got \{'kind': 'Full'\}"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [MultiHeadAttention, ScaledDotProductAttention])

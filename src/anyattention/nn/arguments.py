@@ -18,7 +18,7 @@ import torch
 from anyattention.patterns import Pattern, TopK
 from anyattention.settings import Config, config_of, require_config, require_usable, settings_of
 
-__all__ = ["ParameterArguments", "PatternArgument", "arguments_of", "shown_settings", "takes"]
+__all__ = ["ImplementationArgument", "ParameterArguments", "PatternArgument", "arguments_of", "shown_settings", "takes"]
 
 _Fields = ParamSpec("_Fields")
 _Module = TypeVar("_Module")
@@ -44,10 +44,16 @@ class PatternArgument:
         'which pairs exist, or TopK, joined by `causal` with "and"; None is every pair. It is no setting of the '
         "config: `clone` and `save` keep it, and `from_config` takes it beside the config",
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplementationArgument:
+    """What modules take that hand on the choice of an implementation."""
+
     implementation: Annotated[
         str | None,
-        'forces one, such as "reference"; None takes the first that can run a call. No setting of the config either, '
-        "and `save` leaves it out",
+        'forces one, such as "reference"; None takes the first that can run a call. It is no setting of the config: '
+        "`save` leaves it out",
     ] = None
 
 

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from anyattention._checks import require_count
 from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig
-from anyattention.nn.arguments import ParameterArguments, PatternArgument, arguments_of, shown_settings, takes
+from anyattention.nn.arguments import (
+    ImplementationArgument,
+    ParameterArguments,
+    PatternArgument,
+    arguments_of,
+    shown_settings,
+    takes,
+)
 from anyattention.nn.base import AttentionModule, require_finite
 from anyattention.nn.key_value_cache import KeyValueCache
 from anyattention.nn.padding import packed, refuse_beside, with_padding, within
@@ -44,7 +51,7 @@ _NO_PROJECTIONS = {"unused": "ScaledDotProductAttention takes query, key and val
 
 
 @dataclass(frozen=True)
-class ScaledDotProductArguments(PatternArgument, AttentionConfig):
+class ScaledDotProductArguments(ImplementationArgument, PatternArgument, AttentionConfig):
     """The arguments of `ScaledDotProductAttention`."""
 
     use_bias: Any = field(init=False, metadata=_NO_PARAMETERS)
@@ -167,7 +174,7 @@ class ScaledDotProductAttention(AttentionModule):
 
 
 @dataclass(frozen=True)
-class MultiHeadArguments(ParameterArguments, PatternArgument, AttentionConfig):
+class MultiHeadArguments(ParameterArguments, ImplementationArgument, PatternArgument, AttentionConfig):
     """The arguments of `MultiHeadAttention`."""
 
 

@@ -145,8 +145,7 @@ class KeyValueCache:
         return moved
 
     def _require_owner(self, module: nn.Module) -> None:
-        owner = None if self._owner is None else self._owner()
-        if owner is not None and owner is not module:
+        if self._owner is not None and self._owner() is not module:
             raise InvalidInputError(
                 argument="past",
                 expected="a cache of this module",

@@ -42,7 +42,7 @@ def from_torch(kind: type[_Module], module: nn.MultiheadAttention) -> _Module:
     is_plain = is_untouched(module, nn.MultiheadAttention, _TORCH_FORWARD)
     if not is_plain or not is_untouched(module.out_proj, _OUTPUT, _OUTPUT.forward):
         raise UnsupportedError(
-            "a torch.nn.MultiheadAttention with hooks, a parametrisation, an own forward or another out_proj: what they "
+            "a torch.nn.MultiheadAttention with hooks, parametrisations, an own forward or another out_proj: what they "
             "add is no weight; interop.torch.convert keeps them",
             argument="module",
         )
