@@ -261,6 +261,6 @@ def test_bad_caches() -> None:
         InvalidInputError, match=r"^key: expected torch.float64 on cpu, as the cache, got torch.float32"
     ):
         module(tokens(3).float(), past=cache)
+    learned, cache = build(positions="learned", max_seq_len=5), KeyValueCache()
     with pytest.raises(DimensionMismatchError, match=r"at most max_seq_len=5"):
-        learned, cache = build(positions="learned", max_seq_len=5), KeyValueCache()
         in_parts(learned, tokens(6), [1] * 6, cache)

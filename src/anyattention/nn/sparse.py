@@ -13,6 +13,8 @@ from anyattention.config import AttentionConfig, SparseAttentionConfig
 from anyattention.errors import DimensionMismatchError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.projected import ProjectedAttention
+from anyattention.ops import explain
+from anyattention.ops.dispatch import Explanation
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Causal, Fixed, Global, Graph, Pattern, Strided, TopK, Window
 
@@ -143,6 +145,24 @@ class SparseAttention(ProjectedAttention):
             DimensionMismatchError: a shape does not fit, the lengths differ, or are above the max_seq_len of positions.
             InvalidInputError, InvalidMaskError: a dtype or device does not fit.
         """
+        call = self._arguments(query, key, value, mask, bias=bias, return_weights=return_weights)
+        return self._attend(call)
+
+    def explain_forward(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Which implementation a call with these arguments of `forward` runs, and why each faster one does not."""
+        return explain(**self._arguments(*args, **kwargs))
+
+    def _arguments(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        bias: Tensor | RelativeBias | None = None,
+        return_weights: bool | str = False,
+    ) -> dict[str, Any]:
+        """The arguments of `attend` for those of `forward`."""
         heads = self._project(query, key, value)
         num_queries, num_keys = heads[0].shape[1], heads[1].shape[1]
         if num_queries != num_keys:
@@ -153,7 +173,7 @@ class SparseAttention(ProjectedAttention):
                 hint="for others MultiHeadAttention takes a pattern with an alignment, such as pattern=Window(left, "
                 "right, align='bottom_right'), or TopK(k), and sparse_forward any connectivity",
             )
-        return self._attend(self._call(heads, self._pattern, mask, bias, return_weights))
+        return self._call(heads, self._pattern, mask, bias, return_weights)
 
     def sparse_forward(self, query: Tensor, key: Tensor, value: Tensor, connectivity: Any) -> AttentionOutput:
         """Attend over exactly the pairs that a matrix stores; neither the pattern nor `causal` joins them.
