@@ -104,7 +104,7 @@ def test_weights_that_were_not_returned_say_so() -> None:
     result = attend(query, key, value, Window(1, 1), return_weights=True)
     copies = [result._replace(weights=x) for x in (result.weights.detach(), result.weights.clone())]
     for other in copies:
-        with pytest.raises(InvalidInputError, match=r"^weights: expected the weights that were returned"):
+        with pytest.raises(InvalidInputError, match=r"^weights: expected the very tensor that was returned"):
             other.to_dense()
 
 

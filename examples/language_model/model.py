@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from anyattention import Pattern, Window
 from anyattention.errors import InvalidConfigError
-from anyattention.nn import MultiHeadAttention
+from anyattention.nn import KeyValueCache, MultiHeadAttention
 from examples.settings import About, check_settings, require_divisor
 
-__all__ = ["LanguageModel", "Settings"]
+__all__ = ["LanguageModel", "Past", "Settings"]
 
 _BYTES, _TOGETHER = 256, 3
 
@@ -50,6 +50,21 @@ class Settings:
         return Window(self.window, 0)
 
 
+class Past:
+    """What a model keeps of the bytes before: keys and values of each block, and the last bytes.
+
+    Args:
+        model: whose past it is, empty at first.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        pattern = model.pattern
+        # A window needs the keys that it reaches alone.
+        window = pattern.left if isinstance(pattern, Window) else None
+        self.caches = [KeyValueCache(window=window) for _ in model.blocks]
+        self.last = torch.zeros(1, _TOGETHER - 1, dtype=torch.int64)
+
+
 class LanguageModel(nn.Module):
     """Byte embedding, pre-norm blocks of attention and feed-forward, and a score for each next byte.
 
@@ -72,27 +87,35 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(width, _BYTES)
         nn.init.normal_(self.embedding.weight, std=0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores `(batch, length, 256)` of the byte after each of the `tokens` `(batch, length)`."""
-        x = self._embed(tokens)
-        for block in self.blocks:
-            x = block(x)[0]
+    def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
+        """Scores `(batch, length, 256)` of the byte after each of the `tokens` `(batch, length)`.
+
+        With a past, of one text, these come after its bytes, and are added to it.
+        """
+        if past is None:
+            x, caches = self._embed(F.pad(tokens, (_TOGETHER - 1, 0))), [None] * len(self.blocks)
+        else:
+            preceded = torch.cat([past.last, tokens], 1)
+            x, caches = self._embed(preceded), past.caches
+            past.last = preceded[:, preceded.shape[1] - (_TOGETHER - 1) :]
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, past=cache)[0]
         return self.head(self.norm(x))
 
     @torch.no_grad()
     def weights(self, tokens: Tensor) -> list[Tensor]:
         """Attention weights of one passage `(length,)`: a tensor `(edges, heads)` for each block, as the pattern's
         Graph orders them."""
-        x = self._embed(tokens[None])
+        x = self._embed(F.pad(tokens[None], (_TOGETHER - 1, 0)))
         found = []
         for block in self.blocks:
             x, weights = block(x, "heads")
             found.append(weights[0])
         return found
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        # Before the first byte there are zeros.
-        together = F.pad(tokens, (_TOGETHER - 1, 0)).unfold(1, _TOGETHER, 1)
+    def _embed(self, preceded: Tensor) -> Tensor:
+        """Features of the bytes but the first two, which are before the first."""
+        together = preceded.unfold(1, _TOGETHER, 1)
         return self.embedding(together + _BYTES * torch.arange(_TOGETHER)).sum(2)
 
 
@@ -115,7 +138,9 @@ class _Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, return_weights: str | None = None) -> tuple[Tensor, Tensor | None]:
-        output, weights = self.attention(self.attention_norm(x), return_weights=return_weights)
+    def forward(
+        self, x: Tensor, return_weights: str | None = None, past: KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.attention(self.attention_norm(x), past=past, return_weights=return_weights)
         x = x + output
         return x + self.feed_forward(x), weights

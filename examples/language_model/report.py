@@ -10,9 +10,10 @@ import torch
 
 from anyattention import Causal, Pattern, explain
 from benchmarks.memory import peak_memory
+from examples.language_model.generate import generate, speed_of_reading_again
 from examples.language_model.model import LanguageModel, Settings
 from examples.language_model.text import Text, pair_entropy, unigram_entropy
-from examples.language_model.train import Fit, bits_per_byte, draw_passages, sample_bytes, train_step
+from examples.language_model.train import Fit, bits_per_byte, draw_passages, train_step
 
 __all__ = [
     "Cost",
@@ -127,10 +128,20 @@ def describe_costs(costs: list[Cost], settings: Settings) -> str:
 
 
 def describe_sample(model: LanguageModel, text: Text, settings: Settings) -> str:
-    """What the model writes after the beginning of the held-out text."""
-    prompt = text.held_out[: max(1, min(256, settings.length // 2))]
-    written = sample_bytes(model, prompt, min(160, settings.length - len(prompt)), seed=settings.seed)
-    return "What it writes after the first held-out bytes:\n\n" + _quoted(written) + "\n"
+    """What the model writes after the beginning of the held-out text, and how fast."""
+    count = max(1, min(160, settings.length // 2))
+    prompt = text.held_out[: settings.length - count]
+    written = generate(model, prompt, count, seed=settings.seed)
+    again = speed_of_reading_again(model, prompt)
+    return f"""\
+What it writes after the first {len(prompt):,} held-out bytes:
+
+{_quoted(written.text)}
+
+It read them in {written.reading * 1000:,.0f} ms, and wrote {count / written.writing:,.0f} bytes per second from what \
+it kept of them: the keys and values
+that the window reaches. Reading the text again for each byte makes {again:,.0f} per second.
+"""
 
 
 def _quoted(written: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Trains the language model, and asks it for bits per byte and for new text."""
+"""Trains the language model, and asks it for bits per byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anyattention.training.steps import require_finite_loss
 from examples.language_model.model import LanguageModel, Settings
 from examples.schedule import rate_factor
 
-__all__ = ["Fit", "Step", "bits_per_byte", "draw_passages", "fit", "sample_bytes", "train_step"]
+__all__ = ["Fit", "Step", "bits_per_byte", "draw_passages", "fit", "train_step"]
 
 
 class Step(NamedTuple):
@@ -116,20 +116,6 @@ def bits_per_byte(model: LanguageModel, tokens: Tensor, length: int) -> float:
     passages = tokens.unfold(0, length + 1, length)
     losses = [_loss(model, passage[None]).item() for passage in passages]
     return sum(losses) / len(losses) / math.log(2)
-
-
-@torch.no_grad()
-def sample_bytes(model: LanguageModel, prompt: Tensor, count: int, *, temperature: float = 0.9, seed: int = 0) -> bytes:
-    """What the model writes after a prompt `(bytes,)`; both together are to be no longer than a passage.
-
-    Cost: a forward pass over the text so far for each byte.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = prompt
-    for _ in range(count):
-        scores = model(tokens[None])[0, -1] / temperature
-        tokens = torch.cat([tokens, torch.multinomial(scores.softmax(0), 1, generator=generator)])
-    return bytes(tokens[len(prompt) :].tolist())
 
 
 def _loss(model: LanguageModel, passages: Tensor) -> Tensor:

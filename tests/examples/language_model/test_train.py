@@ -11,9 +11,10 @@ from anyattention import Causal, Window, attend, explain, native
 from anyattention.errors import InvalidConfigError, InvalidInputError, NumericalInstabilityError
 from anyattention.nn import projected
 from examples.language_model import train
+from examples.language_model.generate import generate, speed_of_reading_again
 from examples.language_model.model import LanguageModel, Settings
 from examples.language_model.text import split_text, unigram_entropy
-from examples.language_model.train import bits_per_byte, fit, sample_bytes
+from examples.language_model.train import bits_per_byte, fit
 
 SMALL = Settings(steps=30, batch=1, length=48, window=11, width=16, heads=2, blocks=2, learning_rate=2e-2)
 TEXT = split_text(b"for index in range(7):\n    total += index\n" * 60)
@@ -34,10 +35,23 @@ def test_it_learns_a_repetitive_text() -> None:
     assert done.bits[-1] < entropy / 2
     assert bits_per_byte(done.model, TEXT.held_out, SMALL.length) < entropy / 2
     assert (len(done.bits), done.interrupted, done.model.training) == (30, False, False)
-    written = sample_bytes(done.model, TEXT.held_out[:20], 15, temperature=0.1)
+    written = generate(done.model, TEXT.held_out[:20], 15, temperature=0.1).text
     assert len(written) == 15
     assert set(written) <= set(TEXT.train.tolist())
-    assert len(sample_bytes(done.model, TEXT.held_out[:1], 2)) == 2
+    assert len(generate(done.model, TEXT.held_out[:1], 2).text) == 2
+
+
+@pytest.mark.parametrize("pattern", [SMALL.pattern, Causal(), None], ids=str)
+def test_from_what_is_kept_it_writes_what_it_would_from_the_whole_text(pattern) -> None:
+    model, tokens = LanguageModel(SMALL, pattern).eval(), TEXT.held_out[:20]
+    written = generate(model, tokens, 25, seed=3).text
+    generator, expected = torch.Generator().manual_seed(3), tokens
+    with torch.no_grad():
+        for _ in range(25):
+            scores = model(expected[None])[0, -1] / 0.9
+            expected = torch.cat([expected, torch.multinomial(scores.softmax(0), 1, generator=generator)])
+    assert written == bytes(expected[20:].tolist())
+    assert speed_of_reading_again(model, tokens) > 0
 
 
 def test_the_same_settings_give_the_same_weights_and_leave_the_random_state() -> None:
