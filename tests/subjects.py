@@ -234,6 +234,22 @@ _SHIFTED = Graph.radius(_POINTS["positions"], 1.6, cell=_CELL).with_self_loops()
 MODULES: dict[str, Callable[[], Subject]] = {
     "MultiHeadAttention": module(lambda: MultiHeadAttention(4, 2), _ROWS, return_weights=True),
     "MultiHeadAttention, causal": module(lambda: MultiHeadAttention(4, 2, causal=True), _ROWS),
+    "MultiHeadAttention, rope": module(
+        lambda: MultiHeadAttention(8, 2, num_kv_heads=1, positions="rope", softcap=3.0, kdim=4, vdim=3),
+        {"query": random(2, 3, 8), "key": random(2, 5, 4), "value": random(2, 5, 3)},
+        lengths=[5, 2],
+        return_weights="heads",
+    ),
+    "MultiHeadAttention, alibi": module(
+        lambda: MultiHeadAttention(4, 2, positions="alibi", pattern=Window(1, 1)),
+        {"query": random(2, 4, 4)},
+        key_mask=torch.tensor([[True, True, False, True], [False, True, True, True]]),
+    ),
+    "MultiHeadAttention, documents": module(
+        lambda: MultiHeadAttention(4, 2, positions="learned", causal=True),
+        {"query": random(2, 4, 4)},
+        documents=[[1, 3], [2, 2]],
+    ),
     "ScaledDotProductAttention": module(
         lambda: ScaledDotProductAttention(4, 2),
         {"query": random(2, 3, 4), "key": random(2, 5, 4), "value": random(2, 5, 4)},

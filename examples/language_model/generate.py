@@ -1,4 +1,4 @@
-"""New text from a prompt: the prompt is read at once, and each byte after it attends to what is kept of those before."""
+"""New text from a prompt, which is read at once; each byte after it attends to what is kept of those before."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def subject(name: str) -> Subject:
 
 
 def test_every_public_operation_and_module_is_here() -> None:
-    others = {"AttentionModule", "explain"}
+    others = {"AttentionModule", "KeyValueCache", "explain"}
     for public, subjects in ((nn.__all__, MODULES), (anyattention.ops.__all__, {**OPERATIONS, "attend": None})):
         assert {*public} - others == {name.split(",")[0] for name in subjects} & {*public}
 

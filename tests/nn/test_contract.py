@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anyattention import Graph
+from anyattention import Graph, Window
 from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
@@ -28,6 +28,8 @@ MASK = torch.tensor([[1, 0, 1, 1, 0, 1, 1], [0] * 7, [1] * 7, [0, 0, 0, 0, 0, 0,
         {"use_bias": False, "scale": 0.4},
         {"causal": True, "positions": "learned", "max_seq_len": 9},
         {"positions": "sinusoidal", "qk_norm": True, "eps": 1e-3, "check_finite": True},
+        {"positions": "rope", "num_kv_heads": 1, "softcap": 2.0},
+        {"positions": "alibi", "pattern": Window(2, 1)},
     ],
     ids=str,
 )

@@ -194,7 +194,9 @@ class ProjectedAttention(AttentionModule):
             )
         is_learned = settings.positions == "learned"
         table = self.position_embedding if is_learned else self.get_buffer("position_table")
-        rows = table[first:length] if documents is None else table[places_in(documents, x.device) + first]
+        rows = (
+            table[first:length] if documents is None else table.index_select(0, places_in(documents, x.device) + first)
+        )
         return x + rows.to(x.dtype)
 
 
