@@ -148,9 +148,10 @@ class ProjectedAttention(AttentionModule):
         if settings.qk_norm:
             heads[0], heads[1] = self.query_norm(heads[0]), self.key_norm(heads[1])
         if settings.positions == "rope":
-            for at, place in enumerate(firsts):
-                angles = rotary_angles(place, heads[at].shape[1], heads[at], settings.rope_theta)
-                heads[at] = rotated(heads[at], *angles)
+            angles = [(place, x.shape[1]) for place, x in zip(firsts, heads, strict=False)]
+            of_query = rotary_angles(*angles[0], heads[0], settings.rope_theta)
+            of_key = of_query if angles[0] == angles[1] else rotary_angles(*angles[1], heads[1], settings.rope_theta)
+            heads[0], heads[1] = rotated(heads[0], *of_query), rotated(heads[1], *of_key)
         return heads
 
     def _call(
