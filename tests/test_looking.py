@@ -66,6 +66,12 @@ def test_those_of_a_selection(asked_for: Any) -> None:
     torch.testing.assert_close(result.to_dense(), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_selection_among_no_keys() -> None:
+    keys = torch.randn(2, 0, 3, 4)
+    result = attend(torch.randn(2, 5, 3, 4), keys, keys, TopK(3), return_weights=True)
+    assert result.to_dense().shape == (2, 3, 5, 0)
+
+
 def test_graphs_without_batch_and_edges_twice() -> None:
     graph = Graph.from_edge_index(torch.tensor([[0, 1, 1, 2], [1, 2, 2, 0]]), num_queries=4, num_keys=3)
     query, key = torch.randn(4, 2, 5), torch.randn(3, 2, 5)

@@ -97,7 +97,7 @@ _ARGUMENTS = {
         *("d_model", "num_heads", "dropout", "scale", "causal", "check_finite", "softcap", "pattern", "implementation")
     ],
     MultiHeadAttention: [*_DENSE, "pattern", "implementation", *_KIND],
-    SparseAttention: [*_DENSE, *_SPARSE, *_KIND],
+    SparseAttention: [*_DENSE, *_SPARSE, "implementation", *_KIND],
     GraphAttention: [*_SHARED, "check_finite", *_GRAPH, *_KIND],
     DistanceAttention: [*_SHARED, "eps", "check_finite", *_POINTS[:-1], *_KIND],
     EquivariantAttention: [*_SHARED, "eps", "check_finite", *_POINTS, *_KIND],

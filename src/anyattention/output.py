@@ -94,7 +94,7 @@ class AttentionResult(NamedTuple):
 
         Raises:
             InvalidInputError: no weights were asked for, or these are not the ones that `attend` returned: copies, or
-                from a compiled function.
+                from a compiled function, where the pairs' places are not known.
             OutOfMemoryError: they would not fit in memory.
 
         Cost: the memory of all pairs.

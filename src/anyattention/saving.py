@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anyattention._checks import FLOATING
-from anyattention.errors import InvalidConfigError, InvalidInputError
+from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
 from anyattention.files import make_folder, most_memory, reading, require_file, to_path, write_together
 from anyattention.patterns.stored import pattern_from_dict, pattern_to_dict
 
@@ -54,7 +54,7 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         InvalidInputError: another module, or a folder that cannot be written.
-        UnsupportedError: a module whose pattern holds tensors, as a Graph does.
+        UnsupportedError: a module whose pattern holds tensors, as a Graph does, or settings of over a mebibyte.
 
     Example:
         >>> import tempfile
@@ -81,6 +81,8 @@ def model_files(module: nn.Module) -> dict[str, bytes]:
     if pattern is not None:
         told["pattern"] = pattern_to_dict(pattern)
     settings = json.dumps(told, indent=2) + "\n"
+    if len(settings) > _LARGEST_CONFIG:
+        raise UnsupportedError(f"settings of over {_LARGEST_CONFIG:,} bytes are not kept in a file", argument="module")
     return {
         "model.safetensors": safetensors.torch.save(weights, {_SETTINGS: settings}),
         "config.json": settings.encode(),

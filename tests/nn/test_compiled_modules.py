@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anyattention import Window
+from anyattention.errors import InvalidInputError
 from anyattention.nn import KeyValueCache, MultiHeadAttention
 
 CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -31,6 +32,22 @@ def test_compiled_whole(name: str) -> None:
     cotangent = torch.randn_like(expected.output)
     gradients = [torch.autograd.grad(each.output, sources, cotangent, allow_unused=True) for each in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_documents_of_other_lengths() -> None:
+    torch.compiler.reset()
+    module, x = MultiHeadAttention(12, 3, causal=True, positions="learned").eval(), torch.randn(2, 6, 12)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for documents in ([[6], [2, 4]], [[6], [3, 3]], [[1, 5], [2, 2, 2]]):
+        found = compiled(x, documents=documents).output
+        torch.testing.assert_close(found, module(x, documents=documents).output)
+
+
+def test_lengths_that_exceed_are_refused_here_too() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(MultiHeadAttention(12, 3), backend="eager")
+    with torch.no_grad(), pytest.raises(InvalidInputError, match=r"lengths: expected numbers from 0 to key_length=6"):
+        compiled(torch.randn(2, 6, 12), lengths=[80, -3])
 
 
 def test_a_compiled_module_decodes() -> None:

@@ -1,14 +1,16 @@
 """Tokens that come one after the other give what the full pass over all of them gives."""
 
 import copy
+import dataclasses
 import itertools
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from anyattention import Causal, Fixed, Global, Graph, Strided, TopK, Window
+from anyattention import Causal, Fixed, Global, Graph, RelativeBias, Strided, TopK, Window
 from anyattention.errors import (
     DimensionMismatchError,
     InvalidConfigError,
@@ -150,16 +152,76 @@ def test_inference_mode_before_training() -> None:
     assert module.query_projection.weight.grad is not None
 
 
+def test_copies_and_orders_of_one_mode_go_on_in_another() -> None:
+    module, x = build(), tokens()
+    expected = module(x).output[:, 9:]
+
+    def filled() -> KeyValueCache:
+        cache = KeyValueCache()
+        module(x[:, :9], past=cache)
+        return cache
+
+    with torch.inference_mode():
+        copied, ordered = copy.deepcopy(filled()), filled()
+        ordered.reorder(torch.tensor([0, 1]))
+    with torch.no_grad():
+        module(x[:, :0], past=ordered)
+        for cache in (copied, ordered):
+            assert_close(module(x[:, 9:], past=cache).output, expected)
+    cache = KeyValueCache()
+    output = module(x[:, :9], past=cache).output
+    with torch.no_grad():
+        module(x[:, :0], past=cache)
+        module(x[:, 9:], past=cache)
+    output.sum().backward()
+
+
+def test_a_bias_by_distance_counts_from_the_last_key() -> None:
+    module, x, cache = build(), tokens(), KeyValueCache()
+    bias = RelativeBias(torch.randn(6, 9, dtype=torch.float64), first=-8)
+    expected = module(x, bias=bias).output
+    assert_close(in_parts(module, x, [5, 1, 17], cache, bias=bias), expected)
+    with pytest.raises(InvalidConfigError, match=r"^bias.align: expected None or 'bottom_right' with a cache"):
+        module(x, past=KeyValueCache(), bias=dataclasses.replace(bias, align="top_left"))
+
+
+def test_a_mask_of_all_tokens_so_far_beside_a_window() -> None:
+    module, x = build(Window(4, 0), positions="rope"), tokens()
+    is_real = torch.rand(2, LENGTH) < 0.7
+    expected = module(x, key_mask=is_real).output
+    for cache in (KeyValueCache(), KeyValueCache(window=4)):
+        with torch.no_grad():
+            for begin, end in itertools.pairwise([0, 7, 8, 9, LENGTH]):
+                found = module(x[:, begin:end], past=cache, key_mask=is_real[:, :end]).output
+                assert_close(found, expected[:, begin:end])
+
+
+def test_under_vmap() -> None:
+    module, x, cache = build(), tokens(), KeyValueCache()
+    many = torch.randn(3, 2, 1, 24, dtype=torch.float64)
+    with torch.no_grad():
+        module(x[:, :9], past=cache)
+        module(x[:, 9:10], past=cache)
+
+        def step(token: Tensor) -> Tensor:
+            return module(token, past=copy.copy(cache), return_weights=False).output
+
+        found = torch.func.vmap(step)(many)
+        assert_close(found, torch.stack([step(token) for token in many]))
+
+
 def test_what_a_caller_does_to_the_tokens_later_changes_nothing() -> None:
     module, x, cache = build(), tokens(), KeyValueCache()
     module.key_projection = module.value_projection = torch.nn.Identity()
-    module.config  # noqa: B018
-    with torch.no_grad():
-        expected = module(x).output
-        begin = x[:, :9].clone()
-        module(begin, past=cache)
-        begin.fill_(torch.nan)
-        assert_close(module(x[:, 9:], past=cache).output, expected[:, 9:])
+    expected = module(x).output
+    for has_gradients in (False, True):
+        cache.reset()
+        with torch.set_grad_enabled(has_gradients):
+            begin = x[:, :9].clone()
+            module(begin, past=cache)
+            with torch.no_grad():
+                begin.fill_(torch.nan)
+            assert_close(module(x[:, 9:], past=cache).output, expected[:, 9:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -201,10 +263,11 @@ def test_a_copy_goes_on_by_itself() -> None:
     module, x, cache = build(), tokens(), KeyValueCache()
     with torch.no_grad():
         module(x[:, :9], past=cache)
-        twin = copy.deepcopy(cache)
+        twins = [copy.deepcopy(cache), copy.copy(cache), pickle.loads(pickle.dumps(cache))]
         module(x[:, :3], past=cache)
-        assert (cache.length, twin.length) == (12, 9)
-        assert_close(module(x[:, 9:], past=twin).output, module(x).output[:, 9:])
+        for twin in twins:
+            assert (cache.length, twin.length) == (12, 9)
+            assert_close(module(x[:, 9:], past=twin).output, module(x).output[:, 9:])
     cache.reset()
     assert (cache.length, cache.num_kept, cache.nbytes) == (0, 0, 0)
     assert repr(cache) == "KeyValueCache(length=0, num_kept=0)"
@@ -246,7 +309,7 @@ def test_bad_caches() -> None:
         module(tokens(3), past=[])
     with pytest.raises(InvalidInputError, match=r"^window: expected an int of at least 1, got 0"):
         KeyValueCache(window=0)
-    for arguments in ({"key": tokens(3)}, {"value": tokens(3)}, {"position_offset": 3}):
+    for arguments in ({"key": tokens(3)}, {"value": tokens(3)}, {"position_offset": 3}, {"lengths": [3, 2]}):
         with pytest.raises(UnsupportedError, match=r"with past: they do not go together"):
             module(tokens(3), past=KeyValueCache(), **arguments)
     for pattern, wanted in ((None, r"KeyValueCache\(\)"), (Window(4, 0), r"KeyValueCache\(window=4\)")):

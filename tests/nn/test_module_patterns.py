@@ -196,6 +196,24 @@ def test_a_pattern_comes_back_from_a_folder(kind, pattern, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    [functools.reduce(lambda one, other: one | other, [Window(i, 0) for i in range(40)]), Documents((1,) * 120_000)],
+    ids=["deep", "long"],
+)
+def test_what_could_not_be_loaded_is_not_saved(pattern, tmp_path):
+    with pytest.raises(UnsupportedError, match=r"(more than 32 in one another is|over 1,048,576 bytes are) not kept"):
+        save(build(MultiHeadAttention, pattern=pattern), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_pattern_that_is_put_in_later_is_checked():
+    module = build(MultiHeadAttention)
+    module.pattern = "causal"
+    with pytest.raises(InvalidConfigError, match=r"^pattern: expected a pattern"):
+        module(*features(LENGTH))
+
+
+@pytest.mark.parametrize(
     ("settings", "text"),
     [
         ({"kind": "Graph"}, "pattern: expected a kind, one of Causal, .*, got 'Graph'"),

@@ -53,6 +53,19 @@ def test_padding_joins_a_mask(rank: int) -> None:
     assert_close(module(x, mask=mask, key_mask=is_real, lengths=LENGTHS).output, expected)
 
 
+def test_a_mask_that_does_not_fit_is_named_beside_padding() -> None:
+    for mask in (torch.tensor(True), torch.ones(5, 7) > 0, torch.ones(2, 1, 1, 1, 1) > 0):
+        with pytest.raises(InvalidMaskError, match=r"^mask: expected a shape that broadcasts to"):
+            build()(tokens(), mask=mask, lengths=LENGTHS)
+
+
+def test_lengths_in_a_narrow_dtype() -> None:
+    module, x = build(), torch.randn(1, 300, 12, dtype=torch.float64)
+    expected = module(x, lengths=[200], return_weights=False).output
+    lengths = torch.tensor([200], dtype=torch.uint8)
+    assert_close(module(x, lengths=lengths, return_weights=False).output, expected)
+
+
 def test_lengths_of_other_keys() -> None:
     module = build(kdim=5, vdim=7)
     query, key, value = tokens(), torch.randn(3, 6, 5).double(), torch.randn(3, 6, 7).double()

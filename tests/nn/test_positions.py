@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Causal, Graph, RelativeBias, Window
+from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.nn import MultiHeadAttention, SparseAttention
 from anyattention.nn.positions import rotary_angles
 
@@ -77,8 +78,11 @@ def test_alibi_is_a_bias_by_distance(kind: Any) -> None:
     torch.testing.assert_close(module(x).output, expected_output(module, x, x, alibi_score()), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("align", [None, "top_left", "bottom_right"])
-@pytest.mark.parametrize("positions", ["rope", "alibi"])
+@pytest.mark.parametrize(
+    ("positions", "align"),
+    [(positions, align) for positions in ("rope", "alibi") for align in ("top_left", "bottom_right")]
+    + [("rope", None)],
+)
 def test_the_last_query_stands_at_the_last_key_where_the_pattern_says_so(positions: Any, align: Any) -> None:
     pattern = None if align is None else Window(20, 20, align=align)
     module, query, key = build(positions=positions, pattern=pattern), tokens(4), tokens()
@@ -87,6 +91,31 @@ def test_the_last_query_stands_at_the_last_key_where_the_pattern_says_so(positio
     torch.testing.assert_close(
         module(query, key).output, expected_output(module, query, key, score), rtol=1e-9, atol=1e-9
     )
+
+
+def test_distances_between_sequences_need_an_alignment() -> None:
+    with pytest.raises(DimensionMismatchError, match=r"^bias: expected as many queries as keys, or an alignment"):
+        build(positions="alibi")(tokens(4), tokens())
+
+
+@pytest.mark.parametrize("own", [torch.ones(9, 9) > 0, torch.ones(9, 9).long(), [0.0]])
+def test_alibi_takes_no_other_bias_than_floating_ones(own: Any) -> None:
+    for module in (build(positions="alibi"), build(positions="alibi", pattern=Graph.from_adjacency(torch.ones(9, 9)))):
+        with pytest.raises(InvalidInputError, match=r"^bias: expected "):
+            module(tokens(), bias=own)
+
+
+def test_alibi_takes_no_bias_of_other_shapes() -> None:
+    with pytest.raises(DimensionMismatchError, match=r"^bias: expected a shape that broadcasts to"):
+        build(positions="alibi")(tokens(), bias=torch.ones(5, 7, dtype=torch.float64))
+    over_edges = build(positions="alibi", pattern=Graph.from_adjacency(torch.ones(9, 9)))
+    for shape in ((1,), (81, 1), (3, 81, 3), ()):
+        with pytest.raises(
+            DimensionMismatchError, match=r"^bias: expected \(edges=81,\), \(edges, heads=3\) or \(batch=2"
+        ):
+            over_edges(tokens(), bias=torch.ones(shape, dtype=torch.float64))
+    with pytest.raises(UnsupportedError, match=r"a bias by distance over a Graph"):
+        over_edges(tokens(), bias=RelativeBias(torch.ones(1, 1), 0))
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rope", "alibi"])

@@ -94,6 +94,13 @@ def test_what_theirs_has_not_is_refused(settings: Any) -> None:
         MultiHeadAttention(12, 3, **settings).to_torch()
 
 
+def test_projections_of_other_widths_are_refused() -> None:
+    module = MultiHeadAttention(12, 3)
+    module.key_projection = nn.Linear(12, 1)
+    with pytest.raises(UnsupportedError, match=r"a projection was replaced by one of other widths: .*\(1, 12\)"):
+        module.to_torch()
+
+
 def test_settings_that_change_nothing_are_no_hindrance() -> None:
     module = MultiHeadAttention(12, 3, max_seq_len=7, eps=1e-3, rope_theta=3.0, num_kv_heads=3)
     assert isinstance(module.to_torch(), nn.MultiheadAttention)

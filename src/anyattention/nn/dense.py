@@ -21,12 +21,13 @@ from anyattention.nn.arguments import (
     takes,
 )
 from anyattention.nn.base import AttentionModule, require_finite
-from anyattention.nn.key_value_cache import KeyValueCache
-from anyattention.nn.padding import packed, refuse_beside, with_padding, within
+from anyattention.nn.key_value_cache import Grown, KeyValueCache
+from anyattention.nn.padding import of_kept, packed, refuse_beside, with_padding, within
 from anyattention.nn.projected import (
     ProjectedAttention,
     alignment_of,
     allowed_pairs,
+    at_the_end,
     attend_heads,
     call_of_heads,
     check_features,
@@ -141,7 +142,7 @@ class ScaledDotProductAttention(AttentionModule):
         Raises:
             DimensionMismatchError, InvalidInputError, InvalidMaskError: an argument does not fit.
         """
-        result = attend_heads(self._call(query, key, value, mask, bias=bias, return_weights=return_weights))
+        result = attend_heads(self._arguments(query, key, value, mask, bias=bias, return_weights=return_weights))
         output = result.output.flatten(-2)
         if self.config.check_finite:
             require_finite(self.name, output)
@@ -149,9 +150,9 @@ class ScaledDotProductAttention(AttentionModule):
 
     def explain_forward(self, *args: Any, **kwargs: Any) -> Explanation:
         """Which implementation a call with these arguments of `forward` runs, and why each faster one does not."""
-        return explain(**self._call(*args, **kwargs))
+        return explain(**self._arguments(*args, **kwargs))
 
-    def _call(
+    def _arguments(
         self,
         query: Tensor,
         key: Tensor | None = None,
@@ -237,7 +238,7 @@ class MultiHeadAttention(ProjectedAttention):
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> Self:
-        """A module with copies of the weights of PyTorch's, and its dropout and mode.
+        """A module with copies of the weights of PyTorch's, all trainable, and its dropout and mode.
 
         This one takes `(batch, length, width)` whatever `batch_first` says, its masks are True where a query may
         attend, and a query that may attend to nothing gets attention 0, not NaN.
@@ -289,14 +290,15 @@ class MultiHeadAttention(ProjectedAttention):
                 key_length)` or rank 4 with heads second; sizes of 1 broadcast. Where the pattern is a Graph: of its
                 edges, `(edges,)`, `(edges, heads)` or `(batch, edges, heads)`.
             bias: floating, added to the scaled scores; shapes as the mask.
-            key_mask: boolean `(batch, key_length)`, True = a real token, which may be attended to.
+            key_mask: boolean `(batch, key_length)`, True = a real token, which may be attended to. With past it is of
+                all tokens so far.
             lengths: of each sequence of keys, `(batch,)`: those behind are padding. Both go with mask.
             documents: for each sequence the lengths of the documents packed into it, which add up to its length: a
                 token attends within its document, and positions begin anew in each. Instead of key, mask and bias.
             past: the tokens before these, to which these are added: the query's tokens attend to them and to
-                themselves. For a module that hides the future. Key lengths are then those of `past` and the query
-                together, in masks and weights too.
-            position_offset: the position of the first key. With past it follows from it.
+                themselves. For a module that hides the future. The keys of mask, bias and weights are then those that
+                `past` keeps and the query's together.
+            position_offset: the position of the first token. With past it follows from it.
             return_weights: "mean" over heads (or True), "heads", or False, which spares them; None is True, with a
                 pattern or documents False.
 
@@ -313,7 +315,7 @@ class MultiHeadAttention(ProjectedAttention):
             InvalidConfigError: `past` with a module that does not hide the future.
             UnsupportedError: arguments that do not go together.
         """
-        call = self._arguments(
+        call, grown = self._arguments(
             query,
             key,
             value,
@@ -327,13 +329,13 @@ class MultiHeadAttention(ProjectedAttention):
             return_weights=return_weights,
         )
         output, weights = self._attend(call)
-        if past is not None:
-            past.commit(self)
+        if past is not None and grown is not None:
+            past.grow(self, grown)
         return AttentionOutput(output if documents is None else output.reshape(query.shape), weights)
 
     def explain_forward(self, *args: Any, **kwargs: Any) -> Explanation:
         """Which implementation a call with these arguments of `forward` runs, and why each faster one does not."""
-        return explain(**self._arguments(*args, **kwargs))
+        return explain(**self._arguments(*args, **kwargs)[0])
 
     def _arguments(
         self,
@@ -349,9 +351,10 @@ class MultiHeadAttention(ProjectedAttention):
         past: KeyValueCache | None = None,
         position_offset: int = 0,
         return_weights: bool | str | None = None,
-    ) -> dict[str, Any]:
-        """The arguments of `attend` for those of `forward`."""
+    ) -> tuple[dict[str, Any], Grown | None]:
+        """The arguments of `attend` for those of `forward`, and what becomes of the cache."""
         first = require_count("position_offset", position_offset, 0)
+        grown = None
         wanted = self.pattern is None and documents is None if return_weights is None else return_weights
         if documents is not None:
             given = {"key": key, "value": value, "mask": mask, "bias": bias, "key_mask": key_mask, "lengths": lengths}
@@ -362,17 +365,16 @@ class MultiHeadAttention(ProjectedAttention):
             heads = self._project(laid_out, None, None, first=first, documents=own)
             pattern = within(own, allowed_pairs(self.pattern, self.config.causal, heads))
         elif past is not None:
-            refuse_beside("past", {"key": key, "value": value})
-            if first:
-                refuse_beside("past", {"position_offset": first})
-            pattern = past_pairs(self.pattern, self.config.causal, past)
+            refuse_beside("past", {"key": key, "value": value, "lengths": lengths, "position_offset": first or None})
+            pattern, bias = past_pairs(self.pattern, self.config.causal, past), at_the_end(bias)
             heads = self._project(query, None, None, first=past.length)
-            heads[1:] = past.extended(self, *heads[1:])
+            *heads[1:], grown = past.extended(self, *heads[1:])
+            key_mask = of_kept(key_mask, past.length + query.shape[1], heads[1])
         else:
             heads = self._project(query, key, value, alignment_of(self.pattern, bias), first)
             pattern = allowed_pairs(self.pattern, self.config.causal, heads)
-        mask = with_padding(mask, lengths, key_mask, pattern, heads[1])
-        return self._call(heads, pattern, mask, bias, wanted)
+        mask = with_padding(mask, lengths, key_mask, pattern, heads)
+        return self._call(heads, pattern, mask, bias, wanted), grown
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""

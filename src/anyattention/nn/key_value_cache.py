@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anyattention._checks import describe_shape, require_count
-from anyattention.ambient import lasting
+from anyattention.ambient import is_transformed, lasting
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 
-__all__ = ["KeyValueCache"]
+__all__ = ["Grown", "KeyValueCache"]
+
+
+class Grown(NamedTuple):
+    """What a cache becomes: its tensors, from where to where they are in use, and how many tokens are new."""
+
+    rows: list[Tensor]
+    first: int
+    last: int
+    num_new: int
 
 
 class KeyValueCache:
@@ -20,6 +30,9 @@ class KeyValueCache:
 
     Each call attends from its tokens to those before and to themselves, and adds them. Where gradients are on, what is
     kept is part of the graph, and each call copies it; else new tokens are written behind the old ones.
+
+    A cache is no part of the graph's inputs: under activation checkpointing, which runs a call again in the backward
+    pass, the tokens would be added twice.
 
     Args:
         window: how many tokens are kept at least, for a module whose pattern looks no further back, such as
@@ -49,7 +62,6 @@ class KeyValueCache:
         """Forget all tokens, and the module that they came from."""
         self._length = self._first = self._last = 0
         self._rows: list[Tensor] = []
-        self._pending: tuple[list[Tensor], int, int, int] | None = None
         self._owner: weakref.ref[nn.Module] | None = None
 
     @property
@@ -85,10 +97,10 @@ class KeyValueCache:
         kept = [x[:, self._first : self._last].index_select(0, indices.to(x.device)) for x in self._rows]
         self._rows, self._first, self._last = kept, 0, self.num_kept
 
-    def extended(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept keys and values with new ones behind them, `(batch, kept + length, heads, width)`.
+    def extended(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Grown]:
+        """Kept keys and values with new ones behind them, `(batch, kept + length, heads, width)`, for the module alone.
 
-        The cache itself is as it was until `commit`, so that a call that fails leaves nothing in it.
+        The cache itself is as it was until it is given the third, so that a call that fails leaves nothing in it.
 
         Raises:
             InvalidInputError: the cache is another module's, or holds another dtype or device.
@@ -99,27 +111,26 @@ class KeyValueCache:
         for name, old, x in zip(("key", "value"), self._rows, new, strict=False):
             _require_fits(name, old, x)
         count = key.shape[1]
-        if torch.is_grad_enabled() or (self.window is not None and count > self.window):
-            old = [row[:, self._first : self._last] for row in self._rows]
-            whole = [torch.cat(parts, 1) for parts in zip(old, new, strict=True)] if self.num_kept else new
-            self._pending = (*self._stored(whole), count)
+        drops = self.window is not None and count > self.window
+        if drops or torch.is_grad_enabled() or is_transformed(*new, *self._rows):
+            old = [row[:, self._first : self._last] for row in self._rows] or [x[:, :0] for x in new]
+            whole = [torch.cat(parts, 1) for parts in zip(old, new, strict=True)]
+            grown = Grown(*self._stored(whole), count)
         else:
             rows = self._rows or [x[:, :0] for x in new]
             first, last = self._first, self._last + count
-            if last > rows[0].shape[1]:
+            if last > rows[0].shape[1] or not _may_be_written(rows):
                 rows, first, last = self._with_room(rows, count), 0, self.num_kept + count
             for x, row in zip(new, rows, strict=True):
                 row[:, last - count : last] = x
-            self._pending = (rows, first, last, count)
+            grown = Grown(rows, first, last, count)
             whole = [row[:, first:last] for row in rows]
-        return whole[0], whole[1]
+        return whole[0], whole[1], grown
 
-    def commit(self, module: nn.Module) -> None:
+    def grow(self, module: nn.Module, grown: Grown) -> None:
         """Keep what `extended` was given."""
-        assert self._pending is not None
-        self._rows, self._first, self._last, count = self._pending
-        self._pending = None
-        self._length += count
+        self._rows, self._first, self._last, num_new = grown
+        self._length += num_new
         self._owner = weakref.ref(module)
         if self.window is not None:
             self._first = max(self._first, self._last - self.window)
@@ -157,12 +168,25 @@ class KeyValueCache:
         window = "" if self.window is None else f"window={self.window}, "
         return f"KeyValueCache({window}length={self.length}, num_kept={self.num_kept})"
 
+    def __copy__(self) -> KeyValueCache:
+        """A copy that another module may go on with; it shares no memory, into which both would write."""
+        return copy.deepcopy(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyValueCache:
-        """A copy that another module may go on with."""
         twin = KeyValueCache(window=self.window)
-        twin._rows = [x.clone() for x in self._rows]
+        # Clones, of tensors of a graph too.
+        twin._rows = [row.clone() for row in self._rows]
         twin._length, twin._first, twin._last = self._length, self._first, self._last
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_owner": None}
+
+
+def _may_be_written(rows: list[Tensor]) -> bool:
+    """Whether tokens may be written behind the old ones: in no tensor of a graph, nor one of a past inference mode."""
+    is_past = rows[0].is_inference() and not torch.is_inference_mode_enabled()
+    return not (is_past or any(row.requires_grad for row in rows))
 
 
 def _require_fits(name: str, old: Tensor, new: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention._checks import describe_shape, plain, require_device, require_mask
+from anyattention._checks import describe_shape, plain, require_device, require_mask, to_four_axes
 from anyattention.ambient import is_plainly_readable
 from anyattention.errors import DimensionMismatchError, InvalidInputError, InvalidMaskError, UnsupportedError
 from anyattention.patterns import Documents, Graph, Pattern, TopK
@@ -29,9 +29,9 @@ def with_padding(
     lengths: Tensor | Sequence[int] | None,
     key_mask: Tensor | None,
     pattern: Pattern | TopK | None,
-    key: Tensor,
+    heads: Sequence[Tensor],
 ) -> Tensor | None:
-    """A module's mask that also hides what is no real token of `key` `(batch, key_length, ...)`.
+    """A module's mask that also hides what is no real token of the keys; heads are `(batch, length, heads, width)`.
 
     Raises:
         UnsupportedError: the pattern is a Graph, whose mask is of its edges.
@@ -44,6 +44,7 @@ def with_padding(
             "lengths and key_mask over a Graph: its mask is of edges; leave out the edges to padding",
             argument="lengths" if key_mask is None else "key_mask",
         )
+    query, key = heads[0], heads[1]
     batch, num_keys = key.shape[:2]
     real = None if lengths is None else _of_lengths(lengths, key)
     if key_mask is not None:
@@ -62,24 +63,39 @@ def with_padding(
         return real
     require_mask("mask", mask)
     require_device("mask", mask, key.device, "key")
-    return (mask[:, None] if mask.ndim == 3 else mask) & real
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    return to_four_axes("mask", mask, batch, query.shape[2], query.shape[1], num_keys) & real
+
+
+def of_kept(key_mask: Tensor | None, length: int, key: Tensor) -> Tensor | None:
+    """The mask of all tokens so far for those that are kept, the last ones, where it is one of all."""
+    if not isinstance(key_mask, Tensor) or key_mask.ndim != 2 or key_mask.shape[1] != length:
+        return key_mask
+    return key_mask[:, length - key.shape[1] :]
 
 
 def _of_lengths(lengths: Tensor | Sequence[int], key: Tensor) -> Tensor:
     """`(batch, key_length)`, True for the first keys of each sequence."""
     batch, num_keys = key.shape[:2]
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(_listed("lengths", lengths), dtype=torch.int64, device=key.device)
+        listed = _listed("lengths", lengths)
+        if not all(0 <= length <= num_keys for length in listed):
+            raise _outside(num_keys, listed)
+        lengths = torch.tensor(listed, dtype=torch.int64, device=key.device)
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
         raise InvalidInputError(argument="lengths", expected="integers", actual=lengths.dtype)
     require_device("lengths", lengths, key.device, "key")
     if lengths.shape != (batch,):
         raise DimensionMismatchError(argument="lengths", expected=f"(batch={batch},)", actual=describe_shape(lengths))
+    lengths = lengths.to(torch.int64)
     if is_plainly_readable(lengths) and batch and not bool(((lengths >= 0) & (lengths <= num_keys)).all()):
-        raise InvalidInputError(
-            argument="lengths", expected=f"numbers from 0 to key_length={num_keys}", actual=lengths.tolist()
-        )
+        raise _outside(num_keys, lengths.tolist())
     return torch.arange(num_keys, device=key.device) < lengths[:, None]
+
+
+def _outside(num_keys: int, lengths: list[int]) -> InvalidInputError:
+    expected = f"numbers from 0 to key_length={num_keys}"
+    return InvalidInputError(argument="lengths", expected=expected, actual=lengths)
 
 
 def packed(documents: Sequence[Sequence[int]], query: Tensor) -> Documents:

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from anyattention._checks import describe_shape, require_tensor, to_four_axes
 from anyattention.bias import RelativeBias
+from anyattention.errors import DimensionMismatchError, UnsupportedError
+from anyattention.ops.arguments import read_bias, require_relative
 from anyattention.patterns import Graph, Pattern, TopK
 from anyattention.patterns.base import Align
 
@@ -62,28 +65,50 @@ def alibi_bias(
     pattern: Pattern | TopK | None,
     bias: Tensor | RelativeBias | None,
     heads: list[Tensor],
-    align: Align,
+    align: Align | None,
 ) -> Tensor | RelativeBias:
     """The bias by distance of "alibi", and a caller's own added to it.
 
     Of a Graph it is a bias of the edges. Together with a bias of pairs it takes memory for all pairs.
+
+    Raises:
+        DimensionMismatchError: the lengths differ and `align` is None, or the caller's bias does not fit.
+        InvalidInputError: the caller's bias is not floating.
+        UnsupportedError: it is one by distance, over a Graph.
     """
     query, key = heads[0], heads[1]
+    if bias is not None and not isinstance(bias, RelativeBias):
+        require_tensor("bias", bias)
     num_queries, num_keys = query.shape[1], key.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
     length = max(num_queries, num_keys, 1)
     linear = RelativeBias.alibi(num_heads, length, align=align, device=query.device, dtype=dtype)
     if isinstance(pattern, Graph):
         on_edges = linear.at(pattern.query_index, pattern.key_index, num_queries, num_keys).T
-        return on_edges if bias is None else on_edges + _on_edges(bias, pattern, num_queries, num_keys)
+        return on_edges if bias is None else on_edges + _of_edges(bias, pattern, query)
     if bias is None:
         return linear
-    own = bias.to_dense(num_queries, num_keys) if isinstance(bias, RelativeBias) else bias
+    if isinstance(bias, RelativeBias):
+        require_relative(bias, query, num_heads)
+        own = bias.to_dense(num_queries, num_keys)
+    else:
+        own = to_four_axes("bias", read_bias(bias, query), query.shape[0], num_heads, num_queries, num_keys)
     return linear.to_dense(num_queries, num_keys)[None] + own
 
 
-def _on_edges(bias: Tensor | RelativeBias, graph: Graph, num_queries: int, num_keys: int) -> Tensor:
-    """A bias of a Graph with an axis of heads, last."""
+def _of_edges(bias: Tensor | RelativeBias, graph: Graph, query: Tensor) -> Tensor:
+    """A caller's bias of a Graph's edges with an axis of heads, last."""
     if isinstance(bias, RelativeBias):
-        return bias.at(graph.query_index, graph.key_index, num_queries, num_keys).T
+        raise UnsupportedError(
+            "a bias by distance over a Graph: bias.at(query_index, key_index, ...) has that of its edges",
+            argument="bias",
+        )
+    bias, num_edges, heads = read_bias(bias, query), graph.num_edges, query.shape[2]
+    shapes = ((num_edges,), (num_edges, heads), (query.shape[0], num_edges, heads))
+    if tuple(bias.shape) not in shapes:
+        raise DimensionMismatchError(
+            argument="bias",
+            expected=f"(edges={num_edges},), (edges, heads={heads}) or (batch={query.shape[0]}, edges, heads)",
+            actual=describe_shape(bias),
+        )
     return bias[:, None] if bias.ndim == 1 else bias

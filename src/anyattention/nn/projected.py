@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ __all__ = [
     "ProjectedAttention",
     "alignment_of",
     "allowed_pairs",
+    "at_the_end",
     "attend_heads",
     "call_of_heads",
     "check_features",
@@ -148,9 +150,9 @@ class ProjectedAttention(AttentionModule):
         if settings.qk_norm:
             heads[0], heads[1] = self.query_norm(heads[0]), self.key_norm(heads[1])
         if settings.positions == "rope":
-            angles = [(place, x.shape[1]) for place, x in zip(firsts, heads, strict=False)]
-            of_query = rotary_angles(*angles[0], heads[0], settings.rope_theta)
-            of_key = of_query if angles[0] == angles[1] else rotary_angles(*angles[1], heads[1], settings.rope_theta)
+            places = [(place, x.shape[1]) for place, x in zip(firsts, heads, strict=False)]
+            of_query = rotary_angles(*places[0], heads[0], settings.rope_theta)
+            of_key = of_query if places[0] == places[1] else rotary_angles(*places[1], heads[1], settings.rope_theta)
             heads[0], heads[1] = rotated(heads[0], *of_query), rotated(heads[1], *of_key)
         return heads
 
@@ -169,8 +171,7 @@ class ProjectedAttention(AttentionModule):
                 pattern = pattern.to(heads[0].device)
             elif isinstance(bias, Tensor):
                 bias = _insert_heads(bias)
-            align = alignment_of(pattern, bias) or "top_left"
-            bias = alibi_bias(settings.num_heads, pattern, bias, heads, align)
+            bias = alibi_bias(settings.num_heads, pattern, bias, heads, alignment_of(pattern, bias))
         return call_of_heads(self, settings, heads, pattern, mask, bias, return_weights)
 
     def _attend(self, call: dict[str, Any]) -> AttentionOutput:
@@ -185,7 +186,7 @@ class ProjectedAttention(AttentionModule):
         settings = self._settings
         if settings.positions not in ("sinusoidal", "learned"):
             return x
-        length = first + (x.shape[1] if documents is None else max(documents.lengths, default=0))
+        length = first + (x.shape[1] if documents is None else max((0, *documents.lengths)))
         if length > settings.max_seq_len:
             raise DimensionMismatchError(
                 argument=argument,
@@ -236,16 +237,19 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def check_pattern(pattern: Pattern | TopK | None, causal: bool) -> None:
     """Raise unless a module can be built over a pattern: that of its pairs, which `causal` joins."""
-    if pattern is None:
-        return
-    if not isinstance(pattern, Pattern | TopK):
+    _require_pattern(pattern)
+    if pattern is not None:
+        _joined(pattern, causal)
+
+
+def _require_pattern(pattern: object) -> None:
+    if pattern is not None and not isinstance(pattern, Pattern | TopK):
         raise InvalidConfigError(
             argument="pattern",
             expected="a pattern (Causal, Window, Graph, ...), TopK or None",
             actual=type(pattern).__name__,
             hint=conversion_of(pattern),
         )
-    _joined(pattern, causal)
 
 
 def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tensor]) -> Pattern | TopK | None:
@@ -286,14 +290,28 @@ def past_pairs(pattern: Pattern | TopK | None, causal: bool, past: KeyValueCache
     return joined
 
 
+def at_the_end(bias: Tensor | RelativeBias | None) -> Tensor | RelativeBias | None:
+    """A bias whose distances, where it has them, are those of a last query at the last key."""
+    if not isinstance(bias, RelativeBias):
+        return bias
+    if bias.align == "top_left":
+        raise InvalidConfigError(
+            argument="bias.align",
+            expected="None or 'bottom_right' with a cache: the last query stands at the last key",
+            actual="'top_left'",
+        )
+    return replace(bias, align="bottom_right")
+
+
 def alignment_of(pattern: Pattern | TopK | None, bias: Tensor | RelativeBias | None) -> Align | None:
     """Where a pattern, or a bias by distance, has the queries stand beside the keys; None where nothing says."""
+    _require_pattern(pattern)
     among = pattern.among if isinstance(pattern, TopK) else pattern
     return (None if among is None else among.align) or (bias.align if isinstance(bias, RelativeBias) else None)
 
 
 def call_of_heads(
-    module: nn.Module,
+    module: Any,
     settings: AttentionConfig,
     heads: list[Tensor],
     pattern: Pattern | TopK | None,
@@ -319,7 +337,7 @@ def call_of_heads(
         "softcap": settings.softcap,
         "dropout": settings.dropout if module.training else 0.0,
         "return_weights": return_weights,
-        "implementation": getattr(module, "implementation", None),
+        "implementation": module.implementation,
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from anyattention.bias import RelativeBias
 from anyattention.config import AttentionConfig, SparseAttentionConfig
 from anyattention.errors import DimensionMismatchError
-from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
+from anyattention.nn.arguments import ImplementationArgument, ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.projected import ProjectedAttention
 from anyattention.ops import explain
 from anyattention.ops.dispatch import Explanation
@@ -25,7 +25,7 @@ __all__ = ["SparseAttention"]
 
 
 @dataclass(frozen=True)
-class SparseArguments(ParameterArguments, SparseAttentionConfig, AttentionConfig):
+class SparseArguments(ParameterArguments, ImplementationArgument, SparseAttentionConfig, AttentionConfig):
     """The arguments of `SparseAttention`."""
 
 
@@ -70,11 +70,16 @@ class SparseAttention(ProjectedAttention):
 
     @takes(SparseArguments)
     def __init__(
-        self, config: SparseAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
+        self,
+        config: SparseAttentionConfig,
+        implementation: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         pattern = _pattern_of(config)
         super().__init__(config.base, device, dtype)
         self.config = config
+        self.implementation = implementation
         self._pattern = pattern
 
     @classmethod
@@ -82,11 +87,13 @@ class SparseAttention(ProjectedAttention):
         cls,
         config: SparseAttentionConfig,
         *,
+        implementation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module of a config."""
-        return cls(**arguments_of(config, SparseArguments), device=device, dtype=dtype)
+        settings = arguments_of(config, SparseArguments)
+        return cls(**settings, implementation=implementation, device=device, dtype=dtype)
 
     @property
     def pattern(self) -> Pattern | TopK:

@@ -118,4 +118,10 @@ def _copy(source: list[Tensor | None], target: list[Tensor | None]) -> None:
     with torch.no_grad():
         for given, taken in zip(source, target, strict=True):
             if given is not None and taken is not None:
+                if given.shape != taken.shape:
+                    raise UnsupportedError(
+                        f"a projection was replaced by one of other widths: its weight is {tuple(given.shape)}, where "
+                        f"{tuple(taken.shape)} fits",
+                        argument="module",
+                    )
                 taken.copy_(given)

@@ -30,6 +30,8 @@ def spread(
         places, values = indices.transpose(1, 2), weights.transpose(1, 2)
         shape = (*values.shape[:-1], num_keys)
         _require_memory(shape, weights)
+        if num_keys == 0:
+            return weights.new_zeros(shape)
         used = torch.where(places >= 0, values, 0.0)
         return weights.new_zeros(shape).scatter_add(-1, places.clamp(min=0), used)
     assert isinstance(pattern, Pattern)

@@ -24,19 +24,23 @@ _KINDS: dict[str, type[Any]] = {
 _DEEPEST = 32
 
 
-def pattern_to_dict(pattern: Pattern | TopK) -> dict[str, Any]:
+def pattern_to_dict(pattern: Pattern | TopK, *, deepest: int = _DEEPEST) -> dict[str, Any]:
     """A pattern of numbers as its kind and its settings by name; only JSON's types.
 
     Raises:
-        UnsupportedError: a pattern that holds tensors, as a Graph and Blocks do, or one of another class.
+        UnsupportedError: a pattern that holds tensors, as a Graph and Blocks do, of another class, or nested too deep.
     """
+    if deepest == 0:
+        raise UnsupportedError(
+            f"a pattern of more than {_DEEPEST} in one another is not kept in a file", argument="pattern"
+        )
     if type(pattern) not in _KINDS.values():
         raise UnsupportedError(
             f"{type(pattern).__name__} is not kept in a file: of patterns those of numbers are: {', '.join(_KINDS)}",
             argument="pattern",
         )
     known: Any = pattern
-    named = {field.name: _plain(getattr(pattern, field.name)) for field in fields(known)}
+    named = {field.name: _plain(getattr(pattern, field.name), deepest - 1) for field in fields(known)}
     return {"kind": type(pattern).__name__, **named}
 
 
@@ -74,7 +78,7 @@ def pattern_from_dict(settings: object, *, deepest: int = _DEEPEST) -> Any:
         ) from fault
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, deepest: int) -> Any:
     if isinstance(value, Pattern | TopK):
-        return pattern_to_dict(value)
+        return pattern_to_dict(value, deepest=deepest)
     return list(value) if isinstance(value, tuple) else value
