@@ -34,6 +34,7 @@ __all__ = [
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
+    "is_exported_to_onnx",
     "is_fixed",
     "is_hollow",
     "is_mapped",
@@ -174,6 +175,11 @@ def is_fixed(size: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return has_static_value(size)
+
+
+def is_exported_to_onnx() -> bool:
+    """Whether `torch.onnx.export(dynamo=True)` reads this call, which knows PyTorch's operators and none of ours."""
+    return is_compiling() and torch.onnx.is_in_onnx_export()
 
 
 def is_plainly_readable(x: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ambient import is_plainly_readable
+from anyattention.ambient import is_exported_to_onnx, is_plainly_readable
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -137,6 +137,9 @@ def _k_largest_first(numbers: Tensor, k: int) -> Tensor:
     `torch.topk` finds the numbers, but of those that equal the k-th it takes any: where more than k do, a second one
     finds the first of these. A stable sort of whole rows would take several times as long.
     """
+    if is_exported_to_onnx():
+        # ONNX's own takes the first ones, in order, and it has no stable sort.
+        return numbers.topk(k, dim=-1).indices
     found = numbers.topk(k + 1, dim=-1)
     least, next_one = found.values[..., k - 1 : k], found.values[..., k:]
     places = found.indices[..., :k]
