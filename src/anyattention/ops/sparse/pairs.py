@@ -22,9 +22,7 @@ def over_pairs(call: Arguments) -> AttentionResult:
     pairs = call.pattern.to_dense(call.query.shape[1], call.key.shape[1], device=call.query.device)
     mask = pairs[None, None] if call.mask is None else pairs & call.mask
     asks = False if call.weights is None else "heads"
-    result = dense_attention(
-        call.changed(pattern=Full(), mask=mask, return_weights=asks, implementation="reference")
-    )
+    result = dense_attention(call.changed(pattern=Full(), mask=mask, return_weights=asks, implementation="reference"))
     if result.weights is None:
         return result
     # In the order of `to_graph`: by query, then key.

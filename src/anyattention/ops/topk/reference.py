@@ -84,9 +84,11 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     indices = torch.full(best[0].shape, -1, dtype=torch.int64, device=query.device)
     numbers = batch * heads * num_queries * (head_dim if query.dtype == torch.float64 else 1)
     size = max(k, _SCORES_AT_ONCE // max(numbers, 1))
+    # The keys of an exported call may be any number, and so would be the chunks.
+    is_whole = is_exported_to_onnx()
     queries = torch.arange(num_queries, device=query.device)[:, None]
-    for first in range(0, num_keys, size):
-        end = min(first + size, num_keys)
+    for first in (0,) if is_whole else range(0, num_keys, size):
+        end = num_keys if is_whole else min(first + size, num_keys)
         places = torch.arange(first, end, device=query.device)
         ranks = [uncapped.of(_products(query, key[:, :, first:end]))]
         if isinstance(call.bias, Tensor):
