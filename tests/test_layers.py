@@ -37,7 +37,7 @@ _LAYERS = (
 
 # The same inside `ops`.
 _FLOORS = (
-    ("records",),
+    ("compile_cache", "records"),
     ("mapped",),
     ("operator",),
     ("arguments", "dropout", "dispatch", "linear_maps", "normalizer"),
