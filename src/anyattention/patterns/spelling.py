@@ -54,7 +54,7 @@ def pattern_of(words: tuple[str, ...]) -> Pattern:
     rest = iter(words)
     try:
         pattern = _read(rest)
-    except (StopIteration, ValueError, TypeError, RecursionError) as fault:
+    except (StopIteration, ValueError, TypeError, AttributeError, RecursionError) as fault:
         raise _misspelt(words) from fault
     if not isinstance(pattern, Pattern) or next(rest, None) is not None:
         raise _misspelt(words)
