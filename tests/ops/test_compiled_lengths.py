@@ -84,8 +84,6 @@ def compilations(
                 Fixed(8, 2),
                 Window(2, 2) | Global((0, 5)),
                 RandomBlocks(2, seed=3, size=4) | Window(1, 0),
-                # Scattered: over edges.
-                Strided(97, 0) | Strided(89, 0),
             )
         ],
     ],
