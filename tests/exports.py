@@ -36,19 +36,19 @@ def masked(batch: int, length: int) -> Tensor:
     return mask
 
 
-def inputs(batch: int, length: int, *, more_keys: int | None = None, has_mask: bool = False) -> tuple[Any, ...]:
-    key = None if more_keys is None else torch.randn(batch, length + more_keys, 16)
-    return torch.randn(batch, length, 16), key, masked(batch, length) if has_mask else None
+def inputs(batch: int, length: int, *, more_keys: int | None = None, has_mask: bool = False) -> dict[str, Tensor]:
+    given = {"query": torch.randn(batch, length, 16)}
+    if more_keys is not None:
+        given["key"] = torch.randn(batch, length + more_keys, 16)
+    if has_mask:
+        given["mask"] = masked(batch, length)
+    return given
 
 
-def shapes(given: Sequence[Any]) -> tuple[Mapping[int, Any] | None, ...]:
+def shapes(given: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     """Which sizes of the inputs may change."""
     query = {0: _BATCH, 1: _LENGTH}
-    return (
-        query,
-        None if given[1] is None else {0: _BATCH, 1: _KEYS},
-        None if given[2] is None else {**query, 2: _LENGTH},
-    )
+    return {name: {"query": query, "key": {0: _BATCH, 1: _KEYS}, "mask": {**query, 2: _LENGTH}}[name] for name in given}
 
 
 MODULES: dict[str, Callable[[], torch.nn.Module]] = {

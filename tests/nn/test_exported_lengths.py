@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("native")
 def check(module: torch.nn.Module, *, strict: bool = False, **kinds: Any) -> ExportedProgram:
     """Export, and compare at every size."""
     given = inputs(*SIZES[0], **kinds)
-    program = torch.export.export(module, given, dynamic_shapes=shapes(given), strict=strict)
+    program = torch.export.export(module, (), given, dynamic_shapes=shapes(given), strict=strict)
     for sizes in SIZES:
         other = inputs(*sizes, **kinds)
-        torch.testing.assert_close(program.module()(*other), module(*other), rtol=0, atol=0)
+        torch.testing.assert_close(program.module()(**other), module(**other), rtol=0, atol=0)
     return program
 
 
@@ -55,4 +55,4 @@ def test_a_file_of_it(tmp_path: Path) -> None:
     torch.export.save(check(module), tmp_path / "module.pt2")
     loaded = torch.export.load(tmp_path / "module.pt2").module()
     given = inputs(3, 77)
-    torch.testing.assert_close(loaded(*given), module(*given), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(**given), module(**given), rtol=0, atol=0)
