@@ -13,11 +13,8 @@ from torch import Tensor
 from anyattention import Blocks, Causal, Documents, Global, Graph, RandomBlocks, RelativeBias, TopK, Window, attend, nn
 from anyattention.ambient import is_exported_to_onnx
 
-# PyTorch's exporter asks for types that PyTorch deprecates, and tells of a size that two inputs share.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:# The axis name. \\w+ will not be used:UserWarning"),
-]
+# Of a size that two inputs share.
+pytestmark = pytest.mark.filterwarnings("ignore:# The axis name. \\w+ will not be used:UserWarning")
 
 _LENGTH = SIZES[0][1]
 
