@@ -28,6 +28,7 @@ from anyattention.ops.runs.second import RunAttentionDoubleBackward, double_back
 from anyattention.ops.runs.weights import RunAttentionWeights, RunAttentionWeightsBackward
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.patterns import Causal, Strided
+from anyattention.patterns.spelling import words_of
 
 _F64 = torch.float64
 
@@ -105,6 +106,9 @@ def records() -> dict[str, Any]:
             *rows, mask, leaf(4, 17), torch.tensor(3), (replace(parts[0]),), 0.2, True, scale=0.5, softcap=2.0
         ),
         "bias of pairs": RunAttention(*rows, None, leaf(1, 4, 9, 9), None, parts, 0.0, False, scale=0.5, softcap=0.0),
+        "no parts but words": RunAttention(
+            *rows, mask, leaf(4, 17), torch.tensor(3), (), 0.2, False, words_of(Strided(4, 1)), scale=0.5, softcap=2.0
+        ),
         "no parts": RunAttention(*rows, None, None, None, (), 0.0, False, scale=0.5, softcap=0.0),
     }
     singles = [numbers(2, 5, 4, 3, dtype=torch.float32), numbers(2, 7, 2, 3, dtype=torch.float32)]
@@ -200,7 +204,7 @@ NAMES = [
                     "run_attention", "run_attention_backward", "run_attention_double_backward",
                     "run_attention_weights", "run_attention_weights_backward",
                 ),
-                ("two parts", "one part, mask, bias, dropout", "bias of pairs", "no parts"),
+                ("two parts", "one part, mask, bias, dropout", "bias of pairs", "no parts", "no parts but words"),
             ),
             (("distance_terms",), ("radial", "decay alone")),
             (("fused_dense", "fused_dense_backward"), ("plain", "causal, bias")),

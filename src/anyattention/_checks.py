@@ -278,7 +278,7 @@ def to_four_axes(
 
 def require_memory(size: int, what: str, device: torch.device) -> None:
     """Raise `OutOfMemoryError` when `size` bytes are more than the device has free."""
-    if size < _CHECKED_FROM_BYTES or is_compiling():
+    if is_compiling() or size < _CHECKED_FROM_BYTES:
         return
     free = _free_memory(device)
     if free is not None and size > free:

@@ -34,6 +34,8 @@ __all__ = [
     "is_autocast_enabled",
     "is_compiling",
     "is_differentiated_again",
+    "is_exported_to_onnx",
+    "is_fixed",
     "is_hollow",
     "is_mapped",
     "is_plainly_readable",
@@ -164,6 +166,20 @@ def is_readable(*tensors: Tensor) -> bool:
     if is_compiling() or torch._C._get_tracing_state():
         return False
     return not any(is_hollow(x) or is_mapped(x) for x in tensors)
+
+
+def is_fixed(size: int) -> bool:
+    """Whether a size is a number for whoever traces the call, not a symbol of any."""
+    if not is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(size)
+
+
+def is_exported_to_onnx() -> bool:
+    """Whether `torch.onnx.export(dynamo=True)` reads this call, which knows PyTorch's operators and none of ours."""
+    return is_compiling() and torch.onnx.is_in_onnx_export()
 
 
 def is_plainly_readable(x: Tensor) -> bool:

@@ -104,7 +104,7 @@ def assert_structure_is(structure: Any, record: Any, bound: Any, place: str) -> 
     for each in fields(record):
         value = getattr(record, each.name)
         if isinstance(value, tuple):
-            if not is_dataclass(value[0]):
+            if not all(map(is_dataclass, value)) or not value:
                 assert not hasattr(structure, each.name)
                 continue
             (value,) = value

@@ -258,7 +258,8 @@ class Field:
 
     Attributes:
         name: as the record has it.
-        type: of a setting, float, bool, int, str or a tuple of bool; Tensor; the type of a record inside.
+        type: of a setting, float, bool, int, str or a tuple of bool or str, which C is not told; Tensor; the type of a
+            record inside.
         optional: whether it may be None.
         kind: what a tensor is; None for all else.
         layout: of a record inside, or of each of a tuple of records.

@@ -53,8 +53,7 @@ class SparseAttention(ProjectedAttention):
         InvalidConfigError: a setting is out of range, or is set and the pattern does not use it.
 
     Cost: O(batch x length x d_model^2) for the projections, O(batch x pairs x d_model) between; with "top_k" every
-    pair's score is computed, O(batch x length^2 x d_model), and the scores of some keys at a time kept. torch.compile
-    compiles each length anew.
+    pair's score is computed, O(batch x length^2 x d_model), and the scores of some keys at a time kept.
 
     Source: Child et al., 2019 ("strided", "fixed"); Beltagy et al., 2020 ("local", "global"); Gupta et al., 2021
     ("top_k"). Here every head has the whole pattern, where Child et al. may give each head a part.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anyattention.ambient import is_exported_to_onnx
 from anyattention.errors import InvalidInputError, UnsupportedError
 
 __all__ = ["Explanation", "Implementation", "choose", "explain"]
@@ -48,10 +49,14 @@ class Explanation:
 def choose(table: Sequence[Implementation], call: Any, forced: str | None) -> Implementation:
     """The first implementation that can run the call; a forced one never falls back.
 
+    ONNX has no operator of ours: what is exported to it is the reference.
+
     Raises:
         InvalidInputError: the forced name is not in the table.
         UnsupportedError: the forced implementation cannot run the call.
     """
+    if forced is None and is_exported_to_onnx():
+        forced = "reference"
     for candidate in table if forced is None else _candidates(table, forced):
         reason = candidate.refusal(call)
         if reason is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,11 +132,14 @@ class RandomBlocks(_BlockPattern):
         keep_int(self, "size", 1)
 
     def _blocks(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-        rows, columns = -(-num_queries // self.size), -(-num_keys // self.size)
+        # Of numbers above 0, since ONNX rounds a quotient towards it.
+        rows, columns = (num_queries + self.size - 1) // self.size, (num_keys + self.size - 1) // self.size
         row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)[None, :]
         seed = _hashed(torch.tensor(self.seed, dtype=torch.int64, device=device))
         order = _hashed(_hashed(seed + row) + column)
-        chosen = order.topk(min(self.per_row, columns), dim=1, largest=False).indices
+        # Not min, which decides where a length is a symbol.
+        count: Any = torch.sym_min(self.per_row, columns)
+        chosen = order.topk(count, dim=1, largest=False).indices
         return torch.zeros(rows, columns, dtype=torch.bool, device=device).scatter_(1, chosen, True)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import keep_plain, plain
+from anyattention.ambient import is_exported_to_onnx
 from anyattention.errors import DimensionMismatchError, InvalidConfigError
 from anyattention.patterns.base import Align, Pattern, check_align, diagonal_offset, keep_int, require_int
 from anyattention.patterns.spans import Spans, concatenate
@@ -280,7 +281,9 @@ class Global(_Positional):
     def _are_tokens(self, position: Tensor) -> Tensor:
         if isinstance(self.tokens, int):
             return (position >= 0) & (position < self.tokens)
-        return torch.isin(position, torch.tensor(self.tokens, dtype=torch.int64, device=position.device))
+        tokens = torch.tensor(self.tokens, dtype=torch.int64, device=position.device)
+        # ONNX has no isin.
+        return (position[..., None] == tokens).any(-1) if is_exported_to_onnx() else torch.isin(position, tokens)
 
     def _runs(self) -> list[tuple[int, int]]:
         """First and last of each run of neighbouring tokens."""

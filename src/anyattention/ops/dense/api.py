@@ -32,7 +32,8 @@ _kept: dict[Hashable, KeptCall] = {}
 def dense_attention(arguments: Arguments) -> AttentionResult:
     """`attend` for patterns without edges; see there."""
     key = None if is_compiling() else key_of(arguments)
-    found = _kept.get(key)
+    # Not asked for None: what torch.compile sees of a dict, the compiled code is bound to.
+    found = None if key is None else _kept.get(key)
     if found is not None:
         return found.run(arguments)
     call = _check(arguments)

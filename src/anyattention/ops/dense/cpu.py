@@ -40,8 +40,9 @@ def run(call: Arguments) -> AttentionResult:
     """
     lengths = call.query.shape[1], call.key.shape[1]
     if call.weights is not None:
-        numbers = len(call.query) * (call.query.shape[2] if call.weights == "heads" else 1) * lengths[0] * lengths[1]
-        require_memory(numbers * call.sums_dtype.itemsize, "the matrix of weights", call.query.device)
+        batch, heads = call.query.shape[0], call.query.shape[2] if call.weights == "heads" else 1
+        size = batch * heads * lengths[0] * lengths[1] * call.sums_dtype.itemsize
+        require_memory(size, "the matrix of weights", call.query.device)
     record = record_of(call)
     output, largest, log_sum = run_attention(record)
     weights = None

@@ -113,14 +113,12 @@ def _tensor(bias: Tensor | RelativeBias, query: Tensor) -> Tensor:
 def _to_edges_and_heads(argument: str, tensor: Tensor, axes: Axes, error: type[AttentionError]) -> Tensor:
     """A mask or bias as `(edges, 1)`, `(edges, heads)` or `(batch, edges, heads)`."""
     edges, heads, batch = (axes.sizes.get(axis) for axis in ("edges", "heads", "batch"))
-    if tuple(tensor.shape) == (edges,):
-        return tensor[:, None]
-    allowed = [(edges, heads)] if batch is None else [(edges, heads), (batch, edges, heads)]
-    if tuple(tensor.shape) not in allowed:
-        shapes = " or ".join(str(shape) for shape in [(edges,), *allowed])
+    allowed = [(edges,), (edges, heads)] if batch is None else [(edges,), (edges, heads), (batch, edges, heads)]
+    if not any(len(shape) == tensor.ndim and shape == tuple(tensor.shape) for shape in allowed):
+        shapes = " or ".join(str(shape) for shape in allowed)
         raise error(
             argument=argument,
             expected=f"{shapes}: edges={edges}, heads={heads}" + ("" if batch is None else f", batch={batch}"),
             actual=describe_shape(tensor),
         )
-    return tensor
+    return tensor[:, None] if tensor.ndim == 1 else tensor

@@ -17,11 +17,13 @@ from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, See
 from anyattention.ops.arguments import Arguments, Scaling
 from anyattention.ops.dropout import draw_seed
 from anyattention.ops.runs.pairs import by_distance
-from anyattention.ops.runs.parts import RunPart
+from anyattention.ops.runs.parts import RunPart, runs_of
+from anyattention.patterns.spelling import pattern_of
 
 __all__ = [
     "RunAttention",
     "RunAttentionBackward",
+    "in_parts",
     "of_rows",
     "run_call",
     "single_parts",
@@ -42,6 +44,7 @@ class RunAttention(Scaling):
         parts: the runs, in parts that share no pair.
         dropout: probability with which a weight is dropped.
         is_dense: dropout numbers all pairs (batch, head, query, key), else the allowed ones (batch, pair, head).
+        words: of a pattern, in place of `parts`: these are made where the call runs, at its lengths.
     """
 
     query: Annotated[Tensor, HeadRows("batch num_queries heads head_dim")]
@@ -53,6 +56,7 @@ class RunAttention(Scaling):
     parts: tuple[RunPart, ...]
     dropout: float
     is_dense: bool
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +72,10 @@ class RunAttentionBackward:
     needed: tuple[bool, ...]
 
 
-def run_call(call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool) -> RunAttention:
-    """The record of a call over these parts."""
+def run_call(
+    call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool, words: tuple[str, ...] = ()
+) -> RunAttention:
+    """The record of a call over these parts, or those of a pattern's words."""
     bias = call.bias
     if isinstance(bias, RelativeBias):
         bias = by_distance(bias, call.query, call.key)
@@ -84,7 +90,16 @@ def run_call(call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool) -> 
         **vars(call.scaling),
         dropout=call.dropout,
         is_dense=is_dense,
+        words=words,
     )
+
+
+def in_parts(call: RunAttention) -> RunAttention:
+    """The call with the parts that its words come to, where it has any."""
+    if not call.words:
+        return call
+    lengths = call.query.shape[1], call.key.shape[1]
+    return replace(call, parts=runs_of(pattern_of(call.words), *lengths, in_order=call.dropout > 0), words=())
 
 
 def widened(call: RunAttention) -> RunAttention:

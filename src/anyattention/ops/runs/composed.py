@@ -14,7 +14,7 @@ from torch import Tensor
 from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import EdgeAttention, recorded_gradients
-from anyattention.ops.runs.call import RunAttention, RunAttentionBackward, widened
+from anyattention.ops.runs.call import RunAttention, RunAttentionBackward, in_parts, widened
 from anyattention.ops.runs.pairs import bias_of_edges, masked_bias
 from anyattention.ops.runs.parts import pairs_of
 from anyattention.patterns import Graph
@@ -47,7 +47,7 @@ def at_edges(call: RunAttention, graph: Graph, kept: Tensor | None) -> EdgeAtten
 
 def graph_of_parts(call: RunAttention) -> Graph:
     """The pairs of all parts as edges."""
-    queries, keys = pairs_of(call.parts)
+    queries, keys = pairs_of(in_parts(call).parts)
     lengths = call.query.shape[1], call.key.shape[1]
     return Graph.from_edge_index(torch.stack([keys, queries]), num_queries=lengths[0], num_keys=lengths[1])
 

@@ -6,6 +6,7 @@ Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,7 @@ from anyattention.ops.operator import Result, operator
 from anyattention.ops.runs.call import (
     RunAttention,
     RunAttentionBackward,
+    in_parts,
     of_rows,
     single_parts,
     widened,
@@ -68,6 +70,7 @@ _backward = operator(
 
 @run_attention.kernel("cpu", binds=True)
 def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
+    call = in_parts(call)
     if not call.parts:
         call = widened(call)
         rows = call.query.shape[:3]
@@ -83,6 +86,7 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
 
 @_backward.kernel("cpu", binds=True)
 def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
+    record = replace(record, call=in_parts(record.call)) if record.call.words else record
     results: list[Tensor | None] = []
     if not record.call.parts:
         call = widened(record.call)

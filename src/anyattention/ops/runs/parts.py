@@ -17,7 +17,7 @@ from torch import Tensor
 from anyattention.ambient import shielded
 from anyattention.native.structures import Indices, Order, Part
 from anyattention.patterns import Pattern
-from anyattention.patterns.spans import Spans
+from anyattention.patterns.spans import Spans, concatenate
 
 __all__ = ["RunPart", "pairs_of", "runs_of"]
 
@@ -50,11 +50,17 @@ class RunPart(Part):
 
 
 @lru_cache(maxsize=8)
-def runs_of(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[RunPart, ...]:
-    """A pattern as parts, which share no pair; the last few are kept, since the layers of a model share one."""
+def runs_of(pattern: Pattern, num_queries: int, num_keys: int, *, in_order: bool = False) -> tuple[RunPart, ...]:
+    """A pattern as parts, which share no pair; the last few are kept, since the layers of a model share one.
+
+    `in_order` makes one part, which takes the positions in order: keys of longer steps are runs of one.
+    """
     parts = []
     with shielded():
         spans = pattern.spans(num_queries, num_keys, device="cpu")
+        if in_order:
+            query, key = spans.where(spans.step > 1).pairs()
+            spans = concatenate([spans.where(spans.step == 1), Spans.of(query, key, key)])
         for step in spans.step.unique().tolist():
             chosen = spans.where(spans.step == step)
             is_run = step == 1

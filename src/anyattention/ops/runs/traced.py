@@ -1,4 +1,8 @@
-"""What a pattern comes to, for compilers and modes: a constant, computed during the call and not traced itself."""
+"""What a pattern comes to, for compilers and modes: not traced itself.
+
+At lengths that are numbers it is a constant of the trace, at any lengths it is made of the pattern's words where the
+call runs.
+"""
 
 import functools
 import operator
@@ -10,10 +14,20 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from anyattention.ambient import Moment, constant_when_compiled, lifted, moment_of, shielded, untraced
+from anyattention.ambient import (
+    Moment,
+    constant_when_compiled,
+    is_compiling,
+    is_fixed,
+    lifted,
+    moment_of,
+    shielded,
+    untraced,
+)
 from anyattention.patterns import Pattern
+from anyattention.patterns.spelling import words_of
 
-__all__ = ["constant_when_traced"]
+__all__ = ["constant_when_traced", "words_when_traced"]
 
 
 def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -41,6 +55,18 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
         return tuple([lifted(x) if isinstance(x, Tensor) else x for x in found])
 
     return call
+
+
+def words_when_traced(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[str, ...]:
+    """A pattern's words where a compiler traces a call of any length; none where it cannot, and elsewhere."""
+    if not is_compiling() or (is_fixed(num_queries) and is_fixed(num_keys)):
+        return ()
+    return _words(_settings_of(pattern)) if is_dynamo_compiling() else words_of(pattern)
+
+
+@constant_when_compiled
+def _words(settings: tuple[Any, ...]) -> tuple[str, ...]:
+    return words_of(_made_of(settings))
 
 
 def _settings_of(pattern: Pattern) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from anyattention._checks import Axes, require_same_kind
-from anyattention.ambient import is_compiling, shielded
+from anyattention.ambient import is_compiling, is_exported_to_onnx, shielded
 from anyattention.errors import InvalidInputError
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
@@ -15,6 +15,7 @@ from anyattention.ops.refusals import refusal_of_rows
 from anyattention.ops.runs import pairs_in_tiles, runs_of
 from anyattention.ops.sparse import cpu
 from anyattention.ops.sparse.edges import over_edges
+from anyattention.ops.sparse.pairs import over_pairs
 from anyattention.output import AttentionResult
 from anyattention.patterns import Pattern
 
@@ -28,10 +29,14 @@ def _in_tiles(call: Arguments) -> AttentionResult:
     return result
 
 
+def _plainly(call: Arguments) -> AttentionResult:
+    return over_pairs(call) if is_exported_to_onnx() else graph_attention(over_edges(call, "reference"))
+
+
 _TABLE = (
     Implementation("cpu", _in_tiles, cpu.refusal),
     Implementation("graph", lambda call: graph_attention(over_edges(call, "cpu")), refusal_of_rows),
-    Implementation("reference", lambda call: graph_attention(over_edges(call, "reference")), lambda call: None),
+    Implementation("reference", _plainly, lambda call: None),
 )
 
 

@@ -12,7 +12,7 @@ from anyattention.ops.edges.operators import edge_softmax
 from anyattention.ops.normalizer import with_normalizer
 from anyattention.ops.refusals import refusal_of_tiles
 from anyattention.ops.runs import RunAttention, RunPart, at_edges, pairs_in_tiles, run_attention, run_call, runs_of
-from anyattention.ops.runs.traced import constant_when_traced
+from anyattention.ops.runs.traced import constant_when_traced, words_when_traced
 from anyattention.ops.sparse.edges import graph_of
 from anyattention.output import AttentionResult
 from anyattention.patterns import Pattern
@@ -21,6 +21,8 @@ __all__ = ["refusal", "run"]
 
 # Where tiles compute more pairs than this for each that is allowed, edges are faster.
 _WORTH = 8
+# At which length that is judged in a trace for any.
+_USUAL = 2048
 
 
 def refusal(call: Arguments) -> str | None:
@@ -28,12 +30,20 @@ def refusal(call: Arguments) -> str | None:
     unable = refusal_of_tiles(call)
     if unable is not None:
         return unable
-    pairs, computed, in_order = _pairs(call.pattern, call.query.shape[1], call.key.shape[1])
+    words, lengths = _words_and_lengths(call)
+    pairs, computed, in_order = _pairs(call.pattern, *((_USUAL, _USUAL) if words else lengths))
     if call.dropout > 0 and not in_order:
         return "with dropout tiles take the positions in order, and the pattern has steps"
     if computed > _WORTH * pairs + (1 << 18):
         return f"the pairs are scattered: {pairs:,} in tiles of {computed:,}"
     return None
+
+
+def _words_and_lengths(call: Arguments) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """The pattern's words, where the lengths may be any, and these."""
+    assert isinstance(call.pattern, Pattern)
+    lengths = call.query.shape[1], call.key.shape[1]
+    return words_when_traced(call.pattern, *lengths), lengths
 
 
 @constant_when_traced
@@ -56,9 +66,10 @@ def run(call: Arguments) -> AttentionResult:
     Cost: O(pairs in tiles x H x (D + C)) time; memory O((L + S) x H x (D + C)), for the weights O(E x H). float16 and
     bfloat16 are summed in float32.
     """
-    arrays = _run_arrays(call.pattern, call.query.shape[1], call.key.shape[1])
+    words, lengths = _words_and_lengths(call)
+    arrays = () if words else _run_arrays(call.pattern, *lengths)
     parts = tuple([RunPart(*arrays[first : first + 5]) for first in range(0, len(arrays), 5)])
-    record = run_call(call, parts, is_dense=False)
+    record = run_call(call, parts, is_dense=False, words=words)
     output, largest, log_sum = run_attention(record)
     weights = None if call.weights is None else _weights(call, record).to(call.results_dtype)
     result = AttentionResult(output.to(call.results_dtype), weights)

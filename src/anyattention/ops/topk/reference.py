@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyattention.ambient import is_plainly_readable
+from anyattention.ambient import is_exported_to_onnx, is_plainly_readable
 from anyattention.bias import RelativeBias
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -84,9 +84,11 @@ def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     indices = torch.full(best[0].shape, -1, dtype=torch.int64, device=query.device)
     numbers = batch * heads * num_queries * (head_dim if query.dtype == torch.float64 else 1)
     size = max(k, _SCORES_AT_ONCE // max(numbers, 1))
+    # The keys of an exported call may be any number, and so would be the chunks.
+    is_whole = is_exported_to_onnx()
     queries = torch.arange(num_queries, device=query.device)[:, None]
-    for first in range(0, num_keys, size):
-        end = min(first + size, num_keys)
+    for first in (0,) if is_whole else range(0, num_keys, size):
+        end = num_keys if is_whole else min(first + size, num_keys)
         places = torch.arange(first, end, device=query.device)
         ranks = [uncapped.of(_products(query, key[:, :, first:end]))]
         if isinstance(call.bias, Tensor):
@@ -137,6 +139,9 @@ def _k_largest_first(numbers: Tensor, k: int) -> Tensor:
     `torch.topk` finds the numbers, but of those that equal the k-th it takes any: where more than k do, a second one
     finds the first of these. A stable sort of whole rows would take several times as long.
     """
+    if is_exported_to_onnx():
+        # ONNX's own takes the first ones, in order, and it has no stable sort.
+        return numbers.topk(k, dim=-1).indices
     found = numbers.topk(k + 1, dim=-1)
     least, next_one = found.values[..., k - 1 : k], found.values[..., k:]
     places = found.indices[..., :k]
