@@ -57,6 +57,11 @@ MODULES: dict[str, Callable[[], torch.nn.Module]] = {
     "SparseAttention global": lambda: nn.SparseAttention(
         16, 2, sparsity_pattern="global", num_global_tokens=2, local_window=2, causal=True
     ),
+    "MultiHeadAttention rope": lambda: nn.MultiHeadAttention(
+        16, 2, num_kv_heads=1, positions="rope", causal=True, softcap=3.0
+    ),
+    "MultiHeadAttention alibi": lambda: nn.MultiHeadAttention(16, 2, positions="alibi"),
+    "MultiHeadAttention alibi window": lambda: nn.MultiHeadAttention(16, 2, positions="alibi", pattern=Window(2, 1)),
     "MultiHeadAttention causal": lambda: nn.MultiHeadAttention(16, 2, causal=True),
     "MultiHeadAttention sinusoidal": lambda: nn.MultiHeadAttention(16, 2, positions="sinusoidal"),
     "MultiHeadAttention learned": lambda: nn.MultiHeadAttention(16, 2, positions="learned", qk_norm=True),

@@ -56,7 +56,8 @@ class RelativeBias:
                 argument="bias.numbers", expected="(heads, distances)", actual=describe_shape(self.numbers)
             )
         keep_plain(self, "first")
-        if isinstance(self.first, bool) or not isinstance(self.first, int):
+        # A symbol where a trace is of any length.
+        if isinstance(self.first, bool) or not isinstance(self.first, int | torch.SymInt):
             raise InvalidConfigError(argument="first", expected="an int", actual=repr(self.first))
         check_align(self.align)
 
@@ -95,7 +96,7 @@ class RelativeBias:
                     [-0.0078, -0.0039,  0.0000, -0.0039, -0.0078]])
         """
         heads = require_int("heads", heads, 1)
-        length = require_int("length", length, 1)
+        length = length if isinstance(length, torch.SymInt) else require_int("length", length, 1)
         power = 2 ** math.floor(math.log2(heads))
         exponents = [8 * (h + 1) / power for h in range(power)]
         exponents += [8 * (2 * h + 1) / (2 * power) for h in range(heads - power)]

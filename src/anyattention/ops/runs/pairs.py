@@ -18,7 +18,7 @@ def by_distance(bias: RelativeBias, query: Tensor, key: Tensor) -> Tensor:
     """A bias as the kernels take it, `(H | 1, L + S - 1)`: that of query i and key j at i - j + S - 1."""
     num_queries, num_keys = query.shape[1], key.shape[1]
     places = torch.arange(max(num_queries + num_keys - 1, 0), device=query.device)
-    return bias.at(places, places.new_tensor(num_keys - 1), num_queries, num_keys)
+    return bias.at(places, places.new_full((), num_keys - 1), num_queries, num_keys)
 
 
 def masked_bias(mask: Tensor | None, bias: Tensor | None, graph: Graph, query: Tensor) -> Tensor | None:
