@@ -468,7 +468,15 @@ def test_a_graph_serves_any_call_whenever_it_was_made(state: str, name: str) -> 
 
 def test_every_cache_is_emptied() -> None:
     names = {each.__name__ for each in caches()}
-    assert names == {"layout_of", "runs_of", "pairs_in_tiles", "_graph_fields", "_kept_run_part", "_intervals"}
+    assert names == {
+        "layout_of",
+        "runs_of",
+        "pairs_in_tiles",
+        "_graph_fields",
+        "_kept_run_part",
+        "_intervals",
+        "pattern_of",
+    }
 
 
 def test_every_public_function_and_module_is_here() -> None:

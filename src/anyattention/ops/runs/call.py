@@ -28,6 +28,7 @@ __all__ = [
     "run_call",
     "single_parts",
     "widened",
+    "with_parts",
     "with_single_parts",
 ]
 
@@ -100,6 +101,11 @@ def in_parts(call: RunAttention) -> RunAttention:
         return call
     lengths = call.query.shape[1], call.key.shape[1]
     return replace(call, parts=runs_of(pattern_of(call.words), *lengths, in_order=call.dropout > 0), words=())
+
+
+def with_parts(record: Any) -> Any:
+    """A record about a call, `in_parts`."""
+    return replace(record, call=in_parts(record.call)) if record.call.words else record
 
 
 def widened(call: RunAttention) -> RunAttention:

@@ -6,7 +6,6 @@ Axes: B batch, L query_length, S key_length, H heads, G key heads, D head_dim, C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -22,6 +21,7 @@ from anyattention.ops.runs.call import (
     of_rows,
     single_parts,
     widened,
+    with_parts,
     with_single_parts,
 )
 from anyattention.ops.runs.composed import composed_gradients
@@ -86,7 +86,7 @@ def _run(call: RunAttention) -> tuple[Tensor | None, ...]:
 
 @_backward.kernel("cpu", binds=True)
 def _run_backward(record: RunAttentionBackward) -> tuple[Tensor | None, ...]:
-    record = replace(record, call=in_parts(record.call)) if record.call.words else record
+    record = with_parts(record)
     results: list[Tensor | None] = []
     if not record.call.parts:
         call = widened(record.call)

@@ -18,7 +18,7 @@ from anyattention.ambient import is_differentiated_again
 from anyattention.native import calls
 from anyattention.native.structures import HeadRows, Pairs
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.call import RunAttentionBackward, in_parts, with_single_parts
+from anyattention.ops.runs.call import RunAttentionBackward, with_parts, with_single_parts
 from anyattention.ops.runs.composed import composed_second_gradients
 
 __all__ = ["RunAttentionDoubleBackward", "double_backward", "second_gradient"]
@@ -75,8 +75,8 @@ double_backward = operator(
 
 @double_backward.kernel("cpu", binds=True)
 def _run(record: RunAttentionDoubleBackward) -> tuple[Tensor | None, ...]:
-    call = in_parts(record.backward.call)
-    backward = replace(record.backward, call=call)
+    backward = with_parts(record.backward)
+    call = backward.call
     if not call.parts:
         inputs = (call.query, call.key, call.value, backward.grad_output, call.bias, backward.grad_log_sum)
         wanted = [x if is_needed else None for x, is_needed in zip(inputs, record.needed, strict=True)]

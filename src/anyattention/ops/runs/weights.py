@@ -18,7 +18,7 @@ from anyattention.ambient import is_differentiated_again
 from anyattention.native import calls, large_empty
 from anyattention.native.structures import Numbers
 from anyattention.ops.operator import Result, operator
-from anyattention.ops.runs.call import RunAttention, in_parts, of_rows, with_single_parts
+from anyattention.ops.runs.call import RunAttention, of_rows, with_parts, with_single_parts
 from anyattention.ops.runs.composed import at_edges, graph_of_parts
 from anyattention.ops.runs.pairs import bias_of_edges, pairs_at_edges
 
@@ -116,7 +116,7 @@ _backward = operator(
 
 @run_attention_weights.kernel("cpu", binds=True)
 def _run(record: RunAttentionWeights) -> Tensor:
-    record = replace(record, call=in_parts(record.call))
+    record = with_parts(record)
     query, key = record.call.query, record.call.key
     shape = (len(query), record.weight_heads, query.shape[1], key.shape[1])
     if not record.call.parts:
@@ -132,7 +132,7 @@ def _run(record: RunAttentionWeights) -> Tensor:
 
 @_backward.kernel("cpu", binds=True)
 def _run_backward(record: RunAttentionWeightsBackward) -> tuple[Tensor | None, ...]:
-    record = replace(record, call=in_parts(record.call))
+    record = with_parts(record)
     results: list[Tensor | None] = []
     if not record.call.parts:
         inputs = (record.call.query, record.call.key, record.log_sum, record.call.bias)
