@@ -78,6 +78,45 @@ def test_views_have_calls_of_their_own():
     assert len(api._kept) == 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_that_grows_has_one_call(dtype):
+    query, key, value = rows(dtype, length=11)
+    query = query[:, :1]
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (key, value)]
+    with torch.no_grad():
+        for length in (7, 11, 1, 2):
+            for cache in ((key, value), turned, (key, turned[1])):
+                seen = [x[:, :length] for x in cache]
+                wanted = attend(query, *seen, return_logsumexp=True).output
+                for given in (seen, [x.contiguous() for x in seen]):
+                    assert torch.equal(attend(query, *given).output, wanted)
+        assert len(api._kept) == 1
+        for given in (
+            (key, value[:, 1:]),
+            (key[:, :0], value[:, :0]),
+            (key, value[0]),
+            (key[0], value[0]),
+            (key[:1],) * 2,
+        ):
+            try:
+                found = attend(query, *given).output
+            except AttentionError:
+                continue
+            assert not found.any()  # without keys
+        with pytest.raises(AttentionError):
+            attend(query, key[0, 0, 0], value[0, 0, 0])
+        assert len(api._kept) == 1
+
+
+def test_one_query_with_a_gradient_has_calls_of_its_own():
+    for length in (5, 3, 4):
+        given = rows(length=length)
+        given[0] = given[0][:, :1]
+        with torch.no_grad():
+            assert torch.equal(attend(*given).output, attend(*given, return_logsumexp=True).output)
+        assert all(map(torch.equal, results(given, keeps=True), results(given, keeps=False)))
+
+
 @pytest.mark.parametrize("lying", [lambda x: x[..., ::2], lambda x: x.mT.contiguous().mT], ids=["apart", "turned"])
 def test_rows_that_are_copied_are_not_kept(lying):
     query, key, value = (torch.randn(2, 5, 4, 6) for _ in range(3))

@@ -41,7 +41,7 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
         return chosen.run(call)
     if len(_kept) >= _MOST:
         _kept.clear()
-    found = _kept[key] = KeptCall(cpu.record_of(call))
+    found = _kept[key] = KeptCall(arguments, cpu.record_of(call))
     return found.run(arguments)
 
 

@@ -1,7 +1,8 @@
 """Calls of dense attention whose checks and C structures are kept: of a small call they are two thirds of the time.
 
 What a call is refused for, and what C is told of it, depends on its settings and on the shapes, strides and dtypes of
-its rows: its key. Calls with the same key differ in pointers, and in the number of threads.
+its rows: its key. Calls with the same key differ in pointers, and in the number of threads. Those of one query that
+sees all keys, as when a token is decoded over a cache that grows, differ in how many keys there are and how they lie.
 """
 
 from __future__ import annotations
@@ -49,14 +50,28 @@ def key_of(call: Arguments) -> Hashable | None:
     strides = query.stride(), key.stride(), value.stride()
     if any(each[-1:] != (1,) for each in strides):
         return None  # copied for the kernel
-    rows = query.shape, key.shape, value.shape, *strides
+    if _is_decoding(call):
+        rows: tuple[Any, ...] = query.shape, strides[0], len(key), key.shape[2:], len(value), value.shape[2:]
+    else:
+        rows = query.shape, key.shape, value.shape, *strides
     return dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
+
+
+def _is_decoding(call: Arguments) -> bool:
+    """Whether one query sees all keys, as many as values and at least one, and no gradient is asked for."""
+    query, key, value = call.query, call.key, call.value
+    if type(call.pattern) is not Full or not query.ndim == key.ndim == value.ndim == 4 or query.shape[1] != 1:
+        return False
+    if key.shape[1] == 0 or key.shape[1] != value.shape[1]:
+        return False
+    return not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
 
 
 class KeptCall:
     """What a call that was checked came to, in the kernels."""
 
-    def __init__(self, record: RunAttention) -> None:
+    def __init__(self, call: Arguments, record: RunAttention) -> None:
+        self._is_decoding = _is_decoding(call)
         bound = calls.bind(record)
         # Its rows would hold their memory, and of them nothing but dtypes is asked.
         nothing = record.query.new_empty(0)
@@ -79,6 +94,13 @@ class KeptCall:
         # A copy: another thread may be in here, too.
         structure: Any = type(self._structure).from_buffer_copy(self._structure)
         _point(structure, query, key, value)
+        if self._is_decoding:
+            num_keys = key.shape[1]
+            end = ctypes.c_int64(num_keys)
+            structure.num_keys = structure.parts.num_keys = num_keys
+            structure.parts.ends = ctypes.addressof(end)
+            _lay(structure.key, key)
+            _lay(structure.value, value)
         structure.num_threads = load.num_threads()
         output = query.new_empty(self._sizes, dtype=self._dtype)
         normalizer = output.new_empty((2, *self._sizes[:3]))
@@ -123,6 +145,10 @@ def _point(structure: Any, query: Tensor, key: Tensor, value: Tensor) -> None:
     structure.query.numbers = query.data_ptr()
     structure.key.numbers = key.data_ptr()
     structure.value.numbers = value.data_ptr()
+
+
+def _lay(numbers: Any, x: Tensor) -> None:
+    numbers.batch_stride, numbers.row_stride, numbers.head_stride, _ = x.stride()
 
 
 class _Attention(torch.autograd.Function):
