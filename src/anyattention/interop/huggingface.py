@@ -21,6 +21,8 @@ from anyattention.patterns import Causal
 __all__ = ["register"]
 
 _NAME = "anyattention"
+# From there on the mask function is given lengths.
+_OLDEST = (5, 5)
 # What models pass on to every layer and no implementation of transformers reads, or that stands in the mask already.
 _INERT = frozenset(
     {
@@ -57,7 +59,7 @@ def register() -> None:
     too.
 
     Raises:
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or older than 5.5.
 
     In a model's call:
 
@@ -82,6 +84,14 @@ def register() -> None:
             argument="transformers",
             hint="Install it with: pip install 'anyattention[huggingface]'",
         ) from missing
+    version = transformers.__version__
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        raise MissingExtraError(
+            argument="transformers",
+            expected=f"{'.'.join(map(str, _OLDEST))} or later",
+            actual=version,
+            hint="Install it with: pip install 'anyattention[huggingface]'",
+        )
     from anyattention.interop.huggingface_masks import attention_mask
 
     transformers.AttentionInterface.register(_NAME, attention)
@@ -127,6 +137,9 @@ def attention(
         pattern, mask = attention_mask.pattern, attention_mask.keys
     else:
         mask, bias = _mask_and_bias(attention_mask, position_bias)
+    if len(query) != len(key):
+        # Queries that a model has learned, for the whole batch.
+        query = query.expand(len(key), -1, -1, -1)
     result = attend(
         query.transpose(1, 2),
         key.transpose(1, 2),
