@@ -38,7 +38,9 @@ def results(model: Any, inputs: dict[str, Any], implementation: str) -> list[Ten
 def assert_same(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * max(1.0, float(other.detach().abs().max())))
+        torch.testing.assert_close(
+            one, other, rtol=tolerance, atol=tolerance * max(1.0, float(other.detach().abs().max()))
+        )
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
