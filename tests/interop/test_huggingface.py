@@ -201,7 +201,7 @@ def test_what_is_unknown_is_refused() -> None:
         with pytest.raises(UnsupportedError, match=f"does not know {name}"):
             huggingface.attention(layer, x, x, x, None, **{name: torch.ones(2)})
         huggingface.attention(layer, x, x, x, None, **{name: None})
-    with pytest.raises(UnsupportedError, match="cu_seq_lens_q.*position_ids"):
+    with pytest.raises(UnsupportedError, match=r"cu_seq_lens_q.*position_ids"):
         huggingface.attention(layer, x, x, x, None, cu_seq_lens_q=torch.tensor([0, 1, 3]))
     with pytest.raises(InvalidMaskError, match=r"attention_mask: expected boolean.*int64"):
         huggingface.attention(layer, x, x, x, torch.ones(1, 1, 3, 3, dtype=torch.int64))
@@ -209,7 +209,7 @@ def test_what_is_unknown_is_refused() -> None:
     model.set_attn_implementation("anyattention")
     with pytest.raises(UnsupportedError, match="head_mask"):
         model(**inputs, head_mask=torch.ones(4))
-    with pytest.raises(UnsupportedError, match="cu_seq_lens_k"):
+    with pytest.raises(UnsupportedError, match=r"cu_seq_lens_k"):
         model(**inputs, cu_seq_lens_k=torch.tensor([0, 11]))
 
 

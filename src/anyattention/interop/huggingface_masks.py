@@ -46,8 +46,8 @@ def attention_mask(
 
     Returns:
         None as there: for all pairs where the layer is not causal or there is one query, and for those of a causal mask
-        from the first key on where it is. Else a boolean mask `(batch, 1, queries, keys)`, a PatternMask for a pattern;
-        padding alone is `(batch, 1, 1, keys)`, expanded where there are several queries.
+        from the first key on where it is. Else a boolean mask `(batch, 1, queries, keys)`: a PatternMask for a pattern,
+        and one row, expanded, for padding alone.
     """
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         # A compiler that traces this can ask for no number. Nor are the offsets of a static cache asked for, which are
