@@ -108,6 +108,30 @@ def test_a_cache_that_grows_has_one_call(dtype):
         assert len(api._kept) == 1
 
 
+def test_a_cache_that_grows_may_have_a_mask():
+    query, key, value = rows(length=11)
+    query = query[:, :1]
+    key[0, 1] = value[0, 1] = torch.nan
+    whole = torch.rand(2, 4, 1, 11) < 0.7
+    whole[0, :, :, 1] = False
+    whole[1, 2, :, 5:] = False
+    masks = whole, whole[:, :1], whole[:1].logical_and(whole[:1, :1]), whole[0, :1].expand(2, 1, 1, 11)
+    with torch.no_grad():
+        for length in (7, 11, 2):
+            for mask in masks:
+                given = query, key[:, :length], value[:, :length]
+                seen = mask[..., :length]
+                wanted = attend(*given, mask=seen, return_logsumexp=True).output
+                assert torch.equal(attend(*given, mask=seen).output.isnan(), wanted.isnan())
+                assert torch.equal(attend(*given, mask=seen).output.nan_to_num(), wanted.nan_to_num())
+                assert not wanted[0].isnan().any()
+        assert len(api._kept) == 3
+        for mask in (whole[..., :5], whole[:, :2], whole.float(), whole[..., :1, 0], [True] * 11):
+            with pytest.raises((AttentionError, TypeError)):
+                attend(query, key, value, mask=mask)
+        assert len(api._kept) == 3
+
+
 def test_one_query_with_a_gradient_has_calls_of_its_own():
     for length in (5, 3, 4):
         given = rows(length=length)

@@ -2,7 +2,8 @@
 
 What a call is refused for, and what C is told of it, depends on its settings and on the shapes, strides and dtypes of
 its rows: its key. Calls with the same key differ in pointers, and in the number of threads. Those of one query that
-sees all keys, as when a token is decoded over a cache that grows, differ in how many keys there are and how they lie.
+sees all keys, as when a token is decoded over a cache that grows, differ in how many keys there are and how they lie,
+and in a mask that they may have.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from anyattention.ambient import Moment, is_differentiated_again, moment_of
 from anyattention.native import calls, load
-from anyattention.native.structures import HeadRows
+from anyattention.native.structures import Choice, HeadRows
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.runs import RunAttention, RunAttentionBackward, run_attention
 from anyattention.output import AttentionResult
@@ -29,12 +30,12 @@ __all__ = ["KeptCall", "key_of"]
 
 _PATTERNS = frozenset({Full, Causal})
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_IN_KEY = frozenset({"query", "key", "value", "pattern", "scale", "softcap"})
+_IN_KEY = frozenset({"query", "key", "value", "pattern", "scale", "softcap", "mask"})
 # A call that has another of these settings than the default is not kept.
 _others = [each for each in fields(Arguments) if each.name not in _IN_KEY]
 _others_of = attrgetter(*[each.name for each in _others])
 _defaults = tuple([each.default for each in _others])
-_head_rows = HeadRows()
+_head_rows, _choice = HeadRows(), Choice()
 
 
 def key_of(call: Arguments) -> Hashable | None:
@@ -43,15 +44,22 @@ def key_of(call: Arguments) -> Hashable | None:
     dtype, pattern = query.dtype, call.pattern
     if type(pattern) not in _PATTERNS or type(call.score) is not Dot or _others_of(call) != _defaults:
         return None
-    if key is None or value is None or moment_of((query, key, value)) is not Moment.PLAIN:
+    if key is None or value is None or moment_of((query, key, value, call.mask)) is not Moment.PLAIN:
         return None
     if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
     strides = query.stride(), key.stride(), value.stride()
     if any(each[-1:] != (1,) for each in strides):
         return None  # copied for the kernel
+    mask = call.mask
     if _is_decoding(call):
         rows: tuple[Any, ...] = query.shape, strides[0], len(key), key.shape[2:], len(value), value.shape[2:]
+        if mask is not None:
+            if mask.dtype is not torch.bool or not mask.is_cpu or mask.shape[2:] != (1, key.shape[1]):
+                return None
+            rows += (mask.shape[:2],)
+    elif mask is not None:
+        return None
     else:
         rows = query.shape, key.shape, value.shape, *strides
     return dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
@@ -75,7 +83,7 @@ class KeptCall:
         bound = calls.bind(record)
         # Its rows would hold their memory, and of them nothing but dtypes is asked.
         nothing = record.query.new_empty(0)
-        self._record = replace(record, query=nothing, key=nothing, value=nothing)
+        self._record = replace(record, query=nothing, key=nothing, value=nothing, mask=None)
         self._sizes = (*record.query.shape[:3], record.value.shape[3])
         self._structure, self._dtype = bound.structure, bound.dtype
         self._backward_structure: Any = None
@@ -86,10 +94,10 @@ class KeptCall:
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             output: Any = _Attention.apply(self, *rows)
         else:
-            output = self.forward(*rows)[0]
+            output = self.forward(*rows, call.mask)[0]
         return AttentionResult(output if output.dtype is query.dtype else output.to(query.dtype))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Output `(B, L, H, E)`, and each row's largest score and log_sum `(2, B, L, H)`."""
         # A copy: another thread may be in here, too.
         structure: Any = type(self._structure).from_buffer_copy(self._structure)
@@ -101,6 +109,8 @@ class KeptCall:
             structure.parts.ends = ctypes.addressof(end)
             _lay(structure.key, key)
             _lay(structure.value, value)
+            if mask is not None:
+                _, (structure.mask,) = _choice.read(mask, {})
         structure.num_threads = load.num_threads()
         output = query.new_empty(self._sizes, dtype=self._dtype)
         normalizer = output.new_empty((2, *self._sizes[:3]))
