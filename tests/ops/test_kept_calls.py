@@ -54,6 +54,15 @@ def test_the_same_bits(dtype, settings):
     assert len(api._kept) == 1
 
 
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_causal_mask_from_the_last_key(length):
+    """With fewer keys than queries it is a mask, which is kept with the call."""
+    given, settings = rows(length=length), {"pattern": Causal(align="bottom_right")}
+    wanted = results(given, keeps=False, **settings)
+    for _ in range(2):
+        assert all(map(torch.equal, results(given, keeps=True, **settings), wanted))
+
+
 @pytest.mark.parametrize("settings", [{}, {"pattern": Causal()}], ids=str)
 def test_second_derivatives(settings):
     given = rows()

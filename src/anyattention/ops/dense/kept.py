@@ -49,7 +49,7 @@ def key_of(call: Arguments) -> Hashable | None:
     if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
     strides = query.stride(), key.stride(), value.stride()
-    if any(each[-1:] != (1,) for each in strides):
+    if strides[0][-1:] != (1,) or strides[1][-1:] != (1,) or strides[2][-1:] != (1,):
         return None  # copied for the kernel
     mask = call.mask
     if _is_decoding(call):
@@ -83,7 +83,9 @@ class KeptCall:
         bound = calls.bind(record)
         # Its rows would hold their memory, and of them nothing but dtypes is asked.
         nothing = record.query.new_empty(0)
-        self._record = replace(record, query=nothing, key=nothing, value=nothing, mask=None)
+        # A mask that is a pattern's stays; that of the caller belongs to one call.
+        mask = None if self._is_decoding else record.mask
+        self._record = replace(record, query=nothing, key=nothing, value=nothing, mask=mask)
         self._sizes = (*record.query.shape[:3], record.value.shape[3])
         self._structure, self._dtype = bound.structure, bound.dtype
         self._backward_structure: Any = None
