@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from anyattention import Causal, Full, attend
 from anyattention.errors import AttentionError, DimensionMismatchError
-from anyattention.ops.dense import api
+from anyattention.ops.dense import api, decode
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -99,6 +99,7 @@ def test_a_cache_that_grows_has_one_call(dtype):
                 wanted = attend(query, *seen, return_logsumexp=True).output
                 for given in (seen, [x.contiguous() for x in seen]):
                     assert torch.equal(attend(query, *given).output, wanted)
+                    assert torch.equal(decode(query, *given, None, None, None), wanted)
         assert len(api._kept) == 1
         for given in (
             (key, value[:, 1:]),
@@ -131,11 +132,13 @@ def test_a_cache_that_grows_may_have_a_mask():
                 given = query, key[:, :length], value[:, :length]
                 seen = mask[..., :length]
                 wanted = attend(*given, mask=seen, return_logsumexp=True).output
-                assert torch.equal(attend(*given, mask=seen).output.isnan(), wanted.isnan())
-                assert torch.equal(attend(*given, mask=seen).output.nan_to_num(), wanted.nan_to_num())
+                for found in (attend(*given, mask=seen).output, decode(*given, seen, None, None)):
+                    assert found is not None
+                    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
                 assert not wanted[0].isnan().any()
         assert len(api._kept) == 3
         for mask in (whole[..., :5], whole[:, :2], whole.float(), whole[..., :1, 0], [True] * 11):
+            assert not isinstance(mask, Tensor) or decode(query, key, value, mask, None, None) is None
             with pytest.raises((AttentionError, TypeError)):
                 attend(query, key, value, mask=mask)
         assert len(api._kept) == 3
@@ -147,6 +150,7 @@ def test_one_query_with_a_gradient_has_calls_of_its_own():
         given[0] = given[0][:, :1]
         with torch.no_grad():
             assert torch.equal(attend(*given).output, attend(*given, return_logsumexp=True).output)
+        assert decode(given[0].clone().requires_grad_(), *given[1:], None, None, None) is None
         assert all(map(torch.equal, results(given, keeps=True), results(given, keeps=False)))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from anyattention.errors import InvalidMaskError, MissingExtraError, UnsupportedError
 from anyattention.interop.pattern_mask import PatternMask
 from anyattention.ops import attend
+from anyattention.ops.dense import decode
 from anyattention.patterns import Causal
 
 __all__ = ["register"]
@@ -127,7 +128,16 @@ def attention(
     """
     if others:
         _refuse_unknown(others, attention_mask)
+    if len(query) == 1 != len(key):
+        # Queries that a model has learned, for the whole batch.
+        query = query.expand(len(key), -1, -1, -1)
+    rows = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     pattern, mask, bias = None, None, position_bias
+    if query.shape[2] == 1 and not (output_attentions or module.training) and position_bias is None and s_aux is None:
+        # A token: what is left of a small model's time is Python.
+        output = decode(*rows, attention_mask, scaling, softcap)
+        if output is not None:
+            return output, None
     if attention_mask is None:
         # transformers' own reading of "no mask", that of its "sdpa": several queries, in a causal layer, from the first
         # key on. More keys than queries are then those of a static cache that is not filled.
@@ -137,13 +147,8 @@ def attention(
         pattern, mask = attention_mask.pattern, attention_mask.keys
     else:
         mask, bias = _mask_and_bias(attention_mask, position_bias)
-    if len(query) != len(key):
-        # Queries that a model has learned, for the whole batch.
-        query = query.expand(len(key), -1, -1, -1)
     result = attend(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+        *rows,
         pattern,
         mask=mask,
         bias=bias,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from typing import Any
 
 from torch import Tensor
 
 from anyattention._checks import Axes, require_same_kind
-from anyattention.ambient import is_compiling
+from anyattention.ambient import is_autocast_enabled, is_compiling
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dense import cpu, reference, torch_fused
-from anyattention.ops.dense.kept import KeptCall, key_of
+from anyattention.ops.dense.kept import KeptCall, decoding_key, key_of
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full, Pattern
 
-__all__ = ["dense_attention", "explain_dense"]
+__all__ = ["decode", "dense_attention", "explain_dense"]
 
 _TABLE = (
     Implementation("cpu", cpu.run, cpu.refusal),
@@ -26,7 +26,7 @@ _TABLE = (
 
 
 _MOST = 256
-_kept: dict[Hashable, KeptCall] = {}
+_kept: dict[tuple[Any, ...] | None, KeptCall] = {}
 
 
 def dense_attention(arguments: Arguments) -> AttentionResult:
@@ -41,8 +41,24 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
         return chosen.run(call)
     if len(_kept) >= _MOST:
         _kept.clear()
-    found = _kept[key] = KeptCall(arguments, cpu.record_of(call))
+    found = _kept[key] = KeptCall(cpu.record_of(call), is_decoding=key[0])
     return found.run(arguments)
+
+
+def decode(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+) -> Tensor | None:
+    """The output of `attend` for one query over all keys, where a call like this one was kept; None elsewhere.
+
+    It spares a layer that is called for each token the way through the arguments of `attend`.
+    """
+    if is_compiling() or is_autocast_enabled(query.device):
+        return None
+    found = _kept.get(decoding_key(query, key, value, mask, scale, softcap))
+    if found is None:
+        return None
+    output = found.forward(query, key, value, mask)[0]
+    return output if output.dtype is query.dtype else output.to(query.dtype)
 
 
 def explain_dense(arguments: Arguments) -> Explanation:

@@ -9,7 +9,6 @@ and in a mask that they may have.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Hashable
 from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any
@@ -26,7 +25,7 @@ from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full
 from anyattention.scores import Dot
 
-__all__ = ["KeptCall", "key_of"]
+__all__ = ["KeptCall", "decoding_key", "key_of"]
 
 _PATTERNS = frozenset({Full, Causal})
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -38,53 +37,65 @@ _defaults = tuple([each.default for each in _others])
 _head_rows, _choice = HeadRows(), Choice()
 
 
-def key_of(call: Arguments) -> Hashable | None:
-    """What a call depends on beside the numbers in its rows; None where there is more."""
+def key_of(call: Arguments) -> tuple[Any, ...] | None:
+    """What a call depends on beside the numbers in its rows; None where there is more. First, whether it decodes."""
     query, key, value = call.query, call.key, call.value
     dtype, pattern = query.dtype, call.pattern
     if type(pattern) not in _PATTERNS or type(call.score) is not Dot or _others_of(call) != _defaults:
         return None
-    if key is None or value is None or moment_of((query, key, value, call.mask)) is not Moment.PLAIN:
+    if key is None or value is None:
+        return None
+    if type(pattern) is Full:
+        found = decoding_key(query, key, value, call.mask, call.scale, call.softcap)
+        if found is not None:
+            return found
+    if call.mask is not None or moment_of((query, key, value)) is not Moment.PLAIN:
         return None
     if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
     strides = query.stride(), key.stride(), value.stride()
-    if strides[0][-1:] != (1,) or strides[1][-1:] != (1,) or strides[2][-1:] != (1,):
+    if any(each[-1:] != (1,) for each in strides):
         return None  # copied for the kernel
-    mask = call.mask
-    if _is_decoding(call):
-        rows: tuple[Any, ...] = query.shape, strides[0], len(key), key.shape[2:], len(value), value.shape[2:]
-        if mask is not None:
-            if mask.dtype is not torch.bool or not mask.is_cpu or mask.shape[2:] != (1, key.shape[1]):
-                return None
-            rows += (mask.shape[:2],)
-    elif mask is not None:
+    rows = query.shape, key.shape, value.shape, *strides
+    return False, dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
+
+
+def decoding_key(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+) -> tuple[Any, ...] | None:
+    """The key of one query over all keys, however many and wherever, without a gradient; None for any other call."""
+    shape = query.shape
+    if shape[1:2] != (1,) or moment_of((query, key, value, mask)) is not Moment.PLAIN:
         return None
-    else:
-        rows = query.shape, key.shape, value.shape, *strides
-    return dtype, key.dtype, value.dtype, *rows, pattern, call.scale, call.softcap
-
-
-def _is_decoding(call: Arguments) -> bool:
-    """Whether one query sees all keys, as many as values and at least one, and no gradient is asked for."""
-    query, key, value = call.query, call.key, call.value
-    if type(call.pattern) is not Full or not query.ndim == key.ndim == value.ndim == 4 or query.shape[1] != 1:
-        return False
-    if key.shape[1] == 0 or key.shape[1] != value.shape[1]:
-        return False
-    return not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+    keys, values, strides = key.shape, value.shape, query.stride()
+    if not len(shape) == len(keys) == len(values) == 4 or not 0 != keys[1] == values[1]:
+        return None
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return None
+    if query.dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
+        return None
+    if strides[3] != 1 or key.stride(3) != 1 or value.stride(3) != 1:
+        return None
+    by = None
+    if mask is not None:
+        by = mask.shape
+        if mask.dtype is not torch.bool or not mask.is_cpu or by[2:] != (1, keys[1]):
+            return None
+        by = by[:2]
+    rows = shape, strides, keys[0], keys[2:], values[0], values[2:], by
+    return True, query.dtype, key.dtype, value.dtype, *rows, scale, softcap
 
 
 class KeptCall:
     """What a call that was checked came to, in the kernels."""
 
-    def __init__(self, call: Arguments, record: RunAttention) -> None:
-        self._is_decoding = _is_decoding(call)
+    def __init__(self, record: RunAttention, *, is_decoding: bool) -> None:
+        self._is_decoding = is_decoding
         bound = calls.bind(record)
         # Its rows would hold their memory, and of them nothing but dtypes is asked.
         nothing = record.query.new_empty(0)
         # A mask that is a pattern's stays; that of the caller belongs to one call.
-        mask = None if self._is_decoding else record.mask
+        mask = None if is_decoding else record.mask
         self._record = replace(record, query=nothing, key=nothing, value=nothing, mask=mask)
         self._sizes = (*record.query.shape[:3], record.value.shape[3])
         self._structure, self._dtype = bound.structure, bound.dtype
