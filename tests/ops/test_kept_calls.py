@@ -10,7 +10,8 @@ from torch._subclasses import FakeTensorMode
 
 from anyattention import Causal, Full, attend
 from anyattention.errors import AttentionError, DimensionMismatchError
-from anyattention.ops.dense import api, decode
+from anyattention.ops import dense
+from anyattention.ops.dense import api
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -26,6 +27,11 @@ def rows(dtype: torch.dtype = torch.float64, length: int = 5, key_heads: int = 2
     torch.manual_seed(length)
     shapes = (2, 5, 4, 3), (2, length, key_heads, 3), (2, length, key_heads, 7)
     return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+def decode(*rows: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor | None:
+    """Of rows as `attend` takes them."""
+    return dense.decode(*[x.transpose(1, 2) if x.ndim > 2 else x for x in rows], mask, scale, None)
 
 
 def results(given: list[Tensor], *, keeps: bool, second: bool = False, **settings) -> list[Tensor]:
@@ -99,8 +105,11 @@ def test_a_cache_that_grows_has_one_call(dtype):
                 wanted = attend(query, *seen, return_logsumexp=True).output
                 for given in (seen, [x.contiguous() for x in seen]):
                     assert torch.equal(attend(query, *given).output, wanted)
-                    assert torch.equal(decode(query, *given, None, None, None), wanted)
+                    assert torch.equal(decode(query, *given), wanted)
         assert len(api._kept) == 1
+        assert decode(query, key, value, scale=0.5) is None
+        with torch.autocast("cpu"):
+            assert decode(query, key, value) is None
         for given in (
             (key, value[:, 1:]),
             (key[:, :0], value[:, :0]),
@@ -108,6 +117,7 @@ def test_a_cache_that_grows_has_one_call(dtype):
             (key[0], value[0]),
             (key[:1],) * 2,
         ):
+            assert decode(query, *given) is None
             try:
                 found = attend(query, *given).output
             except AttentionError:
@@ -132,13 +142,13 @@ def test_a_cache_that_grows_may_have_a_mask():
                 given = query, key[:, :length], value[:, :length]
                 seen = mask[..., :length]
                 wanted = attend(*given, mask=seen, return_logsumexp=True).output
-                for found in (attend(*given, mask=seen).output, decode(*given, seen, None, None)):
+                for found in (attend(*given, mask=seen).output, decode(*given, mask=seen)):
                     assert found is not None
                     torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
                 assert not wanted[0].isnan().any()
         assert len(api._kept) == 3
         for mask in (whole[..., :5], whole[:, :2], whole.float(), whole[..., :1, 0], [True] * 11):
-            assert not isinstance(mask, Tensor) or decode(query, key, value, mask, None, None) is None
+            assert not isinstance(mask, Tensor) or decode(query, key, value, mask=mask) is None
             with pytest.raises((AttentionError, TypeError)):
                 attend(query, key, value, mask=mask)
         assert len(api._kept) == 3
@@ -150,7 +160,7 @@ def test_one_query_with_a_gradient_has_calls_of_its_own():
         given[0] = given[0][:, :1]
         with torch.no_grad():
             assert torch.equal(attend(*given).output, attend(*given, return_logsumexp=True).output)
-        assert decode(given[0].clone().requires_grad_(), *given[1:], None, None, None) is None
+        assert decode(given[0].clone().requires_grad_(), *given[1:]) is None
         assert all(map(torch.equal, results(given, keeps=True), results(given, keeps=False)))
 
 

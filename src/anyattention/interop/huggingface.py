@@ -131,11 +131,10 @@ def attention(
     if len(query) == 1 != len(key):
         # Queries that a model has learned, for the whole batch.
         query = query.expand(len(key), -1, -1, -1)
-    rows = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     pattern, mask, bias = None, None, position_bias
     if query.shape[2] == 1 and not (output_attentions or module.training) and position_bias is None and s_aux is None:
         # A token: what is left of a small model's time is Python.
-        output = decode(*rows, attention_mask, scaling, softcap)
+        output = decode(query, key, value, attention_mask, scaling, softcap)
         if output is not None:
             return output, None
     if attention_mask is None:
@@ -148,7 +147,9 @@ def attention(
     else:
         mask, bias = _mask_and_bias(attention_mask, position_bias)
     result = attend(
-        *rows,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
         pattern,
         mask=mask,
         bias=bias,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyattention._checks import Axes, require_same_kind
-from anyattention.ambient import is_autocast_enabled, is_compiling
+from anyattention.ambient import Moment, is_autocast_enabled, is_compiling, moment_of
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dense import cpu, reference, torch_fused
@@ -25,6 +26,7 @@ _TABLE = (
 )
 
 
+_CPU = torch.device("cpu")
 _MOST = 256
 _kept: dict[tuple[Any, ...] | None, KeptCall] = {}
 
@@ -48,16 +50,23 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
 def decode(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
 ) -> Tensor | None:
-    """The output of `attend` for one query over all keys, where a call like this one was kept; None elsewhere.
+    """One query over all keys, where such a call of `attend` was kept; None elsewhere.
 
     It spares a layer that is called for each token the way through the arguments of `attend`.
+
+    Args:
+        query: `(batch, heads, 1, head_dim)`; key and value have heads before positions too.
+        mask, scale, softcap: as in `attend`.
+
+    Returns:
+        The output of `attend`, `(batch, 1, heads, value_dim)`.
     """
-    if is_compiling() or is_autocast_enabled(query.device):
+    if moment_of((query, key, value, mask)) is not Moment.PLAIN or is_autocast_enabled(_CPU):
         return None
-    found = _kept.get(decoding_key(query, key, value, mask, scale, softcap))
+    found = _kept.get(decoding_key(query, key, value, mask, scale, softcap, place=2))
     if found is None:
         return None
-    output = found.forward(query, key, value, mask)[0]
+    output = found.decode(query, key, value, mask, place=2)
     return output if output.dtype is query.dtype else output.to(query.dtype)
 
 

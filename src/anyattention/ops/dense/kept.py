@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyattention.ambient import Moment, is_differentiated_again, moment_of
 from anyattention.native import calls, load
-from anyattention.native.structures import Choice, HeadRows
+from anyattention.native.structures import Choice, HeadNumbers, HeadRows
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.runs import RunAttention, RunAttentionBackward, run_attention
 from anyattention.output import AttentionResult
@@ -43,13 +43,13 @@ def key_of(call: Arguments) -> tuple[Any, ...] | None:
     dtype, pattern = query.dtype, call.pattern
     if type(pattern) not in _PATTERNS or type(call.score) is not Dot or _others_of(call) != _defaults:
         return None
-    if key is None or value is None:
+    if key is None or value is None or moment_of((query, key, value, call.mask)) is not Moment.PLAIN:
         return None
     if type(pattern) is Full:
         found = decoding_key(query, key, value, call.mask, call.scale, call.softcap)
         if found is not None:
             return found
-    if call.mask is not None or moment_of((query, key, value)) is not Moment.PLAIN:
+    if call.mask is not None:
         return None
     if dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
@@ -61,29 +61,39 @@ def key_of(call: Arguments) -> tuple[Any, ...] | None:
 
 
 def decoding_key(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    *,
+    place: int = 1,
 ) -> tuple[Any, ...] | None:
-    """The key of one query over all keys, however many and wherever, without a gradient; None for any other call."""
-    shape = query.shape
-    if shape[1:2] != (1,) or moment_of((query, key, value, mask)) is not Moment.PLAIN:
-        return None
-    keys, values, strides = key.shape, value.shape, query.stride()
-    if not len(shape) == len(keys) == len(values) == 4 or not 0 != keys[1] == values[1]:
+    """The key of one query over all keys, however many and wherever, without a gradient; None for any other call.
+
+    Args:
+        query, key, value, mask: plain tensors, or no mask.
+        place: the axis of positions, 1 or 2; the other one is that of heads.
+    """
+    shape, keys, values = query.shape, key.shape, value.shape
+    if not len(shape) == len(keys) == len(values) == 4 or shape[place] != 1 or not 0 != keys[place] == values[place]:
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
     if query.dtype not in _DTYPES or not query.is_cpu or not key.is_cpu or not value.is_cpu:
         return None
-    if strides[3] != 1 or key.stride(3) != 1 or value.stride(3) != 1:
+    if query.stride(3) != 1 or key.stride(3) != 1 or value.stride(3) != 1:
         return None
     by = None
     if mask is not None:
         by = mask.shape
-        if mask.dtype is not torch.bool or not mask.is_cpu or by[2:] != (1, keys[1]):
+        if mask.dtype is not torch.bool or not mask.is_cpu or by[2:] != (1, keys[place]):
             return None
         by = by[:2]
-    rows = shape, strides, keys[0], keys[2:], values[0], values[2:], by
-    return True, query.dtype, key.dtype, value.dtype, *rows, scale, softcap
+    heads = 3 - place
+    sizes = shape[0], shape[heads], shape[3], keys[0], keys[heads], keys[3], values[0], values[heads], values[3], by
+    return True, query.dtype, key.dtype, value.dtype, *sizes, scale, softcap
 
 
 class KeptCall:
@@ -98,6 +108,8 @@ class KeptCall:
         mask = None if is_decoding else record.mask
         self._record = replace(record, query=nothing, key=nothing, value=nothing, mask=mask)
         self._sizes = (*record.query.shape[:3], record.value.shape[3])
+        self._types = bound.structure.query.type, bound.structure.key.type, bound.structure.value.type
+        self._normalizer = ctypes.c_double * (2 * record.query.shape[:3].numel()) if is_decoding else None
         self._structure, self._dtype = bound.structure, bound.dtype
         self._backward_structure: Any = None
 
@@ -107,23 +119,14 @@ class KeptCall:
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             output: Any = _Attention.apply(self, *rows)
         else:
-            output = self.forward(*rows, call.mask)[0]
+            output = self.decode(*rows, call.mask) if self._is_decoding else self.forward(*rows)[0]
         return AttentionResult(output if output.dtype is query.dtype else output.to(query.dtype))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Output `(B, L, H, E)`, and each row's largest score and log_sum `(2, B, L, H)`."""
         # A copy: another thread may be in here, too.
         structure: Any = type(self._structure).from_buffer_copy(self._structure)
         _point(structure, query, key, value)
-        if self._is_decoding:
-            num_keys = key.shape[1]
-            end = ctypes.c_int64(num_keys)
-            structure.num_keys = structure.parts.num_keys = num_keys
-            structure.parts.ends = ctypes.addressof(end)
-            _lay(structure.key, key)
-            _lay(structure.value, value)
-            if mask is not None:
-                _, (structure.mask,) = _choice.read(mask, {})
         structure.num_threads = load.num_threads()
         output = query.new_empty(self._sizes, dtype=self._dtype)
         normalizer = output.new_empty((2, *self._sizes[:3]))
@@ -131,6 +134,30 @@ class KeptCall:
         log_sum = largest + normalizer.nbytes // 2
         load.run("run_attention_forward", ctypes.byref(structure), 0, output.data_ptr(), largest, log_sum)
         return output, normalizer
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, place: int = 1) -> Tensor:
+        """Output `(B, 1, H, E)` of one query, in the dtype of the sums; `place` is the axis of positions."""
+        structure: Any = type(self._structure).from_buffer_copy(self._structure)
+        (batch, *by, _), of_query = query.stride(), self._types[0]
+        structure.query = HeadNumbers(query.data_ptr(), batch, by[place - 1], by[2 - place], of_query)
+        (batch, *by, _), of_key = key.stride(), self._types[1]
+        structure.key = HeadNumbers(key.data_ptr(), batch, by[place - 1], by[2 - place], of_key)
+        (batch, *by, _), of_value = value.stride(), self._types[2]
+        structure.value = HeadNumbers(value.data_ptr(), batch, by[place - 1], by[2 - place], of_value)
+        if mask is not None:
+            _, (structure.mask,) = _choice.read(mask, {})
+        num_keys = key.shape[place]
+        structure.num_keys = structure.parts.num_keys = num_keys
+        end = ctypes.c_int64(num_keys)
+        structure.parts.ends = ctypes.addressof(end)
+        structure.num_threads = load.num_threads()
+        output = query.new_empty(self._sizes, dtype=self._dtype)
+        assert self._normalizer is not None
+        normalizer = self._normalizer()
+        largest = ctypes.addressof(normalizer)
+        log_sum = largest + ctypes.sizeof(normalizer) // 2
+        load.run("run_attention_forward", ctypes.byref(structure), 0, output.data_ptr(), largest, log_sum)
+        return output
 
     def backward(
         self, rows: tuple[Tensor, Tensor, Tensor], output: Tensor, normalizer: Tensor, grad_output: Tensor
@@ -168,10 +195,6 @@ def _point(structure: Any, query: Tensor, key: Tensor, value: Tensor) -> None:
     structure.query.numbers = query.data_ptr()
     structure.key.numbers = key.data_ptr()
     structure.value.numbers = value.data_ptr()
-
-
-def _lay(numbers: Any, x: Tensor) -> None:
-    numbers.batch_stride, numbers.row_stride, numbers.head_stride, _ = x.stride()
 
 
 class _Attention(torch.autograd.Function):
