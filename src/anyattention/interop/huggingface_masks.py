@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import masking_utils
 from transformers.utils.import_utils import is_tracing
 
+from anyattention.ambient import Moment, moment_of
 from anyattention.interop.pattern_mask import PatternMask
 from anyattention.patterns import Causal, Full, Pattern, Window
 
@@ -49,22 +50,21 @@ def attention_mask(
         from the first key on where it is. Else a boolean mask `(batch, 1, queries, keys)`: a PatternMask for a pattern,
         and one row, expanded, for padding alone.
     """
-    if allow_is_causal_skip or allow_is_bidirectional_skip:
-        # A compiler that traces this can ask for no number. Nor are the offsets of a static cache asked for, which are
-        # tensors: its masks are made before what is compiled, and handed to it.
-        is_plain = not is_tracing(attention_mask) and not isinstance(q_offset, Tensor)
-        if is_plain and (attention_mask is None or attention_mask.ndim == 2):
-            # Whether the last query stands at the last key, which the patterns' "bottom_right" says.
-            is_aligned = bool(q_offset + q_length == kv_offset + kv_length)
-            pattern = _pattern(mask_function, q_length, kv_length, is_aligned)
-            if pattern is not None:
-                keys = _visible_keys(attention_mask, kv_length, kv_offset)
-                shape = (batch_size, 1, q_length, kv_length)
-                if isinstance(pattern, Full):
-                    return keys if keys is None else keys.expand(shape)
-                if keys is None and isinstance(pattern, Causal) and q_length == kv_length:
-                    return None
-                return PatternMask(pattern, keys, shape, device)
+    may_skip = allow_is_causal_skip or allow_is_bidirectional_skip
+    pattern = None
+    # The offsets of a static cache are tensors: its masks are made before what is compiled, and handed to it.
+    if may_skip and not isinstance(q_offset, Tensor) and _is_readable(attention_mask):
+        # Whether the last query stands at the last key, which the patterns' "bottom_right" says.
+        is_aligned = q_offset + q_length == kv_offset + kv_length
+        pattern = _pattern(mask_function, q_length, kv_length, is_aligned)
+    if pattern is not None:
+        keys = _visible_keys(attention_mask, kv_length, kv_offset)
+        shape = (batch_size, 1, q_length, kv_length)
+        if isinstance(pattern, Full):
+            return keys if keys is None else keys.expand(shape)
+        if keys is None and isinstance(pattern, Causal) and q_length == kv_length:
+            return None
+        return PatternMask(pattern, keys, shape, device)
     return masking_utils.sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -78,6 +78,15 @@ def attention_mask(
         device=device,
         **others,
     )
+
+
+def _is_readable(attention_mask: Tensor | None) -> bool:
+    """Whether there is a mask of padding whose numbers can be asked for, or none; not where a compiler traces this."""
+    if moment_of((attention_mask,)) is not Moment.PLAIN:
+        return False
+    if attention_mask is None:
+        return True
+    return attention_mask.ndim == 2 and (attention_mask.is_cpu or not is_tracing(attention_mask))
 
 
 def _pattern(mask_function: Any, num_queries: int, num_keys: int, is_aligned: bool) -> Pattern | None:
@@ -128,5 +137,5 @@ def _visible_keys(attention_mask: Tensor | None, num_keys: int, first: int) -> T
     if attention_mask is None:
         return None
     padded: Any = masking_utils.prepare_padding_mask(attention_mask, num_keys, first)
-    keys = padded[:, first : first + num_keys]
+    keys = padded if padded.shape[1] == num_keys else padded[:, first : first + num_keys]
     return None if keys.all() else keys[:, None, None]
