@@ -5,7 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MODELS = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt_oss", "bert", "modernbert", "vit", "t5")
+MODELS = (
+    "llama",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gpt_oss",
+    "gpt2",
+    "bigbird_pegasus",
+    "bert",
+    "modernbert",
+    "vit",
+    "t5",
+)
 VOCABULARY = 31
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -42,6 +55,30 @@ def make_model(name: str, *, dtype: torch.dtype = torch.float32, **changes: Any)
             hf.GptOssConfig,
             hf.GptOssForCausalLM,
             {**grouped, **_ALTERNATING, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": None},
+        ),
+        # It does not pass output_attentions on to its layers.
+        "gpt2": (
+            hf.GPT2Config,
+            hf.GPT2LMHeadModel,
+            {**_COMMON, "n_inner": 20, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+        ),
+        # Its layers do not say that they are causal.
+        "bigbird_pegasus": (
+            hf.BigBirdPegasusConfig,
+            hf.BigBirdPegasusForCausalLM,
+            {
+                "vocab_size": VOCABULARY,
+                "d_model": 16,
+                "decoder_layers": 2,
+                "decoder_attention_heads": 4,
+                "decoder_ffn_dim": 20,
+                "dropout": 0.0,
+                "init_std": 0.3,
+                "max_position_embeddings": 64,
+                "is_encoder_decoder": False,
+                "pad_token_id": 0,
+                "eos_token_id": None,
+            },
         ),
         "bert": (
             hf.BertConfig,

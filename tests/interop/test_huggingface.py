@@ -11,14 +11,12 @@ from torch import Tensor
 
 from anyattention import Causal, Window, explain
 from anyattention.errors import InvalidMaskError, MissingExtraError, UnsupportedError
-from anyattention.interop import huggingface
-
-CAUSAL = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt_oss")
+from anyattention.interop import huggingface, huggingface_attention
+from anyattention.interop.huggingface_attention import attention
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _registered(require: Any) -> None:
-    require("transformers")
+def _registered() -> None:
     huggingface.register()
 
 
@@ -128,14 +126,14 @@ def test_a_decoder_without_its_causal_mask() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """What `attend` is given, checked to run on the compiled kernels."""
     seen: list[tuple[Any, dict[str, Any]]] = []
-    attend = huggingface.attend
+    attend = huggingface_attention.attend
 
     def recorded(query: Tensor, key: Tensor, value: Tensor, pattern: Any, **settings: Any) -> Any:
         assert explain(query, key, value, pattern, **settings).implementation == "cpu"
         seen.append((pattern, settings))
         return attend(query, key, value, pattern, **settings)
 
-    monkeypatch.setattr(huggingface, "attend", recorded)
+    monkeypatch.setattr(huggingface_attention, "attend", recorded)
     return seen
 
 
@@ -149,9 +147,9 @@ def attended(calls: list[tuple[Any, dict[str, Any]]], name: str, *, padded: bool
 @pytest.mark.usefixtures("native")
 def test_masks_are_patterns(calls: list[tuple[Any, dict[str, Any]]]) -> None:
     """No matrix of all pairs: a pattern, beside one row of keys for padding."""
-    attended(calls, "llama", padded=False)
-    assert [(pattern, settings["mask"]) for pattern, settings in calls] == [(Causal(align="top_left"), None)] * 2
     window, causal = Window(3, 0, align="bottom_right"), Causal(align="bottom_right")
+    attended(calls, "llama", padded=False)
+    assert [(pattern, settings["mask"]) for pattern, settings in calls] == [(causal, None)] * 2
     attended(calls, "llama", padded=True)
     assert [pattern for pattern, _ in calls] == [causal] * 2
     assert {settings["mask"].shape for _, settings in calls} == {(2, 1, 1, 11)}
@@ -176,7 +174,7 @@ def test_dropout() -> None:
     query, key = torch.randn(2, 3, 17, 5), torch.randn(2, 3, 40, 5)
     value = torch.eye(40).expand(2, 3, 40, 40)
     layer = Layer()
-    dropped, weights = huggingface.attention(layer, query, key, value, None, dropout=0.25, output_attentions=True)
+    dropped, weights = attention(layer, query, key, value, None, dropout=0.25, output_attentions=True)
     assert weights is not None
     dropped = dropped.transpose(1, 2)
     is_kept = dropped != 0
@@ -184,13 +182,13 @@ def test_dropout() -> None:
     # 4,080 draws: six standard deviations.
     assert abs(float(is_kept.double().mean()) - 0.75) < 6 * (0.75 * 0.25 / is_kept.numel()) ** 0.5
     torch.testing.assert_close(weights, torch.softmax(query @ key.mT / 5**0.5, -1))
-    whole, _ = huggingface.attention(layer.eval(), query, key, value, None, dropout=0.25)
+    whole, _ = attention(layer.eval(), query, key, value, None, dropout=0.25)
     torch.testing.assert_close(whole.transpose(1, 2), weights)
 
 
 def test_a_query_for_the_whole_batch() -> None:
     query, key = torch.randn(1, 2, 3, 4), torch.randn(5, 2, 6, 4)
-    found, _ = huggingface.attention(Layer(), query, key, key, None)
+    found, _ = attention(Layer(), query, key, key, None)
     wanted = torch.softmax(query @ key.mT / 2, -1) @ key
     torch.testing.assert_close(found, wanted.transpose(1, 2))
 
@@ -199,12 +197,12 @@ def test_what_is_unknown_is_refused() -> None:
     x, layer = torch.randn(1, 2, 3, 4), Layer()
     for name in ("head_mask", "indices", "sinks", "alibi"):
         with pytest.raises(UnsupportedError, match=f"does not know {name}"):
-            huggingface.attention(layer, x, x, x, None, **{name: torch.ones(2)})
-        huggingface.attention(layer, x, x, x, None, **{name: None})
+            attention(layer, x, x, x, None, **{name: torch.ones(2)})
+        attention(layer, x, x, x, None, **{name: None})
     with pytest.raises(UnsupportedError, match=r"cu_seq_lens_q.*position_ids"):
-        huggingface.attention(layer, x, x, x, None, cu_seq_lens_q=torch.tensor([0, 1, 3]))
+        attention(layer, x, x, x, None, cu_seq_lens_q=torch.tensor([0, 1, 3]))
     with pytest.raises(InvalidMaskError, match=r"attention_mask: expected boolean.*int64"):
-        huggingface.attention(layer, x, x, x, torch.ones(1, 1, 3, 3, dtype=torch.int64))
+        attention(layer, x, x, x, torch.ones(1, 1, 3, 3, dtype=torch.int64))
     model, inputs = make_model("llama"), make_inputs("llama", padded=False)
     model.set_attn_implementation("anyattention")
     with pytest.raises(UnsupportedError, match="head_mask"):

@@ -27,13 +27,14 @@ def mask_of(utils: Any) -> Callable[..., Tensor | None]:
 
 
 def functions(utils: Any) -> dict[str, Callable[..., Any]]:
-    """Of indices; those after the first seven are no pattern that is known."""
+    """Of indices; those after the first eight are no pattern that is known."""
     left_padding = torch.tensor([0, 2])
     blocks = torch.tensor([[-1, 0, 0, 1, 1, -1] * 5] * BATCH)
     sliding = utils.sliding_window_causal_mask_function
     return {
         "causal": utils.causal_mask_function,
         "bidirectional": utils.bidirectional_mask_function,
+        "sliding 0": sliding(0),
         "sliding 1": sliding(1),
         "sliding 3": sliding(3),
         "sliding 50": sliding(50),
@@ -49,7 +50,8 @@ def functions(utils: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
-PATTERNS = 7
+PATTERNS = 8
+LOCAL = {"chunked": 3, "sliding 0": 0, "sliding 1": 1, "sliding 3": 3, "both ways": 2, "joined": 2}
 # Queries, keys, where the first of each stands.
 PLACES = [
     (6, 6, 0, 0),
@@ -119,7 +121,14 @@ def test_pairs(utils: Any, mask_of: Any, place: tuple[int, ...], padding: str) -
                 kv_offset=first_key,
                 mask_function=function,
                 attention_mask=PADDINGS[padding],
-                local_size={"chunked": 3, "sliding 1": 1, "sliding 3": 3, "both ways": 2, "joined": 2}.get(name),
+                local_size={
+                    "chunked": 3,
+                    "sliding 0": 0,
+                    "sliding 1": 1,
+                    "sliding 3": 3,
+                    "both ways": 2,
+                    "joined": 2,
+                }.get(name),
                 allow_is_causal_skip=skips and is_causal,
                 allow_is_bidirectional_skip=skips and not is_causal,
             )
@@ -143,22 +152,22 @@ def call(mask_of: Any, function: Any, place: tuple[int, ...], padding: Tensor | 
 def test_nothing_is_laid_out_where_a_pattern_says_it(utils: Any, mask_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils, "sdpa_mask", lambda **_: pytest.fail("laid out"))
     known = functions(utils)
-    assert call(mask_of, known["causal"], (6, 6, 0, 0)) is None
-    assert call(mask_of, known["causal"], (6, 6, 0, 0), PADDINGS["ones"]) is None
     assert call(mask_of, known["causal"], (1, 7, 6, 0)) is None
-    assert call(mask_of, known["sliding 50"], (6, 6, 0, 0)) is None
     assert call(mask_of, known["sliding 3"], (1, 3, 9, 7)) is None
     bidirectional = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}
     assert call(mask_of, known["bidirectional"], (6, 4, 0, 0), **bidirectional) is None
     end = {"align": "bottom_right"}
     for name, place, pattern in (
         ("causal", (4, 9, 5, 0), Causal(**end)),
+        ("causal", (6, 6, 0, 0), Causal(**end)),
+        ("sliding 50", (6, 6, 0, 0), Causal(**end)),
         ("sliding 3", (6, 6, 0, 0), Window(2, 0, **end)),
         ("sliding 1", (6, 6, 0, 0), Window(0, 0, **end)),
         ("joined", (3, 6, 9, 6), Window(1, 0, **end)),
     ):
-        mask = call(mask_of, known[name], place)
-        assert (mask.pattern, mask.keys, mask.matrix) == (pattern, None, None)
+        for padding in (None, PADDINGS["ones"]):
+            mask = call(mask_of, known[name], place, padding)
+            assert (mask.pattern, mask.keys, mask.matrix) == (pattern, None, None)
     mask = call(mask_of, known["both ways"], (6, 6, 0, 0), PADDINGS["left"], **bidirectional)
     assert mask.pattern == Window(2, 2, **end)
     assert torch.equal(mask.keys, PADDINGS["left"][:, None, None, :6])
@@ -205,7 +214,7 @@ def test_an_operator_reads_the_pairs(operation: Callable[[Tensor], Tensor]) -> N
 
 
 def test_what_is_written_into_it_stays() -> None:
-    from anyattention.interop.huggingface import attention
+    from anyattention.interop.huggingface_attention import attention
 
     class Layer(torch.nn.Module):
         is_causal = True

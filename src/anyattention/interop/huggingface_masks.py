@@ -46,9 +46,9 @@ def attention_mask(
     Args: as `sdpa_mask`. Query i stands at q_offset + i, and key j at kv_offset + j.
 
     Returns:
-        None as there: for all pairs where the layer is not causal or there is one query, and for those of a causal mask
-        from the first key on where it is. Else a boolean mask `(batch, 1, queries, keys)`: a PatternMask for a pattern,
-        and one row, expanded, for padding alone.
+        None for all pairs. Else a boolean mask `(batch, 1, queries, keys)`: a PatternMask for a pattern, and one row,
+        expanded, for padding alone. For compilers and static caches None as there, for a causal mask from the first key
+        on too.
     """
     may_skip = allow_is_causal_skip or allow_is_bidirectional_skip
     pattern = None
@@ -62,8 +62,7 @@ def attention_mask(
         shape = (batch_size, 1, q_length, kv_length)
         if isinstance(pattern, Full):
             return keys if keys is None else keys.expand(shape)
-        if keys is None and isinstance(pattern, Causal) and q_length == kv_length:
-            return None
+        # Also where `sdpa_mask` gives None and leaves the rest to the layers' `is_causal`: not all models set that.
         return PatternMask(pattern, keys, shape, device)
     return masking_utils.sdpa_mask(
         batch_size=batch_size,
@@ -90,9 +89,9 @@ def _is_readable(attention_mask: Tensor | None) -> bool:
 
 
 def _pattern(mask_function: Any, num_queries: int, num_keys: int, is_aligned: bool) -> Pattern | None:
-    """The pairs of a mask function; None where it is unknown, or no pattern says where the queries stand."""
+    """The pairs of a mask function; None where it is unknown or empty, or no pattern says where the queries stand."""
     sides = _sides(mask_function)
-    if sides is None or (sides != (inf, inf) and not is_aligned):
+    if sides is None or min(sides) < 0 or (sides != (inf, inf) and not is_aligned):
         return None
     # No key lies further before a query's place than the first before the last, nor behind it than the last behind the
     # first query's.
