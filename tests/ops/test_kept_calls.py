@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from anyattention import Causal, Full, attend
 from anyattention.errors import AttentionError, DimensionMismatchError
+from anyattention.ops import dense
 from anyattention.ops.dense import api
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -26,6 +27,11 @@ def rows(dtype: torch.dtype = torch.float64, length: int = 5, key_heads: int = 2
     torch.manual_seed(length)
     shapes = (2, 5, 4, 3), (2, length, key_heads, 3), (2, length, key_heads, 7)
     return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+def decode(*rows: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor | None:
+    """Of rows as `attend` takes them."""
+    return dense.decode(*[x.transpose(1, 2) if x.ndim > 2 else x for x in rows], mask, scale, None)
 
 
 def results(given: list[Tensor], *, keeps: bool, second: bool = False, **settings) -> list[Tensor]:
@@ -54,6 +60,15 @@ def test_the_same_bits(dtype, settings):
     assert len(api._kept) == 1
 
 
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_causal_mask_from_the_last_key(length):
+    """With fewer keys than queries it is a mask, which is kept with the call."""
+    given, settings = rows(length=length), {"pattern": Causal(align="bottom_right")}
+    wanted = results(given, keeps=False, **settings)
+    for _ in range(2):
+        assert all(map(torch.equal, results(given, keeps=True, **settings), wanted))
+
+
 @pytest.mark.parametrize("settings", [{}, {"pattern": Causal()}], ids=str)
 def test_second_derivatives(settings):
     given = rows()
@@ -76,6 +91,77 @@ def test_views_have_calls_of_their_own():
     assert torch.equal(attend(query, turned, value).output, wanted)
     assert torch.equal(attend(query, key[:1].expand_as(key), value).output[0], wanted[0])
     assert len(api._kept) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_that_grows_has_one_call(dtype):
+    query, key, value = rows(dtype, length=11)
+    query = query[:, :1]
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (key, value)]
+    with torch.no_grad():
+        for length in (7, 11, 1, 2):
+            for cache in ((key, value), turned, (key, turned[1])):
+                seen = [x[:, :length] for x in cache]
+                wanted = attend(query, *seen, return_logsumexp=True).output
+                for given in (seen, [x.contiguous() for x in seen]):
+                    assert torch.equal(attend(query, *given).output, wanted)
+                    assert torch.equal(decode(query, *given), wanted)
+        assert len(api._kept) == 1
+        assert decode(query, key, value, scale=0.5) is None
+        with torch.autocast("cpu"):
+            assert decode(query, key, value) is None
+        for given in (
+            (key, value[:, 1:]),
+            (key[:, :0], value[:, :0]),
+            (key, value[0]),
+            (key[0], value[0]),
+            (key[:1],) * 2,
+        ):
+            assert decode(query, *given) is None
+            try:
+                found = attend(query, *given).output
+            except AttentionError:
+                continue
+            assert not found.any()  # without keys
+        with pytest.raises(AttentionError):
+            attend(query, key[0, 0, 0], value[0, 0, 0])
+        assert len(api._kept) == 1
+
+
+def test_a_cache_that_grows_may_have_a_mask():
+    query, key, value = rows(length=11)
+    query = query[:, :1]
+    key[0, 1] = value[0, 1] = torch.nan
+    whole = torch.rand(2, 4, 1, 11) < 0.7
+    whole[0, :, :, 1] = False
+    whole[1, 2, :, 5:] = False
+    masks = whole, whole[:, :1], whole[:1].logical_and(whole[:1, :1]), whole[0, :1].expand(2, 1, 1, 11)
+    with torch.no_grad():
+        for length in (7, 11, 2):
+            for mask in masks:
+                given = query, key[:, :length], value[:, :length]
+                seen = mask[..., :length]
+                wanted = attend(*given, mask=seen, return_logsumexp=True).output
+                for found in (attend(*given, mask=seen).output, decode(*given, mask=seen)):
+                    assert found is not None
+                    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+                assert not wanted[0].isnan().any()
+        assert len(api._kept) == 3
+        for mask in (whole[..., :5], whole[:, :2], whole.float(), whole[..., :1, 0], [True] * 11):
+            assert not isinstance(mask, Tensor) or decode(query, key, value, mask=mask) is None
+            with pytest.raises((AttentionError, TypeError)):
+                attend(query, key, value, mask=mask)
+        assert len(api._kept) == 3
+
+
+def test_one_query_with_a_gradient_has_calls_of_its_own():
+    for length in (5, 3, 4):
+        given = rows(length=length)
+        given[0] = given[0][:, :1]
+        with torch.no_grad():
+            assert torch.equal(attend(*given).output, attend(*given, return_logsumexp=True).output)
+        assert decode(given[0].clone().requires_grad_(), *given[1:]) is None
+        assert all(map(torch.equal, results(given, keeps=True), results(given, keeps=False)))
 
 
 @pytest.mark.parametrize("lying", [lambda x: x[..., ::2], lambda x: x.mT.contiguous().mT], ids=["apart", "turned"])

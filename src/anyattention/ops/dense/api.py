@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyattention._checks import Axes, require_same_kind
-from anyattention.ambient import is_compiling
+from anyattention.ambient import Moment, is_autocast_enabled, is_compiling, moment_of
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dense import cpu, reference, torch_fused
-from anyattention.ops.dense.kept import KeptCall, key_of
+from anyattention.ops.dense.kept import KeptCall, decoding_key, key_of
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full, Pattern
 
-__all__ = ["dense_attention", "explain_dense"]
+__all__ = ["decode", "dense_attention", "explain_dense"]
 
 _TABLE = (
     Implementation("cpu", cpu.run, cpu.refusal),
@@ -25,8 +26,9 @@ _TABLE = (
 )
 
 
+_CPU = torch.device("cpu")
 _MOST = 256
-_kept: dict[Hashable, KeptCall] = {}
+_kept: dict[tuple[Any, ...] | None, KeptCall] = {}
 
 
 def dense_attention(arguments: Arguments) -> AttentionResult:
@@ -42,8 +44,31 @@ def dense_attention(arguments: Arguments) -> AttentionResult:
         return chosen.run(call)
     if len(_kept) >= _MOST:
         _kept.clear()
-    found = _kept[key] = KeptCall(cpu.record_of(call))
+    found = _kept[key] = KeptCall(cpu.record_of(call), is_decoding=key[0])
     return found.run(arguments)
+
+
+def decode(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
+) -> Tensor | None:
+    """One query over all keys, where such a call of `attend` was kept; None elsewhere.
+
+    It spares a layer that is called for each token the way through the arguments of `attend`.
+
+    Args:
+        query: `(batch, heads, 1, head_dim)`; key and value have heads before positions too.
+        mask, scale, softcap: as in `attend`.
+
+    Returns:
+        The output of `attend`, `(batch, 1, heads, value_dim)`.
+    """
+    if moment_of((query, key, value, mask)) is not Moment.PLAIN or is_autocast_enabled(_CPU):
+        return None
+    found = _kept.get(decoding_key(query, key, value, mask, scale, softcap, place=2))
+    if found is None:
+        return None
+    output = found.decode(query, key, value, mask, place=2)
+    return output if output.dtype is query.dtype else output.to(query.dtype)
 
 
 def explain_dense(arguments: Arguments) -> Explanation:
