@@ -366,7 +366,7 @@ class MultiHeadAttention(ProjectedAttention):
             pattern = within(own, allowed_pairs(self.pattern, self.config.causal, heads))
         elif past is not None:
             refuse_beside("past", {"key": key, "value": value, "lengths": lengths, "position_offset": first or None})
-            pattern, bias = past_pairs(self.pattern, self.config.causal, past), at_the_end(bias)
+            pattern, bias = past_pairs(self.pattern, self.config.causal, past, query.shape[1]), at_the_end(bias)
             heads = self._project(query, None, None, first=past.length)
             *heads[1:], grown = past.extended(self, *heads[1:])
             key_mask = of_kept(key_mask, past.length + query.shape[1], heads[1])

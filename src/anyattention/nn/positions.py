@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ def alibi_bias(
         require_tensor("bias", bias)
     num_queries, num_keys = query.shape[1], key.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    length = torch.sym_max(torch.sym_max(num_queries, num_keys), 1)
+    # A symbol where a trace is of any length.
+    length: Any = torch.sym_max(torch.sym_max(num_queries, num_keys), 1)
     linear = RelativeBias.alibi(num_heads, length, align=align, device=query.device, dtype=dtype)
     if isinstance(pattern, Graph):
         on_edges = linear.at(pattern.query_index, pattern.key_index, num_queries, num_keys).T
