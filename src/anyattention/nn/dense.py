@@ -39,7 +39,7 @@ from anyattention.nn.torch_weights import from_torch, to_torch
 from anyattention.ops import explain
 from anyattention.ops.dispatch import Explanation
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Pattern, TopK
+from anyattention.patterns import Causal, Full, Pattern, TopK
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -366,7 +366,7 @@ class MultiHeadAttention(ProjectedAttention):
             pattern = within(own, allowed_pairs(self.pattern, self.config.causal, heads))
         elif past is not None:
             refuse_beside("past", {"key": key, "value": value, "lengths": lengths, "position_offset": first or None})
-            pattern, bias = past_pairs(self.pattern, self.config.causal, past, query.shape[1]), at_the_end(bias)
+            pattern, bias = past_pairs(self.pattern, self.config.causal, past), at_the_end(bias)
             heads = self._project(query, None, None, first=past.length)
             *heads[1:], grown = past.extended(self, *heads[1:])
             key_mask = of_kept(key_mask, past.length + query.shape[1], heads[1])
@@ -374,7 +374,11 @@ class MultiHeadAttention(ProjectedAttention):
             heads = self._project(query, key, value, alignment_of(self.pattern, bias), first)
             pattern = allowed_pairs(self.pattern, self.config.causal, heads)
         mask = with_padding(mask, lengths, key_mask, pattern, heads)
-        return self._call(heads, pattern, mask, bias, wanted), grown
+        call = self._call(heads, pattern, mask, bias, wanted)
+        if past is not None and isinstance(pattern, Causal) and query.shape[1] == 1:
+            # A token sees all there is. Of such calls the checks are kept, for any number of keys.
+            call["pattern"] = Full()
+        return call, grown
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""

@@ -269,7 +269,7 @@ def allowed_pairs(pattern: Pattern | TopK | None, causal: bool, heads: list[Tens
     return _joined(pattern, causal)
 
 
-def past_pairs(pattern: Pattern | TopK | None, causal: bool, past: KeyValueCache, num_queries: int) -> Pattern | TopK:
+def past_pairs(pattern: Pattern | TopK | None, causal: bool, past: KeyValueCache) -> Pattern | TopK:
     """The pattern, joined by `causal`, for queries behind the tokens of a cache.
 
     Raises:
@@ -287,8 +287,7 @@ def past_pairs(pattern: Pattern | TopK | None, causal: bool, past: KeyValueCache
             + ("KeyValueCache()" if reach is None else f"KeyValueCache(window={max(reach, 1)})"),
             actual=f"one of the last {past.window} tokens",
         )
-    # A single token sees all that is kept. Such calls are the same for any number of keys, and their checks are kept.
-    return Full() if num_queries == 1 and isinstance(joined, Causal) else joined
+    return joined
 
 
 def at_the_end(bias: Tensor | RelativeBias | None) -> Tensor | RelativeBias | None:
