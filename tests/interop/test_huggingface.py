@@ -211,6 +211,20 @@ def test_what_is_unknown_is_refused() -> None:
         model(**inputs, cu_seq_lens_k=torch.tensor([0, 11]))
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_models_without_the_interface_are_refused(compiled: bool) -> None:
+    """They would take a boolean mask for numbers to add."""
+    import transformers
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    model = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes, attn_implementation="anyattention"))
+    call = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    # PyTorch cannot trace the making of the error, and shows the line.
+    said = "raise UnsupportedError" if compiled else "BloomConfig computes its attention by itself"
+    with torch.no_grad(), pytest.raises(Exception if compiled else UnsupportedError, match=said):
+        call(torch.ones(1, 3, dtype=torch.int64))
+
+
 def test_registering_again_changes_nothing() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 

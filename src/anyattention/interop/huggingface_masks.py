@@ -7,16 +7,18 @@ transformers' own `sdpa_mask`. So an unknown function, or a later version's, cos
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 from transformers.utils.import_utils import is_tracing
 
-from anyattention.ambient import Moment, moment_of
+from anyattention.ambient import Moment, constant_when_compiled, moment_of
+from anyattention.errors import UnsupportedError
 from anyattention.interop.pattern_mask import PatternMask
 from anyattention.patterns import Causal, Full, Pattern, Window
 
@@ -25,6 +27,7 @@ __all__ = ["attention_mask"]
 _AND = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
 _SLIDING = masking_utils.sliding_window_overlay(1).__code__
 _BOTH_WAYS = masking_utils.sliding_window_bidirectional_overlay(1).__code__
+_known: dict[type, bool] = {}
 
 
 def attention_mask(
@@ -45,11 +48,22 @@ def attention_mask(
 
     Args: as `sdpa_mask`. Query i stands at q_offset + i, and key j at kv_offset + j.
 
+    Raises:
+        UnsupportedError: the model does not call `AttentionInterface`. transformers asks that of "sdpa" alone.
+
     Returns:
         None for all pairs. Else a boolean mask `(batch, 1, queries, keys)`: a PatternMask for a pattern, and one row,
         expanded, for padding alone. For compilers and static caches None as there, for a causal mask from the first key
         on too.
     """
+    config = others.get("config")
+    if config is not None and not _calls_attention(type(config)):
+        raise UnsupportedError(
+            f"the model of {type(config).__name__} computes its attention by itself, without transformers' "
+            "AttentionInterface, and would misread this mask",
+            argument="attn_implementation",
+            hint="Use attn_implementation='eager'.",
+        )
     may_skip = allow_is_causal_skip or allow_is_bidirectional_skip
     pattern = None
     # The offsets of a static cache are tensors: its masks are made before what is compiled, and handed to it.
@@ -77,6 +91,20 @@ def attention_mask(
         device=device,
         **others,
     )
+
+
+@constant_when_compiled
+def _calls_attention(config: type) -> bool:
+    """Whether models of a kind of config call their attention through the interface, by transformers' own test.
+
+    Those are looked for in the file of models that lies beside the config's; where there is none, they are taken to.
+    """
+    if config not in _known:
+        name = config.__module__.replace(".configuration_", ".modeling_")
+        beside = vars(sys.modules.get(name, sys)).values()
+        models = [x for x in beside if isinstance(x, type) and issubclass(x, PreTrainedModel) and x.__module__ == name]
+        _known[config] = not models or models[0]._can_set_attn_implementation()
+    return _known[config]
 
 
 def _is_readable(attention_mask: Tensor | None) -> bool:
