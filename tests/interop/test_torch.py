@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyattention import Causal, TopK, Window
+from anyattention import Causal, Graph, TopK, Window
 from anyattention.interop.torch import MultiheadAttention, convert
 
 _NESTED = "ignore:The PyTorch API of nested tensors:UserWarning"
@@ -217,6 +217,21 @@ def test_top_k_keeps_the_strongest_pairs() -> None:
     value = torch.nn.functional.linear(x, *(each.chunk(3)[2] for each in (theirs.in_proj_weight, theirs.in_proj_bias)))
     heads = kept @ value.unflatten(-1, (2, 4)).transpose(1, 2)
     close(output, theirs.out_proj(heads.transpose(1, 2).flatten(-2)))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_masks_at_the_edges_of_a_graph(batch_first: bool) -> None:
+    theirs = nn.MultiheadAttention(8, 2, batch_first=batch_first, dtype=torch.float64)
+    key = torch.tensor([1, 2, 3, 4, 0, 0, 1, 2, 3, 4])
+    graph = Graph.from_edge_index(torch.stack([key, torch.arange(5).repeat(2)]), 5)
+    ours = convert(copy.deepcopy(theirs), graph)
+    x = rows(3, 5, 8) if batch_first else rows(5, 3, 8)
+    own = torch.zeros(5, 5, dtype=torch.float64).masked_fill(~graph.to_dense(5, 5), float("-inf"))
+    added, padding = rows(6, 5, 5), rows(3, 5)
+    output, weights = ours(x, x, x, attn_mask=added, key_padding_mask=padding)
+    expected, expected_weights = theirs(x, x, x, attn_mask=added + own, key_padding_mask=padding)
+    close(output, expected)
+    close(weights, expected_weights)
 
 
 def test_a_row_without_keys_has_the_bias_of_out_proj() -> None:

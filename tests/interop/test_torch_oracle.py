@@ -231,7 +231,8 @@ def test_a_pattern_equals_pytorchs_with_its_mask(
     # A query without keys: 0 before out_proj, where PyTorch has NaN.
     empty = results[1][0].isnan()
     close(results[0][0][~empty], results[1][0][~empty], "output")
-    close(results[0][0][empty], theirs.out_proj.bias.expand_as(results[0][0])[empty], "output without keys")
+    if attn_mask != "float of rank 3":  # which may leave a query without keys in one head alone
+        close(results[0][0][empty], theirs.out_proj.bias.expand_as(results[0][0])[empty], "output without keys")
     for mine, right in zip(results[0][1:], results[1][1:], strict=True):
         close(mine, right.nan_to_num(0.0), "weights")
     if bool(empty.any()):
