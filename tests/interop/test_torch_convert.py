@@ -204,9 +204,7 @@ def test_nothing_is_converted_where_one_is_unknown(make: Callable[[], nn.Module]
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(
-        InvalidInputError, match=r"model: expected a model with a torch\.nn\.MultiheadAttention, got Li"
-    ):
+    with pytest.raises(InvalidInputError, match=r"model: expected a model with a torch\.nn\.MultiheadAttention, got"):
         convert(nn.Linear(2, 2))
     for wrong in ([make_attention()], None, MultiheadAttention):
         with pytest.raises(InvalidInputError, match=r"model: expected a torch\.nn\.Module, got (list|NoneType|type)"):
