@@ -219,6 +219,23 @@ def test_top_k_keeps_the_strongest_pairs() -> None:
     close(output, theirs.out_proj(heads.transpose(1, 2).flatten(-2)))
 
 
+@pytest.mark.parametrize("hint", [True, False])
+@pytest.mark.parametrize("among", [None, Window(3, 1)])
+@pytest.mark.parametrize("extra", [{}, {"add_bias_kv": True}, {"add_bias_kv": True, "add_zero_attn": True}])
+def test_top_k_among_other_pairs(extra: dict[str, bool], among: Window | None, hint: bool) -> None:
+    theirs = nn.MultiheadAttention(8, 2, **extra, dtype=torch.float64)
+    ours = convert(copy.deepcopy(theirs), TopK(2, among=among))
+    x, mask = rows(7, 3, 8), torch.ones(7, 7).triu(1).bool() if hint else torch.rand(7, 7) < 0.3
+    mask.diagonal().fill_(False)
+    own = mask if among is None else mask | ~among.to_dense(7, 7)
+    _, weights = theirs(x, x, x, attn_mask=own, average_attn_weights=False)
+    kept = weights.where(weights >= weights.topk(2).values[..., -1:], 0.0)
+    output, found = ours(x, x, x, attn_mask=mask, is_causal=hint, average_attn_weights=False)
+    close(found, kept / kept.sum(-1, keepdim=True))
+    close(ours(x, x, x, attn_mask=mask, is_causal=hint)[1], found.mean(1))
+    close(ours(x, x, x, attn_mask=mask, is_causal=hint, need_weights=False)[0], output)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_masks_at_the_edges_of_a_graph(batch_first: bool) -> None:
     theirs = nn.MultiheadAttention(8, 2, batch_first=batch_first, dtype=torch.float64)
@@ -337,6 +354,17 @@ def test_a_compiled_encoder_layer_keeps_the_pattern_in_evaluation() -> None:
     ours = convert(layer, Window(1, 1)).eval()
     with torch.no_grad():
         close(torch.compile(ours, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_an_exported_or_traced_encoder_layer_keeps_the_pattern_in_evaluation() -> None:
+    layer = make_encoder_layer()
+    x = rows(2, 5, 8)
+    expected = layer(x, src_mask=window_mask(5))
+    ours = convert(layer, Window(1, 1)).eval()
+    with torch.no_grad():
+        close(torch.export.export(ours, (x,)).module()(x), expected)
+        close(torch.jit.trace(ours, (x,))(x), expected)
 
 
 @pytest.mark.parametrize("pattern", [None, Window(1, 1)])
