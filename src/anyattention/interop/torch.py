@@ -294,7 +294,7 @@ def _arguments(module: MultiheadAttention, call: Call) -> dict[str, Any]:
         key = torch.cat([key, *(each for each, _ in extra)], dim=1)
         value = torch.cat([value, *(each for _, each in extra)], dim=1)
     pattern, is_masked = as_pattern(module.pattern, call, [query, key], len(extra))
-    mask, bias = as_pairs(call, not is_masked, pattern, module.num_heads, len(extra))
+    mask, bias = as_pairs(call, not is_masked, pattern, query, len(extra))
     weights = "mean" if call.average_attn_weights else "heads"
     return {
         "query": query,

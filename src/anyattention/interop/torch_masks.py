@@ -101,9 +101,14 @@ def _beside(pattern: Pattern | TopK | None, extra: int) -> Pattern | TopK | None
 
 
 def as_pairs(
-    call: Call, with_attn_mask: bool, pattern: Pattern | TopK | None, num_heads: int, extra: int
+    call: Call, with_attn_mask: bool, pattern: Pattern | TopK | None, query: Tensor, extra: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`mask` and `bias` of `attend`, from masks in which True is blocked and float numbers are added."""
+    """`mask` and `bias` of `attend`, from masks in which True is blocked and float numbers are added.
+
+    Args:
+        query: `(B, L, H, head_dim)`.
+    """
+    batch, _, num_heads, _ = query.shape
     mask = bias = None
     for given in (_of_keys(call), _of_pairs(call, num_heads) if with_attn_mask else None):
         if given is None:
@@ -114,7 +119,6 @@ def as_pairs(
         else:
             bias = given if bias is None else bias + given
     if isinstance(pattern, Graph):
-        batch = call.query.shape[0] if call.is_batched else 1
         return tuple(None if x is None else _at_edges(x, pattern, batch, num_heads) for x in (mask, bias))  # pyright: ignore[reportReturnType]  # two
     return mask, bias
 
