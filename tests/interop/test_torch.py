@@ -258,6 +258,17 @@ def test_compiled_whole(pattern: Any, is_average: bool) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+@pytest.mark.parametrize("pattern", [None, Window(1, 1), TopK(2)], ids=str)
+def test_traced_and_exported(pattern: Any) -> None:
+    _, ours = pair()
+    ours.pattern = pattern
+    ours.requires_grad_(False)
+    x = inputs("self", "length first")[0]
+    for program in (torch.jit.trace(ours, (x, x, x)), torch.export.export(ours, (x, x, x)).module()):
+        assert_close(tuple(program(x, x, x)), ours(x, x, x))
+
+
 def test_autocast() -> None:
     ours = MultiheadAttention(8, 2, batch_first=True, pattern=Window(1, 1))
     x = torch.randn(2, 5, 8)
