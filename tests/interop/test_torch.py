@@ -258,7 +258,7 @@ def test_compiled_whole(pattern: Any, is_average: bool) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("pattern", [None, Window(1, 1), TopK(2)], ids=str)
 def test_traced_and_exported(pattern: Any) -> None:
     _, ours = pair()
