@@ -1,7 +1,6 @@
-"""`interop.torch.convert`: what stays as it was, what changes, and what is refused as a whole."""
+"""`interop.torch.convert`: what it changes, what it keeps, what it refuses; and which forward runs a call."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,207 +9,217 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from anyattention import Full, Window
-from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
+from anyattention.errors import DimensionMismatchError, InvalidConfigError, InvalidInputError, UnsupportedError
 from anyattention.interop.torch import MultiheadAttention, convert
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-
-def make_attention(**settings: Any) -> nn.MultiheadAttention:
-    return nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64, **settings)
-
-
-def rows() -> Tensor:
-    return torch.randn(2, 5, 8, dtype=torch.float64)
-
-
-WINDOW = ~Window(1, 1).to_dense(5, 5)
-
-
-class Double(nn.Module):
+class Halved(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
+        return weight / 2
 
 
-class Other(nn.MultiheadAttention):
-    """May compute anything."""
+class Own(nn.MultiheadAttention):
+    def forward(self, *given: Any, **settings: Any) -> Any:
+        raise AssertionError
 
 
-class Ours(MultiheadAttention):
-    """Of our class, and a user's."""
+def test_each_object_and_parameter_stays() -> None:
+    model: Any = nn.Transformer(8, 2, 2, 2, 16, batch_first=True)
+    model.shared = model.encoder.layers[0].self_attn  # under two names
+    model.decoder.layers[0].self_attn.in_proj_weight = model.encoder.layers[0].self_attn.in_proj_weight  # tied
+    model.encoder.layers[1].self_attn.in_proj_bias.requires_grad_(False)
+    model.encoder.layers[0].eval()
+    modules, parameters, state = list(model.modules()), list(model.parameters()), model.state_dict()
+    modes = [(module, module.training) for module in modules]
+    assert convert(model, Window(2, 2)) is model
+    assert [module for module in model.modules() if type(module).__name__ != "AlwaysHooked"] == modules
+    assert all(now is before for now, before in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == list(state)
+    assert all(module.training == mode for module, mode in modes)
+    assert not model.encoder.layers[1].self_attn.in_proj_bias.requires_grad
+    found = [module for module in modules if isinstance(module, nn.MultiheadAttention)]
+    assert [type(module) for module in found] == [MultiheadAttention] * 6
+    assert {module.pattern for module in found} == {Window(2, 2)}
 
 
-def test_objects_and_their_settings_stay() -> None:
-    layer = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True).eval()
-    layer.self_attn.in_proj_bias.requires_grad_(False)
-    layer.multihead_attn.train()
-    modules, parameters = dict(layer.named_modules()), dict(layer.named_parameters())
-    settings = {name: (module.training, module._forward_hooks) for name, module in modules.items()}
-    assert convert(layer, Window(1, 1)) is layer
-    for name, module in modules.items():
-        assert layer.get_submodule(name) is module
-        assert module.training == settings[name][0]
-        assert module._forward_hooks is settings[name][1]
-    assert list(parameters) == [name for name, _ in layer.named_parameters()]
-    assert all(layer.get_parameter(name) is parameter for name, parameter in parameters.items())
-    assert not layer.self_attn.in_proj_bias.requires_grad
-    for attention in (layer.self_attn, layer.multihead_attn):
-        assert type(attention) is MultiheadAttention
-        assert attention.pattern == Window(1, 1)
+def test_hooks_stay_and_can_be_removed() -> None:
+    calls: list[str] = []
+    model = nn.MultiheadAttention(8, 2)
+    handles = [
+        model.register_forward_hook(lambda *_: calls.append("forward")),
+        model.register_forward_pre_hook(lambda *_: calls.append("before")),
+        model.register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    x = torch.randn(5, 2, 8, requires_grad=True)
+    convert(model)(x, x, x)[0].sum().backward()
+    assert calls == ["before", "forward", "backward"]
+    for handle in handles:
+        handle.remove()
+    model(x, x, x)
+    assert len(calls) == 3
 
 
-def test_hooks_stay() -> None:
-    attention, seen = make_attention(), []
-    attention.register_forward_hook(lambda module, args, output: seen.append(type(module)))
-    attention.register_full_backward_hook(lambda *_: seen.append("backward"))
-    attention.register_state_dict_post_hook(lambda *_: seen.append("state"))
-    x = rows().requires_grad_()
-    convert(attention)(x, x, x)[0].sum().backward()
-    attention.state_dict()
-    assert seen == [MultiheadAttention, "backward", "state"]
+def test_parametrised_and_pruned() -> None:
+    x = torch.randn(5, 2, 8)
+    model: Any = nn.MultiheadAttention(8, 2)
+    parametrize.register_parametrization(model, "in_proj_weight", Halved())
+    parametrize.register_parametrization(model.out_proj, "weight", Halved())
+    expected = model(x, x, x)[0]
+    kind = type(convert(model))
+    assert issubclass(kind, MultiheadAttention)
+    assert kind.__name__ == "ParametrizedMultiheadAttention"
+    for each in (model, copy.deepcopy(model)):
+        torch.testing.assert_close(each(x, x, x)[0], expected)
+    model(x, x, x)[0].sum().backward()
+    assert model.parametrizations.in_proj_weight.original.grad is not None
+    parametrize.remove_parametrizations(model, "in_proj_weight")
+    assert type(model) is MultiheadAttention
+    torch.testing.assert_close(model(x, x, x)[0], expected)
+    parametrize.register_parametrization(model, "in_proj_weight", Halved())
+    convert(model, Window(1, 1))
+    assert model.explain_forward(x, x, x, need_weights=False).implementation == "cpu"
+
+    pruned = nn.MultiheadAttention(8, 2)
+    prune.l1_unstructured(pruned, "in_proj_weight", 0.5)
+    expected = pruned(x, x, x)[0]
+    torch.testing.assert_close(convert(pruned)(x, x, x)[0], expected)
 
 
-def test_an_optimizer_goes_on() -> None:
-    theirs = make_attention()
-    ours = copy.deepcopy(theirs)
-    optimizers = [torch.optim.Adam(module.parameters(), lr=0.1) for module in (ours, theirs)]
-    for step in range(4):
-        if step == 2:
-            convert(ours)
-        x, cotangent = rows(), rows()
-        for module, optimizer in zip((ours, theirs), optimizers, strict=True):
-            optimizer.zero_grad()
-            module(x, x, x, need_weights=False)[0].backward(cotangent)
-            optimizer.step()
-    for mine, right in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
-
-
-def test_tied_parameters_stay_tied() -> None:
-    model = nn.ModuleList([make_attention(), make_attention()])
-    model[1].in_proj_weight = model[0].in_proj_weight
+def test_patterns_of_what_is_converted_already() -> None:
+    model = convert(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False))
+    layers: Any = model.layers
+    convert(layers[0], Window(1, 1))
     convert(model)
-    assert model[1].in_proj_weight is model[0].in_proj_weight
-    x = rows()
-    sum(attention(x, x, x)[0].sum() for attention in model).backward()
-    assert len(list(model.parameters())) == 7
+    assert [layer.self_attn.pattern for layer in layers] == [Window(1, 1), None]
+    convert(model, Full())
+    assert [layer.self_attn.pattern for layer in layers] == [Full(), Full()]
+
+    class Ours(MultiheadAttention):
+        pass
+
+    ours = Ours(8, 2)
+    assert type(convert(ours, Window(1, 1))) is Ours
+    assert ours.pattern == Window(1, 1)
 
 
-def test_one_module_under_several_names() -> None:
-    attention = make_attention()
-    model = nn.ModuleDict({"a": attention, "b": nn.ModuleList([attention])})
-    convert(model, Window(1, 1))
-    assert model["a"] is model["b"][0] is attention
-    assert type(attention) is MultiheadAttention
+def test_an_attention_itself() -> None:
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    assert isinstance(convert(model, Window(1, 1)), MultiheadAttention)
 
 
-@pytest.mark.parametrize("name", ["in_proj_weight", "in_proj_bias", "bias_k"])
-def test_parametrisations_stay(name: str) -> None:
-    theirs = make_attention(add_bias_kv=True)
-    nn.init.normal_(theirs.in_proj_bias)
-    parametrize.register_parametrization(theirs, name, Double())
-    ours = convert(copy.deepcopy(theirs))
-    x = rows()
-    assert isinstance(ours, MultiheadAttention)
-    assert isinstance(theirs, nn.MultiheadAttention)
-    assert not isinstance(theirs, MultiheadAttention)
-    assert ours.explain_forward(x, x, x).implementation == "cpu"
-    close(ours(x, x, x)[0], theirs(x, x, x)[0])
-    close(copy.deepcopy(ours)(x, x, x)[0], theirs(x, x, x)[0])
-    convert(ours, Window(1, 1))
-    parametrize.register_parametrization(ours, "in_proj_weight", Double())
-    parametrize.register_parametrization(theirs, "in_proj_weight", Double())
-    close(ours(x, x, x)[0], theirs(x, x, x, attn_mask=WINDOW)[0])
-    for each in {name, "in_proj_weight"}:
-        for module in (ours, theirs):
-            parametrize.remove_parametrizations(module, each)
-    assert type(ours) is MultiheadAttention
-    close(ours(x, x, x)[0], theirs(x, x, x, attn_mask=WINDOW)[0])
-
-
-def test_pruned_weights_stay_pruned() -> None:
-    attention, x = make_attention(), rows()
-    prune.l1_unstructured(attention, "in_proj_weight", 0.5)
-    expected = attention(x, x, x)[0]
-    close(convert(attention)(x, x, x)[0], expected)
-    assert not attention.in_proj_weight.all()
-
-
-def test_a_compiled_module_runs_as_converted() -> None:
-    attention, x = make_attention(), rows()
-    expected, full = attention(x, x, x, attn_mask=WINDOW)[0], attention(x, x, x)[0]
-    attention.compile(backend="eager")
-    close(attention(x, x, x)[0], full)
-    convert(attention, Window(1, 1))
-    close(attention(x, x, x)[0], expected)
-
-
-def test_a_module_alone_and_a_second_conversion() -> None:
-    attention, x = make_attention(), rows()
-    expected, full = attention(x, x, x, attn_mask=WINDOW)[0], attention(x, x, x)[0]
-    assert convert(attention) is attention
-    close(attention(x, x, x)[0], full)
-    inside = attention.always_hooked
-    convert(attention, Window(1, 1))
-    close(attention(x, x, x)[0], expected)
-    # None leaves the pattern there is.
-    assert convert(attention).pattern == Window(1, 1)
-    assert convert(attention, Full()).pattern == Full()
-    close(attention(x, x, x)[0], full)
-    assert attention.always_hooked is inside
-
-
-def test_a_users_subclass_of_ours_keeps_its_class() -> None:
-    model = nn.ModuleList([Ours(8, 2), nn.MultiheadAttention(8, 2)])
-    convert(model, Window(1, 1))
-    assert [type(each) for each in model] == [Ours, MultiheadAttention]
-    assert all(each.pattern == Window(1, 1) for each in model)
-
-
-def with_a_forward_of_its_own() -> nn.MultiheadAttention:
-    attention = make_attention()
-    attention.forward = lambda *args, **settings: None  # pyright: ignore[reportAttributeAccessIssue]
-    return attention
-
-
-def parametrised_other() -> nn.MultiheadAttention:
-    return parametrize.register_parametrization(Other(8, 2), "in_proj_weight", Double())  # pyright: ignore[reportReturnType]
-
-
-def quantizable() -> nn.MultiheadAttention:
-    return torch.ao.nn.quantizable.MultiheadAttention(8, 2)
+def replaced_forward() -> nn.MultiheadAttention:
+    module = nn.MultiheadAttention(8, 2)
+    module.forward = lambda *_: (_[0], None)
+    return module
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "reason"),
     [
-        (lambda: Other(8, 2), r"model: last is a .*\.Other, a subclass of nn\.MultiheadAttention that may compute"),
-        (parametrised_other, "last is a .*ParametrizedOther, a subclass"),
-        (quantizable, r"last is a torch\.ao.*MultiheadAttention, a subclass"),
-        (with_a_forward_of_its_own, "last has a forward of its own"),
+        (lambda: Own(8, 2), r"model: 1 is a .*\.Own, a subclass of nn\.MultiheadAttention"),
+        (lambda: torch.ao.nn.quantizable.MultiheadAttention(8, 2), r"model: 1 is a torch\.ao\.nn\.quantizable"),
+        (replaced_forward, "model: 1 has a forward of its own"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
-def test_nothing_is_converted_where_one_is_unknown(make: Callable[[], nn.Module], says: str) -> None:
-    ours = MultiheadAttention(8, 2)
-    model = nn.ModuleDict({"first": make_attention(), "ours": ours, "last": make()})
-    with pytest.raises(UnsupportedError, match=says):
+def test_nothing_is_converted_where_one_cannot_be(make: Any, reason: str) -> None:
+    model = nn.ModuleList([nn.MultiheadAttention(8, 2), make(), convert(nn.MultiheadAttention(8, 2))])
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(UnsupportedError, match=reason):
         convert(model, Window(1, 1))
-    assert type(model["first"]) is nn.MultiheadAttention
-    assert not hasattr(model["first"], "always_hooked")
-    assert ours.pattern is None
+    assert [type(module) for module in model.modules()] == kinds
+    assert model[2].pattern is None
 
 
-def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"model: expected a model with a torch\.nn\.MultiheadAttention, got"):
+def test_what_is_no_model_or_pattern() -> None:
+    with pytest.raises(InvalidInputError, match=r"model: expected a torch\.nn\.Module, got list"):
+        convert([nn.MultiheadAttention(8, 2)])  # pyright: ignore
+    with pytest.raises(
+        InvalidInputError, match=r"model: expected a model with a torch\.nn\.MultiheadAttention, got Linear"
+    ):
         convert(nn.Linear(2, 2))
-    for wrong in ([make_attention()], None, MultiheadAttention):
-        with pytest.raises(InvalidInputError, match=r"model: expected a torch\.nn\.Module, got (list|NoneType|type)"):
-            convert(wrong)  # pyright: ignore[reportArgumentType]
-    attention = make_attention()
-    for wrong in ("window", 3, WINDOW, Window):
-        with pytest.raises(InvalidConfigError, match=r"pattern: expected a pattern \(Causal, Window, Graph"):
-            convert(attention, wrong)  # pyright: ignore[reportArgumentType]
-    assert type(attention) is nn.MultiheadAttention
+    model = nn.MultiheadAttention(8, 2)
+    with pytest.raises(InvalidConfigError, match="pattern: expected a pattern"):
+        convert(model, "window")  # pyright: ignore
+    assert type(model) is nn.MultiheadAttention
+    with pytest.raises(InvalidConfigError, match="pattern: expected a pattern"):
+        MultiheadAttention(8, 2, pattern=3)  # pyright: ignore
+
+
+_X = torch.randn(5, 2, 8)
+# What is given, why our forward does not run it, and the error where there is a pattern.
+_CALLS: list[tuple[dict[str, Any], str, type[Exception]]] = [
+    ({"query": _X[None]}, r"query is \(1, 5, 2, 8\), not \(length, batch, width\)", DimensionMismatchError),
+    ({"key": _X[0]}, "key is (2, 8), not of 3 axes, as query", DimensionMismatchError),
+    ({"key": _X[:3]}, r"value is (5, 2, 8), not (3, 2, 8)", DimensionMismatchError),
+    ({"query": _X[..., :6]}, "query is (5, 2, 6), not (5, 2, 8)", DimensionMismatchError),
+    ({"query": _X.double()}, "query is torch.float64, not torch.float32, as in_proj_weight", InvalidInputError),
+    ({"query": _X.to_sparse()}, "not a dense floating-point tensor", InvalidInputError),
+    ({"query": [1.0]}, "query is list, not a torch.Tensor", InvalidInputError),
+    ({"key": _X.to("meta")}, "key is on meta, not on cpu, as query", InvalidInputError),
+    ({"attn_mask": torch.zeros(5, 4)}, "attn_mask is (5, 4), not (5, 5) or (4, 5, 5)", DimensionMismatchError),
+    ({"attn_mask": torch.zeros(5, 5).int()}, "attn_mask is torch.int32, not boolean or floating", InvalidInputError),
+    ({"key_padding_mask": torch.zeros(2, 4)}, "key_padding_mask is (2, 4), not (2, 5)", DimensionMismatchError),
+    ({"is_causal": True}, "is_causal is True, not False without attn_mask", InvalidInputError),
+]
+
+
+@pytest.mark.parametrize(("change", "reason", "error"), _CALLS, ids=[call[1] for call in _CALLS])
+def test_a_call_that_does_not_fit(change: dict[str, Any], reason: str, error: type[Exception]) -> None:
+    """PyTorch's forward says so in its own words, unless it would leave out a pattern, or an adapter."""
+    given = {"query": _X, "key": _X, "value": _X, **change}
+    ours = MultiheadAttention(8, 2)
+    explanation = ours.explain_forward(**given)
+    assert explanation.implementation == "torch.nn"
+    assert reason.replace("\\", "") in explanation.refusals[0][1]
+    theirs = nn.MultiheadAttention(8, 2)
+    with pytest.raises(Exception) as expected:  # noqa: PT011  # whichever it is
+        theirs(**given)
+    with pytest.raises(type(expected.value)):
+        ours(**given)
+    windowed, adapted = MultiheadAttention(8, 2, pattern=Window(1, 1)), MultiheadAttention(8, 2)
+    adapt(adapted)
+    for call in (windowed, windowed.explain_forward, adapted, adapted.explain_forward):
+        with pytest.raises(error, match="PyTorch's own forward, which runs such calls"):
+            call(**given)
+
+
+def adapt(module: nn.MultiheadAttention) -> None:
+    module.out_proj.register_forward_hook(lambda _, given, output: output)
+
+
+def test_a_dropout_of_all_weights() -> None:
+    ours = MultiheadAttention(8, 2, dropout=1.0)
+    explanation = ours.explain_forward(_X, _X, _X)
+    assert str(explanation) == "runs: torch.nn\nnot anyattention: dropout is 1.0, not in [0, 1)"
+    torch.testing.assert_close(ours(_X, _X, _X)[0], ours.out_proj.bias.expand(5, 2, 8))
+    assert ours.eval().explain_forward(_X, _X, _X).implementation == "cpu"
+
+
+def test_other_devices_have_no_kernels_of_ours() -> None:
+    x = _X.to("meta")
+    ours = MultiheadAttention(8, 2, device="meta")
+    assert (
+        ours.explain_forward(x, x, x).refusals[0][1] == "query is on meta, not on the CPU, for which there are kernels"
+    )
+    assert ours(x, x, x)[0].shape == x.shape
+    ours.pattern = Window(1, 1)
+    assert ours(x, x, x)[1].shape == (2, 5, 5)
+    ours.pattern = None
+    adapt(ours)
+    assert ours.explain_forward(x, x, x).implementation == "reference"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_that_are_not_padded(layout: torch.layout) -> None:
+    x = torch.nested.nested_tensor([torch.randn(5, 8), torch.randn(3, 8)], layout=layout)
+    ours = MultiheadAttention(8, 2, batch_first=True).eval()
+    assert ours.explain_forward(x, x, x).implementation == "torch.nn"
+    if layout == torch.strided:
+        with torch.no_grad():
+            assert ours(x, x, x)[0].is_nested
+    ours.pattern = Window(1, 1)
+    with pytest.raises(UnsupportedError, match="query: expected"):
+        ours(x, x, x)
+    later = MultiheadAttention(8, 2)
+    assert later.explain_forward(x, x, x, need_weights=False).implementation == "torch.nn"
