@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -22,7 +23,7 @@ from anyattention.nn.projected import check_pattern, split_heads
 from anyattention.ops import attend, explain
 from anyattention.ops.dispatch import Explanation
 from anyattention.ops.linear_maps import linear_maps
-from anyattention.patterns import Pattern, TopK
+from anyattention.patterns import Graph, Pattern, TopK
 
 __all__ = ["MultiheadAttention", "convert"]
 
@@ -172,7 +173,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             require_parent(self, refusal)
             return Explanation("torch.nn", (("anyattention", refusal.reason),))
         with torch.no_grad():
-            return explain(**_arguments(self, _padded(call) if query.is_nested else call))
+            return explain(**_arguments(self, _padded(self, call) if query.is_nested else call))
 
     def extra_repr(self) -> str:
         """The pattern, for `print(module)`."""
@@ -267,15 +268,17 @@ def _of_rows(module: MultiheadAttention, call: Call) -> tuple[Tensor, Tensor | N
 
 
 def _of_nested(module: MultiheadAttention, call: Call) -> tuple[Tensor, None]:
-    output, _ = _of_rows(module, _padded(call))
+    output, _ = _of_rows(module, _padded(module, call))
     lengths = [len(each) for each in call.query.unbind()]
     parts = [each[:length] for each, length in zip(output, lengths, strict=True)]
     return torch.nested.as_nested_tensor(parts), None
 
 
-def _padded(call: Call) -> Call:
-    """A call of a nested tensor as one of its padded rows, whose padding is hidden."""
+def _padded(module: MultiheadAttention, call: Call) -> Call:
+    """A call of a nested tensor as one of its padded rows, whose padding is hidden; a Graph's are as many as it has."""
     query = call.query.to_padded_tensor(0.0)
+    if isinstance(module.pattern, Graph) and module.pattern.num_queries > query.shape[1]:
+        query = F.pad(query, (0, 0, 0, module.pattern.num_queries - query.shape[1]))
     lengths = torch.tensor([len(each) for each in call.query.unbind()], dtype=torch.int64, device=query.device)
     is_padding = torch.arange(query.shape[1], device=query.device) >= lengths[:, None]
     return replace(call, query=query, key=query, value=query, key_padding_mask=is_padding)

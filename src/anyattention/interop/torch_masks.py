@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.errors import DimensionMismatchError
 from anyattention.nn.projected import allowed_pairs
 from anyattention.output import AttentionResult
 from anyattention.patterns import Causal, Full, Graph, Pattern, TopK
@@ -85,6 +86,7 @@ def as_pattern(
         extra: how many of the keys are extra.
     """
     if isinstance(pattern, Graph):
+        _check_lengths(pattern, heads[0].shape[1], heads[1].shape[1] - extra)
         pattern = pattern.to(heads[0].device)
     elif call.is_causal and not extra:
         if heads[0].shape[1] == heads[1].shape[1]:
@@ -92,6 +94,15 @@ def as_pattern(
         if pattern is None:
             return Causal(align="top_left"), True
     return (_beside(pattern, extra) if extra else pattern), False
+
+
+def _check_lengths(graph: Graph, num_queries: int, num_keys: int) -> None:
+    if (num_queries, num_keys) != (graph.num_queries, graph.num_keys):
+        raise DimensionMismatchError(
+            argument="pattern",
+            expected=f"a Graph of {num_queries} queries and {num_keys} keys",
+            actual=f"{graph.num_queries} and {graph.num_keys}",
+        )
 
 
 def _beside(pattern: Pattern | TopK | None, extra: int) -> Pattern | TopK | None:
