@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Graph
-from anyattention.native.structures import Kind, layout_of
+from anyattention.native.structures import Kind, Untold, layout_of
 from anyattention.ops.dense import torch_kernel
 from anyattention.ops.dense.torch_kernel import FusedDense, FusedDenseBackward
 from anyattention.ops.edges import dynamic, operators
@@ -229,7 +229,7 @@ def tensors_of(record: Any) -> Iterator[tuple[str, Tensor | None]]:
             yield from ((f"{each.name}.{name}", x) for name, x in tensors_of(value))
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             yield from ((f"{each.name}.{name}", x) for name, x in tensors_of(value[0]))
-        elif typing.get_origin(hints[each.name]) is Annotated:
+        elif typing.get_origin(hints[each.name]) is Annotated and Untold not in typing.get_args(hints[each.name]):
             yield each.name, value
 
 

@@ -10,7 +10,6 @@ from anyattention.errors import (
     InvalidConfigError,
     InvalidInputError,
     InvalidMaskError,
-    UnsupportedError,
 )
 from anyattention.nn import MultiHeadAttention, ScaledDotProductAttention, SparseAttention
 from anyattention.testing import check_attention
@@ -244,8 +243,6 @@ def test_bad_input(tmp_path):
         chosen()(x, mask=torch.ones(LENGTH))
     with pytest.raises(InvalidInputError, match=r"^return_weights: expected False, True, 'mean' or 'heads', got 'all'"):
         chosen()(x, return_weights="all")
-    with pytest.raises(UnsupportedError, match=r"got MultiHeadAttention\(pattern=TopK\(k=2, among=None\)\)\. save a"):
-        save(over_pattern(MultiHeadAttention, TopK(2)), tmp_path)
     twice = Graph.from_edge_index(torch.tensor([[0, 0], [1, 1]]), num_nodes=2)
     with pytest.raises(GraphStructureError, match=r"^graph: expected each edge once in a composed pattern"):
         twice & TopK(1)

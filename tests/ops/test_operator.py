@@ -61,7 +61,7 @@ class TestSchema:
         call = (
             "float call_scale, float call_softcap, Tensor call_query, Tensor call_key, Tensor call_value, "
             "Tensor? call_mask, Tensor? call_bias, Tensor? call_seed, Tensor[] call_parts, float call_dropout, "
-            "bool call_is_dense, str[] call_words"
+            "bool call_is_dense, str call_words"
         )
         assert str(torch.ops.anyattention.run_attention_backward.default._schema) == (
             f"anyattention::run_attention_backward({call}, Tensor output, Tensor largest, Tensor log_sum, "

@@ -258,12 +258,12 @@ class Field:
 
     Attributes:
         name: as the record has it.
-        type: of a setting, float, bool, int, str or a tuple of bool or str, which C is not told; Tensor; the type of a
-            record inside.
+        type: of a setting, float, bool, int, str or a tuple of bool; Tensor; the type of a record inside.
         optional: whether it may be None.
         kind: what a tensor is; None for all else.
         layout: of a record inside, or of each of a tuple of records.
         is_tuple: a tuple of settings.
+        is_told: whether C is told; not of a tuple of settings.
         is_many: a tuple of records.
     """
 
@@ -274,6 +274,11 @@ class Field:
     layout: Layout | None = None
     is_tuple: bool = False
     is_many: bool = False
+    is_told: bool = True
+
+
+class Untold:
+    """Marks a setting that C is not told: `Annotated[str, Untold]`."""
 
 
 class Layout:
@@ -304,7 +309,7 @@ class Layout:
         self.plan = [
             (each.name, each.kind, each.layout, each.is_many, each.type is str, self._shapes_of(each))
             for each in self.fields
-            if not each.is_tuple
+            if each.is_told
         ]
         self.is_of_tensors = all(each.kind is not None for each in self.fields)
         self.is_of_indices = all(isinstance(each.kind, Indices) and not each.optional for each in self.fields)
@@ -343,7 +348,7 @@ class Layout:
                 c_fields.append((each.name, each.layout.structure))
             elif each.kind is not None:
                 c_fields += each.kind.c_fields(each.name)
-            elif not each.is_tuple:
+            elif each.is_told:
                 c_fields.append((each.name, _SCALARS[each.type]))
         if self.is_call:
             c_fields += [("num_threads", _SIZE), ("is_double", ctypes.c_int32)]
@@ -375,6 +380,9 @@ def _field(name: str, hint: Any) -> Field:
     if typing.get_origin(kept) is tuple:
         item = typing.get_args(kept)[0]
         layout = layout_of(item) if is_dataclass(item) else None
-        return Field(name, item, optional, None, layout, layout is None, layout is not None)
+        is_many = layout is not None
+        return Field(name, item, optional, None, layout, not is_many, is_many, is_told=is_many)
     layout = layout_of(kept) if is_dataclass(kept) else None
+    if kind is Untold:
+        return Field(name, kept, optional, is_told=False)
     return Field(name, kept, optional, kind, layout)

@@ -43,7 +43,7 @@ def schema_of(layout: Layout, prefix: str) -> list[str]:
         elif each.kind is not None:
             found.append(f"Tensor{'?' if each.optional else ''} {name}")
         else:
-            found.append(f"{_SCHEMA[each.type]}{'[]' if each.is_tuple else ''} {name}")
+            found.append(f"bool[] {name}" if each.is_tuple else f"{_SCHEMA[each.type]} {name}")
     return found
 
 

@@ -22,36 +22,36 @@ _KINDS = {
 }
 
 
-def words_of(pattern: Pattern) -> tuple[str, ...]:
-    """The name of a pattern's class and the words of its fields, one after the other; none for other patterns.
+def words_of(pattern: Pattern) -> str:
+    """The name of a pattern's class and the words of its fields, with spaces between them; none for other patterns.
 
     Example:
         >>> from anyattention import Causal, Window
         >>> words_of(Window(2, 0) & Causal("top_left"))
-        ('Intersection', 'Window', '2', '0', 'null', 'Causal', '"top_left"')
+        'Intersection Window 2 0 null Causal "top_left"'
     """
     kind = type(pattern)
     if _KINDS.get(kind.__name__) is not kind:
-        return ()
+        return ""
     words = [kind.__name__]
     for field in fields(kind):  # pyright: ignore[reportArgumentType]  # all of them are dataclasses
         value = getattr(pattern, field.name)
-        inside = words_of(value) if isinstance(value, Pattern) else (json.dumps(value),)
+        inside = words_of(value) if isinstance(value, Pattern) else json.dumps(value, separators=(",", ":"))
         if not inside:
-            return ()
-        words += inside
-    return tuple(words)
+            return ""
+        words.append(inside)
+    return " ".join(words)
 
 
 @lru_cache(maxsize=64)
-def pattern_of(words: tuple[str, ...]) -> Pattern:
+def pattern_of(words: str) -> Pattern:
     """The pattern of `words_of`.
 
     Raises:
         InvalidInputError: the words are not those of a pattern.
         InvalidConfigError: nor are their numbers.
     """
-    rest = iter(words)
+    rest = iter(words.split(" "))
     try:
         pattern = _read(rest)
     except (StopIteration, ValueError, TypeError, AttributeError, RecursionError) as fault:
@@ -70,5 +70,5 @@ def _read(words: Iterator[str]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _misspelt(words: tuple[str, ...]) -> InvalidInputError:
-    return InvalidInputError(argument="pattern", expected="the words of a pattern of positions", actual=" ".join(words))
+def _misspelt(words: str) -> InvalidInputError:
+    return InvalidInputError(argument="pattern", expected="the words of a pattern of positions", actual=words)

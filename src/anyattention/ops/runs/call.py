@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyattention.bias import RelativeBias
-from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed
+from anyattention.native.structures import Choice, HeadRows, Numbers, Pairs, Seed, Untold
 from anyattention.ops.arguments import Arguments, Scaling
 from anyattention.ops.dropout import draw_seed
 from anyattention.ops.runs.pairs import by_distance
@@ -57,7 +57,7 @@ class RunAttention(Scaling):
     parts: tuple[RunPart, ...]
     dropout: float
     is_dense: bool
-    words: tuple[str, ...] = ()
+    words: Annotated[str, Untold] = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,7 @@ class RunAttentionBackward:
     needed: tuple[bool, ...]
 
 
-def run_call(
-    call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool, words: tuple[str, ...] = ()
-) -> RunAttention:
+def run_call(call: Arguments, parts: tuple[RunPart, ...], *, is_dense: bool, words: str = "") -> RunAttention:
     """The record of a call over these parts, or those of a pattern's words."""
     bias = call.bias
     if isinstance(bias, RelativeBias):
@@ -100,7 +98,7 @@ def in_parts(call: RunAttention) -> RunAttention:
     if not call.words:
         return call
     lengths = call.query.shape[1], call.key.shape[1]
-    return replace(call, parts=runs_of(pattern_of(call.words), *lengths, in_order=call.dropout > 0), words=())
+    return replace(call, parts=runs_of(pattern_of(call.words), *lengths, in_order=call.dropout > 0), words="")
 
 
 def with_parts(record: Any) -> Any:

@@ -57,15 +57,15 @@ def constant_when_traced(compute: Callable[..., tuple[Any, ...]]) -> Callable[..
     return call
 
 
-def words_when_traced(pattern: Pattern, num_queries: int, num_keys: int) -> tuple[str, ...]:
+def words_when_traced(pattern: Pattern, num_queries: int, num_keys: int) -> str:
     """A pattern's words where a compiler traces a call of any length; none where it cannot, and elsewhere."""
     if not is_compiling() or (is_fixed(num_queries) and is_fixed(num_keys)):
-        return ()
+        return ""
     return _words(_settings_of(pattern)) if is_dynamo_compiling() else words_of(pattern)
 
 
 @constant_when_compiled
-def _words(settings: tuple[Any, ...]) -> tuple[str, ...]:
+def _words(settings: tuple[Any, ...]) -> str:
     return words_of(_made_of(settings))
 
 

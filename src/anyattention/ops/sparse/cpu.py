@@ -39,7 +39,7 @@ def refusal(call: Arguments) -> str | None:
     return None
 
 
-def _words_and_lengths(call: Arguments) -> tuple[tuple[str, ...], tuple[int, int]]:
+def _words_and_lengths(call: Arguments) -> tuple[str, tuple[int, int]]:
     """The pattern's words, where the lengths may be any, and these."""
     assert isinstance(call.pattern, Pattern)
     lengths = call.query.shape[1], call.key.shape[1]

@@ -44,20 +44,20 @@ def graph_of(call: Arguments) -> Graph:
 
 _library = torch.library.Library("anyattention", "FRAGMENT")
 _library.define(
-    "pattern_edges(str[] words, SymInt num_queries, SymInt num_keys, Device device)"
+    "pattern_edges(str words, SymInt num_queries, SymInt num_keys, Device device)"
     f" -> ({', '.join(['Tensor'] * len(_ARRAYS))})"
 )
 _pattern_edges = torch.ops.anyattention.pattern_edges.default
 
 
-def _made_edges(words: list[str], num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, ...]:
+def _made_edges(words: str, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, ...]:
     """The arrays of a Graph, of a pattern's words: of any number of edges, so that no trace knows the lengths."""
-    found = _graph_fields(pattern_of(tuple(words)), num_queries, num_keys, device)
+    found = _graph_fields(pattern_of(words), num_queries, num_keys, device)
     # What is kept is no compiler's to write to.
     return tuple([x.clone() for x in found[: len(_ARRAYS)] if x is not None])
 
 
-def _fake_edges(words: list[str], num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, ...]:
+def _fake_edges(words: str, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, ...]:
     num_edges = torch.library.get_ctx().new_dynamic_size()
     shapes = {"edge_index": (2, num_edges), "query_offsets": (num_queries + 1,), "key_offsets": (num_keys + 1,)}
     made = [shapes.get(name, (num_edges,)) for name in _ARRAYS]
