@@ -70,6 +70,9 @@ AIMS: Aims = {
     "dense/module of width 256, 1 x 4096*": [faster(1.8, _MODULE), lighter(4, _MODULE)],
     "decode/*heads first, batch*": [faster(1, _BARE)],
     "decode/*keys, batch*": [Aim("views within 1.5", lambda case: all(case.over(name) <= 1.5 for name in case.others))],
+    "switch/nn.TransformerEncoder*": [faster(3, "PyTorch")],
+    "generation/causal*": [faster(1, "torch SDPA")],
+    "generation/window*": [faster(1.5, "torch SDPA")],
     "small/dense*, forward": [
         Aim("15 us beside PyTorch", lambda case: case.found[OURS]["median"] - case.found[_BARE]["median"] <= 15e-6)
     ],
@@ -133,6 +136,7 @@ def _nbody_error(results: Results) -> float:
     return theirs / ours
 
 
+_SWITCHED = "switch/nn.TransformerEncoder, 6 layers of 256, 8 heads, length 4,096, Window(128, 128), training step"
 _GAT, _FLEX = "graph/layers/GAT layer, forward+backward", "FlexAttention"
 GAINS = (
     Ratio("GAT layer, forward and backward", _PYG, _of(_GAT, _PYG)),
@@ -146,11 +150,17 @@ GAINS = (
         "PyTorch",
         _of("dense/attend, length 1024, causal, forward+backward", "torch SDPA, bare"),
     ),
+    Ratio("encoder given a window, training", "PyTorch", _of(_SWITCHED, "PyTorch")),
     Ratio("n-body error after a minute of training", "EGNN", _nbody_error),
 )
 LOSSES = (
     Ratio("length 64, forward and backward", "PyTorch", _of("dense/attend, length 64, forward+backward", _BARE)),
     Ratio("a token over 4,096 keys", "PyTorch", _of("decode/all of 4,096 keys, heads first, batch 1", _BARE)),
+    Ratio(
+        "tokens of a small Llama",
+        "PyTorch",
+        _of("generation/causal, prompt 512, 256 new tokens", "torch SDPA"),
+    ),
     Ratio("8 x 8 pairs, forward", "PyTorch", _of("small/dense, 8 x 8 pairs, forward", "torch SDPA, bare")),
     Ratio("peak memory of the dot-product layer", "DGL", _of("graph/memory/dot, peak MiB above the inputs", "DGL")),
     Ratio(
@@ -297,6 +307,8 @@ TABLES: dict[str, Table] = {
     "digits attention": digits_attention,
     "dense": _comparisons("dense"),
     "decode": _comparisons("decode"),
+    "switch": _comparisons("switch"),
+    "generation": _comparisons("generation"),
     "small": _comparisons("small"),
     "busy": _numbers("busy/calls", "call"),
     "graph": _comparisons("graph/layers", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"),
