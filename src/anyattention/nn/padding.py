@@ -14,7 +14,7 @@ from anyattention.errors import DimensionMismatchError, InvalidInputError, Inval
 from anyattention.patterns import Documents, Graph, Pattern, TopK
 from anyattention.patterns.growing import is_relative
 
-__all__ = ["packed", "places_in", "refuse_beside", "with_padding", "within"]
+__all__ = ["insert_heads", "of_kept", "packed", "places_in", "refuse_beside", "with_padding", "within"]
 
 
 def refuse_beside(argument: str, given: dict[str, Any]) -> None:
@@ -63,8 +63,12 @@ def with_padding(
         return real
     require_mask("mask", mask)
     require_device("mask", mask, key.device, "key")
-    mask = mask[:, None] if mask.ndim == 3 else mask
-    return to_four_axes("mask", mask, batch, query.shape[2], query.shape[1], num_keys) & real
+    return to_four_axes("mask", insert_heads(mask), batch, query.shape[2], query.shape[1], num_keys) & real
+
+
+def insert_heads(tensor: Tensor) -> Tensor:
+    """A mask or bias of rank 3, (batch, query_length, key_length) in modules, as rank 4."""
+    return tensor[:, None] if tensor.ndim == 3 else tensor
 
 
 def of_kept(key_mask: Tensor | None, length: int, key: Tensor) -> Tensor | None:

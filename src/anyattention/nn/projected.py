@@ -23,7 +23,7 @@ from anyattention.nn.base import (
 )
 from anyattention.nn.key_value_cache import KeyValueCache
 from anyattention.nn.matrices import require_unmapped, weights_at
-from anyattention.nn.padding import places_in
+from anyattention.nn.padding import insert_heads, places_in
 from anyattention.nn.positions import alibi_bias, rotary_angles, rotated, sinusoidal_positions
 from anyattention.ops import attend
 from anyattention.output import AttentionOutput, AttentionResult
@@ -165,14 +165,11 @@ class ProjectedAttention(AttentionModule):
         return_weights: bool | str,
     ) -> dict[str, Any]:
         """The arguments of `attend` for heads over a pattern's pairs."""
-        settings = self._settings
-        if settings.positions == "alibi":
-            if isinstance(pattern, Graph):
-                pattern = pattern.to(heads[0].device)
-            elif isinstance(bias, Tensor):
-                bias = _insert_heads(bias)
-            bias = alibi_bias(settings.num_heads, pattern, bias, heads, alignment_of(pattern, bias))
-        return call_of_heads(self, settings, heads, pattern, mask, bias, return_weights)
+        call = call_of_heads(self, self._settings, heads, pattern, mask, bias, return_weights)
+        if self._settings.positions == "alibi":
+            pattern, bias = call["pattern"], call["bias"]
+            call["bias"] = alibi_bias(self._settings.num_heads, pattern, bias, heads, alignment_of(pattern, bias))
+        return call
 
     def _attend(self, call: dict[str, Any]) -> AttentionOutput:
         """Attention over the pattern's pairs, projected back."""
@@ -324,8 +321,8 @@ def call_of_heads(
         require_mask("mask", mask)
     query, key, value = heads
     if not isinstance(pattern, Graph):
-        mask = None if mask is None else _insert_heads(mask)
-        bias = _insert_heads(bias) if isinstance(bias, Tensor) else bias
+        mask = None if mask is None else insert_heads(mask)
+        bias = insert_heads(bias) if isinstance(bias, Tensor) else bias
     return {
         "query": query,
         "key": key,
@@ -355,11 +352,6 @@ def _joined(pattern: Pattern | TopK | None, causal: bool) -> Pattern | TopK | No
         return pattern
     # At equal lengths, the only ones here, every alignment is the same.
     return Causal() if pattern is None or isinstance(pattern, Full | Causal) else pattern & Causal()
-
-
-def _insert_heads(tensor: Tensor) -> Tensor:
-    """A mask or bias of rank 3, (batch, query_length, key_length) in modules, as rank 4."""
-    return tensor[:, None] if tensor.ndim == 3 else tensor
 
 
 def _chosen_weights(weights: Tensor, indices: Tensor, num_keys: int) -> Tensor:
