@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from anyattention.errors import GraphStructureError
-from anyattention.interop import pyg, remembered
-from anyattention.interop.remembered import prepared_graph
+from anyattention.interop import pyg
+from anyattention.interop.pyg import remembered
+from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.patterns import Graph
 
 

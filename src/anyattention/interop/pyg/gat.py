@@ -1,0 +1,156 @@
+"""`torch_geometric.nn.GATConv` on this package's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch_geometric.nn as parent
+from torch import Tensor
+
+from anyattention import Additive, EdgeFeatures, attend
+from anyattention.interop.pyg.layer import (
+    argument_types,
+    attention_arguments,
+    columns,
+    edges_out,
+    explanation,
+    finished,
+    graph_and_features,
+    pair_of,
+    weights_refusal,
+    with_heads,
+)
+from anyattention.interop.pyg.refusals import call_refusal
+from anyattention.ops.dispatch import Explanation
+
+__all__ = ["GATConv"]
+
+
+class GATConv(parent.GATConv):
+    """`torch_geometric.nn.GATConv` on this package's kernels; its arguments, parameters and results.
+
+    With h = W x in each head:
+
+        score = LeakyReLU(att_src . h_j + att_dst . h_i + att_edge . W_e e)
+        output_i = sum over j of softmax(score) h_j
+
+    The parent's forward runs a call that this one cannot; see `explain_forward`. Dropout draws other numbers than the
+    parent's, with the same distribution.
+
+    Cost: O(nodes x in_channels x out_channels + edges x out_channels) time, memory O(edges x heads).
+
+    Source: Velickovic et al., 2018.
+
+    Example:
+        >>> layer = GATConv(3, 4, heads=2)
+        >>> x, edge_index = torch.ones(3, 3), torch.tensor([[0, 1], [2, 2]])
+        >>> layer(x, edge_index).shape
+        torch.Size([3, 8])
+        >>> layer.explain_forward((x, x), edge_index.int()).refusals[0][1]
+        'edge_index is torch.int32 of shape (2, 2), not int64 of shape (2, edges)'
+    """
+
+    # The plain method, which explainers need; without it PyTorch Geometric takes the parent's generated one for it.
+    propagate = parent.MessagePassing.propagate
+    propagate_type = argument_types(parent.GATConv, "propagate")
+    edge_updater_type = argument_types(parent.GATConv, "edge_updater")
+
+    def forward(
+        self,
+        x: Any,
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: Any = None,
+    ) -> Any:
+        """As the parent's forward."""
+        given = (x, edge_index, edge_attr, size, return_attention_weights)
+        if _refusal(self, *given) is not None:
+            return super().forward(*given)
+        arguments = _arguments(self, *given)
+        result = attend(**arguments)
+        output = finished(self, result.output, pair_of(x)[1])
+        if not return_attention_weights:
+            return output
+        return output, (edges_out(self, edge_index, arguments["pattern"]), result.weights)
+
+    def explain_forward(
+        self,
+        x: Any,
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: Any = None,
+    ) -> Explanation:
+        """Which implementation `forward` runs for these arguments, and why each faster one does not.
+
+        Args: as `forward`.
+
+        Returns:
+            Explanation; its implementation is "torch_geometric" where the parent's forward runs.
+        """
+        given = (x, edge_index, edge_attr, size, return_attention_weights)
+        return explanation(_refusal(self, *given), lambda: _arguments(self, *given))
+
+
+def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any, needs_weights: Any) -> str | None:
+    source, target = pair_of(x)
+    # Without the targets' features the sources' terms alone are the score.
+    nodes = [source] if target is None else [source, target]
+    folded = [layer.lin, layer.lin_src, layer.lin_dst, layer.lin_edge]
+    return (
+        call_refusal(layer, GATConv, nodes, edge_index, _read_columns(layer, edge_attr), folded)
+        or _size_refusal(size, nodes)
+        or weights_refusal(layer, needs_weights)
+    )
+
+
+def _size_refusal(size: Any, nodes: list[Any]) -> str | None:
+    if size is None:
+        return None
+    fits = len(size) == 2 and all(type(count) is int for count in size)
+    if not fits or any(count != features.shape[0] for count, features in zip(size, nodes, strict=False)):
+        return f"size={size} for {' and '.join(str(features.shape[0]) for features in nodes)} nodes"
+    return None
+
+
+def _arguments(
+    layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None, size: Any, needs_weights: Any
+) -> dict[str, Any]:
+    """The arguments of `attend`."""
+    source, target = pair_of(x)
+    sizes = size or (source.shape[0], (source if target is None else target).shape[0])
+    graph, edge_attr = graph_and_features(layer, edge_index, None if layer.lin_edge is None else edge_attr, sizes)
+    projection = layer.lin_src if layer.lin is None else layer.lin
+    target_projection = layer.lin_dst if layer.lin is None else layer.lin
+    value = with_heads(layer, projection(source))
+    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head.
+    key_weight = _folded(layer, projection, layer.att_src)
+    if target is None:
+        key = F.linear(source, key_weight)
+        query = key.new_zeros(sizes[1], layer.heads)
+    elif target is source:
+        both = torch.cat([key_weight, _folded(layer, target_projection, layer.att_dst)])
+        key, query = F.linear(source, both).chunk(2, dim=-1)
+    else:
+        key = F.linear(source, key_weight)
+        query = F.linear(target, _folded(layer, target_projection, layer.att_dst))
+    features = None
+    if edge_attr is not None:
+        edge_weight = _folded(layer, layer.lin_edge, layer.att_edge)
+        features = EdgeFeatures(columns(edge_attr), edge_weight[:, None])
+    score = Additive(layer.negative_slope)
+    return attention_arguments(layer, (query[..., None], key[..., None], value), graph, score, features, needs_weights)
+
+
+def _read_columns(layer: Any, edge_attr: Any) -> Any:
+    """The edge features that GAT reads: none without a projection for them."""
+    return None if layer.lin_edge is None else columns(edge_attr)
+
+
+def _folded(layer: Any, linear: Any, vector: Tensor) -> Tensor:
+    """`(heads, in_channels)`: what a projection and an attention vector `(1, heads, channels)` make of a row."""
+    weight = linear.weight.unflatten(0, (layer.heads, layer.out_channels))
+    return torch.einsum("hc,hci->hi", vector[0], weight)
