@@ -1,0 +1,23 @@
+"""Settings of the modules: frozen, checked when made, and kept as JSON over a closed set of names."""
+
+from anyattention.config.attention import AttentionConfig, GraphBase, PointBase, Positions
+from anyattention.config.geometric import GeometricAttentionConfig
+from anyattention.config.graph import Aggregation, GraphAttentionConfig, GraphScore
+from anyattention.config.sparse import SparseAttentionConfig, SparsityPattern
+from anyattention.settings import Config, require_config, require_defaults
+
+__all__ = [
+    "Aggregation",
+    "AttentionConfig",
+    "Config",
+    "GeometricAttentionConfig",
+    "GraphAttentionConfig",
+    "GraphBase",
+    "GraphScore",
+    "PointBase",
+    "Positions",
+    "SparseAttentionConfig",
+    "SparsityPattern",
+    "require_config",
+    "require_defaults",
+]
