@@ -17,6 +17,7 @@ __all__ = [
     "AttentionOutput",
     "AttentionResult",
     "EquivariantOutput",
+    "HeterogeneousOutput",
     "spread_by",
 ]
 
@@ -157,6 +158,30 @@ class EquivariantOutput(NamedTuple):
     positions: Tensor
     vectors: Tensor
     weights: Tensor | None = None
+
+
+class HeterogeneousOutput(NamedTuple):
+    """What `HeterogeneousGraphAttention` returns.
+
+    Attributes:
+        output: `(nodes, d_model)` of each type of nodes that relations end in.
+        weights: probabilities before dropout by relation, `(edges,)` or `(edges, heads)`, or None where they were not
+            asked for.
+        relation_weights: the learned weight of each relation among those that end in its type, 0-d; None where the
+            softmax goes over all edges of a node.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import HeterogeneousGraphAttention
+        >>> layer = HeterogeneousGraphAttention(4, 2, in_features={"a": 3}, relations=[("a", "to", "a")])
+        >>> output, weights, _ = layer({"a": torch.ones(2, 3)}, {("a", "to", "a"): torch.tensor([[0], [1]])})
+        >>> output["a"].shape, weights
+        (torch.Size([2, 4]), None)
+    """
+
+    output: Mapping[str, Tensor]
+    weights: Mapping[tuple[str, str, str], Tensor] | None = None
+    relation_weights: Mapping[tuple[str, str, str], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ __all__ = [
     "require_count",
     "require_defaults",
     "require_usable",
+    "setting_names",
     "settings_of",
     "with_meanings",
 ]
@@ -137,6 +138,12 @@ def settings_of(config: Config) -> dict[str, Any]:
     return values if base is None else settings_of(base) | values
 
 
+def setting_names(kind: type[Config]) -> set[str]:
+    """The names of the settings, those of the base among them."""
+    names = {item.name for item in _fields(kind)}
+    return names - {"base"} | setting_names(_base_of(kind)) if "base" in names else names
+
+
 def config_of(kind: type[_Kind], settings: Mapping[str, Any]) -> _Kind:
     """The config of settings by name, those of its base among them."""
     names = {item.name for item in _fields(kind)}
@@ -214,7 +221,7 @@ def _fields(kind: type) -> tuple[Field[Any], ...]:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Config):
         return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+    return [_to_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 @cache

@@ -3,6 +3,7 @@
 from anyattention.config.attention import AttentionConfig, GraphBase, PointBase, Positions
 from anyattention.config.geometric import GeometricAttentionConfig
 from anyattention.config.graph import Aggregation, GraphAttentionConfig, GraphScore
+from anyattention.config.heterogeneous import HeterogeneousGraphAttentionConfig, SoftmaxOver
 from anyattention.config.sparse import SparseAttentionConfig, SparsityPattern
 from anyattention.settings import Config, require_config, require_defaults
 
@@ -14,8 +15,10 @@ __all__ = [
     "GraphAttentionConfig",
     "GraphBase",
     "GraphScore",
+    "HeterogeneousGraphAttentionConfig",
     "PointBase",
     "Positions",
+    "SoftmaxOver",
     "SparseAttentionConfig",
     "SparsityPattern",
     "require_config",

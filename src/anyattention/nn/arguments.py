@@ -16,7 +16,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_type_hin
 import torch
 
 from anyattention.patterns import Pattern, TopK
-from anyattention.settings import Config, config_of, require_config, require_usable, settings_of
+from anyattention.settings import Config, config_of, require_config, require_usable, setting_names, settings_of
 
 __all__ = ["ImplementationArgument", "ParameterArguments", "PatternArgument", "arguments_of", "shown_settings", "takes"]
 
@@ -68,7 +68,7 @@ def takes(
 
     def decorate(build: Callable[..., None]) -> Callable[..., None]:
         kind, expected = _kind_of(arguments), _signature_of(arguments)
-        settings = settings_of(kind())
+        settings = setting_names(kind)
 
         @wraps(build)
         def init(self: Any, *args: Any, **kwargs: Any) -> None:

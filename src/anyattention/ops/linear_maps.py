@@ -17,7 +17,7 @@ from torch import Tensor
 from anyattention import native
 from anyattention.ambient import Moment, is_autocast_enabled, moment_of
 
-__all__ = ["add_bias", "linear_maps"]
+__all__ = ["add_bias", "linear_maps", "stacked_maps"]
 
 # Below this, faults cost less than the detour.
 _SMALLEST = 1 << 22
@@ -40,6 +40,29 @@ def linear_maps(
         return list(F.linear(x, weight, bias).split(widths, dim=-1))
     product = torch.sparse.mm(x, weight.T)
     return list((product if bias is None else product + bias).split(widths, dim=-1))
+
+
+def stacked_maps(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None], widths: Sequence[int]
+) -> list[Tensor]:
+    """Products of several inputs as the rows of one matrix; differentiable to any order.
+
+    Each input `(N, I)` has a weight `(R x O, I)`, whose product is read as R rows of O numbers for each row of the
+    input. The rows of all inputs, one after the other, are one matrix, cut by `widths` into columns, which sum up to O:
+    one tensor for each, `(sum of N x R, width)`. An input may be a sparse CSR matrix.
+
+    Cost: a product for each input, forward and for each gradient; nothing is copied.
+    """
+    total = sum(widths)
+    tensors = [*inputs, *weights, *biases]
+    if all(x.layout == torch.strided for x in inputs) and inputs and _is_plain(*inputs, *weights, *biases):
+        return list(_StackedMaps.apply(list(widths), len(inputs), *tensors))
+    products = [
+        linear_maps(x, [weight], [bias])[0].unflatten(-1, (-1, total)).flatten(-3, -2)
+        for x, weight, bias in zip(inputs, weights, biases, strict=True)
+        if weight.shape[0]
+    ]
+    return list(torch.cat(products, dim=-2).split(list(widths), dim=-1))
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
@@ -75,7 +98,7 @@ class _LinearMap(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
-        grad = _joined(gradients, ctx.widths, x, is_plain)
+        grad = _joined(gradients, ctx.widths, x, x.shape[0], is_plain)
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
             by_x = torch.mm(grad, weight, out=native.large_empty(x, x.shape)) if is_plain else grad @ weight
@@ -84,6 +107,47 @@ class _LinearMap(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             by_bias = grad.sum(0)
         return by_x, by_weight, by_bias, None
+
+
+class _StackedMaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, widths: list[int], count: int, *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.widths, ctx.count = widths, count
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        inputs, weights, biases = (tensors[first : first + count] for first in (0, count, 2 * count))
+        numbers = [x.shape[0] * weight.shape[0] for x, weight in zip(inputs, weights, strict=True)]
+        result = native.large_empty(inputs[0], (sum(numbers) // sum(widths), sum(widths)))
+        for x, weight, bias, part in zip(inputs, weights, biases, result.flatten().split(numbers), strict=True):
+            part = part.view(x.shape[0], weight.shape[0])
+            if bias is None:
+                torch.mm(x, weight.T, out=part)
+            else:
+                torch.addmm(bias, x, weight.T, out=part)
+        return result.split(widths, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        count = ctx.count
+        tensors = ctx.saved_tensors
+        is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
+        inputs, weights = tensors[:count], tensors[count : 2 * count]
+        numbers = [x.shape[0] * weight.shape[0] for x, weight in zip(inputs, weights, strict=True)]
+        rows = sum(numbers) // sum(ctx.widths)
+        grad = _joined(gradients, ctx.widths, inputs[0], rows, is_plain).flatten()
+        found: list[Tensor | None] = [None] * len(tensors)
+        for place, part in enumerate(grad.split(numbers)):
+            x, weight = inputs[place], weights[place]
+            part = part.view(x.shape[0], weight.shape[0])
+            by_x, by_weight, by_bias = ctx.needs_input_grad[2 + place :: count][:3]
+            if by_x:
+                out = native.large_empty(x, x.shape) if is_plain else None
+                found[place] = part @ weight if out is None else torch.mm(part, weight, out=out)
+            if by_weight:
+                found[count + place] = part.T @ x
+            if by_bias:
+                found[2 * count + place] = part.sum(0)
+        return None, None, *found
 
 
 class _AddBias(torch.autograd.Function):
@@ -97,8 +161,10 @@ class _AddBias(torch.autograd.Function):
         return grad, grad.sum(0) if ctx.needs_input_grad[1] else None
 
 
-def _joined(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor, is_plain: bool) -> Tensor:
-    """The gradients `(N, O)` side by side; plain ones without a copy where that is how they lie."""
+def _joined(
+    gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor, rows: int, is_plain: bool
+) -> Tensor:
+    """The gradients `(rows, O)` side by side; plain ones without a copy where that is how they lie."""
     first = gradients[0]
     if first is not None and is_plain:
         offset, stride = first.storage_offset(), (sum(widths), 1)
@@ -109,6 +175,6 @@ def _joined(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Ten
                 break
             offset += width
         else:
-            return first.as_strided((like.shape[0], sum(widths)), stride)
+            return first.as_strided((rows, sum(widths)), stride)
     each = zip(gradients, widths, strict=True)
-    return torch.cat([like.new_zeros(like.shape[0], width) if grad is None else grad for grad, width in each], dim=1)
+    return torch.cat([like.new_zeros(rows, width) if grad is None else grad for grad, width in each], dim=1)

@@ -4,6 +4,7 @@ from anyattention.patterns.base import Pattern
 from anyattention.patterns.blocks import Blocks, RandomBlocks
 from anyattention.patterns.composed import Intersection, Union
 from anyattention.patterns.graph import Graph
+from anyattention.patterns.heterogeneous import HeterogeneousGraph
 from anyattention.patterns.sequence import Causal, Documents, Fixed, Full, Global, Strided, Window
 from anyattention.patterns.topk import TopK
 
@@ -15,6 +16,7 @@ __all__ = [
     "Full",
     "Global",
     "Graph",
+    "HeterogeneousGraph",
     "Intersection",
     "Pattern",
     "RandomBlocks",

@@ -20,6 +20,8 @@ except ModuleNotFoundError as missing:
 
 from anyattention.interop.pyg.gat import GATConv
 from anyattention.interop.pyg.gatv2 import GATv2Conv
+from anyattention.interop.pyg.han import HANConv
+from anyattention.interop.pyg.hgt import HGTConv
 from anyattention.interop.pyg.transformer import TransformerConv
 
-__all__ = ["GATConv", "GATv2Conv", "TransformerConv"]
+__all__ = ["GATConv", "GATv2Conv", "HANConv", "HGTConv", "TransformerConv"]

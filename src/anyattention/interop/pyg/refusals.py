@@ -15,7 +15,7 @@ from torch_geometric.nn.aggr import SumAggregation
 from anyattention.ambient import Moment, moment_of
 from anyattention.nn.bare import is_untouched
 
-__all__ = ["call_refusal", "is_plain"]
+__all__ = ["call_refusal", "is_plain", "layer_refusal"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _METHODS = ("message", "edge_update", "aggregate", "update", "message_and_aggregate", "propagate", "edge_updater")
@@ -50,7 +50,7 @@ def call_refusal(
     if moment_of(()) is not Moment.PLAIN:
         return "a mode of PyTorch's dispatcher is on"
     return (
-        _layer_refusal(layer, ours)
+        layer_refusal(layer, ours)
         or _edge_index_refusal(edge_index)
         or _features_refusal(layer, nodes, edge_index, edge_attr)
         or _projection_refusal(layer, folded)
@@ -64,7 +64,8 @@ def is_plain(linear: nn.Module) -> bool:
     return linear.bias is None and type(linear.weight) in (nn.Parameter, Tensor)
 
 
-def _layer_refusal(layer: Any, ours: type) -> str | None:
+def layer_refusal(layer: Any, ours: type) -> str | None:
+    """Why a layer of class `ours`, or of a subclass, is left to the parent's forward, whatever the call."""
     if layer.explain:
         return "an explainer is at work (explain=True)"
     for hooks in _HOOKS:
@@ -85,8 +86,9 @@ def _layer_refusal(layer: Any, ours: type) -> str | None:
     is_sum = getattr(aggregation.reduce, "__func__", None) is _REDUCE
     if not is_sum or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
         return "the aggregation has hooks or another forward"
-    if layer.training and not 0.0 <= layer.dropout < 1.0:
-        return f"dropout={layer.dropout}"
+    dropout = getattr(layer, "dropout", 0.0)
+    if layer.training and not 0.0 <= dropout < 1.0:
+        return f"dropout={dropout}"
     return None
 
 

@@ -139,18 +139,27 @@ graph_attention_backward = operator(
 
 @graph_attention_backward.kernel("cpu", binds=True)
 def _run_backward(record: GraphAttentionBackward) -> tuple[Tensor | None, ...]:
-    # Gradients have their tensors' strides: they are columns of one matrix where query, key and value are, else whole.
     rows = {name: x for name in ("query", "key", "value") if (x := getattr(record.call, name)) is not None}
-    columns = are_columns(list(rows.values()))
-    if not columns and not all(x.is_contiguous() for x in rows.values()):
-        whole = {name: x.contiguous() for name, x in rows.items()}
+    columns = [] if all(x.is_contiguous() for x in rows.values()) else _matrices(rows)
+    # Gradients have their tensors' strides: they are columns of a matrix where these are, else whole.
+    within = [name for names in columns for name in names]
+    whole = {name: x.contiguous() for name, x in rows.items() if name not in within and not x.is_contiguous()}
+    if whole:
         record = replace(record, call=replace(record.call, **whole))
     bound = calls.bind(record)
     results = graph_attention_backward.allocate(record, bound)
-    if columns:
-        results[: len(rows)] = _columns_like(list(rows.values()))
+    for names in columns:
+        for name, gradient in zip(names, _columns_like([rows[name] for name in names]), strict=True):
+            results[_INPUTS.index(name)] = gradient
     calls.run("graph_attention_backward", bound, *results)
     return tuple(results)
+
+
+def _matrices(rows: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of the rows that are all the columns of a matrix: together, or the query's and the keys' apart."""
+    names = list(rows)
+    groups = [names] if are_columns(list(rows.values())) else [names[:1], names[1:]]
+    return [group for group in groups if are_columns([rows[name] for name in group])]
 
 
 def _columns_like(columns: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,258 @@
+"""HGTConv and HANConv against PyTorch Geometric's, over random graphs of several types."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+from torch_geometric import nn as original
+from torch_geometric.data import HeteroData
+
+from anyattention.errors import GraphStructureError
+from anyattention.interop import pyg
+
+KINDS = ["a", "b", "c"]
+RELATIONS = [
+    ("a", "to", "b"),
+    ("b", "of", "a"),
+    ("a", "to", "a"),
+    ("c", "to", "a"),
+    ("b", "to", "c"),
+    ("b", "of", "c"),
+]
+
+
+def typed_graph(seed, dtype=torch.float64):
+    """Features and edges of some types and relations; a type may have no nodes, a relation no edges."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    kinds = KINDS[: draw.choice([1, 2, 3, 3])]
+    relations = [each for each in RELATIONS if {each[0], each[2]} <= {*kinds}]
+    relations = [each for each in relations if draw.random() < 0.8] or relations[:1] or [("a", "to", "a")]
+    sizes = {kind: draw.choice([1, 2, 3, 5, 11]) for kind in kinds}
+    widths = {kind: draw.choice([2, 6, 40]) for kind in kinds}
+    x = {kind: torch.randn(sizes[kind], widths[kind], dtype=dtype) for kind in kinds}
+    edges = {}
+    for source, name, target in relations:
+        count = draw.choice([0, 1, 7, 23])
+        ends = (torch.randint(sizes[source], (count,)), torch.randint(sizes[target], (count,)))
+        edges[source, name, target] = torch.stack(ends)
+    return x, edges, (kinds, relations), widths
+
+
+def results_of(layer, x, edges, **more):
+    """Outputs, and all gradients by random cotangents."""
+    leaves = {kind: each.clone().requires_grad_() for kind, each in x.items()}
+    outputs = layer(leaves, edges, **more)
+    weights = {}
+    if more:
+        outputs, weights = outputs
+    present = {kind: each for kind, each in outputs.items() if each is not None}
+    generator = torch.Generator().manual_seed(3)
+    cotangents = [torch.randn(each.shape, dtype=each.dtype, generator=generator) for each in present.values()]
+    layer.zero_grad()
+    torch.autograd.backward(list(present.values()), cotangents)
+    gradients = {kind: each.grad for kind, each in leaves.items()}
+    gradients |= {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return outputs, weights, gradients
+
+
+def require_equal(ours, theirs, tolerance=1e-10):
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        found = ours[name]
+        if expected is None or not expected.numel():
+            assert found is None or not found.abs().sum(), name
+        else:
+            found = torch.zeros_like(expected) if found is None else found
+            torch.testing.assert_close(
+                found, expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def pair(kind, widths, metadata, **settings):
+    theirs = getattr(original, kind)(widths, 6, metadata, heads=3, **settings).double()
+    ours = getattr(pyg, kind)(widths, 6, metadata, heads=3, **settings).double()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        # Priors and skips of 1 would hide a wrong place.
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            other.copy_(torch.randn_like(other))
+            one.copy_(other)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(20, 200))])
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_layers_equal_pytorch_geometrics(kind, seed):
+    x, edges, metadata, widths = typed_graph(seed)
+    ours, theirs = pair(kind, widths, metadata)
+    assert ours.explain_forward(x, edges).implementation == "cpu"
+    more = {"return_semantic_attention_weights": True} if kind == "HANConv" else {}
+    for found, expected in zip(results_of(ours, x, edges, **more), results_of(theirs, x, edges, **more), strict=True):
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_the_order_of_the_relations_does_not_matter(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    assert len(edges) > 3
+    ours, _ = pair(kind, widths, metadata)
+    turned = dict(reversed(edges.items()))
+    for found, expected in zip(results_of(ours, x, turned), results_of(ours, x, edges), strict=True):
+        require_equal(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_relations_that_are_missing_from_a_call(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+    for count in (1, 2):
+        part = dict(list(edges.items())[:count])
+        for found, expected in zip(results_of(ours, x, part), results_of(theirs, x, part), strict=True):
+            require_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_no_relation_at_all(kind):
+    x, _, metadata, widths = typed_graph(38)
+    ours, _ = pair(kind, widths, metadata)
+    outputs = ours(x, {})
+    if kind == "HANConv":
+        assert outputs == dict.fromkeys(x)
+    else:
+        assert {each: output.shape for each, output in outputs.items()} == {each: (len(x[each]), 6) for each in x}
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_widths_from_the_first_call(kind):
+    x, edges, metadata, _ = typed_graph(38)
+    ours = getattr(pyg, kind)(-1, 6, metadata, heads=3).double()
+    theirs = getattr(original, kind)(-1, 6, metadata, heads=3).double()
+    found = ours(x, edges)
+    assert ours.explain_forward(x, edges).implementation == "cpu"
+    theirs.load_state_dict(ours.state_dict())
+    require_equal(found, theirs(x, edges))
+
+
+def test_dropout_of_han_has_the_parents_distribution():
+    metadata = (["a"], [("a", "to", "a")])
+    layer = pyg.HANConv(3, 4, metadata, heads=2, dropout=0.4).double()
+    x = {"a": torch.randn(40, 3, dtype=torch.float64)}
+    edges = {("a", "to", "a"): torch.randint(40, (2, 400))}
+    exact = layer.eval()(x, edges)["a"]
+    layer.train()
+    assert not torch.equal(layer(x, edges)["a"], layer(x, edges)["a"])
+    torch.manual_seed(0)
+    one = layer(x, edges)["a"]
+    torch.manual_seed(0)
+    assert torch.equal(layer(x, edges)["a"], one)
+    assert layer.eval()(x, edges)["a"].equal(exact)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_edges_that_are_changed_are_read_again(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+    require_equal(ours(x, edges), theirs(x, edges))
+    for each in edges.values():
+        each.numpy()[:] = each.numpy()[:, ::-1].copy()
+    relation = max(edges, key=lambda relation: edges[relation].shape[1])
+    edges[relation][0, 0] = (edges[relation][0, 0] + 1) % len(x[relation[0]])
+    require_equal(ours(x, edges), theirs(x, edges))
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_int32_edges_and_an_edge_to_nowhere(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, _ = pair(kind, widths, metadata)
+    narrow = {relation: each.int() for relation, each in edges.items()}
+    require_equal(ours(x, narrow), ours(x, edges), 1e-14)
+    relation = next(relation for relation, each in edges.items() if each.numel())
+    wrong = {**edges, relation: edges[relation] + 1000}
+    with pytest.raises(GraphStructureError, match=r"edge_index\[.*indices from 0 to"):
+        ours(x, wrong)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_an_evaluation_under_inference_mode_comes_before_training(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+    with torch.inference_mode():
+        ours(x, edges)
+    for found, expected in zip(results_of(ours, x, edges), results_of(theirs, x, edges), strict=True):
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_second_derivatives(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+
+    def penalty(layer):
+        leaves = [each.clone().requires_grad_() for each in x.values()]
+        outputs = [each for each in layer(dict(zip(x, leaves, strict=True)), edges).values() if each is not None]
+        first = torch.autograd.grad(sum(each.sin().sum() for each in outputs), leaves, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), leaves)
+
+    for found, expected in zip(penalty(ours), penalty(theirs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_hooks_adapters_and_replaced_parts_are_called(kind):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+    calls = []
+    for layer in (ours, theirs):
+        inner = layer.kqv_lin.lins["a"] if kind == "HGTConv" else layer.proj["a"]
+        inner.register_forward_hook(lambda module, args, output: calls.append(module) or 2 * output)
+    assert ours.explain_forward(x, edges).implementation == "cpu"
+    calls.clear()
+    for found, expected in zip(results_of(ours, x, edges), results_of(theirs, x, edges), strict=True):
+        require_equal(found, expected)
+    assert len(calls) == 2
+
+
+def test_hooks_of_the_relations_matrices_leave_the_call_to_the_parent():
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair("HGTConv", widths, metadata)
+    for layer in (ours, theirs):
+        layer.v_rel.register_forward_hook(lambda module, args, output: 3 * output)
+    assert ours.explain_forward(x, edges).refusals == (("anyattention", "v_rel has hooks or is another module"),)
+    require_equal(ours(x, edges), theirs(x, edges))
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, edges: (x, {**edges, ("a", "new", "a"): torch.zeros(2, 1, dtype=torch.int64)}),
+        lambda x, edges: (x, {key: each.double() for key, each in edges.items()}),
+        lambda x, edges: (x, {key: each[:1] for key, each in edges.items()}),
+        lambda x, edges: ({key: each for key, each in x.items() if key != "a"}, edges),
+    ],
+    ids=["unknown relation", "edges of floats", "one row", "no features"],
+)
+def test_what_the_parent_refuses_is_left_to_it(kind, change):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, _ = pair(kind, widths, metadata)
+    x, edges = change(x, edges)
+    assert ours.explain_forward(x, edges).implementation == "torch_geometric"
+    with pytest.raises(Exception, match=r".*"):  # whatever the parent says
+        ours(x, edges)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_copies_pickles_and_data(kind):
+    x, edges, metadata, widths = typed_graph(38, torch.float32)
+    ours = getattr(pyg, kind)(widths, 6, metadata, heads=3)
+    data = HeteroData()
+    for name, each in x.items():
+        data[name].x = each
+    for relation, each in edges.items():
+        data[relation].edge_index = each
+    expected = ours(x, edges)
+    require_equal(copy.deepcopy(ours)(data.x_dict, data.edge_index_dict), expected, 1e-6)
+    require_equal(pickle.loads(pickle.dumps(ours))(x, edges), expected, 1e-6)
