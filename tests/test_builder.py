@@ -10,11 +10,18 @@ from anyattention import (
     AttentionConfig,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    HeterogeneousGraphAttentionConfig,
     SparseAttentionBuilder,
     SparseAttentionConfig,
 )
 from anyattention.errors import InvalidConfigError
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.nn import (
+    GraphAttention,
+    HeterogeneousGraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SparseAttention,
+)
 
 # A value for each field, none of them its default.
 _BASE = {
@@ -34,6 +41,17 @@ _GRAPH = {
     "negative_slope": 0.5,
     "score": "additive",
     "in_features": (2, 3),
+    "concat": False,
+    "residual": True,
+}
+# Over nodes of several types: these in place of those of the same name, and no other aggregation than the sum.
+_TYPED = {
+    "in_features": {"a": 2, "b": 3},
+    "relations": [("a", "to", "b"), ("b", "to", "b")],
+    "edge_dim": {("b", "to", "b"): 7},
+    "softmax_over": "relation",
+    "negative_slope": 0.5,
+    "score": "additive",
     "concat": False,
     "residual": True,
 }
@@ -68,8 +86,9 @@ def test_each_dense_field_has_a_setter_and_each_setter_a_field():
 
 def test_each_graph_field_has_a_setter_and_each_setter_a_field():
     # use_edge_features follows from edge_dim; the base's sequence settings cannot be used.
-    fields = _names(GraphAttentionConfig) - {"base", "use_edge_features"}
-    assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == set(_GRAPH) | set(_BASE)
+    fields = _names(GraphAttentionConfig) | _names(HeterogeneousGraphAttentionConfig)
+    fields -= {"base", "use_edge_features"}
+    assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == set(_GRAPH) | set(_TYPED) | set(_BASE)
 
 
 def test_each_sparse_field_has_a_setter_and_each_setter_a_field():
@@ -120,6 +139,23 @@ def test_graph_attention_equals_the_one_made_by_hand():
     assert type(module) is GraphAttention
     assert module.config == GraphAttentionConfig(base=AttentionConfig(**_BASE), **_GRAPH)
     assert module.config == GraphAttention(**_BASE, **_GRAPH).config
+
+
+def test_heterogeneous_attention_equals_the_one_made_by_hand():
+    module = _set(GraphAttentionBuilder(), {**_BASE, **_TYPED}).build_heterogeneous()
+    assert type(module) is HeterogeneousGraphAttention
+    assert module.config == HeterogeneousGraphAttentionConfig(base=AttentionConfig(**_BASE), **_TYPED)
+    assert module.config == HeterogeneousGraphAttention(**_BASE, **_TYPED).config
+
+
+def test_settings_of_the_other_kind_of_graph_are_refused():
+    typed = GraphAttentionBuilder().relations([("a", "to", "a")])
+    with pytest.raises(InvalidConfigError, match="relations: expected no such setting of GraphAttentionConfig"):
+        typed.build()
+    with pytest.raises(InvalidConfigError, match="in_features: expected a value"):
+        typed.build_heterogeneous()
+    with pytest.raises(InvalidConfigError, match="aggregation: expected no such setting of Heterogeneous"):
+        typed.in_features({"a": 1}).aggregation("max").build_heterogeneous()
 
 
 def test_sparse_attention_equals_the_one_made_by_hand():

@@ -9,6 +9,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -21,6 +22,7 @@ from anyattention import (
     GeometricAttentionConfig,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    HeterogeneousGraphAttentionConfig,
     Pattern,
     SparseAttentionBuilder,
     SparseAttentionConfig,
@@ -113,6 +115,16 @@ _FIELDS = {
 _OWN_DEFAULTS = {DistanceAttention: {"dropout": (float, 0.0)}, EquivariantAttention: {"dropout": (float, 0.0)}}
 
 
+# What a builder takes beside these, since it builds for nodes of several types too.
+_RELATION = tuple[str, str, str]
+_BUILT = {
+    "edge_dim": (int | Mapping[_RELATION, int], None),
+    "in_features": (int | tuple[int, int] | Mapping[str, int], None),
+    "relations": (Sequence[_RELATION], None),
+    "softmax_over": (Literal["node", "relation"], None),
+}
+
+
 def _arguments_in_help(kind):
     """The names under "Args:", each with what it means."""
     section = re.search(r"^Args:\n((?: .*\n)+)", inspect.getdoc(kind), re.MULTILINE)
@@ -166,12 +178,13 @@ def test_module_and_config_explain_a_setting_in_the_same_words(module):
 
 @pytest.mark.parametrize("builder", [AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder])
 def test_each_method_of_a_builder_shows_type_and_default_and_is_explained(builder):
-    fields = {name: text for config in _FIELDS for name, text in _arguments_in_help(config).items()}
+    configs = [HeterogeneousGraphAttentionConfig, *_FIELDS]
+    fields = {name: text for config in configs for name, text in _arguments_in_help(config).items()}
     methods = inspect.getmembers(builder, inspect.isfunction)
     setters = {name: method for name, method in methods if not name.startswith(("_", "build"))}
     assert set(setters) >= {"d_model", "num_heads", "dropout", "use_bias", "scale", "check_finite"}
     for name, method in setters.items():
-        kind, _ = _SETTINGS[name]
+        kind, _ = _BUILT.get(name) or _SETTINGS[name]
         _, argument = inspect.signature(method).parameters.values()
         # A width that is None is one that is not set.
         assert argument.annotation == kind or argument.annotation | None == kind

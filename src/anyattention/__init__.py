@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AttentionConfig,
         GeometricAttentionConfig,
         GraphAttentionConfig,
+        HeterogeneousGraphAttentionConfig,
         SparseAttentionConfig,
     )
     from anyattention.masks import mask_from_blocked
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         AttentionOutput,
         AttentionResult,
         EquivariantOutput,
+        HeterogeneousOutput,
     )
     from anyattention.patterns import (
         Blocks,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         Full,
         Global,
         Graph,
+        HeterogeneousGraph,
         Pattern,
         RandomBlocks,
         Strided,
@@ -73,6 +76,9 @@ __all__ = [
     "Graph",
     "GraphAttentionBuilder",
     "GraphAttentionConfig",
+    "HeterogeneousGraph",
+    "HeterogeneousGraphAttentionConfig",
+    "HeterogeneousOutput",
     "Pattern",
     "RandomBlocks",
     "RelativeBias",
@@ -101,13 +107,19 @@ _HOMES = {
     "": ("errors", "interfaces", "nn"),
     "bias": ("RelativeBias",),
     "builder": ("AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"),
-    "config": ("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig", "SparseAttentionConfig"),
+    "config": (
+        *("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig"),
+        *("HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
+    ),
     "masks": ("mask_from_blocked",),
     "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
-    "output": ("AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult", "EquivariantOutput"),
+    "output": (
+        *("AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult"),
+        *("EquivariantOutput", "HeterogeneousOutput"),
+    ),
     "patterns": (
         *("Blocks", "Causal", "Documents", "Fixed", "Full", "Global"),
-        *("Graph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
+        *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
     ),
     "saving": ("load", "save"),
     "scores": ("Additive", "Dot", "Dynamic", "EdgeFeatures"),

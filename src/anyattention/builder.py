@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -12,11 +12,19 @@ from anyattention.config import (
     AttentionConfig,
     GraphAttentionConfig,
     GraphScore,
+    HeterogeneousGraphAttentionConfig,
     Positions,
+    SoftmaxOver,
     SparseAttentionConfig,
     SparsityPattern,
 )
-from anyattention.nn import GraphAttention, MultiHeadAttention, ScaledDotProductAttention, SparseAttention
+from anyattention.nn import (
+    GraphAttention,
+    HeterogeneousGraphAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SparseAttention,
+)
 from anyattention.settings import config_of, meanings
 
 if TYPE_CHECKING:
@@ -28,7 +36,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _MEANINGS = {
     name: meaning
-    for kind in (AttentionConfig, GraphAttentionConfig, SparseAttentionConfig)
+    for kind in (HeterogeneousGraphAttentionConfig, AttentionConfig, GraphAttentionConfig, SparseAttentionConfig)
     for name, meaning in meanings(kind).items()
 }
 
@@ -151,16 +159,27 @@ class GraphAttentionBuilder(_Builder):
         >>> builder = GraphAttentionBuilder().d_model(64).num_heads(8).in_features(7).score("additive")
         >>> builder.build().value_projection
         Linear(in_features=7, out_features=64, bias=False)
+        >>> types = GraphAttentionBuilder().in_features({"author": 7, "paper": 11}).relations(
+        ...     [("author", "writes", "paper")]
+        ... )
+        >>> types.d_model(64).num_heads(8).build_heterogeneous().supports_heterogeneous
+        True
     """
 
     @_setting
-    def in_features(self, width: int | tuple[int, int]) -> Self: ...
+    def in_features(self, width: int | tuple[int, int] | Mapping[str, int]) -> Self: ...
+
+    @_setting
+    def relations(self, relations: Sequence[tuple[str, str, str]]) -> Self: ...
+
+    @_setting
+    def softmax_over(self, edges: SoftmaxOver) -> Self: ...
 
     @_setting
     def score(self, score: GraphScore) -> Self: ...
 
     @_setting
-    def edge_dim(self, width: int) -> Self: ...
+    def edge_dim(self, width: int | Mapping[tuple[str, str, str], int]) -> Self: ...
 
     @_setting
     def aggregation(self, aggregation: Aggregation) -> Self: ...
@@ -184,6 +203,14 @@ class GraphAttentionBuilder(_Builder):
     def build(self) -> GraphAttention:
         """A GraphAttention of these settings."""
         return GraphAttention.from_config(self.build_config())
+
+    def build_heterogeneous_config(self) -> HeterogeneousGraphAttentionConfig:
+        """The settings over several types, checked; in_features is then a dictionary."""
+        return config_of(HeterogeneousGraphAttentionConfig, self._settings)
+
+    def build_heterogeneous(self) -> HeterogeneousGraphAttention:
+        """A HeterogeneousGraphAttention of these settings."""
+        return HeterogeneousGraphAttention.from_config(self.build_heterogeneous_config())
 
 
 class SparseAttentionBuilder(_SequenceBuilder):

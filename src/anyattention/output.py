@@ -190,7 +190,7 @@ class AttentionCache:
 
     Attributes:
         inputs: the floating-point tensors among the arguments, by name, cut from the caller's graph.
-        output: the module's output, connected to `inputs` and to the parameters.
+        output: the module's output, connected to `inputs` and to the parameters; by type where that is.
 
     Example:
         >>> import torch
@@ -201,7 +201,7 @@ class AttentionCache:
     """
 
     inputs: Mapping[str, Tensor]
-    output: Tensor
+    output: Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ _MODULES = {
     "ScaledDotProductAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "MultiHeadAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "GraphAttention": ("anyattention.nn", "anyattention.config", "GraphAttentionConfig"),
+    "HeterogeneousGraphAttention": (
+        "anyattention.nn",
+        "anyattention.config",
+        "HeterogeneousGraphAttentionConfig",
+    ),
     "SparseAttention": ("anyattention.nn", "anyattention.config", "SparseAttentionConfig"),
     "DistanceAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),
     "EquivariantAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),

@@ -89,8 +89,7 @@ class Config:
         """
         if not isinstance(values, Mapping):
             raise InvalidConfigError(argument=cls.__name__, expected="a dictionary", actual=type(values).__name__)
-        items = _fields(cls)
-        known = [item.name for item in items]
+        known = [item.name for item in _fields(cls)]
         for name in values:
             if name not in known:
                 raise InvalidConfigError(
@@ -98,9 +97,7 @@ class Config:
                     expected="only the fields " + ", ".join(known),
                     actual=repr(name),
                 )
-        for item in items:
-            if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
-                raise InvalidConfigError(argument=item.name, expected=f"a value, in {cls.__name__}", actual="none")
+        _require_given(cls, values)
         given = dict(values)
         if "base" in given and not isinstance(given["base"], _base_of(cls)):
             given["base"] = _base_of(cls).from_dict(given["base"])
@@ -145,7 +142,16 @@ def setting_names(kind: type[Config]) -> set[str]:
 
 
 def config_of(kind: type[_Kind], settings: Mapping[str, Any]) -> _Kind:
-    """The config of settings by name, those of its base among them."""
+    """The config of settings by name, those of its base among them.
+
+    Raises:
+        InvalidConfigError: a setting that it does not have, one that is missing, or a value out of range.
+    """
+    known = setting_names(kind)
+    for name, value in settings.items():
+        if name not in known:
+            raise InvalidConfigError(argument=name, expected=f"no such setting of {kind.__name__}", actual=repr(value))
+    _require_given(kind, settings)
     names = {item.name for item in _fields(kind)}
     own = {name: value for name, value in settings.items() if name in names}
     if "base" in names:
@@ -254,6 +260,12 @@ def _require_type(name: str, value: object, expected: _Type) -> None:
         _require_choice(name, value, get_args(kind))
     else:
         require_config(name, value, kind)
+
+
+def _require_given(kind: type[Config], values: Mapping[str, Any]) -> None:
+    for item in _fields(kind):
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise InvalidConfigError(argument=item.name, expected=f"a value, in {kind.__name__}", actual="none")
 
 
 def _require_bool(name: str, value: object) -> None:

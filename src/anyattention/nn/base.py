@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ from anyattention.errors import (
     UnsupportedError,
 )
 from anyattention.nn.bare import is_bare
-from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
+from anyattention.output import AttentionCache, AttentionGradients
 from anyattention.patterns import Graph
 from anyattention.settings import with_meanings
 
@@ -109,7 +109,7 @@ class AttentionModule(nn.Module):
             for parameter, part in self._split("vector", vector):
                 parameter.copy_(part)
 
-    def cached_forward(self, *args: Any, **kwargs: Any) -> tuple[AttentionOutput, AttentionCache]:
+    def cached_forward(self, *args: Any, **kwargs: Any) -> tuple[Any, AttentionCache]:
         """The forward, and the cache that `backward` needs.
 
         Args: as forward. Floating-point tensors are cut from the caller's graph and recorded by name.
@@ -117,27 +117,24 @@ class AttentionModule(nn.Module):
         given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         inputs: dict[str, Tensor] = {}
         for name, argument in given.items():
-            is_pair = isinstance(argument, tuple | list)
-            parts = argument if is_pair else (argument,)
-            cut = [self._cut(part) for part in parts]
-            for position, part in enumerate(cut):
+            cut = {place: self._cut(part) for place, part in _parts_of(argument).items()}
+            for place, part in cut.items():
                 if isinstance(part, Tensor) and part.requires_grad:
-                    label = f"{name}[{position}]" if is_pair else name
-                    inputs[label] = part
-            given[name] = tuple(cut) if is_pair else cut[0]
+                    inputs[f"{name}{_label(place)}"] = part
+            given[name] = _like(argument, cut)
         with torch.enable_grad():
             output = self(**given)
-        detached = AttentionOutput(*(None if x is None else x.detach() for x in output))  # pyright: ignore[reportArgumentType]  # output is never None
+        detached = type(output)(*map(_detached, output))
         return detached, AttentionCache(inputs, output.output)
 
-    def backward(self, grad_output: Tensor, cache: AttentionCache) -> AttentionGradients:
+    def backward(self, grad_output: Tensor | Mapping[str, Tensor], cache: AttentionCache) -> AttentionGradients:
         """Gradients of the cached inputs and of the parameters: autograd's own, equal to `.backward()`.
 
         The parameters' gradients are also added to their `.grad`, as `.backward()` does, so that
         `update_parameters()` can follow. A cache may be used again.
 
         Args:
-            grad_output: the loss's gradient by the output, of the output's shape.
+            grad_output: the loss's gradient by the output, of the output's shape; by type where that is.
             cache: from `cached_forward`.
 
         Raises:
@@ -148,17 +145,26 @@ class AttentionModule(nn.Module):
             raise InvalidInputError(
                 argument="cache", expected="the AttentionCache of cached_forward", actual=type(cache).__name__
             )
-        require_same_kind("grad_output", grad_output, "the output", cache.output)
-        if grad_output.shape != cache.output.shape:
-            raise DimensionMismatchError(
+        outputs, cotangents = _parts_of(cache.output), _parts_of(grad_output)
+        if outputs.keys() != cotangents.keys():
+            raise InvalidInputError(
                 argument="grad_output",
-                expected=describe_shape(cache.output),
-                actual=describe_shape(grad_output),
+                expected="gradients of the outputs " + ", ".join(map(repr, outputs)),
+                actual=", ".join(map(repr, cotangents)),
             )
+        for place, output in outputs.items():
+            name, cotangent = f"grad_output{_label(place)}", cotangents[place]
+            require_same_kind(name, cotangent, "the output", output)
+            if cotangent.shape != output.shape:
+                raise DimensionMismatchError(
+                    argument=name, expected=describe_shape(output), actual=describe_shape(cotangent)
+                )
         parameters = list(self.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         sources = [*cache.inputs.values(), *trained]
-        found = torch.autograd.grad(cache.output, sources, grad_output, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            list(outputs.values()), sources, list(cotangents.values()), retain_graph=True, materialize_grads=True
+        )
         inputs = dict(zip(cache.inputs, found, strict=False))
         by_parameter = dict(zip(map(id, trained), found[len(inputs) :], strict=True))
         for parameter in trained:
@@ -235,6 +241,29 @@ class AttentionModule(nn.Module):
         if isinstance(argument, Tensor) and argument.is_floating_point():
             return argument.detach().requires_grad_()
         return argument
+
+
+def _parts_of(argument: Any) -> dict[Any, Any]:
+    """The parts of a pair or of a dictionary, by place or key; anything else is one part, at None."""
+    if isinstance(argument, Mapping):
+        return dict(argument)
+    return dict(enumerate(argument)) if isinstance(argument, tuple | list) else {None: argument}
+
+
+def _like(argument: Any, parts: dict[Any, Any]) -> Any:
+    """Parts put together as those of an argument were."""
+    if isinstance(argument, Mapping):
+        return parts
+    return tuple(parts.values()) if isinstance(argument, tuple | list) else parts[None]
+
+
+def _label(place: Any) -> str:
+    return "" if place is None else f"[{place!r}]"
+
+
+def _detached(result: Any) -> Any:
+    parts = _parts_of(result)
+    return _like(result, {place: part.detach() if isinstance(part, Tensor) else part for place, part in parts.items()})
 
 
 def require_factory(device: torch.device | str | None, dtype: torch.dtype | None) -> None:

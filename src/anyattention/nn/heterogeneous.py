@@ -18,7 +18,7 @@ from anyattention.nn.relation_rows import Projection, RelationMap, joint_edge_fe
 from anyattention.ops import attend, explain
 from anyattention.ops.dispatch import Explanation
 from anyattention.ops.linear_maps import add_bias, linear_maps
-from anyattention.output import HeterogeneousOutput
+from anyattention.output import AttentionCache, HeterogeneousOutput
 from anyattention.patterns import HeterogeneousGraph
 from anyattention.patterns.heterogeneous import Relation
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
@@ -248,6 +248,12 @@ class HeterogeneousGraphAttention(AttentionModule):
         """
         edges = edges_of(adjacency, node_features)
         return self(node_features, edges, edge_attr, return_weights="heads")
+
+    def cached_forward(
+        self, x: Any, graph: Any = None, edge_attr: Any = None, **kwargs: Any
+    ) -> tuple[HeterogeneousOutput, AttentionCache]:
+        """The forward, and the cache that `backward` needs; see `AttentionModule.cached_forward`."""
+        return super().cached_forward(*parts_of(x, graph, edge_attr), **kwargs)
 
     def explain_forward(
         self,
