@@ -432,13 +432,13 @@ def _begins_with_batch(layout: Layout, result: Result) -> bool:
 
 
 def _apart(results: tuple[Tensor | None, ...], first: Tensor) -> tuple[Tensor, ...]:
-    """Results as the dispatcher wants them: each with memory of its own, an empty one where there is none."""
+    """Results as the dispatcher wants them: each whole in memory of its own, an empty one where there is none."""
     found: list[Tensor] = []
     memory = set()
     for x in results:
         if x is None:
             x = first.new_empty(0)
-        elif x.untyped_storage().data_ptr() in memory:
+        elif not x.is_contiguous() or x.untyped_storage().data_ptr() in memory:
             x = x.clone(memory_format=torch.contiguous_format)
         memory.add(x.untyped_storage().data_ptr())
         found.append(x)
