@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention.ambient import lasting
+from anyattention.interop.pyg.edge_lists import contents_of, edge_list_of, is_matrix, looped_matrix_edges
 from anyattention.patterns import Graph
 
 __all__ = ["PreparedGraph", "prepared_graph"]
@@ -26,15 +27,15 @@ class PreparedGraph:
     Attributes:
         graph: the pairs, self-loops included where they were asked for.
         kept: boolean `(edges,)`, the caller's edges that are in it; None where all are.
-        source: the caller's edge list, weakly.
-        edges: what the edge list held.
+        source: the caller's edges, weakly.
+        contents: what these held; see `contents_of`.
         sizes: numbers of sources, of targets and of self-loops.
     """
 
     graph: Graph
     kept: Tensor | None
     source: weakref.ref[Tensor]
-    edges: Tensor
+    contents: tuple[Tensor, ...]
     sizes: _Sizes
 
 
@@ -72,7 +73,8 @@ def prepared_graph(
 
     Args:
         layer: whose memory it is.
-        edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
+        edge_index: `(2, edges)` integers; row 0 = source = key, row 1 = target = query. Or an EdgeIndex, or a sparse
+            matrix with a row for each target.
         num_sources, num_targets: numbers of nodes.
         num_loops: replace the self-loops by one on each of the first nodes; None leaves the edges as they are.
 
@@ -97,22 +99,42 @@ def prepared_graph(
 
 
 def _is_current(prepared: PreparedGraph, edge_index: Tensor, sizes: _Sizes) -> bool:
-    is_asked_for = prepared.source() is edge_index and prepared.sizes == sizes
-    return is_asked_for and torch.equal(prepared.edges, edge_index)
+    if prepared.source() is not edge_index or prepared.sizes != sizes:
+        return False
+    found = contents_of(edge_index)
+    return len(found) == len(prepared.contents) and all(map(_are_equal, prepared.contents, found))
+
+
+def _are_equal(before: Tensor, now: Tensor) -> bool:
+    return before.dtype is now.dtype and torch.equal(before, now)
 
 
 def _prepare(edge_index: Tensor, sizes: _Sizes) -> PreparedGraph:
     num_sources, num_targets, num_loops = sizes
+    contents = contents_of(edge_index)
     # Layers share it: it must serve training where an evaluation came first.
-    with lasting(edge_index):
-        edges, kept = edge_index, None
-        if num_loops is not None:
-            is_proper = edges[0] != edges[1]
-            if not is_proper.all():
-                edges, kept = edges[:, is_proper], is_proper
-            loops = torch.arange(num_loops, device=edges.device).expand(2, -1)
-            edges = torch.cat([edges, loops], dim=1)
+    with lasting(*contents):
+        kept = None
+        if num_loops is None:
+            edges = edge_list_of(edge_index)
+        elif is_matrix(edge_index):
+            edges = looped_matrix_edges(edge_index, num_loops)
+        else:
+            edges, kept = _looped(edge_list_of(edge_index), num_loops)
         graph = Graph.from_edge_index(edges, num_queries=num_targets, num_keys=num_sources)
-        # The Graph's own copy serves, but where it lacks edges.
-        held = graph.edge_index[:, : edge_index.shape[1]] if kept is None else edge_index.clone()
+        if contents[0].dtype is torch.int64 and kept is None and not is_matrix(edge_index):
+            # The Graph's own copy serves, but where it lacks edges.
+            held = (graph.edge_index[:, : edge_index.shape[1]],)
+        else:
+            held = tuple([each.clone() for each in contents])
         return PreparedGraph(graph, kept, weakref.ref(edge_index), held, sizes)
+
+
+def _looped(edges: Tensor, num_loops: int) -> tuple[Tensor, Tensor | None]:
+    """Edges, their self-loops replaced by one on each of the first nodes, and which were kept if not all."""
+    kept = None
+    is_proper = edges[0] != edges[1]
+    if not is_proper.all():
+        edges, kept = edges[:, is_proper], is_proper
+    loops = torch.arange(num_loops, device=edges.device).expand(2, -1)
+    return torch.cat([edges, loops], dim=1), kept
