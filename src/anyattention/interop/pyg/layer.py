@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.inspector import Inspector
 from torch_geometric.nn import Linear
-from torch_geometric.utils import add_self_loops
+from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from anyattention import AttentionResult, Dynamic, EdgeFeatures, Graph, attend, explain
+from anyattention.ambient import is_compiling
+from anyattention.interop.pyg.compiled import named_graph
 from anyattention.interop.pyg.edge_lists import with_weights
 from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
@@ -30,6 +32,7 @@ __all__ = [
     "explanation",
     "finished",
     "graph_and_features",
+    "graph_of",
     "has_lazy_widths",
     "joined_heads",
     "pair_of",
@@ -102,8 +105,8 @@ def attention_arguments(
 
 
 def has_lazy_widths(layer: Any) -> bool:
-    """Whether a projection gets its width from its first input."""
-    return any("_hook" in vars(child) for child in layer.children())
+    """Whether a projection gets its width from its first input; a compiler leaves that to the parent."""
+    return not is_compiling() and any("_hook" in vars(child) for child in layer.children())
 
 
 def take_widths(inputs: Sequence[tuple[Any, Any]]) -> None:
@@ -142,12 +145,20 @@ def weights_refusal(layer: Any, needs_weights: Any) -> str | None:
 
 
 def graph_and_features(
-    layer: Any, edge_index: Tensor, edge_attr: Tensor | None, sizes: tuple[int, int]
+    layer: Any, edge_index: Tensor, edge_attr: Tensor | None, sizes: tuple[int, int], needs_weights: Any
 ) -> tuple[Graph, Tensor | None]:
     """The Graph and its edges' features, with the self-loops that the layer adds."""
     if not layer.add_self_loops:
-        return prepared_graph(layer, edge_index, *sizes, None).graph, edge_attr
+        return graph_of(layer, edge_index, *sizes), edge_attr
     num_loops = min(sizes)
+    if is_compiling():
+        num_edges = edge_index.shape[1] + num_loops
+        if edge_attr is not None or needs_weights:
+            # Where there are numbers for each edge, their number counts, and is seen at run time alone.
+            looped, edge_attr = remove_self_loops(edge_index, edge_attr)
+            looped, edge_attr = add_self_loops(looped, edge_attr, fill_value=layer.fill_value, num_nodes=num_loops)
+            num_edges = looped.shape[1]
+        return named_graph(edge_index, *sizes, num_loops, num_edges), edge_attr
     prepared = prepared_graph(layer, edge_index, *sizes, num_loops)
     if edge_attr is not None:
         kept = edge_attr if prepared.kept is None else edge_attr[prepared.kept]
@@ -157,9 +168,16 @@ def graph_and_features(
     return prepared.graph, edge_attr
 
 
+def graph_of(layer: Any, edge_index: Tensor, num_sources: int, num_targets: int) -> Graph:
+    """The Graph of the edges as they are."""
+    if is_compiling():
+        return named_graph(edge_index, num_sources, num_targets, None, edge_index.shape[1])
+    return prepared_graph(layer, edge_index, num_sources, num_targets, None).graph
+
+
 def edges_and_weights(layer: Any, edge_index: Tensor, graph: Graph, weights: Tensor) -> tuple[Any, Tensor]:
     """Attention weights and the edges that they belong to: the caller's own, or new ones with the self-loops."""
-    if type(edge_index) is Tensor and edge_index.layout == torch.strided:
+    if type(edge_index) is Tensor and edge_index.layout == torch.strided and not is_compiling():
         # Whoever gets it may change it, and the Graph is used again.
         return (graph.edge_index.clone() if layer.add_self_loops else edge_index), weights
     return with_weights(layer, edge_index, weights, (graph.num_keys, graph.num_queries))

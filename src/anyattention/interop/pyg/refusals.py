@@ -12,9 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
 
-from anyattention.ambient import Moment, moment_of
+from anyattention.ambient import Moment, is_compiling, moment_of
 from anyattention.interop.pyg.edge_lists import declared_sizes, edges_refusal, is_matrix
-from anyattention.nn.bare import is_untouched
+from anyattention.nn.bare import is_method, is_untouched
 
 __all__ = ["call_refusal", "is_plain"]
 
@@ -46,24 +46,32 @@ def call_refusal(
         folded: the projections whose weight is read without calling them; no other part of a layer is passed over.
         unread: the names of parts that the call does not need.
     """
-    # First, so that a compiler that traces this sees nothing else of it.
-    if torch.compiler.is_compiling():
-        return "torch.compile or torch.export is tracing"
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
-        return "torch.jit is tracing"
-    if torch._C._are_functorch_transforms_active():
-        return "a transform of torch.func is at work"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is on"
-    if moment_of(()) is not Moment.PLAIN:
-        return "a mode of PyTorch's dispatcher is on"
     return (
-        _layer_refusal(layer, ours)
+        _moment_refusal(edge_index)
+        or _layer_refusal(layer, ours)
         or edges_refusal(edge_index, getattr(layer, "add_self_loops", False))
         or _features_refusal(layer, nodes, edge_index, edge_attr)
         or _dtypes_refusal(layer, [*nodes, edge_attr], unread)
         or _projection_refusal(layer, folded, unread)
     )
+
+
+def _moment_refusal(edge_index: Any) -> str | None:
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
+    if is_compiling():
+        # First, so that an exported program has PyTorch's operators and none of ours.
+        if torch.compiler.is_exporting():
+            return "torch.export is tracing"
+        is_plain = type(edge_index) is Tensor and edge_index.layout == torch.strided
+        return None if is_plain else "torch.compile is tracing, and edge_index is no plain tensor"
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
+        return "torch.jit is tracing"
+    if moment_of(()) is not Moment.PLAIN:
+        return "a mode of PyTorch's dispatcher is on"
+    return None
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -91,11 +99,10 @@ def _layer_refusal(layer: Any, ours: type) -> str | None:
     aggregation = layer.aggr_module
     if type(aggregation) is not SumAggregation:
         return f"the aggregation is {aggregation}, not a sum"
-    is_sum = getattr(aggregation.reduce, "__func__", None) is _REDUCE
-    if not is_sum or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
+    if not is_method(aggregation.reduce, _REDUCE) or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
         return "the aggregation has hooks or another forward"
     if layer.training and not 0.0 <= layer.dropout < 1.0:
-        return f"dropout={layer.dropout}"
+        return "dropout drops every weight, or is no probability"
     return None
 
 
@@ -108,9 +115,10 @@ def _overridden(layer: Any, ours: type) -> str | None:
             # PyTorch Geometric puts generated functions there, of a module named after the class.
             if own is not None and not own.__module__.startswith(f"{kind.__module__}_{kind.__name__}"):
                 return name
-    # `propagate` is there after an explanation: PyTorch Geometric's own again.
+    # `propagate` is there after an explanation: PyTorch Geometric's own again. Read from the object, so that a compiled
+    # program sees a method that is put there later.
     for name in _METHODS[:-2]:
-        if name in vars(layer):
+        if not is_method(getattr(layer, name), getattr(type(layer), name)):
             return name
     return None
 

@@ -5,6 +5,7 @@ Nothing is stored in the layer, so its state_dict, its copies and its pickles kn
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from anyattention.ambient import lasting
 from anyattention.interop.pyg.edge_lists import contents_of, edge_list_of, is_matrix, looped_matrix_edges
 from anyattention.patterns import Graph
 
-__all__ = ["PreparedGraph", "prepared_graph"]
+__all__ = ["PreparedGraph", "graph_of_programs", "prepared_graph"]
 
 _Sizes = tuple[int, int, int | None]
 
@@ -62,6 +63,10 @@ _memories: weakref.WeakKeyDictionary[nn.Module, _Memory] = weakref.WeakKeyDictio
 # Layers of one model share an edge list; the Graph lives in their memories, not here.
 _shared: weakref.WeakValueDictionary[tuple[int, _Sizes], PreparedGraph] = weakref.WeakValueDictionary()
 
+_NUM_OF_PROGRAMS = 32
+_of_programs: dict[tuple[int, _Sizes], _Memory] = {}
+_lock = threading.Lock()
+
 
 def prepared_graph(
     layer: nn.Module, edge_index: Tensor, num_sources: int, num_targets: int, num_loops: int | None
@@ -89,12 +94,34 @@ def prepared_graph(
     own = None if held is None else held[1]
     if own is not None and _is_current(own, edge_index, sizes):
         return own
+    prepared = _shared_graph(edge_index, sizes, own)
+    memory.hold(edge_index, prepared)
+    return prepared
+
+
+def graph_of_programs(
+    edge_index: Tensor, num_sources: int, num_targets: int, num_loops: int | None
+) -> PreparedGraph:
+    """As `prepared_graph`, for compiled programs, which do not say what layer asks: the last ones of all are kept."""
+    sizes = (num_sources, num_targets, num_loops)
+    prepared = _shared_graph(edge_index, sizes, None)
+    with _lock:
+        # Forgotten with the edge list too: then an entry is there, and holds nothing.
+        memory = _of_programs.pop((id(edge_index), sizes), None) or _Memory()
+        _of_programs[id(edge_index), sizes] = memory
+        memory.hold(edge_index, prepared)
+        while len(_of_programs) > _NUM_OF_PROGRAMS:
+            _of_programs.pop(next(iter(_of_programs)))
+    return prepared
+
+
+def _shared_graph(edge_index: Tensor, sizes: _Sizes, other: PreparedGraph | None) -> PreparedGraph:
+    """The Graph of an edge list that a layer holds, which is not this other one, or a new one."""
     prepared = _shared.get((id(edge_index), sizes))
     # The id of a tensor that is gone may have been given to this one.
-    if prepared is None or prepared is own or not _is_current(prepared, edge_index, sizes):
+    if prepared is None or prepared is other or not _is_current(prepared, edge_index, sizes):
         prepared = _prepare(edge_index, sizes)
         _shared[id(edge_index), sizes] = prepared
-    memory.hold(edge_index, prepared)
     return prepared
 
 

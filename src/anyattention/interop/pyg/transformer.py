@@ -16,6 +16,7 @@ from anyattention.interop.pyg.layer import (
     attention_arguments,
     edge_weight,
     explanation,
+    graph_of,
     has_lazy_widths,
     joined_heads,
     pair_of,
@@ -24,7 +25,6 @@ from anyattention.interop.pyg.layer import (
     with_widths,
 )
 from anyattention.interop.pyg.refusals import call_refusal
-from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
 
 __all__ = ["TransformerConv"]
@@ -110,7 +110,7 @@ def _arguments(layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None,
     """The arguments of `attend`."""
     source, target = pair_of(x)
     edge_attr = features_of(edge_index, edge_attr)
-    graph = prepared_graph(layer, edge_index, source.shape[0], target.shape[0], None).graph
+    graph = graph_of(layer, edge_index, source.shape[0], target.shape[0])
     query = with_heads(layer, layer.lin_query(target))
     key, value = with_heads(layer, layer.lin_key(source)), with_heads(layer, layer.lin_value(source))
     features = None
