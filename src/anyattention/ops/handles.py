@@ -26,11 +26,10 @@ __all__ = ["names_of", "resolved"]
 _FIRST, _LAST = -(2**62), -(2**61)
 _numbers = itertools.count()
 _named: WeakValueDictionary[int, Part] = WeakValueDictionary()
-_read = ctypes.c_int64.from_address
 
 
 def names_of(part: Part) -> Tensor:
-    """A number for each array of a part of indices, in the order of its fields; the part lives as long as they do."""
+    """A number for each array of a part of indices, the last field's first; the part lives as long as the numbers."""
     number = part.number
     if number is None:
         number = next(_numbers)
@@ -38,7 +37,8 @@ def names_of(part: Part) -> Tensor:
     _named[number] = part
     count = len(fields(part))  # pyright: ignore[reportArgumentType]  # every part is a dataclass
     first = _FIRST + number * count
-    owner: Any = _owner_of(count)(*range(first, first + count))
+    # The memory of the numbers belongs to an object that holds the part.
+    owner: Any = _owner_of(count)(*reversed(range(first, first + count)))
     owner.part = part
     return torch.frombuffer(owner, dtype=torch.int64)
 
@@ -50,21 +50,28 @@ def resolved(part: Any) -> Any:
         GraphStructureError: nobody holds the arrays any more.
     """
     tensors = {each.name: getattr(part, each.name) for each in fields(part)}
-    numbers = {name: _read(x.data_ptr()).value for name, x in tensors.items() if x.numel()}
-    named = [(name, divmod(first - _FIRST, len(tensors))) for name, first in numbers.items() if _FIRST <= first < _LAST]
-    if not named:
+    found, places = {}, []
+    for name, x in tensors.items():
+        first = _first_of(x)
+        if _FIRST <= first < _LAST:
+            number, place = divmod(first - _FIRST, len(tensors))
+            kept = _named.get(number)
+            if kept is None:
+                raise GraphStructureError(
+                    argument="graph", expected="a graph that the compiled program holds", actual="one that is gone"
+                )
+            found[name] = getattr(kept, fields(kept)[place].name)  # pyright: ignore[reportArgumentType]  # as above
+            places.append((number, place))
+    if not found:
         return part
-    parts = {number: _named.get(number) for _, (number, _) in named}
-    if None in parts.values():
-        raise GraphStructureError(
-            argument="graph", expected="a graph that the compiled program still holds", actual="one that is gone"
-        )
-    names = list(tensors)
-    if len(parts) == 1 and [place for _, (_, place) in named] == list(range(len(tensors))):
-        # What was bound for the kernels before is kept with it.
-        return next(iter(parts.values()))
-    found = {name: getattr(parts[number], names[place]) for name, (number, place) in named}
+    if places == [(places[0][0], place) for place in range(len(tensors))]:
+        # As it was named; what was bound for the kernels before is kept with it.
+        return _named[places[0][0]]
     return type(part)(**{**tensors, **found})
+
+
+def _first_of(x: Tensor) -> int:
+    return ctypes.c_int64.from_address(x.data_ptr()).value if x.numel() else 0
 
 
 @functools.cache

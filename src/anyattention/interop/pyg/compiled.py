@@ -13,7 +13,8 @@ from anyattention.patterns import Graph
 
 __all__ = ["named_graph"]
 
-_FIELDS = tuple(GraphArrays.__dataclass_fields__)
+# As `names_of` has them: key_index, query_index and then the others.
+_FIELDS = tuple(reversed(GraphArrays.__dataclass_fields__))
 _library = torch.library.Library("anyattention", "FRAGMENT")
 _library.define("remembered_graph(Tensor edges, SymInt num_sources, SymInt num_targets, SymInt num_loops) -> Tensor")
 
@@ -28,13 +29,10 @@ def named_graph(edge_index: Tensor, num_sources: int, num_targets: int, num_loop
     loops = -1 if num_loops is None else num_loops
     names = torch.ops.anyattention.remembered_graph(edge_index, num_sources, num_targets, loops)
     sizes = {"query_offsets": num_targets + 1, "key_offsets": num_sources + 1}
-    named = {
-        field: names[place].expand(sizes.get(field, num_edges))
-        for place, field in enumerate(_FIELDS)
-        if not field.endswith("_index")
-    }
-    ends = torch.stack([names[_FIELDS.index("key_index")], names[_FIELDS.index("query_index")]])
-    return Graph(ends[:, None].expand(2, num_edges), **named)
+    # Views alone, without memory for each edge.
+    arrays = {field: names[place].expand(sizes.get(field, num_edges)) for place, field in enumerate(_FIELDS)}
+    del arrays["key_index"], arrays["query_index"]
+    return Graph(names[:2, None].expand(2, num_edges), **arrays)
 
 
 @torch.library.register_fake("anyattention::remembered_graph", lib=_library)

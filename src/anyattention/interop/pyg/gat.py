@@ -146,7 +146,9 @@ def _arguments(
     """The arguments of `attend`."""
     source, target = pair_of(x)
     sizes = _sizes(source, target, size)
-    graph, edge_attr = graph_and_features(layer, edge_index, _read_features(layer, edge_index, edge_attr), sizes, needs_weights)
+    graph, edge_attr = graph_and_features(
+        layer, edge_index, _read_features(layer, edge_index, edge_attr), sizes, needs_weights
+    )
     projection = layer.lin_src if layer.lin is None else layer.lin
     value = with_heads(layer, projection(source))
     # Not under autocast: the parent's products with the attention vectors are in float32.

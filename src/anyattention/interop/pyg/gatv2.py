@@ -111,7 +111,9 @@ def _arguments(layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None,
     """The arguments of `attend`."""
     source, target = pair_of(x)
     edge_attr = features_of(edge_index, edge_attr)
-    graph, edge_attr = graph_and_features(layer, edge_index, edge_attr, (source.shape[0], target.shape[0]), needs_weights)
+    graph, edge_attr = graph_and_features(
+        layer, edge_index, edge_attr, (source.shape[0], target.shape[0]), needs_weights
+    )
     key = with_heads(layer, layer.lin_l(source))
     # As in `_inputs`.
     is_one = isinstance(x, Tensor) and layer.share_weights

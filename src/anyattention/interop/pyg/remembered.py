@@ -99,9 +99,7 @@ def prepared_graph(
     return prepared
 
 
-def graph_of_programs(
-    edge_index: Tensor, num_sources: int, num_targets: int, num_loops: int | None
-) -> PreparedGraph:
+def graph_of_programs(edge_index: Tensor, num_sources: int, num_targets: int, num_loops: int | None) -> PreparedGraph:
     """As `prepared_graph`, for compiled programs, which do not say what layer asks: the last ones of all are kept."""
     sizes = (num_sources, num_targets, num_loops)
     prepared = _shared_graph(edge_index, sizes, None)
