@@ -101,6 +101,8 @@ def attention_arguments(
         "edges": features,
         "dropout": float(layer.dropout) if layer.training else 0.0,
         "return_weights": "heads" if needs_weights else False,
+        # Nothing but the kernels reads what a compiled program has of a graph.
+        "implementation": "cpu" if is_compiling() else None,
     }
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
 
+from anyattention import native
 from anyattention.ambient import Moment, is_compiling, moment_of
 from anyattention.interop.pyg.edge_lists import declared_sizes, edges_refusal, is_matrix
 from anyattention.nn.bare import is_method, is_untouched
@@ -65,6 +66,8 @@ def _moment_refusal(edge_index: Any) -> str | None:
         # First, so that an exported program has PyTorch's operators and none of ours.
         if torch.compiler.is_exporting():
             return "torch.export is tracing"
+        if not native.available():
+            return "torch.compile is tracing, and no kernels are compiled (see `anyattention info`)"
         is_plain = type(edge_index) is Tensor and edge_index.layout == torch.strided
         return None if is_plain else "torch.compile is tracing, and edge_index is no plain tensor"
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
