@@ -177,16 +177,6 @@ def test_pickles_and_copies_work_and_hold_no_graph(name: str) -> None:
         close(ours(x, edge_index), expected)
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_widths_that_the_first_call_decides(name: str) -> None:
-    x, edge_index = make_graph()
-    layer = getattr(pyg, name)(-1, 4).double()
-    assert "gets its size from the first call" in layer.explain_forward(x, edge_index).refusals[0][1]
-    first = layer(x, edge_index)
-    assert layer.explain_forward(x, edge_index).implementation != "torch_geometric"
-    close(layer(x, edge_index), first)
-
-
 @pytest.mark.parametrize(
     "order", [("pyg", "parent"), pytest.param(("parent", "pyg"), marks=pytest.mark.exhaustive)], ids=" ".join
 )

@@ -247,9 +247,11 @@ class Part:
 
     Attributes:
         bound: of a part of indices that was bound before: where its tensors lay, its structure and its axes' sizes.
+        number: of a part of indices that compiled programs name; see `ops.handles`.
     """
 
     bound: tuple[list[int], Any, dict[str, int]] | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True)

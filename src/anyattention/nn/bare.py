@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["initialise_projection", "is_bare", "is_untouched"]
+__all__ = ["initialise_projection", "is_bare", "is_method", "is_untouched"]
 
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 _OWN_HOOKS = tuple(f"_{hooks}" for hooks in _HOOKS)
@@ -23,11 +24,17 @@ def is_untouched(module: nn.Module, kind: type[nn.Module], forward: Callable[...
 
     A parametrised module is of another kind. Hooks count those of all modules too.
     """
-    if type(module) is not kind or getattr(module.forward, "__func__", None) is not forward:
+    if type(module) is not kind or not is_method(module.forward, forward):
         return False
     if any(getattr(torch_module, hooks) for hooks in _GLOBAL_HOOKS):
         return False
     return not any(getattr(module, hooks) for hooks in _OWN_HOOKS)
+
+
+def is_method(method: Any, function: Callable[..., Any]) -> bool:
+    """Whether a method is this function, bound to an object."""
+    # torch.compile follows this, and finds no __func__ by getattr with a default.
+    return isinstance(method, MethodType) and method.__func__ is function
 
 
 def is_bare(projection: nn.Module) -> TypeGuard[nn.Linear]:

@@ -25,6 +25,7 @@ from anyattention.errors import UnsupportedError
 from anyattention.native import calls, load
 from anyattention.native.structures import Layout, layout_of, snake_case
 from anyattention.ops.compile_cache import separate_compiled_graphs
+from anyattention.ops.handles import resolved
 from anyattention.ops.mapped import mapped_by_autograd, mapped_calls
 from anyattention.ops.records import (
     flattened,
@@ -201,7 +202,7 @@ class Operator(Generic[Record]):
 
         def register(function: Callable[[Record], Any]) -> Callable[[Record], Any]:
             def flat(*arguments: Any) -> Any:
-                record = record_of(self._layout, iter(arguments))
+                record = record_of(self._layout, iter(arguments), resolved if device == "cpu" else None)
                 found = function(record)
                 return _apart(found, numbers_of(self._layout, record)) if isinstance(found, tuple) else found
 

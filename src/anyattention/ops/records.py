@@ -5,7 +5,7 @@ Tensors come in the order of the fields. A tuple of records inside is one list o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -153,8 +153,8 @@ def flattened(layout: Layout, record: Any) -> list[Any]:
     return found
 
 
-def record_of(layout: Layout, arguments: Iterator[Any]) -> Any:
-    """The record of the schema's arguments."""
+def record_of(layout: Layout, arguments: Iterator[Any], resolve: Callable[[Any], Any] | None = None) -> Any:
+    """The record of the schema's arguments, its parts of indices resolved on demand."""
     values = {}
     for each in layout.fields:
         if each.is_many:
@@ -163,11 +163,12 @@ def record_of(layout: Layout, arguments: Iterator[Any]) -> Any:
             parts = [tensors[first : first + size] for first in range(0, len(tensors), size)]
             values[each.name] = tuple([each.layout.record(*part) for part in parts])
         elif each.layout is not None:
-            values[each.name] = record_of(each.layout, arguments)
+            values[each.name] = record_of(each.layout, arguments, resolve)
         else:
             value = next(arguments)
             values[each.name] = tuple(value) if each.is_tuple else value
-    return layout.record(**values)
+    record = layout.record(**values)
+    return record if resolve is None or not layout.is_of_indices else resolve(record)
 
 
 def with_tensors(layout: Layout, template: Any, tensors: Iterator[Tensor | None], keeps_indices: bool = False) -> Any:

@@ -9,18 +9,24 @@ import torch.nn.functional as F
 import torch_geometric.nn as parent
 from torch import Tensor
 
-from anyattention import Additive, EdgeFeatures, attend
+from anyattention import Additive, EdgeFeatures
+from anyattention.ambient import without_autocast
+from anyattention.interop.pyg.edge_lists import declared_sizes, features_of
 from anyattention.interop.pyg.layer import (
     argument_types,
+    attended,
     attention_arguments,
     columns,
-    edges_out,
+    edges_and_weights,
     explanation,
     finished,
     graph_and_features,
+    has_lazy_widths,
     pair_of,
+    take_widths,
     weights_refusal,
     with_heads,
+    with_widths,
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
@@ -48,8 +54,8 @@ class GATConv(parent.GATConv):
         >>> x, edge_index = torch.ones(3, 3), torch.tensor([[0, 1], [2, 2]])
         >>> layer(x, edge_index).shape
         torch.Size([3, 8])
-        >>> layer.explain_forward((x, x), edge_index.int()).refusals[0][1]
-        'edge_index is torch.int32 of shape (2, 2), not int64 of shape (2, edges)'
+        >>> layer.explain_forward((x, x), edge_index.short()).refusals[0][1]
+        'edge_index is torch.int16 of shape (2, 2), not int64 or int32 of shape (2, edges)'
     """
 
     # The plain method, which explainers need; without it PyTorch Geometric takes the parent's generated one for it.
@@ -67,14 +73,17 @@ class GATConv(parent.GATConv):
     ) -> Any:
         """As the parent's forward."""
         given = (x, edge_index, edge_attr, size, return_attention_weights)
+        if has_lazy_widths(self):
+            take_widths(_inputs(self, x, edge_attr))
         if _refusal(self, *given) is not None:
             return super().forward(*given)
         arguments = _arguments(self, *given)
-        result = attend(**arguments)
+        result = attended(arguments)
         output = finished(self, result.output, pair_of(x)[1])
         if not return_attention_weights:
             return output
-        return output, (edges_out(self, edge_index, arguments["pattern"]), result.weights)
+        assert result.weights is not None
+        return output, edges_and_weights(self, edge_index, arguments["pattern"], result.weights)
 
     def explain_forward(
         self,
@@ -92,22 +101,37 @@ class GATConv(parent.GATConv):
             Explanation; its implementation is "torch_geometric" where the parent's forward runs.
         """
         given = (x, edge_index, edge_attr, size, return_attention_weights)
-        return explanation(_refusal(self, *given), lambda: _arguments(self, *given))
+        layer = with_widths(self, lambda layer: _inputs(layer, x, edge_attr))
+        return explanation(_refusal(layer, *given), lambda: _arguments(layer, *given))
+
+
+def _inputs(layer: Any, x: Any, edge_attr: Any) -> list[tuple[Any, Any]]:
+    """What each projection is called with, in the parent's order."""
+    source, target = pair_of(x)
+    nodes = [(layer.lin, source)] if layer.lin is not None else [(layer.lin_src, source), (layer.lin_dst, target)]
+    return [(layer.res, target), *nodes, (layer.lin_edge, columns(edge_attr))]
 
 
 def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any, needs_weights: Any) -> str | None:
     source, target = pair_of(x)
+    edge_attr = _read_features(layer, edge_index, edge_attr)
     # Without the targets' features the sources' terms alone are the score.
     nodes = [source] if target is None else [source, target]
     folded = [layer.lin, layer.lin_src, layer.lin_dst, layer.lin_edge]
+    unread = ["lin_dst", "res"] if target is None else []
+    if edge_attr is None:
+        unread.append("lin_edge")
     return (
-        call_refusal(layer, GATConv, nodes, edge_index, _read_columns(layer, edge_attr), folded)
-        or _size_refusal(size, nodes)
+        call_refusal(layer, GATConv, nodes, edge_index, columns(edge_attr), folded, unread)
+        or _size_refusal(size, nodes, edge_index)
         or weights_refusal(layer, needs_weights)
     )
 
 
-def _size_refusal(size: Any, nodes: list[Any]) -> str | None:
+def _size_refusal(size: Any, nodes: list[Any], edge_index: Tensor) -> str | None:
+    num_targets = declared_sizes(edge_index)[1]
+    if len(nodes) == 1 and num_targets is not None and num_targets != _sizes(nodes[0], None, size)[1]:
+        return f"edge_index says {num_targets} targets"
     if size is None:
         return None
     fits = len(size) == 2 and all(type(count) is int for count in size)
@@ -121,33 +145,51 @@ def _arguments(
 ) -> dict[str, Any]:
     """The arguments of `attend`."""
     source, target = pair_of(x)
-    sizes = size or (source.shape[0], (source if target is None else target).shape[0])
-    graph, edge_attr = graph_and_features(layer, edge_index, None if layer.lin_edge is None else edge_attr, sizes)
+    sizes = _sizes(source, target, size)
+    graph, edge_attr = graph_and_features(
+        layer, edge_index, _read_features(layer, edge_index, edge_attr), sizes, needs_weights
+    )
     projection = layer.lin_src if layer.lin is None else layer.lin
-    target_projection = layer.lin_dst if layer.lin is None else layer.lin
     value = with_heads(layer, projection(source))
-    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head.
-    key_weight = _folded(layer, projection, layer.att_src)
-    if target is None:
-        key = F.linear(source, key_weight)
-        query = key.new_zeros(sizes[1], layer.heads)
-    elif target is source:
-        both = torch.cat([key_weight, _folded(layer, target_projection, layer.att_dst)])
-        key, query = F.linear(source, both).chunk(2, dim=-1)
-    else:
-        key = F.linear(source, key_weight)
-        query = F.linear(target, _folded(layer, target_projection, layer.att_dst))
-    features = None
-    if edge_attr is not None:
-        edge_weight = _folded(layer, layer.lin_edge, layer.att_edge)
-        features = EdgeFeatures(columns(edge_attr), edge_weight[:, None])
+    # Not under autocast: the parent's products with the attention vectors are in float32.
+    with without_autocast(source.device):
+        query, key, features = _terms(layer, source, target, sizes[1], edge_attr)
     score = Additive(layer.negative_slope)
     return attention_arguments(layer, (query[..., None], key[..., None], value), graph, score, features, needs_weights)
 
 
-def _read_columns(layer: Any, edge_attr: Any) -> Any:
+def _terms(
+    layer: Any, source: Tensor, target: Tensor | None, num_targets: int, edge_attr: Tensor | None
+) -> tuple[Tensor, Tensor, EdgeFeatures | None]:
+    """The numbers for each node and head, and each edge's features with what makes such numbers of them."""
+    projection = layer.lin_src if layer.lin is None else layer.lin
+    target_projection = layer.lin_dst if layer.lin is None else layer.lin
+    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head.
+    key_weight = _folded(layer, projection, layer.att_src)
+    rows = source.to(key_weight.dtype)
+    if target is None:
+        key = F.linear(rows, key_weight)
+        query = key.new_zeros(num_targets, layer.heads)
+    elif target is source:
+        both = torch.cat([key_weight, _folded(layer, target_projection, layer.att_dst)])
+        key, query = F.linear(rows, both).chunk(2, dim=-1)
+    else:
+        key = F.linear(rows, key_weight)
+        query = F.linear(target.to(key_weight.dtype), _folded(layer, target_projection, layer.att_dst))
+    if edge_attr is None:
+        return query, key, None
+    edge_weight = _folded(layer, layer.lin_edge, layer.att_edge)
+    return query, key, EdgeFeatures(columns(edge_attr), edge_weight[:, None])
+
+
+def _sizes(source: Tensor, target: Tensor | None, size: Any) -> tuple[int, int]:
+    """The numbers of sources and targets."""
+    return size or (source.shape[0], (source if target is None else target).shape[0])
+
+
+def _read_features(layer: Any, edge_index: Any, edge_attr: Any) -> Any:
     """The edge features that GAT reads: none without a projection for them."""
-    return None if layer.lin_edge is None else columns(edge_attr)
+    return None if layer.lin_edge is None else features_of(edge_index, edge_attr)
 
 
 def _folded(layer: Any, linear: Any, vector: Tensor) -> Tensor:

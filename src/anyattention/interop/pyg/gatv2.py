@@ -7,19 +7,24 @@ from typing import Any
 import torch_geometric.nn as parent
 from torch import Tensor
 
-from anyattention import Dynamic, EdgeFeatures, attend
+from anyattention import Dynamic, EdgeFeatures
+from anyattention.interop.pyg.edge_lists import features_of
 from anyattention.interop.pyg.layer import (
     argument_types,
+    attended,
     attention_arguments,
     columns,
     edge_weight,
-    edges_out,
+    edges_and_weights,
     explanation,
     finished,
     graph_and_features,
+    has_lazy_widths,
     pair_of,
+    take_widths,
     weights_refusal,
     with_heads,
+    with_widths,
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
@@ -60,14 +65,17 @@ class GATv2Conv(parent.GATv2Conv):
     ) -> Any:
         """As the parent's forward."""
         given = (x, edge_index, edge_attr, return_attention_weights)
+        if has_lazy_widths(self):
+            take_widths(_inputs(self, x, edge_attr))
         if _refusal(self, *given) is not None:
             return super().forward(*given)
         arguments = _arguments(self, *given)
-        result = attend(**arguments)
+        result = attended(arguments)
         output = finished(self, result.output, pair_of(x)[1])
         if not return_attention_weights:
             return output
-        return output, (edges_out(self, edge_index, arguments["pattern"]), result.weights)
+        assert result.weights is not None
+        return output, edges_and_weights(self, edge_index, arguments["pattern"], result.weights)
 
     def explain_forward(
         self,
@@ -78,22 +86,36 @@ class GATv2Conv(parent.GATv2Conv):
     ) -> Explanation:
         """Which implementation `forward` runs for these arguments; see `GATConv.explain_forward`."""
         given = (x, edge_index, edge_attr, return_attention_weights)
-        return explanation(_refusal(self, *given), lambda: _arguments(self, *given))
+        layer = with_widths(self, lambda layer: _inputs(layer, x, edge_attr))
+        return explanation(_refusal(layer, *given), lambda: _arguments(layer, *given))
+
+
+def _inputs(layer: Any, x: Any, edge_attr: Any) -> list[tuple[Any, Any]]:
+    """What each projection is called with, in the parent's order."""
+    source, target = pair_of(x)
+    # The parent's condition: whatever stands in lin_r's place is not called.
+    right = None if isinstance(x, Tensor) and layer.share_weights else layer.lin_r
+    return [(layer.res, target), (layer.lin_l, source), (right, target), (layer.lin_edge, columns(edge_attr))]
 
 
 def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, needs_weights: Any) -> str | None:
+    edge_attr = features_of(edge_index, edge_attr)
     if edge_attr is not None and layer.lin_edge is None:
         return "edge_attr is given to a layer without edge_dim"
-    refusal = call_refusal(layer, GATv2Conv, pair_of(x), edge_index, columns(edge_attr), [layer.lin_edge])
+    unread = ["lin_edge"] if edge_attr is None else []
+    refusal = call_refusal(layer, GATv2Conv, pair_of(x), edge_index, columns(edge_attr), [layer.lin_edge], unread)
     return refusal or weights_refusal(layer, needs_weights)
 
 
 def _arguments(layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None, needs_weights: Any) -> dict[str, Any]:
     """The arguments of `attend`."""
     source, target = pair_of(x)
-    graph, edge_attr = graph_and_features(layer, edge_index, edge_attr, (source.shape[0], target.shape[0]))
+    edge_attr = features_of(edge_index, edge_attr)
+    graph, edge_attr = graph_and_features(
+        layer, edge_index, edge_attr, (source.shape[0], target.shape[0]), needs_weights
+    )
     key = with_heads(layer, layer.lin_l(source))
-    # The parent's condition: whatever stands in lin_r's place is not called.
+    # As in `_inputs`.
     is_one = isinstance(x, Tensor) and layer.share_weights
     query = key if is_one else with_heads(layer, layer.lin_r(target))
     features = None if edge_attr is None else EdgeFeatures(columns(edge_attr), edge_weight(layer))

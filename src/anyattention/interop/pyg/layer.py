@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch_geometric.inspector import Inspector
-from torch_geometric.utils import add_self_loops
+from torch_geometric.nn import Linear
+from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from anyattention import Additive, Dot, Dynamic, EdgeFeatures, Graph, explain
+from anyattention import AttentionResult, Dynamic, EdgeFeatures, Graph, attend, explain
+from anyattention.ambient import is_compiling
+from anyattention.interop.pyg.compiled import named_graph
+from anyattention.interop.pyg.edge_lists import with_weights
 from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
+from anyattention.scores import Score
 
 __all__ = [
     "argument_types",
+    "attended",
     "attention_arguments",
     "columns",
     "edge_weight",
-    "edges_out",
+    "edges_and_weights",
     "explanation",
     "finished",
     "graph_and_features",
+    "graph_of",
+    "has_lazy_widths",
     "joined_heads",
     "pair_of",
+    "take_widths",
     "weights_refusal",
     "with_heads",
+    "with_widths",
 ]
 
 
@@ -45,18 +58,42 @@ def explanation(refusal: str | None, arguments: Callable[[], dict[str, Any]]) ->
     if refusal is not None:
         return Explanation("torch_geometric", (("anyattention", refusal),))
     with torch.no_grad():
-        return explain(**arguments())
+        given = arguments()
+        with torch.autocast("cpu", enabled=False):
+            return explain(**given)
+
+
+def attended(arguments: dict[str, Any]) -> AttentionResult:
+    """`attend` of `attention_arguments`, whose dtypes stay as they are under autocast too."""
+    if not torch.is_autocast_enabled("cpu"):
+        return attend(**arguments)
+    with torch.autocast("cpu", enabled=False):
+        return attend(**arguments)
 
 
 def attention_arguments(
     layer: Any,
     rows: tuple[Tensor, Tensor, Tensor],
     graph: Graph,
-    score: Additive | Dynamic | Dot,
+    score: Score,
     features: EdgeFeatures | None,
     needs_weights: Any,
 ) -> dict[str, Any]:
-    """The arguments of `attend`, of query, key and value with heads."""
+    """The arguments of `attend`, of query, key and value with heads.
+
+    Autocast makes them of several dtypes; the parent's products and sums make one of these, in which its result is.
+    """
+    vectors = [score.vector] if isinstance(score, Dynamic) else []
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*rows, *vectors)])
+    if any(x.dtype is not dtype for x in (*rows, *vectors)):
+        query, key, value = rows
+        # A value that is the key stays one.
+        cast = key.to(dtype)
+        rows = (query.to(dtype), cast, cast if value is key else value.to(dtype))
+        score = score.cast(lambda x: x.to(dtype))
+    if features is not None:
+        weights = [None if x is None else x.to(dtype) for x in (features.key_weight, features.value_weight)]
+        features = EdgeFeatures(features.features.to(dtype), *weights)
     return {
         **dict(zip(("query", "key", "value"), rows, strict=True)),
         "pattern": graph,
@@ -64,7 +101,42 @@ def attention_arguments(
         "edges": features,
         "dropout": float(layer.dropout) if layer.training else 0.0,
         "return_weights": "heads" if needs_weights else False,
+        # Nothing but the kernels reads what a compiled program has of a graph.
+        "implementation": "cpu" if is_compiling() else None,
     }
+
+
+def has_lazy_widths(layer: Any) -> bool:
+    """Whether a projection gets its width from its first input; a compiler leaves that to the parent."""
+    return not is_compiling() and any("_hook" in vars(child) for child in layer.children())
+
+
+def take_widths(inputs: Sequence[tuple[Any, Any]]) -> None:
+    """Gives projections that have no width yet that of their inputs, in the order in which the parent calls them.
+
+    None where one of them has more hooks, which may change its input.
+
+    Args:
+        inputs: projections and their inputs, either of which may be None.
+    """
+    lazy = [
+        (linear, x)
+        for linear, x in inputs
+        if type(linear) is Linear and isinstance(linear.weight, UninitializedParameter) and isinstance(x, Tensor)
+    ]
+    if all(len(linear._forward_pre_hooks) == 1 for linear, _ in lazy):
+        for linear, x in lazy:
+            linear.initialize_parameters(linear, (x,))
+
+
+def with_widths(layer: Any, inputs: Callable[[Any], Sequence[tuple[Any, Any]]]) -> Any:
+    """The layer, or a copy that has the widths which a call would give it."""
+    if not has_lazy_widths(layer):
+        return layer
+    layer = copy.deepcopy(layer)
+    with torch.random.fork_rng(devices=[]):
+        take_widths(inputs(layer))
+    return layer
 
 
 def weights_refusal(layer: Any, needs_weights: Any) -> str | None:
@@ -75,12 +147,20 @@ def weights_refusal(layer: Any, needs_weights: Any) -> str | None:
 
 
 def graph_and_features(
-    layer: Any, edge_index: Tensor, edge_attr: Tensor | None, sizes: tuple[int, int]
+    layer: Any, edge_index: Tensor, edge_attr: Tensor | None, sizes: tuple[int, int], needs_weights: Any
 ) -> tuple[Graph, Tensor | None]:
     """The Graph and its edges' features, with the self-loops that the layer adds."""
     if not layer.add_self_loops:
-        return prepared_graph(layer, edge_index, *sizes, None).graph, edge_attr
+        return graph_of(layer, edge_index, *sizes), edge_attr
     num_loops = min(sizes)
+    if is_compiling():
+        num_edges = edge_index.shape[1] + num_loops
+        if edge_attr is not None or needs_weights:
+            # Where there are numbers for each edge, their number counts, and is seen at run time alone.
+            looped, edge_attr = remove_self_loops(edge_index, edge_attr)
+            looped, edge_attr = add_self_loops(looped, edge_attr, fill_value=layer.fill_value, num_nodes=num_loops)
+            num_edges = looped.shape[1]
+        return named_graph(edge_index, *sizes, num_loops, num_edges), edge_attr
     prepared = prepared_graph(layer, edge_index, *sizes, num_loops)
     if edge_attr is not None:
         kept = edge_attr if prepared.kept is None else edge_attr[prepared.kept]
@@ -90,10 +170,19 @@ def graph_and_features(
     return prepared.graph, edge_attr
 
 
-def edges_out(layer: Any, edge_index: Tensor, graph: Graph) -> Tensor:
-    """The edges that weights belong to: the caller's tensor, or a new one with the self-loops."""
-    # Whoever gets it may change it, and the Graph is used again.
-    return graph.edge_index.clone() if layer.add_self_loops else edge_index
+def graph_of(layer: Any, edge_index: Tensor, num_sources: int, num_targets: int) -> Graph:
+    """The Graph of the edges as they are."""
+    if is_compiling():
+        return named_graph(edge_index, num_sources, num_targets, None, edge_index.shape[1])
+    return prepared_graph(layer, edge_index, num_sources, num_targets, None).graph
+
+
+def edges_and_weights(layer: Any, edge_index: Tensor, graph: Graph, weights: Tensor) -> tuple[Any, Tensor]:
+    """Attention weights and the edges that they belong to: the caller's own, or new ones with the self-loops."""
+    if type(edge_index) is Tensor and edge_index.layout == torch.strided and not is_compiling():
+        # Whoever gets it may change it, and the Graph is used again.
+        return (graph.edge_index.clone() if layer.add_self_loops else edge_index), weights
+    return with_weights(layer, edge_index, weights, (graph.num_keys, graph.num_queries))
 
 
 def finished(layer: Any, output: Tensor, target: Tensor | None) -> Tensor:

@@ -12,8 +12,10 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 from torch_geometric.nn.aggr import SumAggregation
 
-from anyattention.ambient import Moment, moment_of
-from anyattention.nn.bare import is_untouched
+from anyattention import native
+from anyattention.ambient import Moment, is_compiling, moment_of
+from anyattention.interop.pyg.edge_lists import declared_sizes, edges_refusal, is_matrix
+from anyattention.nn.bare import is_method, is_untouched
 
 __all__ = ["call_refusal", "is_plain", "layer_refusal"]
 
@@ -29,7 +31,13 @@ _LINEAR_FORWARD, _SUM_FORWARD, _REDUCE = Linear.forward, SumAggregation.forward,
 
 
 def call_refusal(
-    layer: Any, ours: type, nodes: Sequence[Any], edge_index: Any, edge_attr: Any, folded: Sequence[nn.Module | None]
+    layer: Any,
+    ours: type,
+    nodes: Sequence[Any],
+    edge_index: Any,
+    edge_attr: Any,
+    folded: Sequence[nn.Module | None],
+    unread: Sequence[str] = (),
 ) -> str | None:
     """Why the parent's forward runs a call; None where ours does.
 
@@ -37,24 +45,36 @@ def call_refusal(
         layer: a layer of class `ours`, or of a subclass.
         nodes: source features, and target features where there are any.
         folded: the projections whose weight is read without calling them; no other part of a layer is passed over.
+        unread: the names of parts that the call does not need.
     """
-    # First, so that a compiler that traces this sees nothing else of it.
-    if torch.compiler.is_compiling():
-        return "torch.compile or torch.export is tracing"
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
-        return "torch.jit is tracing"
+    return (
+        _moment_refusal(edge_index)
+        or layer_refusal(layer, ours)
+        or edges_refusal(edge_index, getattr(layer, "add_self_loops", False))
+        or _features_refusal(layer, nodes, edge_index, edge_attr)
+        or _dtypes_refusal(layer, [*nodes, edge_attr], unread)
+        or _projection_refusal(layer, folded, unread)
+    )
+
+
+def _moment_refusal(edge_index: Any) -> str | None:
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is at work"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is on"
+    if is_compiling():
+        # First, so that an exported program has PyTorch's operators and none of ours.
+        if torch.compiler.is_exporting():
+            return "torch.export is tracing"
+        if not native.available():
+            return "torch.compile is tracing, and no kernels are compiled (see `anyattention info`)"
+        is_plain = type(edge_index) is Tensor and edge_index.layout == torch.strided
+        return None if is_plain else "torch.compile is tracing, and edge_index is no plain tensor"
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # documented
+        return "torch.jit is tracing"
     if moment_of(()) is not Moment.PLAIN:
         return "a mode of PyTorch's dispatcher is on"
-    return (
-        layer_refusal(layer, ours)
-        or _edge_index_refusal(edge_index)
-        or _features_refusal(layer, nodes, edge_index, edge_attr)
-        or _projection_refusal(layer, folded)
-    )
+    return None
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -83,12 +103,11 @@ def layer_refusal(layer: Any, ours: type) -> str | None:
     aggregation = layer.aggr_module
     if type(aggregation) is not SumAggregation:
         return f"the aggregation is {aggregation}, not a sum"
-    is_sum = getattr(aggregation.reduce, "__func__", None) is _REDUCE
-    if not is_sum or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
+    if not is_method(aggregation.reduce, _REDUCE) or not is_untouched(aggregation, SumAggregation, _SUM_FORWARD):
         return "the aggregation has hooks or another forward"
     dropout = getattr(layer, "dropout", 0.0)
     if layer.training and not 0.0 <= dropout < 1.0:
-        return f"dropout={dropout}"
+        return "dropout drops every weight, or is no probability"
     return None
 
 
@@ -101,21 +120,11 @@ def _overridden(layer: Any, ours: type) -> str | None:
             # PyTorch Geometric puts generated functions there, of a module named after the class.
             if own is not None and not own.__module__.startswith(f"{kind.__module__}_{kind.__name__}"):
                 return name
-    # `propagate` is there after an explanation: PyTorch Geometric's own again.
+    # `propagate` is there after an explanation: PyTorch Geometric's own again. Read from the object, so that a compiled
+    # program sees a method that is put there later.
     for name in _METHODS[:-2]:
-        if name in vars(layer):
+        if not is_method(getattr(layer, name), getattr(type(layer), name)):
             return name
-    return None
-
-
-def _edge_index_refusal(edge_index: Any) -> str | None:
-    if type(edge_index) is not Tensor or edge_index.layout != torch.strided:
-        layout = f" of layout {edge_index.layout}" if type(edge_index) is Tensor else ""
-        return f"edge_index is a {type(edge_index).__name__}{layout}"
-    if edge_index.dtype != torch.int64 or edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        return f"edge_index is {edge_index.dtype} of shape {tuple(edge_index.shape)}, not int64 of shape (2, edges)"
-    if edge_index.device.type != "cpu":
-        return f"edge_index is on {edge_index.device}"
     return None
 
 
@@ -132,21 +141,37 @@ def _features_refusal(layer: Any, nodes: Sequence[Any], edge_index: Tensor, edge
             return f"{name} is {features.dtype}"
         if features.ndim != 2:
             return f"{name} has {features.ndim} axes"
-    if edge_attr is not None and edge_attr.shape[0] != edge_index.shape[1]:
-        return f"edge_attr has {edge_attr.shape[0]} rows for {edge_index.shape[1]} edges"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
-    for name, parameter in layer.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            return f"{name} gets its size from the first call"
-        for given, features in named:
-            if features.dtype != parameter.dtype:
-                return f"{given} is {features.dtype} and {name} {parameter.dtype}"
+    if edge_attr is not None:
+        num_edges = edge_index._nnz() if is_matrix(edge_index) else edge_index.shape[1]
+        if edge_attr.shape[0] != num_edges:
+            return f"edge_attr has {edge_attr.shape[0]} rows for {num_edges} edges"
+        if is_matrix(edge_index) and getattr(layer, "add_self_loops", False):
+            return "edge_attr is given beside a sparse matrix whose self-loops are replaced"
+    for features, size in zip(nodes, declared_sizes(edge_index), strict=False):
+        if size is not None and features.shape[0] != size:
+            return f"edge_index says {size} nodes for {features.shape[0]} rows of features"
     return None
 
 
-def _projection_refusal(layer: Any, folded: Sequence[nn.Module | None]) -> str | None:
+def _dtypes_refusal(layer: Any, features: Sequence[Tensor | None], unread: Sequence[str]) -> str | None:
+    """Of dtypes that differ, but for what autocast makes one of."""
+    names = ("x_source", "x_target")[: len(features) - 1]
+    given = [(name, x.dtype) for name, x in zip((*names, "edge_attr"), features, strict=True) if x is not None]
+    casts = torch.is_autocast_enabled("cpu")
+    for name, parameter in layer.named_parameters():
+        if name.split(".")[0] in unread:
+            continue
+        if isinstance(parameter, UninitializedParameter):
+            return f"{name} gets its size from the first call"
+        for argument, dtype in given:
+            # Autocast leaves float64 as it is.
+            if dtype != parameter.dtype and not (casts and torch.float64 not in (dtype, parameter.dtype)):
+                return f"{argument} is {dtype} and {name} {parameter.dtype}"
+    return None
+
+
+def _projection_refusal(layer: Any, folded: Sequence[nn.Module | None], unread: Sequence[str]) -> str | None:
     for name, linear in layer.named_children():
-        if any(linear is each for each in folded) and not is_plain(linear):
+        if name not in unread and any(linear is each for each in folded) and not is_plain(linear):
             return f"{name} has hooks or is no plain Linear"
     return None

@@ -8,18 +8,23 @@ import torch
 import torch_geometric.nn as parent
 from torch import Tensor
 
-from anyattention import Dot, EdgeFeatures, attend
+from anyattention import Dot, EdgeFeatures
+from anyattention.interop.pyg.edge_lists import features_of
 from anyattention.interop.pyg.layer import (
     argument_types,
+    attended,
     attention_arguments,
     edge_weight,
     explanation,
+    graph_of,
+    has_lazy_widths,
     joined_heads,
     pair_of,
+    take_widths,
     with_heads,
+    with_widths,
 )
 from anyattention.interop.pyg.refusals import call_refusal
-from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
 
 __all__ = ["TransformerConv"]
@@ -58,9 +63,11 @@ class TransformerConv(parent.TransformerConv):
     ) -> Any:
         """As the parent's forward."""
         given = (x, edge_index, edge_attr, return_attention_weights)
+        if has_lazy_widths(self):
+            take_widths(_inputs(self, x, edge_attr))
         if _refusal(self, *given) is not None:
             return super().forward(*given)
-        result = attend(**_arguments(self, *given))
+        result = attended(_arguments(self, *given))
         output = joined_heads(self, result.output)
         if self.root_weight:
             skip = self.lin_skip(pair_of(x)[1])
@@ -81,10 +88,19 @@ class TransformerConv(parent.TransformerConv):
     ) -> Explanation:
         """Which implementation `forward` runs for these arguments; see `GATConv.explain_forward`."""
         given = (x, edge_index, edge_attr, return_attention_weights)
-        return explanation(_refusal(self, *given), lambda: _arguments(self, *given))
+        layer = with_widths(self, lambda layer: _inputs(layer, x, edge_attr))
+        return explanation(_refusal(layer, *given), lambda: _arguments(layer, *given))
+
+
+def _inputs(layer: Any, x: Any, edge_attr: Any) -> list[tuple[Any, Any]]:
+    """What each projection is called with, in the parent's order."""
+    source, target = pair_of(x)
+    nodes = [(layer.lin_query, target), (layer.lin_key, source), (layer.lin_value, source)]
+    return [*nodes, (layer.lin_edge, edge_attr), (layer.lin_skip if layer.root_weight else None, target)]
 
 
 def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, needs_weights: Any) -> str | None:
+    edge_attr = features_of(edge_index, edge_attr)
     if (edge_attr is None) != (layer.lin_edge is None):
         return "edge_attr and edge_dim go together"
     return call_refusal(layer, TransformerConv, pair_of(x), edge_index, edge_attr, [layer.lin_edge])
@@ -93,7 +109,8 @@ def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, needs_weights:
 def _arguments(layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None, needs_weights: Any) -> dict[str, Any]:
     """The arguments of `attend`."""
     source, target = pair_of(x)
-    graph = prepared_graph(layer, edge_index, source.shape[0], target.shape[0], None).graph
+    edge_attr = features_of(edge_index, edge_attr)
+    graph = graph_of(layer, edge_index, source.shape[0], target.shape[0])
     query = with_heads(layer, layer.lin_query(target))
     key, value = with_heads(layer, layer.lin_key(source)), with_heads(layer, layer.lin_value(source))
     features = None

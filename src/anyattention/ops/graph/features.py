@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anyattention.ambient import is_compiling
 from anyattention.ops.edges.arrays import GraphArrays, arrays_of
 from anyattention.ops.edges.dynamic import dynamic_scores
 from anyattention.ops.edges.operators import edge_dot, edge_sum, edge_total
@@ -77,6 +78,10 @@ class EdgeFeatureProducts:
 def pair_counts(graph: Graph, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The number of visible edges of each query, `(1, N, 1)` or `(B, N, H)`."""
     if mask is None:
+        if is_compiling():
+            # The graph's arrays may be names, which only operators read.
+            ones = torch.ones(1, graph.num_edges, 1, dtype=dtype, device=graph.device)
+            return edge_total(ones, arrays_of(graph))
         return graph.query_offsets.diff().to(dtype)[None, :, None]
     mask = mask if mask.ndim == 3 else mask[None]
     return edge_total(mask.to(dtype), arrays_of(graph))
