@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from anyattention._checks import FLOATING, describe_shape, require_dense, require_device
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, UnsupportedError
@@ -100,7 +101,7 @@ def nearest_pairs(
     if points.queries is None and not ignore_same_index:
         points = points._replace(queries=points.keys, query_batch=points.key_batch)
     kept_keys = kept_queries = None
-    if cosine:
+    if cosine and not _is_empty(points):
         points, kept_keys, kept_queries = _directions(points)
     if _is_empty(points):
         return _no_pairs(x)
@@ -261,7 +262,9 @@ def define_search(library: torch.library.Library, schema: str, search: Any) -> N
     torch.library.register_vmap(name, _refuse_vmap, lib=library)
 
 
-def _fake_pairs(x: Tensor, *_others: Any) -> Tensor:
+def _fake_pairs(x: Tensor, *others: Any) -> Tensor:
+    if any(isinstance(given, Tensor) and given.is_meta and not is_fake(given) for given in (x, *others)):
+        raise InvalidInputError(argument="x", expected="points and batches on a device with data", actual="meta")
     return x.new_empty((2, torch.library.get_ctx().new_dynamic_size()), dtype=torch.int64)
 
 
