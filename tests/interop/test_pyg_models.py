@@ -1,213 +1,295 @@
-"""The drop-in layers inside PyTorch Geometric's own wrappers: fast there, and the parent's results."""
+"""The drop-in layers inside PyTorch Geometric's models, wrappers and batches.
 
+Each is compared with the same model of PyTorch Geometric's own layers and the same weights, in value and gradient.
+"""
+
+import copy
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import nn as parent
-from torch_geometric.data import HeteroData
-from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer, HeteroExplanation
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn.models import basic_gnn
+from torch_geometric.utils import get_embeddings, unbatch
 
-from anyattention.interop import pyg
-
-_NAMES = ("GATConv", "GATv2Conv", "TransformerConv")
-_SIZES = {"paper": 11, "author": 7}
-_EDGES = {
-    ("paper", "cites", "paper"): 30,
-    ("author", "writes", "paper"): 20,
-    ("paper", "written_by", "author"): 20,
-}
+from pyg_pairs import NAMES, close, compare, gradients, graph, pair
 
 
-def make_data() -> tuple[dict[str, Tensor], dict[tuple[str, str, str], Tensor]]:
-    """Features of two types of nodes, and edges of three."""
-    x = {kind: torch.randn(count, 3, dtype=torch.float64) for kind, count in _SIZES.items()}
-    edges = {
-        kind: torch.stack([torch.randint(_SIZES[kind[0]], (count,)), torch.randint(_SIZES[kind[2]], (count,))])
-        for kind, count in _EDGES.items()
-    }
-    return x, edges
+@pytest.mark.pairwise
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("jk", [None, "cat", "max", "lstm"])
+@pytest.mark.parametrize("norm", [None, "batch", "graph"])
+@pytest.mark.parametrize("edge_dim", [None, 3])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_model_gat(
+    v2: bool, jk: str | None, norm: str | None, edge_dim: int | None, residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(home: Any) -> nn.Module:
+        for name in NAMES[:2]:
+            monkeypatch.setattr(basic_gnn, name, getattr(home, name))
+        settings = {"v2": v2, "heads": 2, "jk": jk, "norm": norm, "edge_dim": edge_dim, "residual": residual}
+        return parent.GAT(5, 6, num_layers=3, out_channels=7, **settings)
+
+    x, edge_index = graph()
+    edge_attr = torch.randn(30, 3, dtype=torch.float64, requires_grad=True) if edge_dim else None
+    inputs = [x] if edge_attr is None else [x, edge_attr]
+    compare(pair(build), lambda model: model(x, edge_index, edge_attr=edge_attr), inputs, layers=3)
 
 
-def watched(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What runs each call of our layers in a model, as explain_forward says it at the call."""
-    ran: list[str] = []
-    for kind in (pyg.GATConv, pyg.GATv2Conv, pyg.TransformerConv):
+def test_the_model_gat_trims_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after NeighborLoader: each layer has fewer nodes and edges than the one before."""
 
-        def forward(self: Any, *given: Any, _plain: Any = kind.forward, **named: Any) -> Any:
-            ran.append(self.explain_forward(*given, **named).implementation)
-            return _plain(self, *given, **named)
+    def build(home: Any) -> nn.Module:
+        monkeypatch.setattr(basic_gnn, "GATConv", home.GATConv)
+        return parent.GAT(5, 6, num_layers=2, out_channels=7)
 
-        monkeypatch.setattr(kind, "forward", forward)
-    return ran
-
-
-def same_weights(models: list[nn.Module]) -> None:
-    with torch.no_grad():
-        for mine, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
-            right.normal_()
-            mine.copy_(right)
+    x, _ = graph()
+    # Two nodes, their 3 neighbours, and the 6 of these.
+    edge_index = torch.tensor([[2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 3], [0, 0, 1, 0, 2, 2, 3, 3, 4, 4, 4]])
+    sampled = {"num_sampled_nodes_per_hop": [2, 3, 6], "num_sampled_edges_per_hop": [4, 7]}
+    models = pair(build)
+    trimmed = compare(models, lambda model: model(x, edge_index, **sampled), [x], layers=2)[0]
+    close(trimmed[:2], models[0](x, edge_index)[:2])
 
 
-def check(models: list[nn.Module], call: Any, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """Results and gradients of two models, and that ours runs the kernels in so many calls of layers."""
-    same_weights(models)
-    ran = watched(models[0], monkeypatch)
-    results = [call(model) for model in models]
-    assert ran == ["cpu"] * calls
-    by = [torch.randn_like(each) for each in results[0]]
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    gradients = [
-        torch.autograd.grad(result, list(model.parameters()), by, allow_unused=True, materialize_grads=True)
-        for model, result in zip(models, results, strict=True)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block", ["res+", "res", "dense", "plain"])
+def test_deep_gcn_layers(name: str, block: str) -> None:
+    x, edge_index = graph(width=6)
+    models = pair(lambda home: deep_gcn(home, name, block))
+    compare(models, lambda model: through(model, x, edge_index), [x], layers=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deep_gcn_layers_that_run_again_backward(name: str) -> None:
+    """PyTorch Geometric checkpoints them in a way that `.backward()` alone can use."""
+    x, edge_index = graph(width=6)
+    results = []
+    for model in pair(lambda home: deep_gcn(home, name, "res+", ckpt_grad=True)):
+        own = x.detach().clone().requires_grad_()
+        output = through(model, own, edge_index)
+        torch.manual_seed(1)
+        output.backward(torch.randn_like(output))
+        results.append([output, own.grad, *[parameter.grad for parameter in model.parameters()]])
+    close(results[0], results[1])
+
+
+def deep_gcn(home: Any, name: str, block: str, **settings: Any) -> nn.Module:
+    layers, width = nn.ModuleList(), 6
+    for _ in range(3):
+        conv, norm = getattr(home, name)(width, 3, heads=2), nn.LayerNorm(width if block == "res+" else 6)
+        layers.append(parent.DeepGCNLayer(conv, norm, nn.ReLU(), block=block, **settings))
+        width += 6 if block == "dense" else 0
+    return layers
+
+
+def through(layers: Any, x: Tensor, edge_index: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x, edge_index)
+    return x
+
+
+class Jumping(nn.Module):
+    def __init__(self, home: Any, mode: str) -> None:
+        super().__init__()
+        self.first = home.GATv2Conv(5, 3, heads=2)
+        self.second = home.TransformerConv(6, 3, heads=2, beta=True)
+        self.jump = parent.JumpingKnowledge(mode, channels=6, num_layers=2)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        first = F.elu(self.first(x, edge_index))
+        return self.jump([first, self.second(first, edge_index)])
+
+
+@pytest.mark.parametrize("mode", ["cat", "max", "lstm"])
+def test_jumping_knowledge(mode: str) -> None:
+    x, edge_index = graph()
+    compare(pair(lambda home: Jumping(home, mode)), lambda model: model(x, edge_index), [x], layers=2)
+
+
+class Classifier(nn.Module):
+    """Of whole graphs."""
+
+    def __init__(self, home: Any, name: str) -> None:
+        super().__init__()
+        self.first = getattr(home, name)(5, 3, heads=2, edge_dim=2)
+        self.second = getattr(home, name)(6, 4)
+
+    def forward(self, data: Any) -> tuple[Tensor, Tensor]:
+        nodes = F.elu(self.first(data.x, data.edge_index, data.edge_attr))
+        nodes = self.second(nodes, data.edge_index)
+        return nodes, parent.global_mean_pool(nodes, data.batch)
+
+
+def molecules() -> list[Data]:
+    """Graphs of several sizes; one without edges, one of a single node."""
+    sizes = [(7, 13), (1, 0), (5, 0), (2, 3), (11, 40)]
+    return [
+        Data(
+            x=torch.randn(nodes, 5, dtype=torch.float64),
+            edge_index=torch.randint(nodes, (2, edges)),
+            edge_attr=torch.randn(edges, 2, dtype=torch.float64),
+        )
+        for nodes, edges in sizes
     ]
-    for mine, right in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-9)
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    # Self-loops of edges between two types are none.
-    return {} if name == "TransformerConv" else {"add_self_loops": False}
+@pytest.mark.parametrize("name", NAMES)
+def test_mini_batches_of_graphs(name: str) -> None:
+    models = pair(lambda home: Classifier(home, name))
+    for batch in DataLoader(molecules(), batch_size=2):
+        compare(models, lambda model, batch=batch: model(batch), [], layers=2)
 
 
-@pytest.mark.parametrize("in_channels", [3, (-1, -1)])
-@pytest.mark.parametrize("name", _NAMES)
-def test_hetero_conv(name: str, in_channels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edges = make_data()
-    models: list[nn.Module] = []
-    for home in (pyg, parent):
-        layers = {kind: getattr(home, name)(in_channels, 4, heads=2, **settings_of(name)) for kind in _EDGES}
-        models.append(parent.HeteroConv(layers, aggr="sum").double())
-    if in_channels != 3:
-        # The first call runs ours too.
-        ran = watched(models[0], monkeypatch)
-        for model in models:
-            model(x, edges)
-        assert ran == ["cpu"] * 3
-        monkeypatch.undo()
-    check(models, lambda model: list(model(x, edges).values()), monkeypatch, 3)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_taken_apart_is_each_graph(name: str) -> None:
+    ours, _ = pair(lambda home: Classifier(home, name))
+    graphs = molecules()
+    batch: Any = Batch.from_data_list(list[Any](graphs))
+    nodes, pooled = ours(batch)
+    alone = [ours(Batch.from_data_list([one])) for one in graphs]
+    close(list(unbatch(nodes, batch.batch)), [of_nodes for of_nodes, _ in alone])
+    close(pooled, torch.cat([of_graph for _, of_graph in alone]))
+    close([one.x for one in batch.to_data_list()], [one.x for one in graphs])
 
 
-class Net(nn.Module):
-    def __init__(self, layers: Any, name: str) -> None:
-        super().__init__()
-        self.first = getattr(layers, name)((-1, -1), 4, heads=2, **settings_of(name))
-        self.second = getattr(layers, name)((-1, -1), 2, heads=1, **settings_of(name))
+def test_sequential() -> None:
+    def build(home: Any) -> nn.Module:
+        return parent.Sequential(
+            "x, edge_index, batch",
+            [
+                (nn.Dropout(p=0.0), "x -> x"),
+                (home.GATConv(5, 3, heads=2), "x, edge_index -> x1"),
+                nn.ReLU(inplace=True),
+                (home.GATv2Conv(6, 6), "x1, edge_index -> x2"),
+                (lambda x1, x2: [x1, x2], "x1, x2 -> xs"),
+                (parent.JumpingKnowledge("cat", 6, num_layers=2), "xs -> x"),
+                (parent.global_add_pool, "x, batch -> x"),
+                nn.Linear(12, 2),
+            ],
+        )
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.second(self.first(x, edge_index).relu(), edge_index)
-
-
-@pytest.mark.parametrize("name", _NAMES)
-def test_to_hetero(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edges = make_data()
-    metadata = (list(_SIZES), list(_EDGES))
-    models: list[nn.Module] = [parent.to_hetero(Net(home, name), metadata).double() for home in (pyg, parent)]
-    ran = watched(models[0], monkeypatch)
-    for model in models:
-        model(x, edges)
-    assert ran == ["cpu"] * 6
-    monkeypatch.undo()
-    check(models, lambda model: list(model(x, edges).values()), monkeypatch, 6)
+    x, edge_index = graph()
+    batch = torch.tensor([0] * 4 + [1] * 7)
+    compare(pair(build), lambda model: model(x, edge_index, batch), [x], layers=2)
 
 
-class Square(nn.Module):
-    """Of widths that are known, as bases have it."""
+@pytest.mark.parametrize("name", NAMES)
+def test_gps_conv(name: str) -> None:
+    x, edge_index = graph(width=6)
+    batch = torch.tensor([0] * 4 + [1] * 7)
 
-    def __init__(self, layers: Any, name: str) -> None:
-        super().__init__()
-        self.only = getattr(layers, name)(5, 4, heads=2, **settings_of(name))
+    def build(home: Any) -> nn.Module:
+        return parent.GPSConv(6, getattr(home, name)(6, 3, heads=2), heads=2, norm="layer_norm")
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.only(x, edge_index)
-
-
-@pytest.mark.parametrize("name", _NAMES)
-def test_to_hetero_with_bases_which_the_parent_cannot_run_either(name: str) -> None:
-    """Its hooks want messages of two axes, and these layers' have three. A hook must not be skipped."""
-    x, edges = make_data()
-    metadata = (list(_SIZES), list(_EDGES))
-    for home in (pyg, parent):
-        model = parent.to_hetero_with_bases(Square(home, name), metadata, num_bases=2, in_channels={"x": 5}).double()
-        with pytest.raises(ValueError, match="Number of messages"):
-            model(x, edges)
+    compare(pair(build), lambda model: model(x, edge_index, batch), [x], layers=1)
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_sequential(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edge_index = torch.randn(11, 3, dtype=torch.float64), torch.randint(11, (2, 30))
-    models: list[nn.Module] = []
-    for home in (pyg, parent):
-        steps = [
-            (getattr(home, name)(-1, 4, heads=2), "x, edge_index -> x"),
-            nn.ReLU(),
-            (getattr(home, name)(8, 2), "x, edge_index -> x"),
-        ]
-        models.append(parent.Sequential("x, edge_index", steps).double())
-        models[-1](x, edge_index)
-    check(models, lambda model: [model(x, edge_index)], monkeypatch, 2)
+@pytest.mark.parametrize("name", NAMES)
+def test_wrappers_of_one_layer(name: str) -> None:
+    x, edge_index = graph(width=6)
+
+    def directed(home: Any) -> nn.Module:
+        loops = {} if name == "TransformerConv" else {"add_self_loops": False}
+        return parent.DirGNNConv(getattr(home, name)(6, 6, **loops))
+
+    def antisymmetric(home: Any) -> nn.Module:
+        return parent.AntiSymmetricConv(6, getattr(home, name)(6, 6), num_iters=3)
+
+    for build, layers in ((directed, 2), (antisymmetric, 3)):
+        compare(pair(build), lambda model: model(x, edge_index), [x], layers)
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_gps_conv(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edge_index = torch.randn(11, 8, dtype=torch.float64), torch.randint(11, (2, 30))
-    edge_attr = torch.randn(30, 2, dtype=torch.float64)
-    batch = torch.tensor([0] * 5 + [1] * 6)
-    models: list[nn.Module] = []
-    for home in (pyg, parent):
-        layer = getattr(home, name)(8, 4, heads=2, edge_dim=2)
-        models.append(parent.GPSConv(8, layer, heads=2, dropout=0.0).double())
-    check(models, lambda model: [model(x, edge_index, batch, edge_attr=edge_attr)], monkeypatch, 1)
+@pytest.mark.parametrize("name", NAMES)
+def test_reversible_groups(name: str) -> None:
+    """Whose layers run again backward, from inputs that are made of outputs."""
+    x, edge_index = graph(width=6)
+
+    def build(home: Any) -> nn.Module:
+        return parent.GroupAddRev(getattr(home, name)(3, 3), num_groups=2)
+
+    results = []
+    for model in pair(build):
+        own = x.detach().clone().requires_grad_()
+        # It frees the memory of what it is given.
+        output = model(own * 1, edge_index)
+        results.append([output.detach().clone(), *gradients([output], model, [own])])
+    close(results[0], results[1])
 
 
-def explained(model: nn.Module, algorithm: Any, data: Any, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    config = {"mode": "regression", "task_level": "node", "return_type": "raw"}
-    explainer = Explainer(model, algorithm, "model", edge_mask_type="object", model_config=config, **settings)
-    return explainer(*data, index=2)
+@pytest.mark.parametrize("name", NAMES)
+def test_pooling_by_attention(name: str) -> None:
+    x, edge_index = graph()
+    batch = torch.tensor([0] * 4 + [1] * 7)
+    edge_index = edge_index[:, batch[edge_index[0]] == batch[edge_index[1]]]
+
+    def build(home: Any) -> nn.Module:
+        return parent.SAGPooling(5, ratio=0.5, GNN=getattr(home, name))
+
+    def call(model: nn.Module) -> Tensor:
+        return model(x, edge_index, batch=batch)[0]
+
+    compare(pair(build), call, [x], layers=1)
 
 
-class HeteroNet(nn.Module):
-    def __init__(self, layers: Any, name: str) -> None:
-        super().__init__()
-        convs = {kind: getattr(layers, name)(3, 4, heads=2, **settings_of(name)) for kind in _EDGES}
-        self.conv = parent.HeteroConv(convs, aggr="sum")
-        self.last = nn.Linear(8, 1)
-
-    def forward(self, x_dict: dict[str, Tensor], edge_index_dict: dict[Any, Tensor]) -> Tensor:
-        found = self.conv(x_dict, edge_index_dict)
-        return torch.cat([self.last(found["paper"]), self.last(found["author"])])
-
-
-@pytest.mark.parametrize("kind", ["gnn", "attention"])
-@pytest.mark.parametrize("name", _NAMES)
-def test_heterogeneous_explanations_are_the_parents(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edges = make_data()
-    models: list[nn.Module] = [HeteroNet(home, name).double() for home in (pyg, parent)]
-    same_weights(models)
-    found = []
-    for model in models:
-        if kind == "gnn":
-            found.append(explained(model, GNNExplainer(epochs=4), (x, edges), node_mask_type="attributes"))
-        else:
-            found.append(explained(model, AttentionExplainer(), (x, edges)))
-    assert isinstance(found[0], HeteroExplanation)
-    for edge_type in _EDGES:
-        mine, right = (each[edge_type].edge_mask for each in found)
-        torch.testing.assert_close(mine, right, rtol=1e-8, atol=1e-8)
-        assert mine.any() or kind == "gnn"
-    # And after it the layers are fast again.
-    check(models, lambda model: [model(x, edges)], monkeypatch, 3)
+def test_the_summary_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What lays out the table is no part of the tests' environment.
+    table = SimpleNamespace(tabulate=lambda rows, **_layout: str(rows))
+    monkeypatch.setitem(sys.modules, "tabulate", table)
+    x, edge_index = graph()
+    ours, theirs = pair(lambda home: Jumping(home, "cat"))
+    summary = parent.summary(ours, x, edge_index)
+    assert summary == parent.summary(theirs, x, edge_index)
+    assert "(first)GATv2Conv', '[11, 5], [2, 30]', '[11, 6]', '84'" in summary
+    assert parent.summary(ours, x, edge_index, leaf_module=None, max_depth=5) == parent.summary(
+        theirs, x, edge_index, leaf_module=None, max_depth=5
+    )
 
 
-def test_hetero_data_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, edges = make_data()
-    data = HeteroData()
-    for kind, features in x.items():
-        data[kind].x = features
-    for kind, edge_index in edges.items():
-        data[kind].edge_index = edge_index
-    models: list[nn.Module] = [HeteroNet(home, "GATv2Conv").double() for home in (pyg, parent)]
-    check(models, lambda model: [model(data.x_dict, data.edge_index_dict)], monkeypatch, 3)
+def test_embeddings_of_each_layer() -> None:
+    x, edge_index = graph()
+    ours, theirs = pair(lambda home: Jumping(home, "cat"))
+    found = get_embeddings(ours, x, edge_index)
+    assert [embedding.shape for embedding in found] == [(11, 6), (11, 6)]
+    close(found, get_embeddings(theirs, x, edge_index))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_and_reset(name: str) -> None:
+    """What `to_hetero`, ensembles and grid searches do."""
+    x, edge_index = graph()
+    ours, theirs = pair(lambda home: Classifier(home, name))
+    data = Data(x=x, edge_index=edge_index, edge_attr=torch.randn(30, 2).double(), batch=torch.zeros(11).long())
+    ours(data)
+    copied = copy.deepcopy(ours)
+    close(copied(data), theirs(data))
+    for model in (copied, theirs):
+        torch.manual_seed(3)
+        for layer in model.children():
+            layer.reset_parameters()
+    close(copied(data), theirs(data))
+    assert not torch.allclose(copied(data)[0], ours(data)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_over_a_loader(name: str) -> None:
+    losses = []
+    graphs = molecules()
+    for model in pair(lambda home: Classifier(home, name)):
+        optimizer, of_model = torch.optim.Adam(model.parameters(), lr=0.02), []
+        for _ in range(10):
+            for batch in DataLoader(graphs, batch_size=2):
+                loss = (model(batch)[1] - batch.num_graphs).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                of_model.append(loss.item())
+        losses.append(of_model)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-8)
+    assert losses[0][-3] < losses[0][0]

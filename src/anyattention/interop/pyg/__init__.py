@@ -22,6 +22,19 @@ from anyattention.interop.pyg.gat import GATConv
 from anyattention.interop.pyg.gatv2 import GATv2Conv
 from anyattention.interop.pyg.han import HANConv
 from anyattention.interop.pyg.hgt import HGTConv
+from anyattention.interop.pyg.neighbours import knn, knn_graph, radius, radius_graph
+from anyattention.interop.pyg.provided import provide_neighbours
 from anyattention.interop.pyg.transformer import TransformerConv
 
-__all__ = ["GATConv", "GATv2Conv", "HANConv", "HGTConv", "TransformerConv"]
+__all__ = [
+    "GATConv",
+    "GATv2Conv",
+    "HANConv",
+    "HGTConv",
+    "TransformerConv",
+    "knn",
+    "knn_graph",
+    "provide_neighbours",
+    "radius",
+    "radius_graph",
+]
