@@ -6,8 +6,11 @@ import random
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch_geometric import EdgeIndex
 from torch_geometric import nn as original
 from torch_geometric.data import HeteroData
+from torch_geometric.explain import Explainer, GNNExplainer
 
 from anyattention.errors import GraphStructureError
 from anyattention.interop import pyg
@@ -256,3 +259,111 @@ def test_copies_pickles_and_data(kind):
     expected = ours(x, edges)
     require_equal(copy.deepcopy(ours)(data.x_dict, data.edge_index_dict), expected, 1e-6)
     require_equal(pickle.loads(pickle.dumps(ours))(x, edges), expected, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+@pytest.mark.parametrize("form", ["EdgeIndex", "sparse_csr", "sparse_coo", "sparse_csc"])
+def test_edges_in_other_forms(kind, form):
+    x, edges, metadata, widths = typed_graph(38)
+    ours, theirs = pair(kind, widths, metadata)
+    given, lists = {}, {}
+    for relation, each in edges.items():
+        sizes = (len(x[relation[0]]), len(x[relation[2]]))
+        matrix = torch.sparse_coo_tensor(each.flip(0), torch.ones(each.shape[1]), sizes[::-1]).coalesce()
+        # A matrix adds up edges that are there twice.
+        lists[relation] = each if form == "EdgeIndex" else matrix.indices().flip(0)
+        if form == "EdgeIndex":
+            given[relation] = EdgeIndex(each, sparse_size=sizes)
+        else:
+            given[relation] = matrix if form == "sparse_coo" else getattr(matrix, f"to_{form}")()
+    assert ours.explain_forward(x, given).implementation == "cpu"
+    # The parents do not take each form of each relation.
+    for found, expected in zip(results_of(ours, x, given), results_of(theirs, x, lists), strict=True):
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_autocast(kind):
+    x, edges, metadata, widths = typed_graph(38, torch.float32)
+    ours, theirs = (layer.float() for layer in pair(kind, widths, metadata))
+    exact = theirs(x, edges)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours.explain_forward(x, edges).implementation == "cpu"
+        found, expected = results_of(ours, x, edges), results_of(theirs, x, edges)
+    for name, each in expected[0].items():
+        assert found[0][name].dtype == each.dtype
+        error, peers = ((one - exact[name]).abs().max() for one in (found[0][name], each))
+        assert error <= 2 * peers + 0.02 * exact[name].abs().max()
+    assert all(gradient is None or gradient.isfinite().all() for gradient in found[2].values())
+
+
+def typed_call(seed, sizes):
+    """Features and edges of a graph of given sizes, of the metadata below."""
+    torch.manual_seed(seed)
+    x = {name: torch.randn(count, 4) for name, count in zip("ab", sizes, strict=True)}
+    relations = [("a", "to", "b"), ("b", "to", "a"), ("a", "of", "b")]
+    edges = {(source, name, target): torch.stack([torch.randint(len(x[source]), (3 * sum(sizes),)),
+                                                  torch.randint(len(x[target]), (3 * sum(sizes),))])
+             for source, name, target in relations}  # fmt: skip
+    return x, edges, (["a", "b"], relations)
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_compiled_once_for_changing_sizes(kind):
+    x, edges, metadata = typed_call(0, (5, 7))
+    ours, theirs = (layer.float() for layer in pair(kind, {"a": 4, "b": 4}, metadata))
+    torch.compiler.reset()
+    programs = CompileCounter()
+    counted = torch.compile(ours, fullgraph=True, dynamic=True, backend=programs)
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True)
+    for seed, sizes in enumerate([(5, 7), (11, 13), (17, 3), (23, 29)]):
+        x, edges, _ = typed_call(seed, sizes)
+        counted(x, edges)
+        for _ in range(2):
+            for found, expected in zip(results_of(compiled, x, edges), results_of(theirs, x, edges), strict=True):
+                found = {name.removeprefix("_orig_mod."): each for name, each in found.items()}
+                require_equal(found, expected, 1e-3)
+    assert programs.frame_count == 1
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_an_explanation_is_the_parents(kind):
+    x, edges, metadata = typed_call(0, (5, 7))
+    ours, theirs = (layer.float() for layer in pair(kind, {"a": 4, "b": 4}, metadata))
+
+    class Net(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x_dict, edge_index_dict):
+            return self.layer(x_dict, edge_index_dict)["b"]
+
+    data = HeteroData()
+    for name, each in x.items():
+        data[name].x = each
+    for relation, each in edges.items():
+        data[relation].edge_index = each
+    masks = []
+    for layer in (ours, theirs):
+        explainer = Explainer(
+            Net(layer),
+            algorithm=GNNExplainer(epochs=3),
+            explanation_type="model",
+            node_mask_type="attributes",
+            edge_mask_type="object",
+            model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
+        )
+        torch.manual_seed(0)
+        try:
+            found = explainer(data.x_dict, data.edge_index_dict, index=torch.tensor([1]))
+        except Exception as fault:
+            masks.append(type(fault))
+        else:
+            masks.append([*found.node_mask_dict.values(), *found.edge_mask_dict.values()])
+    if isinstance(masks[1], type):
+        assert masks[0] is masks[1]
+    else:
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*masks, strict=True))
+    assert ours.explain_forward(x, edges).implementation == "cpu"

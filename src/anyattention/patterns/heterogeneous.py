@@ -185,6 +185,16 @@ class HeterogeneousGraph:
             self._joined[by_relation] = graph
         return graph
 
+    def with_joint(self, joint: Graph, *, by_relation: bool = False) -> HeterogeneousGraph:
+        """This graph, whose `joint(by_relation=by_relation)` is known to be one."""
+        known = HeterogeneousGraph(self.num_nodes, self.edge_index)
+        known._joined[by_relation] = joint
+        return known
+
+    def joint_sizes(self, *, by_relation: bool = False) -> tuple[int, int]:
+        """The numbers of queries and keys of `joint(by_relation=by_relation)`."""
+        return _places(self, 2, by_relation)[1], _places(self, 0, True)[1]
+
     def by_relation(self, numbers: Tensor, dim: int = 0) -> dict[Relation, Tensor]:
         """What `joint()` has for each edge along an axis, as views by relation, in the caller's edge order."""
         sizes = [edges.shape[1] for edges in self.edge_index.values()]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import torch_geometric.nn as parent
 from torch import Tensor
 
-from anyattention import Additive, attend
-from anyattention.interop.pyg.layer import argument_types, explanation
+from anyattention import Additive
+from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
 from anyattention.nn.relation_rows import RelationMap, relation_rows
 from anyattention.ops.dispatch import Explanation
@@ -62,7 +62,7 @@ class HANConv(parent.HANConv):
         if _refusal(self, x_dict, edge_index_dict) is not None:
             return super().forward(x_dict, edge_index_dict, return_semantic_attention_weights)
         graph, arguments = _arguments(self, x_dict, edge_index_dict)
-        rows = F.relu(attend(**arguments).output.flatten(1)) if graph.relations else None
+        rows = F.relu(attended(arguments).output.flatten(1)) if graph.relations else None
         outputs: dict[str, Tensor | None] = dict.fromkeys(x_dict)
         weights: dict[str, Tensor | None] = dict.fromkeys(x_dict)
         first = 0
@@ -93,12 +93,12 @@ def _refusal(layer: Any, x_dict: Any, edge_index_dict: Any) -> str | None:
 def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[HeterogeneousGraph, dict[str, Any]]:
     """The graph, and the arguments of `attend`."""
     materialised(layer, lambda: [layer.proj[kind](x) for kind, x in x_dict.items()])
-    graph = typed_graph(layer, x_dict, edge_index_dict)
+    graph = typed_graph(layer, x_dict, edge_index_dict, by_relation=True)
     heads = layer.heads
     score = Additive(layer.negative_slope)
     if not graph.relations:
         nothing = layer.q.new_zeros(0, heads, 1)
-        return graph, {"query": nothing, "key": nothing, "value": nothing, "pattern": graph.joint(), "score": score}
+        return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), score, None, False)
     sources = [kind for kind in graph.num_nodes if graph.outgoing(kind)]
     targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
     projections = {kind: projection_of(layer.proj[kind], x) for kind, x in x_dict.items()}
@@ -117,10 +117,8 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
         queries.append([RelationMap(projections[kind], heads, len(relations), vectors(layer.lin_dst, relations))])
     value, key = relation_rows([x_dict[kind] for kind in sources], keys)
     (query,) = relation_rows([x_dict[kind] for kind in targets], queries)
-    return graph, {
-        **{"query": query, "key": key, "value": value, "pattern": graph.joint(by_relation=True), "score": score},
-        "dropout": float(layer.dropout) if layer.training else 0.0,
-    }
+    joint = graph.joint(by_relation=True)
+    return graph, attention_arguments(layer, (query, key, value), joint, score, None, False)
 
 
 def _weighted(layer: Any, rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -129,4 +127,6 @@ def _weighted(layer: Any, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         return rows.sum(1), None
     scores = (layer.q * torch.tanh(layer.k_lin(rows)).mean(0)).sum(-1)
     weights = torch.softmax(scores, dim=0)
-    return torch.einsum("nrc,r->nc", rows, weights), weights
+    # In the dtype of the weights, as the parent's sum; autocast would round a product.
+    with torch.autocast("cpu", enabled=False):
+        return torch.einsum("nrc,r->nc", rows.to(weights.dtype), weights), weights

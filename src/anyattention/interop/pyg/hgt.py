@@ -11,8 +11,8 @@ import torch_geometric.nn as parent
 from torch import Tensor
 from torch_geometric.nn.dense import HeteroDictLinear, HeteroLinear
 
-from anyattention import Dot, attend
-from anyattention.interop.pyg.layer import argument_types, explanation
+from anyattention import Dot
+from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
 from anyattention.nn.bare import is_untouched
 from anyattention.nn.relation_rows import Projection, RelationMap, relation_rows
@@ -91,7 +91,7 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
     heads, width = layer.heads, layer.out_channels // layer.heads
     if not graph.relations:
         nothing = next(iter(layer.out_lin.parameters())).new_zeros(0, heads, width)
-        return graph, {"query": nothing, "key": nothing, "value": nothing, "pattern": graph.joint(), "score": Dot()}
+        return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), Dot(), None, False)
     parts = _projections(layer, x_dict)
     sources = [kind for kind in graph.num_nodes if graph.outgoing(kind)]
     targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
@@ -100,7 +100,7 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
     )
     queries = [[RelationMap(parts[kind][1], heads, 1)] for kind in targets]
     (query,) = relation_rows([x_dict[kind] for kind in targets], queries)
-    return graph, {"query": query, "key": key, "value": value, "pattern": graph.joint(), "score": Dot()}
+    return graph, attention_arguments(layer, (query, key, value), graph.joint(), Dot(), None, False)
 
 
 def _projections(layer: Any, x_dict: Mapping[str, Tensor]) -> dict[str, list[Projection]]:
@@ -139,7 +139,7 @@ def _by_type(
     layer: Any, x_dict: Mapping[str, Tensor], graph: HeterogeneousGraph, arguments: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The output of each type that may be a target; 0 where no relation leads there."""
-    rows = attend(**arguments).output.flatten(1)
+    rows = attended(arguments).output.flatten(1)
     targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
     found = dict(zip(targets, rows.split([graph.num_nodes[kind] for kind in targets]), strict=True))
     return {

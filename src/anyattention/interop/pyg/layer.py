@@ -99,7 +99,7 @@ def attention_arguments(
         "pattern": graph,
         "score": score,
         "edges": features,
-        "dropout": float(layer.dropout) if layer.training else 0.0,
+        "dropout": float(getattr(layer, "dropout", 0.0)) if layer.training else 0.0,
         "return_weights": "heads" if needs_weights else False,
         # Nothing but the kernels reads what a compiled program has of a graph.
         "implementation": "cpu" if is_compiling() else None,

@@ -17,7 +17,7 @@ from anyattention.ambient import Moment, is_compiling, moment_of
 from anyattention.interop.pyg.edge_lists import declared_sizes, edges_refusal, is_matrix
 from anyattention.nn.bare import is_method, is_untouched
 
-__all__ = ["call_refusal", "is_plain", "layer_refusal"]
+__all__ = ["call_refusal", "is_plain", "layer_refusal", "moment_refusal"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _METHODS = ("message", "edge_update", "aggregate", "update", "message_and_aggregate", "propagate", "edge_updater")
@@ -48,7 +48,7 @@ def call_refusal(
         unread: the names of parts that the call does not need.
     """
     return (
-        _moment_refusal(edge_index)
+        moment_refusal(edge_index)
         or layer_refusal(layer, ours)
         or edges_refusal(edge_index, getattr(layer, "add_self_loops", False))
         or _features_refusal(layer, nodes, edge_index, edge_attr)
@@ -57,7 +57,8 @@ def call_refusal(
     )
 
 
-def _moment_refusal(edge_index: Any) -> str | None:
+def moment_refusal(edge_index: Any) -> str | None:
+    """Why the moment leaves a call over these edges to the parent's forward."""
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is at work"
     if forward_ad._current_level >= 0:

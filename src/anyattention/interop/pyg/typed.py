@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 
-from anyattention.ambient import is_compiling, lasting
-from anyattention.interop.pyg.refusals import layer_refusal
+from anyattention.ambient import is_compiling
+from anyattention.interop.pyg.compiled import named_joint_graph
+from anyattention.interop.pyg.edge_lists import edges_refusal
+from anyattention.interop.pyg.refusals import layer_refusal, moment_refusal
+from anyattention.interop.pyg.remembered import prepared_types
 from anyattention.nn.bare import is_untouched
 from anyattention.nn.relation_rows import Projection
 from anyattention.patterns import HeterogeneousGraph
@@ -22,9 +24,6 @@ __all__ = ["materialised", "projection_of", "typed_graph", "typed_refusal"]
 
 # As it was before anybody put another in its place.
 _LINEAR_FORWARD = Linear.forward
-
-_Remembered = tuple[dict[Relation, weakref.ref[Tensor]], HeterogeneousGraph]
-_memories: weakref.WeakKeyDictionary[nn.Module, _Remembered] = weakref.WeakKeyDictionary()
 
 
 def typed_refusal(
@@ -45,10 +44,9 @@ def typed_refusal(
     if not isinstance(x_dict, Mapping) or not all(type(x) in (Tensor, nn.Parameter) for x in x_dict.values()):
         return "x_dict is no dictionary of plain tensors"
     for relation, edges in edge_index_dict.items():
-        if type(edges) is not Tensor or edges.layout != torch.strided or edges.dtype not in (torch.int64, torch.int32):
-            return f"edge_index of {relation} is no plain list of integers"
-        if edges.ndim != 2 or edges.shape[0] != 2:
-            return f"edge_index of {relation} has the shape {tuple(edges.shape)}"
+        refusal = moment_refusal(edges) or edges_refusal(edges, False)
+        if refusal is not None:
+            return f"{relation}: {refusal}"
         if relation not in layer.edge_types or not {relation[0], relation[2]} <= x_dict.keys():
             return f"{relation} is not in the metadata, or has no features"
     return None
@@ -67,44 +65,16 @@ def projection_of(linear: Any, x: Tensor) -> Projection:
     return Projection(linear.weight, linear.bias) if is_read else Projection(None, rows=linear(x))
 
 
-def typed_graph(layer: nn.Module, x: Mapping[str, Tensor], edges: Mapping[Relation, Tensor]) -> HeterogeneousGraph:
-    """The graph of these edges: the layer's last one where the tensors are the same and hold the same edges.
+def typed_graph(
+    layer: nn.Module, x: Mapping[str, Tensor], edges: Mapping[Relation, Tensor], *, by_relation: bool = False
+) -> HeterogeneousGraph:
+    """The graph of these edges, remembered, with its `joint(by_relation=by_relation)`.
 
     Raises:
         GraphStructureError: an edge names a node that is not there.
     """
     counts = {kind: features.shape[0] for kind, features in x.items()}
-    if is_compiling():
-        return _built(edges, counts)
-    remembered = _memories.get(layer)
-    if remembered is not None:
-        sources, graph = remembered
-        is_asked_for = graph.num_nodes == counts and list(sources) == list(edges)
-        if is_asked_for and all(
-            sources[relation]() is each and torch.equal(graph.edge_index[relation], each)
-            for relation, each in edges.items()
-        ):
-            return graph
-    graph = _built(edges, counts)
-    _remember(layer, edges, graph)
-    return graph
-
-
-def _remember(layer: nn.Module, edges: Mapping[Relation, Tensor], graph: HeterogeneousGraph) -> None:
-    """Keep the graph as long as the layer and its edge lists are there, and no other takes its place."""
-    owner = weakref.ref(layer)
-
-    def forget(source: weakref.ref[Tensor]) -> None:
-        layer = owner()
-        held = None if layer is None else _memories.get(layer)
-        if layer is not None and held is not None and source in held[0].values():
-            _memories.pop(layer, None)
-
-    _memories[layer] = ({relation: weakref.ref(each, forget) for relation, each in edges.items()}, graph)
-
-
-def _built(edges: Mapping[Relation, Tensor], counts: Mapping[str, int]) -> HeterogeneousGraph:
-    # It may serve training where an evaluation came first.
-    with lasting(*edges.values()):
-        wide = {relation: each.long() for relation, each in edges.items()}
-        return HeterogeneousGraph.from_edge_index(wide, counts)
+    if not is_compiling():
+        return prepared_types(layer, edges, counts)
+    graph = HeterogeneousGraph(counts, dict(edges))
+    return graph.with_joint(named_joint_graph(graph, by_relation), by_relation=by_relation) if edges else graph
