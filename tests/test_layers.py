@@ -37,7 +37,7 @@ _LAYERS = (
 
 # The same inside `ops`.
 _FLOORS = (
-    ("compile_cache", "records"),
+    ("compile_cache", "handles", "records"),
     ("mapped",),
     ("operator",),
     ("arguments", "dropout", "dispatch", "linear_maps", "normalizer"),

@@ -131,6 +131,21 @@ def no_graph(argument: str, value: object, expected: str = "a Graph") -> Invalid
     return InvalidInputError(argument=argument, expected=expected, actual=type(value).__name__, hint=hint)
 
 
+Relation = tuple[str, str, str]
+"""Edges of one kind: type of the sources (keys), name, type of the targets (queries)."""
+
+
+def require_relation(argument: str, key: object, error: type[AttentionError]) -> Relation:
+    """A relation as given by a caller: three strings, else an error of the class."""
+    if not isinstance(key, tuple | list) or len(key) != 3 or not all(isinstance(part, str) for part in key):
+        raise error(
+            argument=argument,
+            expected="relations (type of sources, name, type of targets) of three strings",
+            actual=repr(key),
+        )
+    return (key[0], key[1], key[2])
+
+
 def require_dense(argument: str, tensor: Tensor) -> None:
     """Raise unless the argument is a tensor that keeps all its elements, not a sparse one."""
     require_tensor(argument, tensor)

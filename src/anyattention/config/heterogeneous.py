@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from anyattention._checks import Relation, plain, require_relation
 from anyattention.config.attention import AttentionConfig, GraphBase
 from anyattention.config.graph import GraphScore
 from anyattention.errors import InvalidConfigError
@@ -13,7 +14,6 @@ from anyattention.settings import Config, documented, require_count, require_def
 
 __all__ = ["HeterogeneousGraphAttentionConfig", "SoftmaxOver"]
 
-Relation = tuple[str, str, str]
 SoftmaxOver = Literal["node", "relation"]
 
 
@@ -48,7 +48,7 @@ class HeterogeneousGraphAttentionConfig(Config):
         "width of the features of each type of nodes, a dictionary; kept as pairs, in its order",
     ] = field(kw_only=True)
     relations: Annotated[
-        tuple[Relation, ...] | list[Relation],
+        tuple[Relation, ...] | Iterable[Relation],
         "what kinds of edges there may be: (type of sources, name, type of targets)",
     ] = field(kw_only=True)
     score: Annotated[GraphScore, '"dot" (HGT), "additive" (HAN) or "dynamic" (GATv2)'] = "dot"
@@ -100,7 +100,7 @@ def _read_widths(given: Any) -> tuple[tuple[str, int], ...]:
         raise InvalidConfigError(
             argument="in_features", expected="a dictionary of widths by type of nodes", actual=repr(given)
         )
-    widths = dict(pairs)
+    widths = {node_type: plain(width) for node_type, width in pairs}
     for node_type, width in widths.items():
         require_count(f"in_features[{node_type!r}]", width)
     if not widths or len(widths) < len(given):
@@ -110,21 +110,16 @@ def _read_widths(given: Any) -> tuple[tuple[str, int], ...]:
 
 def _read_relations(given: Any, widths: Mapping[str, int]) -> tuple[Relation, ...]:
     relations = []
-    for relation in given if isinstance(given, tuple | list) else (given,):
-        if not isinstance(relation, tuple | list) or [type(part) for part in relation] != [str] * 3:
-            raise InvalidConfigError(
-                argument="relations",
-                expected="(type of sources, name, type of targets), three strings each",
-                actual=repr(relation),
-            )
+    for each in given if isinstance(given, Iterable) and not isinstance(given, str) else (given,):
+        relation = require_relation("relations", each, InvalidConfigError)
         for node_type in (relation[0], relation[2]):
             if node_type not in widths:
                 raise InvalidConfigError(
                     argument="relations",
                     expected="types of in_features: " + ", ".join(map(repr, widths)),
-                    actual=f"{node_type!r} in {tuple(relation)}",
+                    actual=f"{node_type!r} in {relation}",
                 )
-        relations.append(tuple(relation))
+        relations.append(relation)
     if not relations or len(set(relations)) < len(relations):
         raise InvalidConfigError(argument="relations", expected="each relation once", actual=repr(given))
     return tuple(relations)
@@ -139,13 +134,14 @@ def _read_edge_dim(given: Any, relations: Any) -> tuple[int | None, ...] | None:
             raise InvalidConfigError(
                 argument="edge_dim", expected="relations among " + ", ".join(map(str, relations)), actual=unknown[0]
             )
-        found = [given.get(relation) for relation in relations]
+        found: list[Any] = [given.get(relation) for relation in relations]
     elif isinstance(given, tuple | list) and len(given) == len(relations):
         found = list(given)
     else:
         raise InvalidConfigError(
             argument="edge_dim", expected="an int, a dictionary of ints by relation, or None", actual=repr(given)
         )
+    found = [plain(width) for width in found]
     for relation, width in zip(relations, found, strict=True):
         if width is not None:
             require_count(f"edge_dim[{relation}]", width)

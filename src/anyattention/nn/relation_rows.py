@@ -5,28 +5,38 @@ Axes: R relations of a type, N nodes, I in_features, H heads, D channels of a he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyattention._checks import Relation
+from anyattention.ambient import without_autocast
+from anyattention.errors import DimensionMismatchError
 from anyattention.nn.bare import is_bare
 from anyattention.ops.linear_maps import linear_maps, stacked_maps
 from anyattention.patterns import HeterogeneousGraph
-from anyattention.patterns.heterogeneous import Relation
 from anyattention.scores import EdgeFeatures
 
-__all__ = ["Projection", "RelationMap", "joint_edge_features", "relation_rows"]
+__all__ = [
+    "Projection",
+    "RelationMap",
+    "joint_edge_features",
+    "relation_rows",
+    "rows_by_target",
+    "weighted_relations",
+]
 
 
-class Projection(NamedTuple):
+@dataclass(eq=False)
+class Projection:
     """A projection of nodes `(N, I)` to heads `(N, H x D)`: a weight and a bias to multiply by, or its result.
 
     Attributes:
-        weight, bias: `(H x D, I)` and `(H x D,)`; the bias may be None, and so is the weight where there are rows.
-        rows: `(N, H x D)`, of a projection that is more than a product.
+        weight, bias: `(H x D, I)` and `(H x D,)`; the bias may be None, and so is the weight where there are rows alone.
+        rows: `(N, H x D)`: of a projection that is more than a product, or once they were needed.
     """
 
     weight: Tensor | None
@@ -34,14 +44,22 @@ class Projection(NamedTuple):
     rows: Tensor | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, x: Tensor) -> Projection:
-        """A module's: the weight of a bare linear one is read, any other is called."""
-        return cls(module.weight, module.bias) if is_bare(module) else cls(None, rows=module(x))
+    def of(cls, module: nn.Module, x: Tensor, width: int) -> Projection:
+        """A module's to so many numbers: the weight of a bare linear one is read, any other is called."""
+        if is_bare(module) and module.out_features == width:
+            return cls(module.weight, module.bias)
+        rows = module(x)
+        if rows.shape[-1] != width:
+            raise DimensionMismatchError(
+                argument=f"the rows of {type(module).__name__}", expected=f"{width} features", actual=rows.shape[-1]
+            )
+        return cls(None, rows=rows)
 
     @property
     def width(self) -> int:
         """H x D."""
-        return self.weight.shape[0] if self.weight is not None else self.rows.shape[-1]  # pyright: ignore[reportOptionalMemberAccess]  # one is there
+        known = self.rows.shape[-1] if self.weight is None and self.rows is not None else None
+        return self.weight.shape[0] if self.weight is not None else known  # pyright: ignore[reportReturnType]  # one is there
 
 
 class RelationMap(NamedTuple):
@@ -74,14 +92,13 @@ class RelationMap(NamedTuple):
             bias = torch.einsum("hd,rhdm->rhm", bias.unflatten(0, (self.heads, -1)), self.matrices).flatten(1)
         return weight, bias
 
-    def apart(self, rows: Tensor) -> Tensor:
-        """The matrices as a weight `(R, H x M, H x D)` for projected rows."""
-        matrices = self.matrices
-        if matrices is None:
-            eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
-            return eye.expand(self.relations, -1, -1)
-        eye = torch.eye(self.heads, dtype=matrices.dtype, device=matrices.device)
-        return torch.einsum("rhdm,hg->rhmgd", matrices, eye).flatten(3).flatten(1, 2)
+    def apart(self) -> Tensor:
+        """The part `(N, R, H, M)` of the projected rows."""
+        assert self.projection.rows is not None
+        rows = self.projection.rows.unflatten(-1, (self.heads, -1))
+        if self.matrices is None:
+            return rows.unsqueeze(1).expand(-1, self.relations, -1, -1)
+        return torch.einsum("nhd,rhdm->nrhm", rows, self.matrices.to(rows.dtype))
 
 
 def relation_rows(inputs: Sequence[Tensor], maps: Sequence[Sequence[RelationMap]]) -> list[Tensor]:
@@ -93,15 +110,69 @@ def relation_rows(inputs: Sequence[Tensor], maps: Sequence[Sequence[RelationMap]
 
     Returns:
         Of each part `(rows, H, M)`: type after type, in each node after node, in each its relations. They are the
-        columns of one matrix.
+        columns of one matrix where all of it is folded.
 
-    Cost: one product for each type, O(N x R x I x H x M). Where I is more than twice the projected width, or the
-    projection is known by its rows alone, one to project and one for the relations.
+    Cost: one product for each type, O(N x R x I x H x M). Where I is more than twice the projected width, x is sparse or
+    a projection is more than a product, it is called or computed first, and the relations' matrices follow.
     """
-    found = [_weight_of(x, parts) for x, parts in zip(inputs, maps, strict=True)]
-    sources, weights, biases = zip(*found, strict=True)
-    rows = stacked_maps(sources, weights, biases, [part.numbers for part in maps[0]])
-    return [each.unflatten(-1, (part.heads, -1)) for each, part in zip(rows, maps[0], strict=True)]
+    for x, parts in zip(inputs, maps, strict=True):
+        _project_first(x, parts)
+    widths = [part.numbers for part in maps[0]]
+    if all(part.projection.rows is None for parts in maps for part in parts):
+        weights, biases = zip(*map(_folded, maps), strict=True)
+        return [
+            rows.unflatten(-1, (part.heads, -1))
+            for rows, part in zip(stacked_maps(inputs, weights, biases, widths), maps[0], strict=True)
+        ]
+    # Some are not folded: rows of each type, one type after the other.
+    by_type = []
+    for x, parts in zip(inputs, maps, strict=True):
+        if any(part.projection.rows is not None for part in parts):
+            by_type.append([part.apart().flatten(0, 1) for part in parts])
+        else:
+            weight, bias = _folded(parts)
+            rows = stacked_maps([x], [weight], [bias], widths)
+            by_type.append([each.unflatten(-1, (part.heads, -1)) for each, part in zip(rows, parts, strict=True)])
+    return [torch.cat(each) for each in zip(*by_type, strict=True)]
+
+
+def rows_by_target(graph: HeterogeneousGraph, rows: Tensor, *, by_relation: bool = False) -> dict[str, Tensor]:
+    """The rows of the queries of `graph.joint(by_relation=by_relation)` by type of targets.
+
+    Returns:
+        `(nodes, ...)`; by relation `(nodes, relations, ...)`, in the order of `graph.incoming(type)`.
+    """
+    found, first = {}, 0
+    for node_type, count in graph.num_nodes.items():
+        relations = len(graph.incoming(node_type))
+        if relations:
+            own = rows.narrow(0, first, count * (relations if by_relation else 1))
+            found[node_type] = own.unflatten(0, (count, relations)) if by_relation else own
+            first += own.shape[0]
+    return found
+
+
+def weighted_relations(
+    rows: Tensor, projection: Callable[[Tensor], Tensor], vector: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What relations give together, and their weights (HAN).
+
+        weights = softmax over r of (vector . mean over nodes of tanh(projection(rows))),  sum over r of weights rows
+
+    Args:
+        rows: `(N, R, F)`.
+        projection: of F features to F.
+        vector: `(F,)`.
+
+    Returns:
+        `(N, F)` and `(R,)`. Without nodes there is no mean, and all weights are the same.
+    """
+    hidden = torch.tanh(projection(rows))
+    mean = hidden.mean(0) if rows.shape[0] else hidden.sum(0)
+    weights = torch.softmax((vector * mean).sum(-1), dim=0)
+    # In the dtype of the weights; autocast would round a product.
+    with without_autocast(rows.device):
+        return torch.einsum("nrf,r->nf", rows.to(weights.dtype), weights), weights
 
 
 def joint_edge_features(
@@ -111,6 +182,8 @@ def joint_edge_features(
     value_weights: Sequence[Tensor] | None,
 ) -> EdgeFeatures:
     """The edge features of all relations side by side: an edge has 0 in the columns of other relations.
+
+    So a number that is not finite, in a relation's features or weights, shows in the weights of other relations too.
 
     Args:
         features: `(edges, F)` of each relation that has some.
@@ -122,34 +195,26 @@ def joint_edge_features(
     return EdgeFeatures(torch.block_diag(*each), torch.cat(list(key_weights), dim=-1), value_weight)
 
 
-def _weight_of(x: Tensor, parts: Sequence[RelationMap]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The input of the product that makes a type's rows, its weight and its bias."""
+def _project_first(x: Tensor, parts: Sequence[RelationMap]) -> None:
+    """Give the projections of a type their rows, where folding is not possible or costs more."""
     projections = list({id(part.projection): part.projection for part in parts}.values())
+    unknown = [each for each in projections if each.rows is None]
     is_wide = x.shape[-1] > 2 * sum(each.width for each in projections)
-    if not is_wide and x.layout == torch.strided and all(each.weight is not None for each in projections):
-        weights, biases = zip(*[part.folded() for part in parts], strict=True)
-        bias = None
-        if any(each is not None for each in biases):
-            each_bias = zip(weights, biases, strict=True)
-            bias = torch.cat([w.new_zeros(w.shape[:2]) if b is None else b for w, b in each_bias], dim=1).flatten()
-        return x, torch.cat(weights, dim=1).flatten(0, 1), bias
-    rows = [_projected(x, each) for each in projections]
-    return torch.cat(rows, dim=-1), _weight_after(parts, projections, rows), None
+    if unknown and (is_wide or x.layout != torch.strided or len(unknown) < len(projections)):
+        weights = [each.weight for each in unknown if each.weight is not None]
+        if len({each.bias is None for each in unknown}) == 1:
+            found = linear_maps(x, weights, [each.bias for each in unknown])
+        else:
+            found = [linear_maps(x, [each.weight], [each.bias])[0] for each in unknown if each.weight is not None]
+        for each, rows in zip(unknown, found, strict=True):
+            each.rows = rows
 
 
-def _projected(x: Tensor, projection: Projection) -> Tensor:
-    if projection.weight is None:
-        assert projection.rows is not None
-        return projection.rows
-    return linear_maps(x, [projection.weight], [projection.bias])[0]
-
-
-def _weight_after(parts: Sequence[RelationMap], projections: Sequence[Projection], rows: Sequence[Tensor]) -> Tensor:
-    """The weight that makes a type's rows of its projections side by side."""
-    total = sum(each.width for each in projections)
-    weights = []
-    for part in parts:
-        place = next(place for place, each in enumerate(projections) if each is part.projection)
-        before = sum(each.width for each in projections[:place])
-        weights.append(F.pad(part.apart(rows[place]), (before, total - before - part.projection.width)))
-    return torch.cat(weights, dim=1).flatten(0, 1)
+def _folded(parts: Sequence[RelationMap]) -> tuple[Tensor, Tensor | None]:
+    """The weight `(R x numbers, I)` and the bias of a type's rows."""
+    weights, biases = zip(*[part.folded() for part in parts], strict=True)
+    bias = None
+    if any(each is not None for each in biases):
+        both = zip(weights, biases, strict=True)
+        bias = torch.cat([w.new_zeros(w.shape[:2]) if b is None else b for w, b in both], dim=1).flatten()
+    return torch.cat(weights, dim=1).flatten(0, 1), bias

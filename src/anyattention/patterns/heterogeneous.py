@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from anyattention._checks import allocation_failures_named, require_device
-from anyattention.ambient import is_compiling, lasting
+from anyattention._checks import Relation, allocation_failures_named, require_device, require_relation
+from anyattention.ambient import Moment, lasting, moment_of
 from anyattention.errors import AttentionError, GraphStructureError, InvalidInputError
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.graph_arrays import own_edges, require_edge_index, require_nodes
 
-__all__ = ["HeterogeneousGraph", "Relation", "read_relation"]
-
-Relation = tuple[str, str, str]
-"""Type of the sources (keys), name, type of the targets (queries)."""
-
+__all__ = ["HeterogeneousGraph"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeterogeneousGraph:
@@ -48,6 +45,11 @@ class HeterogeneousGraph:
     edge_index: Mapping[Relation, Tensor]
     # By whether relations have targets of their own.
     _joined: dict[bool, Graph] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        # What was joined would not follow a change.
+        object.__setattr__(self, "num_nodes", MappingProxyType(dict(self.num_nodes)))
+        object.__setattr__(self, "edge_index", MappingProxyType(dict(self.edge_index)))
 
     @classmethod
     def from_edge_index(cls, edge_index: Mapping[Relation, Tensor], num_nodes: Mapping[str, int]) -> HeterogeneousGraph:
@@ -77,7 +79,7 @@ class HeterogeneousGraph:
             )
         lists: dict[Relation, Tensor] = {}
         for key, edges in edge_index.items():
-            relation = read_relation("edge_index", key)
+            relation = require_relation("edge_index", key, GraphStructureError)
             for node_type in (relation[0], relation[2]):
                 if node_type not in counts:
                     raise GraphStructureError(
@@ -89,14 +91,26 @@ class HeterogeneousGraph:
                 require_edge_index(edges)
                 require_nodes(edges, None, counts[relation[2]], counts[relation[0]])
             except AttentionError as fault:
-                raise type(fault)(f"edge_index[{relation}]: {fault}", argument=f"edge_index[{relation}]") from None
+                raise type(fault)(
+                    f"edge_index[{relation}]: {fault}",
+                    argument=f"edge_index[{relation}]",
+                    expected=fault.expected,
+                    actual=fault.actual,
+                ) from None
             if lists:
                 require_device(
                     f"edge_index[{relation}]", edges, next(iter(lists.values())).device, "the first relation"
                 )
             with allocation_failures_named():
                 lists[relation] = own_edges(edges)
-        return cls(counts, lists)
+        graph = cls(counts, lists)
+        if max(graph.joint_sizes(by_relation=True)) > 2**59:
+            raise GraphStructureError(
+                argument="num_nodes",
+                expected="at most 2^59 nodes, each counted for each of its relations",
+                actual=max(graph.joint_sizes(by_relation=True)),
+            )
+        return graph
 
     @classmethod
     def from_data(cls, data: Any) -> HeterogeneousGraph:
@@ -150,6 +164,7 @@ class HeterogeneousGraph:
 
     def __getitem__(self, relation: Relation) -> Graph:
         """The Graph of one relation; sorted in each call."""
+        relation = require_relation("relation", relation, GraphStructureError)
         if relation not in self.edge_index:
             raise GraphStructureError(
                 argument="relation", expected="one of " + ", ".join(map(str, self.edge_index)), actual=str(relation)
@@ -180,8 +195,8 @@ class HeterogeneousGraph:
         if by_relation in self._joined:
             return self._joined[by_relation]
         graph = _joint(self, by_relation)
-        # What a compiler traces is no Graph to keep.
-        if not is_compiling():
+        # What is made under a mode or a transform is no Graph to keep.
+        if moment_of(self.edge_index.values()) is Moment.PLAIN:
             self._joined[by_relation] = graph
         return graph
 
@@ -204,7 +219,7 @@ class HeterogeneousGraph:
         """This graph, and for each relation (a, name, b) its edges the other way round, as (b, prefix + name, a).
 
         Raises:
-            GraphStructureError: there is such a relation already.
+            GraphStructureError: there is such a relation already, or the prefix is no string.
 
         Example:
             >>> edges = {("a", "to", "b"): torch.tensor([[0], [2]])}
@@ -212,6 +227,8 @@ class HeterogeneousGraph:
             >>> graph.with_reverse().relations
             (('a', 'to', 'b'), ('b', 'rev_to', 'a'))
         """
+        if not isinstance(prefix, str):
+            raise GraphStructureError(argument="prefix", expected="a string", actual=repr(prefix))
         edges = dict(self.edge_index)
         for (source, name, target), each in self.edge_index.items():
             reverse = (target, prefix + name, source)
@@ -244,21 +261,6 @@ class HeterogeneousGraph:
             )
         checked = HeterogeneousGraph.from_edge_index(state["edge_index"], state["num_nodes"])
         vars(self).update(vars(checked))
-
-
-def read_relation(argument: str, key: object) -> Relation:
-    """A relation as given by a caller: three strings.
-
-    Raises:
-        GraphStructureError: something else.
-    """
-    if not isinstance(key, tuple | list) or len(key) != 3 or not all(isinstance(part, str) for part in key):
-        raise GraphStructureError(
-            argument=argument,
-            expected="relations (type of sources, name, type of targets) of three strings",
-            actual=repr(key),
-        )
-    return (key[0], key[1], key[2])
 
 
 def _read_counts(num_nodes: object) -> dict[str, int]:

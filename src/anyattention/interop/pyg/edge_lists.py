@@ -117,7 +117,9 @@ def with_weights(layer: Any, edge_index: Any, weights: Tensor, sizes: tuple[int,
     if is_matrix(edge_index) and _is_loose(edge_index):
         # PyTorch Geometric's functions mark the matrix that they are given as coalesced, which it may not be.
         indices, values = edge_index._indices(), edge_index._values()
-        edge_index = torch.sparse_coo_tensor(indices, values, edge_index.shape, is_coalesced=True)
+        edge_index = torch.sparse_coo_tensor(
+            indices, values, edge_index.shape, device=indices.device, is_coalesced=True
+        )
     if layer.add_self_loops:
         edge_index, _ = remove_self_loops(edge_index)
         edge_index, _ = add_self_loops(edge_index, fill_value=layer.fill_value, num_nodes=min(sizes))

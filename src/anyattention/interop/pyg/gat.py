@@ -24,7 +24,6 @@ from anyattention.interop.pyg.layer import (
     has_lazy_widths,
     pair_of,
     take_widths,
-    weights_refusal,
     with_heads,
     with_widths,
 )
@@ -78,7 +77,7 @@ class GATConv(parent.GATConv):
         if _refusal(self, *given) is not None:
             return super().forward(*given)
         arguments = _arguments(self, *given)
-        result = attended(arguments)
+        result = attended(arguments, weights_after_dropout=True)
         output = finished(self, result.output, pair_of(x)[1])
         if not return_attention_weights:
             return output
@@ -121,10 +120,8 @@ def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any, nee
     unread = ["lin_dst", "res"] if target is None else []
     if edge_attr is None:
         unread.append("lin_edge")
-    return (
-        call_refusal(layer, GATConv, nodes, edge_index, columns(edge_attr), folded, unread)
-        or _size_refusal(size, nodes, edge_index)
-        or weights_refusal(layer, needs_weights)
+    return call_refusal(layer, GATConv, nodes, edge_index, columns(edge_attr), folded, unread) or _size_refusal(
+        size, nodes, edge_index
     )
 
 

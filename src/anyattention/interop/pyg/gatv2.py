@@ -22,7 +22,6 @@ from anyattention.interop.pyg.layer import (
     has_lazy_widths,
     pair_of,
     take_widths,
-    weights_refusal,
     with_heads,
     with_widths,
 )
@@ -70,7 +69,7 @@ class GATv2Conv(parent.GATv2Conv):
         if _refusal(self, *given) is not None:
             return super().forward(*given)
         arguments = _arguments(self, *given)
-        result = attended(arguments)
+        result = attended(arguments, weights_after_dropout=True)
         output = finished(self, result.output, pair_of(x)[1])
         if not return_attention_weights:
             return output
@@ -103,8 +102,7 @@ def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, needs_weights:
     if edge_attr is not None and layer.lin_edge is None:
         return "edge_attr is given to a layer without edge_dim"
     unread = ["lin_edge"] if edge_attr is None else []
-    refusal = call_refusal(layer, GATv2Conv, pair_of(x), edge_index, columns(edge_attr), [layer.lin_edge], unread)
-    return refusal or weights_refusal(layer, needs_weights)
+    return call_refusal(layer, GATv2Conv, pair_of(x), edge_index, columns(edge_attr), [layer.lin_edge], unread)
 
 
 def _arguments(layer: Any, x: Any, edge_index: Tensor, edge_attr: Tensor | None, needs_weights: Any) -> dict[str, Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.inspector import Inspector
 from torch_geometric.nn import Linear
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from anyattention import AttentionResult, Dynamic, EdgeFeatures, Graph, attend, explain
+from anyattention import AttentionResult, Dynamic, EdgeFeatures, Graph, attend, edge_sum, explain
 from anyattention.ambient import is_compiling
 from anyattention.interop.pyg.compiled import named_graph
 from anyattention.interop.pyg.edge_lists import with_weights
@@ -37,7 +39,6 @@ __all__ = [
     "joined_heads",
     "pair_of",
     "take_widths",
-    "weights_refusal",
     "with_heads",
     "with_widths",
 ]
@@ -63,12 +64,20 @@ def explanation(refusal: str | None, arguments: Callable[[], dict[str, Any]]) ->
             return explain(**given)
 
 
-def attended(arguments: dict[str, Any]) -> AttentionResult:
-    """`attend` of `attention_arguments`, whose dtypes stay as they are under autocast too."""
-    if not torch.is_autocast_enabled("cpu"):
-        return attend(**arguments)
-    with torch.autocast("cpu", enabled=False):
-        return attend(**arguments)
+def attended(arguments: dict[str, Any], *, weights_after_dropout: bool = False) -> AttentionResult:
+    """`attend` of `attention_arguments`, whose dtypes stay as they are under autocast too.
+
+    Args:
+        weights_after_dropout: return those, which PyTorch's dropout draws, as the parent does; they cost another pass.
+    """
+    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
+        if not weights_after_dropout or not arguments["return_weights"] or not arguments["dropout"]:
+            return attend(**arguments)
+        weights = attend(**{**arguments, "dropout": 0.0}).weights
+        assert weights is not None
+        weights = F.dropout(weights, arguments["dropout"])
+        graph, implementation = arguments["pattern"], arguments["implementation"]
+        return AttentionResult(edge_sum(weights, arguments["value"], graph, implementation=implementation), weights)
 
 
 def attention_arguments(
@@ -137,13 +146,6 @@ def with_widths(layer: Any, inputs: Callable[[Any], Sequence[tuple[Any, Any]]]) 
     with torch.random.fork_rng(devices=[]):
         take_widths(inputs(layer))
     return layer
-
-
-def weights_refusal(layer: Any, needs_weights: Any) -> str | None:
-    """Why weights cannot be returned as the parent does; None where they can."""
-    if needs_weights and layer.training and layer.dropout > 0:
-        return "weights after dropout are asked for, and ours are those before it"
-    return None
 
 
 def graph_and_features(
