@@ -169,7 +169,7 @@ def _read_points(
     x: Tensor, y: Tensor | None, batch_x: Tensor | None, batch_y: Tensor | None, batch_size: int | None
 ) -> _Points:
     keys = _read_rows("x", x)
-    key_batch = _read_batch("batch_x", batch_x, "x", x, batch_size)
+    key_batch = _read_batch("batch" if y is None else "batch_x", batch_x, "x", x, batch_size)
     dtype = x.dtype if x.dtype in FLOATING else None
     if y is None:
         return _Points(keys, None, key_batch, None, dtype)

@@ -14,7 +14,7 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage] 
 
 # The functions call the operators that are made there.
 import anyattention.interop.pyg.neighbour_pairs  # noqa: F401
-from anyattention._checks import plain, require_count
+from anyattention._checks import plain, require_count, require_tensor
 from anyattention.errors import InvalidInputError
 
 __all__ = ["knn", "knn_graph", "radius", "radius_graph"]
@@ -71,6 +71,7 @@ def radius(
     """
     others: Tensor | None = y
     if not is_scripting():
+        _require_tensors(x=x, y=y, batch_x=batch_x, batch_y=batch_y)
         r = _radius(r)
         max_num_neighbors, batch_size = _limits(max_num_neighbors, batch_size)
         if y is x and batch_y is batch_x:
@@ -122,6 +123,7 @@ def radius_graph(
                 [0, 1, 1, 2]])
     """
     if not is_scripting():
+        _require_tensors(x=x, batch=batch)
         r = _radius(r)
         max_num_neighbors, batch_size = _limits(max_num_neighbors, batch_size)
         _require_flow(flow)
@@ -173,6 +175,7 @@ def knn(
                 [1, 0]])
     """
     if not is_scripting():
+        _require_tensors(x=x, y=y, batch_x=batch_x, batch_y=batch_y)
         k = require_count("k", k, 1)
         _, batch_size = _limits(None, batch_size)
     return torch.ops.anyattention.nearest_pairs(x, y, k, batch_x, batch_y, cosine, batch_size, False)
@@ -218,11 +221,19 @@ def knn_graph(
                 [0, 1, 2]])
     """
     if not is_scripting():
+        _require_tensors(x=x, batch=batch)
         k = require_count("k", k, 1)
         _, batch_size = _limits(None, batch_size)
         _require_flow(flow)
     pairs = torch.ops.anyattention.nearest_pairs(x, None, k, batch, None, cosine, batch_size, not loop)
     return pairs.flip([0]) if flow == "source_to_target" else pairs
+
+
+def _require_tensors(**given: Any) -> None:
+    """Raise what the operators' own check of types does not say kindly."""
+    for name, value in given.items():
+        if value is not None or name in ("x", "y"):
+            require_tensor(name, value)
 
 
 def _radius(r: Any) -> Any:

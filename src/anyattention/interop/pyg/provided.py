@@ -52,31 +52,29 @@ def provide_neighbours() -> bool:
             actual=torch_geometric.__version__,
             hint="give the edges of anyattention.interop.pyg.radius_graph to the model, where it takes some",
         )
-    return _provide()
+    return _searches() is not None
 
 
 @cache
-def _provide() -> bool:
+def _searches() -> torch.library.Library | None:
+    """The operators, which last as long as this library does; None where there are others."""
     if hasattr(torch.ops.pyg, "radius") or hasattr(torch.ops.pyg, "knn"):
-        return False
+        return None
+    library = torch.library.Library("pyg", "FRAGMENT")
     define_search(
-        _library,
+        library,
         "radius(Tensor x, Tensor y, Tensor? ptr_x=None, Tensor? ptr_y=None, float r=1.0, int? max_num_neighbors=32,"
         " int num_workers=1, bool ignore_same_index=False) -> Tensor",
         _radius,
     )
     define_search(
-        _library,
+        library,
         "knn(Tensor x, Tensor y, Tensor? ptr_x=None, Tensor? ptr_y=None, int k=1, bool cosine=False,"
         " int num_workers=1) -> Tensor",
         _knn,
     )
     pyg_typing.WITH_RADIUS = pyg_typing.WITH_KNN = True
-    return True
-
-
-# Its operators last as long as it does.
-_library = torch.library.Library("pyg", "FRAGMENT")
+    return library
 
 
 def _radius(
