@@ -48,7 +48,7 @@ class HeterogeneousGraphAttentionConfig(Config):
         "width of the features of each type of nodes, a dictionary; kept as pairs, in its order",
     ] = field(kw_only=True)
     relations: Annotated[
-        tuple[Relation, ...] | Iterable[Relation],
+        tuple[Relation, ...] | Any,
         "what kinds of edges there may be: (type of sources, name, type of targets)",
     ] = field(kw_only=True)
     score: Annotated[GraphScore, '"dot" (HGT), "additive" (HAN) or "dynamic" (GATv2)'] = "dot"

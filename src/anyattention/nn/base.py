@@ -150,7 +150,7 @@ class AttentionModule(nn.Module):
             raise InvalidInputError(
                 argument="grad_output",
                 expected="gradients of the outputs " + ", ".join(map(repr, outputs)),
-                actual=", ".join(map(repr, cotangents)),
+                actual=type(grad_output).__name__ if None in cotangents else ", ".join(map(repr, cotangents)),
             )
         for place, output in outputs.items():
             name, cotangent = f"grad_output{_label(place)}", cotangents[place]
@@ -162,9 +162,12 @@ class AttentionModule(nn.Module):
         parameters = list(self.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         sources = [*cache.inputs.values(), *trained]
-        found = torch.autograd.grad(
-            list(outputs.values()), sources, list(cotangents.values()), retain_graph=True, materialize_grads=True
-        )
+        # An output that nothing leads to, such as that of a type without edges, has none.
+        joined = [place for place, output in outputs.items() if output.requires_grad]
+        found = [torch.zeros_like(source) for source in sources]
+        if joined:
+            ends = [[each[place] for place in joined] for each in (outputs, cotangents)]
+            found = torch.autograd.grad(ends[0], sources, ends[1], retain_graph=True, materialize_grads=True)
         inputs = dict(zip(cache.inputs, found, strict=False))
         by_parameter = dict(zip(map(id, trained), found[len(inputs) :], strict=True))
         for parameter in trained:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from anyattention._checks import Relation
 from anyattention.config import GraphBase, HeterogeneousGraphAttentionConfig
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.bare import initialise_projection, is_bare
 from anyattention.nn.base import AttentionModule, require_factory, require_finite
 from anyattention.nn.heterogeneous_inputs import checked_edges, checked_features, checked_graph, edges_of, parts_of
-from anyattention.nn.relation_rows import Projection, RelationMap, joint_edge_features, relation_rows
+from anyattention.nn.heterogeneous_rows import HeterogeneousRows
+from anyattention.nn.relation_rows import rows_by_target, weighted_relations
 from anyattention.ops import attend, explain
 from anyattention.ops.dispatch import Explanation
 from anyattention.ops.linear_maps import add_bias, linear_maps
 from anyattention.output import AttentionCache, HeterogeneousOutput
 from anyattention.patterns import HeterogeneousGraph
-from anyattention.patterns.heterogeneous import Relation
-from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,16 +100,18 @@ class HeterogeneousGraphAttention(AttentionModule):
         require_factory(device, dtype)
         base, score, widths = config.base, config.score, config.widths
         relations: Any = config.relations
-        sources = [kind for kind in widths if any(kind == source for source, _, _ in relations)]
-        targets = [kind for kind in widths if any(kind == target for _, _, target in relations)]
-        self._sources, self._targets = tuple(sources), tuple(targets)
+        sources = [node_type for node_type in widths if any(node_type == source for source, _, _ in relations)]
+        targets = [node_type for node_type in widths if any(node_type == target for _, _, target in relations)]
+        self.source_types, self.target_types = tuple(sources), tuple(targets)
         output_features = base.d_model if config.concat else base.d_k
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        def projections(kinds: list[str], *, bias: bool, out: int = base.d_model) -> nn.ModuleList:
-            return nn.ModuleList(nn.Linear(widths[kind], out, bias=bias, device=device, dtype=dtype) for kind in kinds)
+        def projections(node_types: list[str], *, bias: bool, out: int = base.d_model) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Linear(widths[node_type], out, bias=bias, device=device, dtype=dtype) for node_type in node_types
+            )
 
         heads, width, count = base.num_heads, base.d_k, len(relations)
         if score == "additive":
@@ -128,7 +130,9 @@ class HeterogeneousGraphAttention(AttentionModule):
             self.edge_weight = parameter(heads, 1 if score == "additive" else width, sum(edge_widths))
         self.bias = parameter(len(targets), output_features) if base.use_bias and score != "dot" else None
         if score == "additive":
-            self.value_projections = projections([kind for kind in widths if kind in {*sources, *targets}], bias=False)
+            self.value_projections = projections(
+                [node_type for node_type in widths if node_type in {*sources, *targets}], bias=False
+            )
         else:
             self.query_projections = projections(targets, bias=base.use_bias)
             self.key_projections = projections(sources, bias=base.use_bias)
@@ -166,6 +170,15 @@ class HeterogeneousGraphAttention(AttentionModule):
     def supports_edge_features(self) -> bool:
         """Whether a relation was given an edge_dim; then every call needs its edge features."""
         return self.config.edge_dim is not None
+
+    def projections_by_type(self, name: str) -> list[tuple[str, nn.Module]]:
+        """The modules of `query_projections`, or another name of "key", "value" and "residual", with their types."""
+        node_types = self.target_types if name in ("query", "residual") else self.source_types
+        if self.config.score == "additive" and name == "value":
+            used = {*self.source_types, *self.target_types}
+            node_types = tuple(each for each in self.config.widths if each in used)
+        modules: Any = getattr(self, f"{name}_projections")
+        return list(zip(node_types, modules, strict=True))
 
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform (Glorot), each relation's on its own; priors 1, biases 0."""
@@ -210,19 +223,21 @@ class HeterogeneousGraphAttention(AttentionModule):
         """
         arguments, x, typed = self._arguments(x, graph, edge_attr)
         result = attend(**arguments, return_weights=return_weights)
-        outputs, shares = self._by_target(result.output, typed, x)
-        residuals = dict(self._by_type("residual")) if self.config.residual else {}
-        for place, kind in enumerate(self._targets):
-            if kind not in outputs:
+        outputs, relation_weights = self._by_target(result.output, typed, x)
+        residuals = dict(self.projections_by_type("residual")) if self.config.residual else {}
+        for place, node_type in enumerate(self.target_types):
+            if node_type not in outputs:
                 continue
-            if kind in residuals:
-                outputs[kind] = outputs[kind] + _product(residuals[kind], x[kind])
+            if node_type in residuals:
+                outputs[node_type] = outputs[node_type] + _product(residuals[node_type], x[node_type])
             if self.bias is not None:
-                outputs[kind] = add_bias(outputs[kind], self.bias[place])
+                outputs[node_type] = add_bias(outputs[node_type], self.bias[place])
             if self.config.base.check_finite:
-                require_finite(f"{self.name} {kind!r}", outputs[kind])
+                require_finite(f"{self.name} {node_type!r}", outputs[node_type])
         weights = None if result.weights is None else typed.by_relation(result.weights)
-        return HeterogeneousOutput(outputs, weights, shares if self.config.softmax_over == "relation" else None)
+        return HeterogeneousOutput(
+            outputs, weights, relation_weights if self.config.softmax_over == "relation" else None
+        )
 
     def graph_forward(
         self,
@@ -280,124 +295,20 @@ class HeterogeneousGraphAttention(AttentionModule):
         x = checked_features(x, self, self.config)
         graph = checked_graph(graph, x, self.config)
         edge_attr = checked_edges(edge_attr, graph, self, self.config)
-        by_relation = self.config.softmax_over == "relation"
         if not graph.relations:
-            nothing = self._nothing()
+            nothing = next(self.parameters()).new_zeros(0, self.num_graph_heads, self.config.base.d_k)
             return {"query": nothing, "key": nothing, "value": nothing, "pattern": graph.joint()}, x, graph
-        score: Score = Dot()
-        if self.config.score == "additive":
-            projections = {kind: Projection.of(each, x[kind]) for kind, each in self._by_type("value") if kind in x}
-            value, key = self._rows(graph, x, 0, self._additive_keys(graph, projections))
-            (query,) = self._rows(graph, x, 2, self._additive_queries(graph, projections))
-            score = Additive(self.config.negative_slope)
-        else:
-            key, *values = self._rows(graph, x, 0, self._keys(graph, x))
-            value = values[0] if values else key
-            queries = {
-                kind: [self._part(Projection.of(each, x[kind]), len(graph.incoming(kind)) if by_relation else 1)]
-                for kind, each in self._by_type("query")
-                if graph.incoming(kind)
-            }
-            (query,) = self._rows(graph, x, 2, queries)
-            if self.config.score == "dynamic":
-                score = Dynamic(self.score_vector.to(query.dtype), self.config.negative_slope)
+        rows = HeterogeneousRows(self, graph, x)
+        query, key, value, score = rows.query_key_value()
         arguments = {
             **{"query": query, "key": key, "value": value},
-            "pattern": graph.joint(by_relation=by_relation),
+            "pattern": graph.joint(by_relation=rows.by_relation),
             "score": score,
-            "edges": self._edge_features(graph, edge_attr),
+            "edges": rows.edge_features(edge_attr),
             "scale": self.config.get_scale(),
             "dropout": self.config.base.dropout if self.training else 0.0,
         }
         return arguments, x, graph
-
-    def _nothing(self) -> Tensor:
-        """Rows of no nodes."""
-        like = next(self.parameters())
-        return like.new_zeros(0, self.config.base.num_heads, self.config.base.d_k)
-
-    def _by_type(self, name: str) -> list[tuple[str, nn.Module]]:
-        """The projections of a name, with the types that they are of."""
-        kinds = {"query": self._targets, "residual": self._targets}.get(name, self._sources)
-        if self.config.score == "additive" and name == "value":
-            kinds = [kind for kind in self.config.widths if kind in {*self._sources, *self._targets}]
-        modules: Any = getattr(self, f"{name}_projections")
-        return list(zip(kinds, modules, strict=True))
-
-    def _part(self, projection: Projection, relations: int, matrices: Tensor | None = None) -> RelationMap:
-        return RelationMap(projection, self.config.base.num_heads, relations, matrices)
-
-    def _of_relations(self, parameter: Tensor, relations: Sequence[Relation]) -> Tensor:
-        """A parameter's parts of some relations, in their order."""
-        places = [self.config.relations.index(relation) for relation in relations]
-        return parameter if places == list(range(len(parameter))) else parameter[places]
-
-    def _rows(
-        self,
-        graph: HeterogeneousGraph,
-        x: Mapping[str, Tensor],
-        end: int,
-        parts: Mapping[str, list[RelationMap]],
-    ) -> list[Tensor]:
-        """The rows of the keys (end 0) or of the queries (end 2) of `graph.joint()`."""
-        kinds = [kind for kind in graph.num_nodes if any(relation[end] == kind for relation in graph.relations)]
-        return relation_rows([x[kind] for kind in kinds], [parts[kind] for kind in kinds])
-
-    def _keys(self, graph: HeterogeneousGraph, x: Mapping[str, Tensor]) -> dict[str, list[RelationMap]]:
-        """Of each type of sources the parts of "dot", key and value, or of "dynamic", which are one."""
-        is_dot, parts = self.config.score == "dot", {}
-        values = dict(self._by_type("value")) if is_dot else {}
-        for kind, projection in self._by_type("key"):
-            relations = graph.outgoing(kind)
-            if not relations:
-                continue
-            matrices = self._of_relations(self.key_relation, relations)
-            if is_dot:
-                matrices = matrices * self._of_relations(self.prior, relations)[..., None, None]
-            parts[kind] = [self._part(Projection.of(projection, x[kind]), len(relations), matrices)]
-            if is_dot:
-                matrices = self._of_relations(self.value_relation, relations)
-                parts[kind].append(self._part(Projection.of(values[kind], x[kind]), len(relations), matrices))
-        return parts
-
-    def _additive_keys(
-        self, graph: HeterogeneousGraph, projections: Mapping[str, Projection]
-    ) -> dict[str, list[RelationMap]]:
-        """Of each type of sources the parts of "additive": the value, and the key's term."""
-        parts = {}
-        for kind in self._sources:
-            relations = graph.outgoing(kind)
-            if relations:
-                vectors = self._of_relations(self.key_vector, relations)[..., None]
-                value = self._part(projections[kind], len(relations))
-                parts[kind] = [value, self._part(projections[kind], len(relations), vectors)]
-        return parts
-
-    def _additive_queries(
-        self, graph: HeterogeneousGraph, projections: Mapping[str, Projection]
-    ) -> dict[str, list[RelationMap]]:
-        """Of each type of targets the query's term of "additive"."""
-        parts = {}
-        for place, kind in enumerate(self._targets):
-            relations = graph.incoming(kind)
-            if relations and self.config.softmax_over == "relation":
-                vectors = self._of_relations(self.query_vector, relations)
-                parts[kind] = [self._part(projections[kind], len(relations), vectors[..., None])]
-            elif relations:
-                parts[kind] = [self._part(projections[kind], 1, self.query_vector[place, ..., None][None])]
-        return parts
-
-    def _edge_features(self, graph: HeterogeneousGraph, edge_attr: Mapping[Relation, Tensor]) -> EdgeFeatures | None:
-        if not edge_attr:
-            return None
-        widths = [each or 0 for each in self.config.edge_widths]
-        by_relation = dict(zip(self.config.relations, self.edge_weight.split(widths, dim=-1), strict=True))
-        value_weights = [by_relation[relation] for relation in graph.relations]
-        if self.config.score != "dot":
-            return joint_edge_features(graph, edge_attr, value_weights, None)
-        priors = self._of_relations(self.prior, graph.relations)[..., None, None].unbind()
-        key_weights = [weight * prior for weight, prior in zip(value_weights, priors, strict=True)]
-        return joint_edge_features(graph, edge_attr, key_weights, value_weights)
 
     def _by_target(
         self, result: Tensor, graph: HeterogeneousGraph, x: Mapping[str, Tensor]
@@ -405,29 +316,20 @@ class HeterogeneousGraphAttention(AttentionModule):
         """The output of each type of targets, and the weights of relations where these are learned."""
         rows = result.flatten(-2) if self.config.concat else result.mean(-2)
         by_relation = self.config.softmax_over == "relation"
-        kinds = [kind for kind in graph.num_nodes if graph.incoming(kind)]
-        counts = [graph.num_nodes[kind] * (len(graph.incoming(kind)) if by_relation else 1) for kind in kinds]
-        found = dict(zip(kinds, rows.split(counts), strict=True))
+        found = rows_by_target(graph, rows, by_relation=by_relation)
         weights: dict[Relation, Tensor] = {}
         if by_relation:
-            for kind in kinds:
-                relations = graph.incoming(kind)
-                found[kind], shares = self._weighted(found[kind].unflatten(0, (-1, len(relations))))
-                weights.update(zip(relations, shares, strict=True))
+            for node_type, own in found.items():
+                projection, vector = self.relation_projection, self.relation_vector
+                found[node_type], own_weights = weighted_relations(own, projection, vector)
+                weights.update(zip(graph.incoming(node_type), own_weights, strict=True))
         outputs = {}
-        for kind in self._targets:
-            if kind in found:
-                outputs[kind] = found[kind]
-            elif kind in x:
-                outputs[kind] = rows.new_zeros(x[kind].shape[0], rows.shape[-1])
+        for node_type in self.target_types:
+            if node_type in found:
+                outputs[node_type] = found[node_type]
+            elif node_type in x:
+                outputs[node_type] = rows.new_zeros(x[node_type].shape[0], rows.shape[-1])
         return outputs, weights
-
-    def _weighted(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the relations `(nodes, relations, features)` of a type give together, and their weights."""
-        # Without nodes there is no mean, and nothing to weigh.
-        mean = torch.tanh(self.relation_projection(rows)).sum(0) / max(rows.shape[0], 1)
-        weights = torch.softmax((mean * self.relation_vector).sum(-1), dim=0)
-        return torch.einsum("nrc,r->nc", rows, weights.to(rows.dtype)), weights
 
 
 def _product(projection: nn.Module, x: Tensor) -> Tensor:

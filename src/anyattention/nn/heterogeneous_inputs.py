@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating, require_tensor
+from anyattention._checks import Axes, Relation, require_dense, require_device, require_floating, require_tensor
 from anyattention.config import HeterogeneousGraphAttentionConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.base import require_parameter_kind
 from anyattention.patterns import Graph, HeterogeneousGraph
-from anyattention.patterns.heterogeneous import Relation
 
 __all__ = ["checked_edges", "checked_features", "checked_graph", "edges_of", "parts_of"]
 
@@ -22,7 +21,7 @@ _Parts = tuple[Any, Any, Any]
 
 def parts_of(x: Any, graph: Any, edge_attr: Any) -> _Parts:
     """Features, graph and edge features: those of a HeteroData where x is one."""
-    if not (hasattr(x, "x_dict") and hasattr(x, "edge_index_dict")):
+    if not (hasattr(x, "node_types") and hasattr(x, "edge_types")):
         if graph is None:
             raise InvalidInputError(
                 argument="graph", expected="a HeterogeneousGraph or an edge_index by relation", actual="None"
@@ -34,20 +33,22 @@ def parts_of(x: Any, graph: Any, edge_attr: Any) -> _Parts:
     # PyTorch Geometric raises where no type has any.
     if edge_attr is None and any("edge_attr" in data[relation] for relation in data.edge_types):
         edge_attr = data.edge_attr_dict
-    return data.x_dict, graph, edge_attr
+    return {node_type: data[node_type].x for node_type in data.node_types if "x" in data[node_type]}, graph, edge_attr
 
 
 def checked_features(x: Any, module: nn.Module, config: HeterogeneousGraphAttentionConfig) -> dict[str, Tensor]:
-    """The features of each type, of the module's widths and kind."""
+    """The features of each type, of the module's widths and node_type."""
     if not isinstance(x, Mapping):
         raise InvalidInputError(
             argument="x", expected="features by type of nodes, a dictionary, or a HeteroData", actual=type(x).__name__
         )
     widths = config.widths
-    for kind, features in x.items():
-        name = f"x[{kind!r}]"
-        if kind not in widths:
-            raise InvalidInputError(argument="x", expected=f"types among {', '.join(map(repr, widths))}", actual=kind)
+    for node_type, features in x.items():
+        name = f"x[{node_type!r}]"
+        if node_type not in widths:
+            raise InvalidInputError(
+                argument="x", expected=f"types among {', '.join(map(repr, widths))}", actual=node_type
+            )
         require_tensor(name, features)
         require_floating(name, features)
         if features.layout not in (torch.strided, torch.sparse_csr):
@@ -55,7 +56,7 @@ def checked_features(x: Any, module: nn.Module, config: HeterogeneousGraphAttent
                 argument=name, expected="a dense tensor or a sparse CSR matrix", actual=features.layout
             )
         axes = Axes()
-        axes.set("features", widths[kind], "the module")
+        axes.set("features", widths[node_type], "the module")
         axes.bind(name, features, "nodes features")
         require_parameter_kind(name, features, module)
     return dict(x)
@@ -63,7 +64,7 @@ def checked_features(x: Any, module: nn.Module, config: HeterogeneousGraphAttent
 
 def checked_graph(graph: Any, x: Mapping[str, Tensor], config: HeterogeneousGraphAttentionConfig) -> HeterogeneousGraph:
     """The graph, of relations that the module knows, between as many nodes as have features."""
-    counts = {kind: features.shape[0] for kind, features in x.items()}
+    counts = {node_type: features.shape[0] for node_type, features in x.items()}
     if not isinstance(graph, HeterogeneousGraph):
         if not isinstance(graph, Mapping):
             raise InvalidInputError(
@@ -74,12 +75,12 @@ def checked_graph(graph: Any, x: Mapping[str, Tensor], config: HeterogeneousGrap
         _require_known(graph, counts, config)
         graph = HeterogeneousGraph.from_edge_index(graph, counts)
     _require_known(graph.edge_index, counts, config)
-    for kind in {end for source, _, target in graph.relations for end in (source, target)}:
-        if graph.num_nodes[kind] != counts[kind]:
+    for node_type in {end for source, _, target in graph.relations for end in (source, target)}:
+        if graph.num_nodes[node_type] != counts[node_type]:
             raise DimensionMismatchError(
                 argument="graph",
-                expected=f"{counts[kind]} nodes of type {kind!r}, as x has",
-                actual=f"{graph.num_nodes[kind]} nodes",
+                expected=f"{counts[node_type]} nodes of type {node_type!r}, as x has",
+                actual=f"{graph.num_nodes[node_type]} nodes",
             )
     for edges in graph.edge_index.values():
         require_device("graph", edges, next(iter(x.values())).device, "x")
@@ -96,11 +97,11 @@ def _require_known(
                 expected="relations among " + ", ".join(map(str, config.relations)),
                 actual=str(relation),
             )
-        for kind in (relation[0], relation[2]):
-            if kind not in counts:
+        for node_type in (relation[0], relation[2]):
+            if node_type not in counts:
                 raise InvalidInputError(
                     argument="x",
-                    expected=f"features of type {kind!r}, which {relation} joins",
+                    expected=f"features of type {node_type!r}, which {relation} joins",
                     actual="none",
                 )
 
@@ -144,12 +145,15 @@ def checked_edges(
 
 def edges_of(adjacency: Mapping[Relation, Any], x: Mapping[str, Tensor]) -> dict[Relation, Tensor]:
     """The edges of an adjacency matrix of each relation, of as many rows and columns as there are nodes."""
+    for name, given in (("node_features", x), ("adjacency", adjacency)):
+        if not isinstance(given, Mapping):
+            raise InvalidInputError(argument=name, expected="a dictionary", actual=type(given).__name__)
     found = {}
     for relation, matrix in adjacency.items():
         graph = Graph.from_adjacency(matrix)
         found[relation] = graph.edge_index
-        ends = [kind for kind in (relation[2], relation[0]) if kind in x]
-        sizes = [x[kind].shape[0] for kind in ends]
+        ends = [node_type for node_type in (relation[2], relation[0]) if node_type in x]
+        sizes = [x[node_type].shape[0] for node_type in ends]
         if len(ends) == 2 and sizes != [graph.num_queries, graph.num_keys]:
             raise DimensionMismatchError(
                 argument=f"adjacency[{relation}]",

@@ -35,7 +35,7 @@ class Projection:
     """A projection of nodes `(N, I)` to heads `(N, H x D)`: a weight and a bias to multiply by, or its result.
 
     Attributes:
-        weight, bias: `(H x D, I)` and `(H x D,)`; the bias may be None, and so is the weight where there are rows alone.
+        weight, bias: `(H x D, I)` and `(H x D,)`; the bias may be None, and so may the weight where there are rows.
         rows: `(N, H x D)`: of a projection that is more than a product, or once they were needed.
     """
 
@@ -112,8 +112,8 @@ def relation_rows(inputs: Sequence[Tensor], maps: Sequence[Sequence[RelationMap]
         Of each part `(rows, H, M)`: type after type, in each node after node, in each its relations. They are the
         columns of one matrix where all of it is folded.
 
-    Cost: one product for each type, O(N x R x I x H x M). Where I is more than twice the projected width, x is sparse or
-    a projection is more than a product, it is called or computed first, and the relations' matrices follow.
+    Cost: one product for each type, O(N x R x I x H x M). Where I is more than twice the projected width, x is sparse,
+    or a projection is more than a product, it comes first, and the relations' matrices follow.
     """
     for x, parts in zip(inputs, maps, strict=True):
         _project_first(x, parts)
@@ -152,9 +152,7 @@ def rows_by_target(graph: HeterogeneousGraph, rows: Tensor, *, by_relation: bool
     return found
 
 
-def weighted_relations(
-    rows: Tensor, projection: Callable[[Tensor], Tensor], vector: Tensor
-) -> tuple[Tensor, Tensor]:
+def weighted_relations(rows: Tensor, projection: Callable[[Tensor], Tensor], vector: Tensor) -> tuple[Tensor, Tensor]:
     """What relations give together, and their weights (HAN).
 
         weights = softmax over r of (vector . mean over nodes of tanh(projection(rows))),  sum over r of weights rows

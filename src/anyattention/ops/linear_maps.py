@@ -113,7 +113,7 @@ class _StackedMaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, widths: list[int], count: int, *tensors: Any) -> tuple[Tensor, ...]:
         ctx.widths, ctx.count = widths, count
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors[: 2 * count])
         ctx.set_materialize_grads(False)
         inputs, weights, biases = (tensors[first : first + count] for first in (0, count, 2 * count))
         numbers = [x.shape[0] * weight.shape[0] for x, weight in zip(inputs, weights, strict=True)]
@@ -131,11 +131,12 @@ class _StackedMaps(torch.autograd.Function):
         count = ctx.count
         tensors = ctx.saved_tensors
         is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
-        inputs, weights = tensors[:count], tensors[count : 2 * count]
+        inputs, weights = tensors[:count], tensors[count:]
         numbers = [x.shape[0] * weight.shape[0] for x, weight in zip(inputs, weights, strict=True)]
         rows = sum(numbers) // sum(ctx.widths)
-        grad = _joined(gradients, ctx.widths, inputs[0], rows, is_plain).flatten()
-        found: list[Tensor | None] = [None] * len(tensors)
+        # No flatten: autograd's vmap has no rule for it.
+        grad = _joined(gradients, ctx.widths, inputs[0], rows, is_plain).reshape(-1)
+        found: list[Tensor | None] = [None] * 3 * count
         for place, part in enumerate(grad.split(numbers)):
             x, weight = inputs[place], weights[place]
             part = part.view(x.shape[0], weight.shape[0])

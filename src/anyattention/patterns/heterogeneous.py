@@ -19,6 +19,7 @@ from anyattention.patterns.graph_arrays import own_edges, require_edge_index, re
 
 __all__ = ["HeterogeneousGraph"]
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class HeterogeneousGraph:
     """Nodes and edges of several types: an edge list for each relation (type of sources, name, type of targets).

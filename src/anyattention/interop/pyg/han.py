@@ -13,7 +13,7 @@ from torch import Tensor
 from anyattention import Additive
 from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
-from anyattention.nn.relation_rows import RelationMap, relation_rows
+from anyattention.nn.relation_rows import RelationMap, relation_rows, rows_by_target, weighted_relations
 from anyattention.ops.dispatch import Explanation
 from anyattention.patterns import HeterogeneousGraph
 
@@ -32,7 +32,7 @@ class HANConv(parent.HANConv):
     parent's, with the same distribution.
 
     Cost: O(nodes x relations of their type x in_channels x out_channels + edges x out_channels) time; memory
-    O(edges x heads).
+    O(nodes x relations of their type x out_channels + edges x heads).
 
     Source: Wang et al., 2019.
 
@@ -62,16 +62,13 @@ class HANConv(parent.HANConv):
         if _refusal(self, x_dict, edge_index_dict) is not None:
             return super().forward(x_dict, edge_index_dict, return_semantic_attention_weights)
         graph, arguments = _arguments(self, x_dict, edge_index_dict)
-        rows = F.relu(attended(arguments).output.flatten(1)) if graph.relations else None
         outputs: dict[str, Tensor | None] = dict.fromkeys(x_dict)
         weights: dict[str, Tensor | None] = dict.fromkeys(x_dict)
-        first = 0
-        for kind in graph.num_nodes:
-            relations = len(graph.incoming(kind))
-            if rows is not None and relations:
-                last = first + relations * graph.num_nodes[kind]
-                outputs[kind], weights[kind] = _weighted(self, rows[first:last].unflatten(0, (-1, relations)))
-                first = last
+        rows = F.relu(attended(arguments).output.flatten(1))
+        for node_type, own in rows_by_target(graph, rows, by_relation=True).items():
+            outputs[node_type], weights[node_type] = weighted_relations(own, self.k_lin, self.q[0])
+            if own.numel() == 0:
+                weights[node_type] = None
         return (outputs, weights) if return_semantic_attention_weights else outputs
 
     def explain_forward(
@@ -92,41 +89,30 @@ def _refusal(layer: Any, x_dict: Any, edge_index_dict: Any) -> str | None:
 
 def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[HeterogeneousGraph, dict[str, Any]]:
     """The graph, and the arguments of `attend`."""
-    materialised(layer, lambda: [layer.proj[kind](x) for kind, x in x_dict.items()])
+    materialised(layer, lambda: [layer.proj[node_type](x) for node_type, x in x_dict.items()])
     graph = typed_graph(layer, x_dict, edge_index_dict, by_relation=True)
     heads = layer.heads
     score = Additive(layer.negative_slope)
     if not graph.relations:
         nothing = layer.q.new_zeros(0, heads, 1)
         return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), score, None, False)
-    sources = [kind for kind in graph.num_nodes if graph.outgoing(kind)]
-    targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
-    projections = {kind: projection_of(layer.proj[kind], x) for kind, x in x_dict.items()}
+    sources = [node_type for node_type in graph.num_nodes if graph.outgoing(node_type)]
+    targets = [node_type for node_type in graph.num_nodes if graph.incoming(node_type)]
+    projections = {node_type: projection_of(layer.proj[node_type], x) for node_type, x in x_dict.items()}
 
     def vectors(parameters: Mapping[str, Tensor], relations: tuple[tuple[str, str, str], ...]) -> Tensor:
         return torch.cat([parameters["__".join(relation)] for relation in relations])[..., None]
 
     keys = []
-    for kind in sources:
-        relations, projection = graph.outgoing(kind), projections[kind]
+    for node_type in sources:
+        relations, projection = graph.outgoing(node_type), projections[node_type]
         term = RelationMap(projection, heads, len(relations), vectors(layer.lin_src, relations))
         keys.append([RelationMap(projection, heads, len(relations)), term])
     queries = []
-    for kind in targets:
-        relations = graph.incoming(kind)
-        queries.append([RelationMap(projections[kind], heads, len(relations), vectors(layer.lin_dst, relations))])
-    value, key = relation_rows([x_dict[kind] for kind in sources], keys)
-    (query,) = relation_rows([x_dict[kind] for kind in targets], queries)
+    for node_type in targets:
+        relations = graph.incoming(node_type)
+        queries.append([RelationMap(projections[node_type], heads, len(relations), vectors(layer.lin_dst, relations))])
+    value, key = relation_rows([x_dict[node_type] for node_type in sources], keys)
+    (query,) = relation_rows([x_dict[node_type] for node_type in targets], queries)
     joint = graph.joint(by_relation=True)
     return graph, attention_arguments(layer, (query, key, value), joint, score, None, False)
-
-
-def _weighted(layer: Any, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What the relations `(nodes, relations, channels)` of a type give together, and their weights."""
-    if rows.numel() == 0:
-        return rows.sum(1), None
-    scores = (layer.q * torch.tanh(layer.k_lin(rows)).mean(0)).sum(-1)
-    weights = torch.softmax(scores, dim=0)
-    # In the dtype of the weights, as the parent's sum; autocast would round a product.
-    with torch.autocast("cpu", enabled=False):
-        return torch.einsum("nrc,r->nc", rows.to(weights.dtype), weights), weights

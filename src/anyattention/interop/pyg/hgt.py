@@ -15,7 +15,7 @@ from anyattention import Dot
 from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
 from anyattention.nn.bare import is_untouched
-from anyattention.nn.relation_rows import Projection, RelationMap, relation_rows
+from anyattention.nn.relation_rows import Projection, RelationMap, relation_rows, rows_by_target
 from anyattention.ops.dispatch import Explanation
 from anyattention.patterns import HeterogeneousGraph
 
@@ -37,7 +37,7 @@ class HGTConv(parent.HGTConv):
     order than the metadata, the parent multiplies by other relations' matrices; this one does not.
 
     Cost: O(nodes x relations of their type x in_channels x out_channels + edges x out_channels) time; memory
-    O(edges x heads).
+    O(nodes x relations of their type x out_channels + edges x heads).
 
     Source: Hu et al., 2020.
 
@@ -58,13 +58,13 @@ class HGTConv(parent.HGTConv):
             return super().forward(x_dict, edge_index_dict)
         graph, arguments = _arguments(self, x_dict, edge_index_dict)
         outputs = _by_type(self, x_dict, graph, arguments)
-        projected = self.out_lin({kind: F.gelu(output) for kind, output in outputs.items()})
-        for kind in outputs:
-            output, x = projected[kind], x_dict[kind]
+        projected = self.out_lin({node_type: F.gelu(output) for node_type, output in outputs.items()})
+        for node_type in outputs:
+            output, x = projected[node_type], x_dict[node_type]
             if output.shape[-1] == x.shape[-1]:
-                gate: Any = self.skip[kind].sigmoid()
+                gate: Any = self.skip[node_type].sigmoid()
                 output = gate * output + (1 - gate) * x
-            outputs[kind] = output
+            outputs[node_type] = output
         return outputs
 
     def explain_forward(
@@ -93,13 +93,13 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
         nothing = next(iter(layer.out_lin.parameters())).new_zeros(0, heads, width)
         return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), Dot(), None, False)
     parts = _projections(layer, x_dict)
-    sources = [kind for kind in graph.num_nodes if graph.outgoing(kind)]
-    targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
+    sources = [node_type for node_type in graph.num_nodes if graph.outgoing(node_type)]
+    targets = [node_type for node_type in graph.num_nodes if graph.incoming(node_type)]
     key, value = relation_rows(
-        [x_dict[kind] for kind in sources], [_keys(layer, graph, kind, parts) for kind in sources]
+        [x_dict[node_type] for node_type in sources], [_keys(layer, graph, node_type, parts) for node_type in sources]
     )
-    queries = [[RelationMap(parts[kind][1], heads, 1)] for kind in targets]
-    (query,) = relation_rows([x_dict[kind] for kind in targets], queries)
+    queries = [[RelationMap(parts[node_type][1], heads, 1)] for node_type in targets]
+    (query,) = relation_rows([x_dict[node_type] for node_type in targets], queries)
     return graph, attention_arguments(layer, (query, key, value), graph.joint(), Dot(), None, False)
 
 
@@ -107,28 +107,35 @@ def _projections(layer: Any, x_dict: Mapping[str, Tensor]) -> dict[str, list[Pro
     """Those of key, query and value of each type."""
     linears = layer.kqv_lin
     if is_untouched(linears, HeteroDictLinear, _PROJECTIONS_FORWARD):
-        found = {kind: projection_of(linear, x_dict[kind]) for kind, linear in linears.lins.items() if kind in x_dict}
+        found = {
+            node_type: projection_of(linear, x_dict[node_type])
+            for node_type, linear in linears.lins.items()
+            if node_type in x_dict
+        }
     else:
-        found = {kind: Projection(None, rows=rows) for kind, rows in linears(x_dict).items()}
+        found = {node_type: Projection(None, rows=rows) for node_type, rows in linears(x_dict).items()}
     thirds: dict[str, list[Projection]] = {}
-    for kind, (weight, bias, rows) in found.items():
+    for node_type, projection in found.items():
+        weight, bias, rows = projection.weight, projection.bias, projection.rows
         weights = [None] * 3 if weight is None else weight.chunk(3)
         biases = [None] * 3 if bias is None else bias.chunk(3)
         columns = [None] * 3 if rows is None else rows.chunk(3, dim=-1)
-        thirds[kind] = [Projection(*parts) for parts in zip(weights, biases, columns, strict=True)]
+        thirds[node_type] = [Projection(*parts) for parts in zip(weights, biases, columns, strict=True)]
     return thirds
 
 
-def _keys(layer: Any, graph: HeterogeneousGraph, kind: str, parts: Mapping[str, list[Projection]]) -> list[RelationMap]:
+def _keys(
+    layer: Any, graph: HeterogeneousGraph, node_type: str, parts: Mapping[str, list[Projection]]
+) -> list[RelationMap]:
     """Key and value of a type of sources."""
-    heads, relations = layer.heads, graph.outgoing(kind)
+    heads, relations = layer.heads, graph.outgoing(node_type)
     places = [layer.edge_types_map[relation] for relation in relations]
     count = len(layer.edge_types)
     by_key, by_value = (
         each.weight.unflatten(0, (heads, count))[:, places].transpose(0, 1) for each in (layer.k_rel, layer.v_rel)
     )
     priors = torch.cat([layer.p_rel["__".join(relation)] for relation in relations])
-    key, _, value = parts[kind]
+    key, _, value = parts[node_type]
     return [
         RelationMap(key, heads, len(relations), by_key * priors[..., None, None]),
         RelationMap(value, heads, len(relations), by_value),
@@ -140,10 +147,9 @@ def _by_type(
 ) -> dict[str, Tensor]:
     """The output of each type that may be a target; 0 where no relation leads there."""
     rows = attended(arguments).output.flatten(1)
-    targets = [kind for kind in graph.num_nodes if graph.incoming(kind)]
-    found = dict(zip(targets, rows.split([graph.num_nodes[kind] for kind in targets]), strict=True))
+    found = rows_by_target(graph, rows)
     return {
-        kind: found[kind] if kind in found else rows.new_zeros(x.shape[0], layer.out_channels)
-        for kind, x in x_dict.items()
-        if kind in layer.dst_node_types
+        node_type: found[node_type] if node_type in found else rows.new_zeros(x.shape[0], layer.out_channels)
+        for node_type, x in x_dict.items()
+        if node_type in layer.dst_node_types
     }

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyattention._checks import Relation
 from anyattention.ambient import lasting
 from anyattention.interop.pyg.edge_lists import contents_of, edge_list_of, is_matrix, looped_matrix_edges
 from anyattention.patterns import Graph, HeterogeneousGraph
-from anyattention.patterns.heterogeneous import Relation
 
 __all__ = ["Making", "PreparedGraph", "prepared_graph", "prepared_types", "remembered"]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import Linear
 
+from anyattention._checks import Relation
 from anyattention.ambient import is_compiling
 from anyattention.interop.pyg.compiled import named_joint_graph
 from anyattention.interop.pyg.edge_lists import edges_refusal
@@ -18,7 +19,6 @@ from anyattention.interop.pyg.remembered import prepared_types
 from anyattention.nn.bare import is_untouched
 from anyattention.nn.relation_rows import Projection
 from anyattention.patterns import HeterogeneousGraph
-from anyattention.patterns.heterogeneous import Relation
 
 __all__ = ["materialised", "projection_of", "typed_graph", "typed_refusal"]
 
@@ -55,7 +55,8 @@ def typed_refusal(
 def materialised(layer: nn.Module, widths: Callable[[], Any]) -> None:
     """Have a layer whose widths come from its first call take them."""
     if any(isinstance(parameter, UninitializedParameter) for parameter in layer.parameters()):
-        with torch.no_grad():
+        # Weights of an inference could not be trained.
+        with torch.inference_mode(False), torch.no_grad():
             widths()
 
 
@@ -73,7 +74,7 @@ def typed_graph(
     Raises:
         GraphStructureError: an edge names a node that is not there.
     """
-    counts = {kind: features.shape[0] for kind, features in x.items()}
+    counts = {node_type: features.shape[0] for node_type, features in x.items()}
     if not is_compiling():
         return prepared_types(layer, edges, counts)
     graph = HeterogeneousGraph(counts, dict(edges))
