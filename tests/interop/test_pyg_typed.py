@@ -367,3 +367,32 @@ def test_an_explanation_is_the_parents(kind):
     else:
         assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*masks, strict=True))
     assert ours.explain_forward(x, edges).implementation == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_traced_programs_take_other_edges(kind):
+    ours, _ = pair(kind, {"a": 4}, (["a"], [("a", "to", "a")]))
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = ours
+
+        def forward(self, x, edges):
+            return self.layer({"a": x}, {("a", "to", "a"): edges})["a"]
+
+    x, net = torch.randn(7, 4, dtype=torch.float64), Net()
+    edges, others = torch.randint(7, (2, 11)), torch.randint(7, (2, 11))
+    net(x, edges)
+    traced = torch.jit.trace(net, (x, edges), check_trace=False)
+    torch.testing.assert_close(traced(x, others), net(x, others))
+
+
+@pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
+def test_widths_from_an_inference_can_be_trained(kind):
+    x, edges, metadata, _ = typed_graph(38)
+    layer = getattr(pyg, kind)(-1, 6, metadata, heads=3).double()
+    with torch.inference_mode():
+        layer(x, edges)
+    layer(x, edges)["a"].sum().backward()
+    assert all(not parameter.is_inference() for parameter in layer.parameters())
