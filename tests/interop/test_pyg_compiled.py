@@ -294,6 +294,29 @@ def test_a_method_that_is_replaced_later_is_used(method: str) -> None:
     assert not torch.allclose(program(x, edge_index), expected)
 
 
+_HOOKS: dict[str, Any] = {
+    "a folded projection": lambda layer: layer.lin.register_forward_hook(lambda *given: 2.0 * given[-1]),
+    "the aggregation": lambda layer: layer.aggr_module.register_forward_hook(lambda *given: 2.0 * given[-1]),
+    "messages": lambda layer: layer.register_message_forward_hook(lambda *given: 2.0 * given[-1]),
+    "propagation": lambda layer: layer.register_propagate_forward_hook(lambda *given: 2.0 * given[-1]),
+}
+
+
+@pytest.mark.parametrize("where", list(_HOOKS))
+def test_a_hook_that_is_there_before(where: str) -> None:
+    """The parent's forward is compiled, which runs hooks of modules, and passes over its own of message passing."""
+    ours, theirs = make_layers("GATConv", 3, 4)
+    x, edge_index = make_graph()
+    plain = ours(x, edge_index)
+    for layer in (ours, theirs):
+        _HOOKS[where](layer)
+    program, counter = compiled(ours, "eager")
+    found, expected = program(x, edge_index), compiled(theirs, "eager")[0](x, edge_index)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(found, plain) == (where in ("messages", "propagation"))
+    assert "anyattention" not in operators(counter)
+
+
 def test_an_exported_program_has_pytorchs_operators_alone() -> None:
     ours, theirs = make_layers("GATConv", 3, 4)
     x, edge_index = make_graph()

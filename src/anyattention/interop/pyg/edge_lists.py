@@ -66,13 +66,14 @@ def contents_of(edge_index: Tensor) -> tuple[Tensor, ...]:
     """The plain tensors that say which edges there are."""
     if isinstance(edge_index, EdgeIndex):
         return (edge_index.as_tensor(),)
-    if edge_index.layout == torch.sparse_coo:
+    layout = edge_index.layout
+    if layout == torch.strided:
+        return (edge_index,)
+    if layout == torch.sparse_coo:
         return (edge_index._indices(),)
-    if edge_index.layout == torch.sparse_csr:
+    if layout == torch.sparse_csr:
         return (edge_index.crow_indices(), edge_index.col_indices())
-    if edge_index.layout == torch.sparse_csc:
-        return (edge_index.ccol_indices(), edge_index.row_indices())
-    return (edge_index,)
+    return (edge_index.ccol_indices(), edge_index.row_indices())
 
 
 def edge_list_of(edge_index: Tensor) -> Tensor:

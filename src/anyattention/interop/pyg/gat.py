@@ -10,7 +10,6 @@ import torch_geometric.nn as parent
 from torch import Tensor
 
 from anyattention import Additive, EdgeFeatures
-from anyattention.ambient import without_autocast
 from anyattention.interop.pyg.edge_lists import declared_sizes, features_of
 from anyattention.interop.pyg.layer import (
     argument_types,
@@ -26,6 +25,7 @@ from anyattention.interop.pyg.layer import (
     take_widths,
     with_heads,
     with_widths,
+    without_autocast,
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
@@ -149,7 +149,7 @@ def _arguments(
     projection = layer.lin_src if layer.lin is None else layer.lin
     value = with_heads(layer, projection(source))
     # Not under autocast: the parent's products with the attention vectors are in float32.
-    with without_autocast(source.device):
+    with without_autocast():
         query, key, features = _terms(layer, source, target, sizes[1], edge_attr)
     score = Additive(layer.negative_slope)
     return attention_arguments(layer, (query[..., None], key[..., None], value), graph, score, features, needs_weights)

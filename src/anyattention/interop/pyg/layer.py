@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch_geometric.inspector import Inspector
 from torch_geometric.nn import Linear
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from anyattention import AttentionResult, Dynamic, EdgeFeatures, Graph, attend, edge_sum, explain
+from anyattention import AttentionResult, EdgeFeatures, Graph, attend, edge_sum, explain
 from anyattention.ambient import is_compiling
 from anyattention.interop.pyg.compiled import named_graph
 from anyattention.interop.pyg.edge_lists import with_weights
@@ -41,6 +41,7 @@ __all__ = [
     "take_widths",
     "with_heads",
     "with_widths",
+    "without_autocast",
 ]
 
 
@@ -60,8 +61,13 @@ def explanation(refusal: str | None, arguments: Callable[[], dict[str, Any]]) ->
         return Explanation("torch_geometric", (("anyattention", refusal),))
     with torch.no_grad():
         given = arguments()
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast():
             return explain(**given)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Where every operation on the CPU keeps its tensors' dtypes; nothing where autocast is off."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def attended(arguments: dict[str, Any], *, weights_after_dropout: bool = False) -> AttentionResult:
@@ -70,7 +76,7 @@ def attended(arguments: dict[str, Any], *, weights_after_dropout: bool = False) 
     Args:
         weights_after_dropout: return those, which PyTorch's dropout draws, as the parent does; they cost another pass.
     """
-    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
+    with without_autocast():
         if not weights_after_dropout or not arguments["return_weights"] or not arguments["dropout"]:
             return attend(**arguments)
         weights = attend(**{**arguments, "dropout": 0.0}).weights
@@ -92,17 +98,9 @@ def attention_arguments(
 
     Autocast makes them of several dtypes; the parent's products and sums make one of these, in which its result is.
     """
-    vectors = [score.vector] if isinstance(score, Dynamic) else []
-    dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*rows, *vectors)])
-    if any(x.dtype is not dtype for x in (*rows, *vectors)):
-        query, key, value = rows
-        # A value that is the key stays one.
-        cast = key.to(dtype)
-        rows = (query.to(dtype), cast, cast if value is key else value.to(dtype))
-        score = score.cast(lambda x: x.to(dtype))
-    if features is not None:
-        weights = [None if x is None else x.to(dtype) for x in (features.key_weight, features.value_weight)]
-        features = EdgeFeatures(features.features.to(dtype), *weights)
+    dtypes = {x.dtype for x in (*rows, *score.operands[:1], *_tensors(features)) if x is not None}
+    if len(dtypes) > 1:
+        rows, score, features = _in_one_dtype(rows, score, features)
     return {
         **dict(zip(("query", "key", "value"), rows, strict=True)),
         "pattern": graph,
@@ -115,9 +113,30 @@ def attention_arguments(
     }
 
 
+def _in_one_dtype(
+    rows: tuple[Tensor, Tensor, Tensor], score: Score, features: EdgeFeatures | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], Score, EdgeFeatures | None]:
+    """The arguments in the dtype of the parent's result, that of its products of rows and vector."""
+    (query, key, value), (vector, _) = rows, score.operands
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*rows, vector) if x is not None])
+    cast = key.to(dtype)
+    # A value that is the key stays one.
+    rows = (query.to(dtype), cast, cast if value is key else value.to(dtype))
+    if features is not None:
+        features = EdgeFeatures(*[None if x is None else x.to(dtype) for x in _tensors(features)])  # pyright: ignore[reportArgumentType]  # the first is there
+    return rows, score.cast(lambda x: x.to(dtype)), features
+
+
+def _tensors(features: EdgeFeatures | None) -> tuple[Tensor | None, ...]:
+    return () if features is None else (features.features, features.key_weight, features.value_weight)
+
+
 def has_lazy_widths(layer: Any) -> bool:
     """Whether a projection gets its width from its first input; a compiler leaves that to the parent."""
-    return not is_compiling() and any("_hook" in vars(child) for child in layer.children())
+    # Before every call, and so without the generators of torch.nn.
+    return not is_compiling() and any(
+        child is not None and "_hook" in child.__dict__ for child in layer._modules.values()
+    )
 
 
 def take_widths(inputs: Sequence[tuple[Any, Any]]) -> None:
