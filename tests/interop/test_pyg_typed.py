@@ -369,6 +369,7 @@ def test_an_explanation_is_the_parents(kind):
     assert ours.explain_forward(x, edges).implementation == "cpu"
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
 def test_traced_programs_take_other_edges(kind):
     ours, _ = pair(kind, {"a": 4}, (["a"], [("a", "to", "a")]))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from anyattention import HeterogeneousGraph
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidConfigError, InvalidInputError
@@ -34,11 +33,9 @@ def call(dtype=torch.float64):
     return x, edges
 
 
-@pytest.mark.parametrize("mode", ["fake", "symbolic"])
-def test_a_graph_that_was_first_used_under_a_mode_serves_plain_calls(mode):
+def test_a_graph_that_was_first_used_under_a_mode_serves_plain_calls():
     x, edges = call()
     layer, graph = layer_of(), HeterogeneousGraph.from_edge_index(edges, COUNTS)
-    make_fx(lambda features: layer({**x, "a": features}, graph).output["p"], tracing_mode=mode)(x["a"])
     with FakeTensorMode(allow_non_fake_inputs=True):
         layer(x, graph)
     output = layer(x, graph).output["p"]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
@@ -86,11 +85,7 @@ class HeterogeneousRows:
     def _of_relations(self, parameter: Tensor, relations: Sequence[Relation]) -> Tensor:
         """A parameter's parts of some relations, in their order."""
         places = [self.layer.config.relations.index(relation) for relation in relations]
-        if places == list(range(len(parameter))):
-            return parameter
-        # Not by an index, which a mode would have as a tensor of its own.
-        parts = parameter.unbind()
-        return torch.stack([parts[place] for place in places])
+        return parameter if places == list(range(len(parameter))) else parameter[places]
 
     def _rows(self, end: int, parts: Mapping[str, list[RelationMap]]) -> list[Tensor]:
         """The rows of the keys (end 0) or of the queries (end 2)."""
