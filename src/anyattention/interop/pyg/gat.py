@@ -24,6 +24,7 @@ from anyattention.interop.pyg.layer import (
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
+from anyattention.ops.linear_maps import linear_maps
 
 __all__ = ["GATConv"]
 
@@ -102,9 +103,15 @@ def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any, nee
     folded = [layer.lin, layer.lin_src, layer.lin_dst, layer.lin_edge]
     return (
         call_refusal(layer, GATConv, nodes, edge_index, _read_columns(layer, edge_attr), folded)
+        or _width_refusal(layer, source)
         or _size_refusal(size, nodes)
         or weights_refusal(layer, needs_weights)
     )
+
+
+def _width_refusal(layer: Any, source: Tensor) -> str | None:
+    width = (layer.lin_src if layer.lin is None else layer.lin).weight.shape[1]
+    return None if source.shape[1] == width else f"x has {source.shape[1]} features, not {width}"
 
 
 def _size_refusal(size: Any, nodes: list[Any]) -> str | None:
@@ -125,18 +132,19 @@ def _arguments(
     graph, edge_attr = graph_and_features(layer, edge_index, None if layer.lin_edge is None else edge_attr, sizes)
     projection = layer.lin_src if layer.lin is None else layer.lin
     target_projection = layer.lin_dst if layer.lin is None else layer.lin
-    value = with_heads(layer, projection(source))
-    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head.
-    key_weight = _folded(layer, projection, layer.att_src)
+    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head, and one
+    # product for all. Weights may be read: `_refusal` leaves projections that are no plain ones to the parent.
+    weights = [projection.weight, _folded(layer, projection, layer.att_src)]
+    if target is source:
+        weights.append(_folded(layer, target_projection, layer.att_dst))
+    value, key, *query = linear_maps(source, weights)
     if target is None:
-        key = F.linear(source, key_weight)
         query = key.new_zeros(sizes[1], layer.heads)
     elif target is source:
-        both = torch.cat([key_weight, _folded(layer, target_projection, layer.att_dst)])
-        key, query = F.linear(source, both).chunk(2, dim=-1)
+        (query,) = query
     else:
-        key = F.linear(source, key_weight)
         query = F.linear(target, _folded(layer, target_projection, layer.att_dst))
+    value = with_heads(layer, value)
     features = None
     if edge_attr is not None:
         edge_weight = _folded(layer, layer.lin_edge, layer.att_edge)

@@ -13,6 +13,7 @@ from torch_geometric.utils import add_self_loops
 from anyattention import Additive, Dot, Dynamic, EdgeFeatures, Graph, explain
 from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
+from anyattention.ops.linear_maps import add_bias
 
 __all__ = [
     "argument_types",
@@ -102,7 +103,7 @@ def finished(layer: Any, output: Tensor, target: Tensor | None) -> Tensor:
     if layer.res is not None and target is not None:
         output = output + layer.res(target)
     bias = layer.bias
-    return output if bias is None else output + bias
+    return output if bias is None else add_bias(output, bias)
 
 
 def joined_heads(layer: Any, output: Tensor) -> Tensor:
