@@ -29,8 +29,8 @@ struct Instance {
 template <class T, class Score, int DW, int CW>
 struct Forward : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::H, Base::drops, Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query,
-      Base::query_stride, Base::value, Base::value_stride;
+  using Base::C, Base::H, Base::drops, Base::kSize, Base::key, Base::key_stride, Base::normalize, Base::output_stride,
+      Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   T *output, *largest_scores, *log_sums;
 
@@ -102,9 +102,13 @@ struct Forward : Call<T, Score, DW, CW> {
   template <int Heads, bool Drops>
   void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
     using Numbers = Vector<T, Heads>;
+    constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
+    constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
     Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
+      if (s + ahead < rows.num_edges) {
+        prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+      }
       const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
       store<T, Heads>(score + (s - begin) * Heads, x);
       largest = x > largest ? x : largest;
@@ -117,9 +121,11 @@ struct Forward : Call<T, Score, DW, CW> {
       for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
       this->drop(rows, begin, end, score);
     }
-    RegisterRow<Heads, CW> out{};
+    auto out = RegisterRow<Heads, CW>::zeros();
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) this->prefetch_value(rows.columns.unchecked(s + kPrefetch));
+      if (s + ahead < rows.num_edges) {
+        prefetch_row<value_bytes>(address_of(value, rows.columns.unchecked(s + ahead), value_stride));
+      }
       const Numbers weight = load<Heads>(score + (s - begin) * Heads);
       if (!Drops) sum += weight;
       out.add(weight, value + rows.columns[s] * value_stride);
@@ -223,8 +229,8 @@ struct Weights : Call<T, Score, DW, CW> {
 template <class T, class Score, int DW, int CW>
 struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
-      Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
+  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::kSize, Base::key, Base::key_stride,
+      Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   const T *of_query, *grad_output;  // of_query: see prepare_backward
   T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
@@ -258,36 +264,62 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     return true;
   }
 
+  // A tile at a time: first the weights of all its edges, whose exponentials share vectors, and then the rows of queries.
   template <int Heads, bool Drops>
   ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
-    const T *k = key + j * key_stride, *v = value + j * value_stride;
-    RegisterRow<Heads, CW> by_value{};
+    using Row = RegisterRow<Heads, CW>;
+    constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
+    constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
+    const CompressedRows slots = rows;
+    const T *const k = key + j * key_stride, *const grads = grad_output, *const numbers = of_query;
+    T *const to_raw = grad_raw;
+    const Row v = Row::read(value + j * value_stride);
+    Row by_value = Row::zeros();
     typename Score::template KeySums<Heads, CW> by_key;
-    Numbers slopes;
+    alignas(64) T weights[kTile * Heads];
+    T slopes[kTile * Heads];
     [[maybe_unused]] T factors[kTile * Heads];
-    for (int64_t s = begin; s < end; ++s) {
-      prefetch(s + kPrefetch);
-      if (Drops && (s - begin) % kTile == 0) {
-        std::fill_n(factors, kTile * Heads, T{1});
-        this->drop(rows, s, std::min(s + kTile, end), factors);
+    for (int64_t start = begin; start < end; start += kTile) {
+      const int64_t count = std::min(kTile, end - start);
+      int64_t queries[kTile];
+      for (int64_t n = 0; n < count; ++n) {
+        const int64_t i = queries[n] = slots.columns[start + n];
+        if (start + n + ahead < slots.num_edges) {
+          const int64_t next = slots.columns.unchecked(start + n + ahead);
+          prefetch_row<key_bytes>(address_of(query, next, query_stride));
+          prefetch_row<2 * Heads * kSize>(address_of(numbers, next, 2 * Heads));
+        }
+        Numbers slope;
+        const Numbers score = this->template register_scores<Heads>(query + i * query_stride, k, slope);
+        store<T, Heads>(weights + n * Heads, score - load<Heads>(numbers + i * 2 * Heads));
+        store<T, Heads>(slopes + n * Heads, slope);
       }
-      const int64_t i = rows.columns[s];
-      const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
-      const T *grad = grad_output + i * output_stride;
-      const Numbers score = this->template register_scores<Heads>(q, k, slopes);
-      const Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
-      Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
-      Numbers kept = weight;
+      exponentials(weights, count * Heads);
       if constexpr (Drops) {
-        const Numbers own = load<Heads>(factors + (s - begin) % kTile * Heads);
-        by_weight *= own;
-        kept *= own;
+        std::fill_n(factors, kTile * Heads, T{1});
+        this->drop(slots, start, start + count, factors);
       }
-      const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
-      store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
-      by_value.add(kept, grad);
-      by_key.add(*this, by_raw, q, k);
+      for (int64_t n = 0; n < count; ++n) {
+        if (start + n + ahead < slots.num_edges) {
+          const int64_t next = start + n + ahead;
+          prefetch_row<value_bytes>(address_of(grads, slots.columns.unchecked(next), Heads * CW));
+          __builtin_prefetch(address_of(to_raw, slots.edges.unchecked(next), Heads), 1);
+        }
+        const T *grad = grads + queries[n] * Heads * CW;
+        const Numbers weight = load<Heads>(weights + n * Heads);
+        const Numbers delta = load<Heads>(numbers + (queries[n] * 2 + 1) * Heads);
+        Numbers by_weight = v.dots(grad);
+        if constexpr (Drops) {
+          const Numbers own = load<Heads>(factors + n * Heads);
+          by_weight *= own;
+          store<T, Heads>(weights + n * Heads, weight * own);
+        }
+        const Numbers by_raw = weight * (by_weight - delta) * load<Heads>(slopes + n * Heads);
+        store<T, Heads>(to_raw + slots.edges[start + n] * Heads, by_raw);
+        by_value.add(weights + n * Heads, grad);
+        by_key.add(*this, by_raw, query + queries[n] * query_stride, k);
+      }
     }
     T *gk = accumulator, *gv = gk + G * D;
     by_value.write(gv);
@@ -371,7 +403,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 template <class T, class Score, int DW, int CW>
 struct BackwardQueries : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::D, Base::H, Base::key, Base::key_stride, Base::query, Base::query_stride;
+  using Base::D, Base::H, Base::kSize, Base::key, Base::key_stride, Base::query, Base::query_stride;
   CompressedRows rows;
   const T *grad_raw;
   T *grad_query;
@@ -388,9 +420,9 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
     const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
-    if constexpr (Score::kQueryGradientReadsKeys && Base::kHasRegisters) {
+    if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
         return true;
       }
     }
@@ -407,11 +439,15 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
 
   template <int Heads>
   ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+    constexpr int64_t key_bytes = Score::kQueryGradientReadsKeys ? Heads * DW * kSize : 0;
+    constexpr int64_t ahead = slots_ahead(key_bytes + Heads * kSize);
     typename Score::template QuerySums<Heads, DW> by_query;
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) {
-        this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
-        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + kPrefetch), H));
+      if (s + ahead < rows.num_edges) {
+        if constexpr (key_bytes > 0) {
+          prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+        }
+        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + ahead), H));
       }
       const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
       by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
