@@ -11,7 +11,9 @@
 
 #include "anyattention.h"
 #include "graph_call.h"
+#include "padded_call.h"
 #include "pages.h"
+#include "prepared_queries.h"
 #include "rows.h"
 #include "scores.h"
 #include "simd.h"
@@ -232,7 +234,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::kSize, Base::key, Base::key_stride,
       Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  const T *of_query, *grad_output;  // of_query: see prepare_backward
+  const T *of_query, *grad_output;  // of_query: see prepared_queries.h
   T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
   static constexpr bool kWritesEdges = true;  // grad_raw
@@ -460,66 +462,6 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   }
 };
 
-// Threads for a pass over the rows of queries: each head's dot product or row, and an exponential.
-int team_of_rows(const anyattention_graph_attention_call &c) {
-  const int64_t rows = c.batch * c.graph.num_queries;
-  return team_size(c.num_threads, rows, static_cast<double>(rows * c.heads) * (0.2 * static_cast<double>(c.value_dim) + 1));
-}
-
-// What the rounding of top + log, to `shift`, leaves.
-template <class T>
-T rest_of(T top, T log, T shift) {
-  return (top - shift) + log;
-}
-
-// For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
-// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_log_sum. Whether the rounding of a
-// shift leaves a rest that counts, which it does where scores are beyond some hundreds.
-template <class T, int CW>
-bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
-                      const T *grad_output, const T *grad_log_sum, T *of_query) {
-  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-  const int team = team_of_rows(c);
-  bool counts = false;
-#pragma omp parallel for num_threads(team) reduction(|| : counts) if (team > 1)
-  for (int64_t i = 0; i < rows; ++i) {
-    T *shift = of_query + i * 2 * H, *delta = shift + H;
-    if (!c.normalize) {
-      std::fill_n(shift, 2 * H, T{0});
-      continue;
-    }
-    head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
-    const T *tops = largest + i * H, *logs = log_sum + i * H;
-    each_head(H, [=](int64_t h) { shift[h] = (tops[h] == kMinusInfinity<T> ? T{0} : tops[h]) + logs[h]; });
-    int any = 0;
-    for (int64_t h = 0; h < H; ++h) {
-      const bool has_score = tops[h] != kMinusInfinity<T>;
-      any |= has_score & (std::abs(rest_of(tops[h], logs[h], shift[h])) > 32 * std::numeric_limits<T>::epsilon());
-    }
-    counts |= any != 0;
-    for (int64_t h = 0; grad_log_sum && h < H; ++h) {
-      if (tops[h] != kMinusInfinity<T>) delta[h] -= grad_log_sum[i * H + h];
-    }
-  }
-  return counts;
-}
-
-// exp(score - shift) is too large by exp(rest), and all that comes of it is linear in grad_output and delta: these times
-// exp(-rest) say the same. So the edges read nothing more, which would take a tenth of their time.
-template <class T>
-void scale_by_rest(const anyattention_graph_attention_call &c, const T *largest, const T *log_sum, const T *grad_output,
-                   T *of_query, T *scaled) {
-  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-  const int team = team_of_rows(c);
-#pragma omp parallel for num_threads(team) if (team > 1)
-  for (int64_t n = 0; n < rows * H; ++n) {
-    T *shift = of_query + n / H * 2 * H + n % H, *delta = shift + H;
-    const T factor = largest[n] == kMinusInfinity<T> ? T{1} : std::exp(-rest_of(largest[n], log_sum[n], *shift));
-    *delta *= factor;
-    for (int64_t d = 0; d < C; ++d) scaled[n * C + d] = grad_output[n * C + d] * factor;
-  }
-}
-
 template <class T, class Score, int DW, int CW>
 bool forward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, T *output, T *largest,
              T *log_sum) {
@@ -646,6 +588,73 @@ int32_t run(const anyattention_graph_attention_call *call, const Body &body, Arr
   }
 }
 
+// Calls padded(call) with a copy of the call whose heads have a width with code of its own, where it has none and is worth
+// copying, else plain(). Both answer with a status.
+template <class Padded, class Plain>
+int32_t with_padded(const anyattention_graph_attention_call *c, const Padded &padded, const Plain &plain) {
+  if (!is_valid(c)) return ANYATTENTION_INVALID_ARGUMENT;
+  bool has_head_dim = false;
+  Scores::with(c->score, [&](auto score) { return has_head_dim = decltype(score)::kHeadDim == 0, true; });
+  const int64_t width = padded_width(*c, has_head_dim);
+  if (!width) return plain();
+  try {
+    return padded(PaddedCall(*c, width, has_head_dim));
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
+}
+
+int32_t run_forward(const anyattention_graph_attention_call *c, void *output, void *largest, void *log_sum) {
+  const auto body = [](const auto &...arguments) { return forward(arguments...); };
+  const auto padded = [&](const PaddedCall &p) {
+    const Workspace<float> wide(p.queries() * p.heads_width(), false);
+    const int32_t status = run(&p.call, body, static_cast<void *>(wide.get()), largest, log_sum);
+    if (status == ANYATTENTION_OK) p.unpad(wide.get(), p.queries(), output, c->heads * c->value_dim, c->value_dim);
+    return status;
+  };
+  return with_padded(c, padded, [&] { return run(c, body, output, largest, log_sum); });
+}
+
+int32_t run_weights(const anyattention_graph_attention_weights_call *c, void *weights) {
+  const auto of = [&](const anyattention_graph_attention_call *call) {
+    const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
+    return run(call, body, c->largest, c->log_sum, weights);
+  };
+  return with_padded(&c->call, [&](const PaddedCall &p) { return of(&p.call); }, [&] { return of(&c->call); });
+}
+
+int32_t run_backward(const anyattention_graph_attention_backward_call *record, void *grad_query, void *grad_key,
+                     void *grad_value, void *grad_vector, void *grad_term, void *grad_bias) {
+  const anyattention_graph_attention_call &c = record->call;
+  const auto body = [](const auto &...arguments) { return backward(arguments...); };
+  const auto padded = [&](const PaddedCall &p) {
+    const int64_t queries = p.queries() * p.heads_width(), keys = p.keys() * p.heads_width();
+    const bool pads_keys = p.pads_keys();
+    const Workspace<float> output(queries, false), grad_output(queries, false), by_query(pads_keys ? queries : 0, false),
+        by_key(pads_keys ? keys : 0, false), by_value(grad_value ? keys : 0, false), by_vector(p.heads_width(), false);
+    p.pad(record->output, p.queries(), c.heads * c.value_dim, c.value_dim, output.get());
+    p.pad(record->grad_output, p.queries(), c.heads * c.value_dim, c.value_dim, grad_output.get());
+    const auto to = [](bool is_padded, const Workspace<float> &wide, void *given) -> void * {
+      return is_padded ? wide.get() : given;
+    };
+    const int32_t status =
+        run(&p.call, body, static_cast<const void *>(output.get()), record->largest, record->log_sum,
+            static_cast<const void *>(grad_output.get()), record->grad_log_sum, to(pads_keys, by_query, grad_query),
+            to(pads_keys, by_key, grad_key), to(grad_value, by_value, nullptr), to(grad_vector, by_vector, nullptr),
+            grad_term, grad_bias);
+    if (status != ANYATTENTION_OK) return status;
+    if (pads_keys) p.unpad(by_query.get(), p.queries(), grad_query, c.query_stride, c.head_dim);
+    if (pads_keys) p.unpad(by_key.get(), p.keys(), grad_key, c.key_stride, c.head_dim);
+    if (grad_value) p.unpad(by_value.get(), p.keys(), grad_value, c.value_stride, c.value_dim);
+    if (grad_vector) p.unpad(by_vector.get(), 1, grad_vector, c.heads * c.head_dim, c.head_dim);
+    return status;
+  };
+  return with_padded(&c, padded, [&] {
+    return run(&c, body, record->output, record->largest, record->log_sum, record->grad_output, record->grad_log_sum,
+               grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+  });
+}
+
 }  // namespace
 }  // namespace anyattention
 
@@ -655,14 +664,12 @@ int32_t anyattention_score(const char *name) { return anyattention::Scores::numb
 
 int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *largest,
                                      void *log_sum) {
-  const auto body = [](const auto &...arguments) { return anyattention::forward(arguments...); };
-  return anyattention::run(call, body, output, largest, log_sum);
+  return anyattention::run_forward(call, output, largest, log_sum);
 }
 
 int32_t anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
-  return anyattention::run(&call->call, body, call->largest, call->log_sum, weights);
+  return anyattention::run_weights(call, weights);
 }
 
 int32_t anyattention_graph_attention_backward(const anyattention_graph_attention_backward_call *record, void *grad_query,
@@ -675,8 +682,6 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
   if (has_keys && !grad_value && (call->value != call->key || call->value_dim != call->head_dim)) {
     return ANYATTENTION_INVALID_ARGUMENT;
   }
-  const auto body = [](const auto &...arguments) { return anyattention::backward(arguments...); };
-  return anyattention::run(call, body, record->output, record->largest, record->log_sum, record->grad_output,
-                           record->grad_log_sum, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+  return anyattention::run_backward(record, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
 }
 }
