@@ -1,8 +1,8 @@
 """Graph attention: our layers and kernels beside PyTorch Geometric, DGL and the limit of reading each edge's row.
 
 `python -m benchmarks.graph [case ...]` runs the named cases (all by default) and keeps each one's result as soon as it
-is there, so that a run can be taken up again: layers operation kernels tolokers memory cora epoch skew growth threads
-large.
+is there, so that a run can be taken up again: layers drop_in operation kernels tolokers memory cora epoch skew growth
+threads large.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ SCORES = {"GAT": "additive", "GATv2": "dynamic", "dot": "dot"}
 def main(names: list[str]) -> None:
     cases = {
         "layers": layers,
+        "drop_in": drop_in,
         "operation": operation,
         "kernels": kernel_limits,
         "tolokers": tolokers,
@@ -140,6 +141,65 @@ def layers() -> dict[str, dict[str, Timing]]:
     return found
 
 
+def drop_in() -> dict[str, dict[str, Timing]]:
+    """GAT as `interop.pyg.GATConv` in PyTorch Geometric's place: the layer above, and two of them, compiled."""
+    from torch_geometric.nn import GATConv as PeerConv
+
+    from anyattention.interop.pyg import GATConv
+
+    edge_index = random_graph(NODES, EDGES)
+    x = torch.randn(NODES, FEATURES, requires_grad=True)
+    ours, theirs = (kind(FEATURES, WIDTH, HEADS, add_self_loops=False) for kind in (GATConv, PeerConv))
+    assert ours.explain_forward(x, edge_index).implementation == "cpu"
+    layer = {
+        name: gradients(lambda conv=conv: conv(x, edge_index), [x, *conv.parameters()])
+        for name, conv in (("anyattention", ours), ("PyTorch Geometric", theirs))
+    }
+    layer["limit: three products and the rows read each way"] = layer_limit(Graph.from_edge_index(edge_index, NODES))
+    models = {name: ConvModel(kind) for name, kind in (("ours", GATConv), ("theirs", PeerConv))}
+    calls: dict[str, Any] = {
+        "anyattention": torch.compile(models["ours"], fullgraph=True),
+        "anyattention, not compiled": models["ours"],
+        "PyTorch Geometric": models["theirs"],
+    }
+    leaves = {name: list(models["theirs" if name == "PyTorch Geometric" else "ours"].parameters()) for name in calls}
+    steps = {
+        name: gradients(lambda call=call: call(x.detach(), edge_index), leaves[name]) for name, call in calls.items()
+    }
+    return {
+        "GATConv, forward+backward": measure("anyattention", layer, rounds=9),
+        "two GATConv, compiled whole, forward+backward": measure("anyattention", steps, rounds=7),
+    }
+
+
+class ConvModel(nn.Module):
+    """Two layers of a kind of GATConv, as a user of PyTorch Geometric writes them."""
+
+    def __init__(self, conv: type) -> None:
+        super().__init__()
+        self.first = conv(FEATURES, WIDTH, HEADS, add_self_loops=False)
+        self.second = conv(HEADS * WIDTH, WIDTH, HEADS, add_self_loops=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x, edge_index)), edge_index)
+
+
+def layer_limit(graph: Graph) -> Callable[[], object]:
+    """A GAT layer's three products, and reading each edge's row of values forward and of gradients backward."""
+    x, grad = torch.randn(graph.num_keys, FEATURES), torch.randn(graph.num_keys, HEADS * WIDTH)
+    weight = torch.randn(HEADS * WIDTH, FEATURES)
+    forward, backward = gather_limit(graph, 1), gather_limit(graph, 1, columns=graph.queries_by_key)
+
+    def run() -> None:
+        x @ weight.T
+        forward()
+        backward()
+        grad.T @ x
+        grad @ weight
+
+    return run
+
+
 def used_leaves(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """The leaves that an output depends on."""
     grads = torch.autograd.grad(output.sum(), leaves, allow_unused=True)
@@ -220,11 +280,16 @@ def kernel(kind: str, graph: Graph, backward: bool) -> Callable[[], object]:
     return lambda: graph_attention_backward(by_results)
 
 
-def gather_limit(graph: Graph, rows: int, width: int = HEADS * WIDTH) -> Callable[[], object]:
-    """Reads the row of `width` float32 numbers of each edge, `rows` times over different tables."""
+def gather_limit(
+    graph: Graph, rows: int, width: int = HEADS * WIDTH, columns: Tensor | None = None
+) -> Callable[[], object]:
+    """Reads the row of `width` float32 numbers of each edge, `rows` times over different tables.
+
+    `columns` are the rows in their order: of the edges' keys unless they are given.
+    """
     library = read_rows_library()
     tables = [torch.randn(graph.num_keys, width) for _ in range(rows)]
-    columns = graph.keys_by_query
+    columns = graph.keys_by_query if columns is None else columns
 
     def read() -> None:
         for table in tables:

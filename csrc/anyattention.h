@@ -57,6 +57,34 @@ ANYATTENTION_EXPORT int32_t anyattention_prefer_large_pages(void *pointer, int64
 ANYATTENTION_EXPORT int32_t anyattention_keep_factors(int64_t count, int64_t seed, double dropout, int64_t num_threads,
                                                       int32_t is_double, void *factors);
 
+/* Whether the products below are worth calling: whether vectors are as wide as any processor's. */
+ANYATTENTION_EXPORT int32_t anyattention_multiplies_fast(void);
+
+/* results (rows, columns) = x (rows, depth) matrix (depth, columns), plus a bias (columns) unless that is null.
+ *
+ *   x        (num_x)         matrices that lie side by side, of x_widths columns; rows begin x_strides numbers apart
+ *   matrix                   its numbers lie at row * by_row + column * by_column
+ *   results  (num_results)   out: matrices side by side, of `widths` columns, each without gaps
+ *
+ * The same for any num_threads. Time O(rows depth columns); workspace depth * columns numbers.
+ */
+ANYATTENTION_EXPORT int32_t anyattention_linear_map(int64_t rows, int64_t num_x, const float *const *x,
+                                                    const int64_t *x_widths, const int64_t *x_strides,
+                                                    const float *matrix, int64_t by_row, int64_t by_column,
+                                                    const float *bias, int64_t num_results, float *const *results,
+                                                    const int64_t *widths, int64_t num_threads);
+
+/* matrix (outputs, inputs) = the transpose of grads (rows, outputs), times x (rows, inputs), and bias (outputs), unless
+ * that is null: the sum of the rows of grads, which are matrices side by side as above.
+ *
+ * The same for any num_threads; workspace at most 64 times the matrix.
+ */
+ANYATTENTION_EXPORT int32_t anyattention_linear_map_by_matrix(int64_t rows, int64_t num_grads,
+                                                              const float *const *grads, const int64_t *widths,
+                                                              const int64_t *strides, const float *x, int64_t inputs,
+                                                              int64_t x_stride, int64_t num_threads, float *matrix,
+                                                              float *bias);
+
 /* Sorts an edge list into compressed rows; with `rows` and `columns` exchanged
  * (and their sizes) it gives the transpose.
  *

@@ -11,7 +11,9 @@
 
 #include "anyattention.h"
 #include "graph_call.h"
+#include "padded_call.h"
 #include "pages.h"
+#include "prepared_queries.h"
 #include "rows.h"
 #include "scores.h"
 #include "simd.h"
@@ -29,8 +31,8 @@ struct Instance {
 template <class T, class Score, int DW, int CW>
 struct Forward : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::H, Base::drops, Base::key, Base::key_stride, Base::normalize, Base::output_stride, Base::query,
-      Base::query_stride, Base::value, Base::value_stride;
+  using Base::C, Base::H, Base::drops, Base::kSize, Base::key, Base::key_stride, Base::normalize, Base::output_stride,
+      Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
   T *output, *largest_scores, *log_sums;
 
@@ -102,9 +104,13 @@ struct Forward : Call<T, Score, DW, CW> {
   template <int Heads, bool Drops>
   void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
     using Numbers = Vector<T, Heads>;
+    constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
+    constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
     Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
+      if (s + ahead < rows.num_edges) {
+        prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+      }
       const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
       store<T, Heads>(score + (s - begin) * Heads, x);
       largest = x > largest ? x : largest;
@@ -117,9 +123,11 @@ struct Forward : Call<T, Score, DW, CW> {
       for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
       this->drop(rows, begin, end, score);
     }
-    RegisterRow<Heads, CW> out{};
+    auto out = RegisterRow<Heads, CW>::zeros();
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) this->prefetch_value(rows.columns.unchecked(s + kPrefetch));
+      if (s + ahead < rows.num_edges) {
+        prefetch_row<value_bytes>(address_of(value, rows.columns.unchecked(s + ahead), value_stride));
+      }
       const Numbers weight = load<Heads>(score + (s - begin) * Heads);
       if (!Drops) sum += weight;
       out.add(weight, value + rows.columns[s] * value_stride);
@@ -223,10 +231,10 @@ struct Weights : Call<T, Score, DW, CW> {
 template <class T, class Score, int DW, int CW>
 struct BackwardKeys : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::key, Base::key_stride, Base::normalize,
-      Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
+  using Base::C, Base::D, Base::G, Base::H, Base::drops, Base::group, Base::kSize, Base::key, Base::key_stride,
+      Base::normalize, Base::output_stride, Base::query, Base::query_stride, Base::value, Base::value_stride;
   CompressedRows rows;
-  const T *of_query, *grad_output;  // of_query: see prepare_backward
+  const T *of_query, *grad_output;  // of_query: see prepared_queries.h
   T *grad_key, *grad_value;  // without grad_value, grad_key is of the key and the value together
   T *grad_raw, *grad_score;
   static constexpr bool kWritesEdges = true;  // grad_raw
@@ -258,36 +266,62 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     return true;
   }
 
+  // A tile at a time: first the weights of all its edges, whose exponentials share vectors, and then the rows of queries.
   template <int Heads, bool Drops>
   ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
     using Numbers = Vector<T, Heads>;
-    const T *k = key + j * key_stride, *v = value + j * value_stride;
-    RegisterRow<Heads, CW> by_value{};
+    using Row = RegisterRow<Heads, CW>;
+    constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
+    constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
+    const CompressedRows slots = rows;
+    const T *const k = key + j * key_stride, *const grads = grad_output, *const numbers = of_query;
+    T *const to_raw = grad_raw;
+    const Row v = Row::read(value + j * value_stride);
+    Row by_value = Row::zeros();
     typename Score::template KeySums<Heads, CW> by_key;
-    Numbers slopes;
+    alignas(64) T weights[kTile * Heads];
+    T slopes[kTile * Heads];
     [[maybe_unused]] T factors[kTile * Heads];
-    for (int64_t s = begin; s < end; ++s) {
-      prefetch(s + kPrefetch);
-      if (Drops && (s - begin) % kTile == 0) {
-        std::fill_n(factors, kTile * Heads, T{1});
-        this->drop(rows, s, std::min(s + kTile, end), factors);
+    for (int64_t start = begin; start < end; start += kTile) {
+      const int64_t count = std::min(kTile, end - start);
+      int64_t queries[kTile];
+      for (int64_t n = 0; n < count; ++n) {
+        const int64_t i = queries[n] = slots.columns[start + n];
+        if (start + n + ahead < slots.num_edges) {
+          const int64_t next = slots.columns.unchecked(start + n + ahead);
+          prefetch_row<key_bytes>(address_of(query, next, query_stride));
+          prefetch_row<2 * Heads * kSize>(address_of(numbers, next, 2 * Heads));
+        }
+        Numbers slope;
+        const Numbers score = this->template register_scores<Heads>(query + i * query_stride, k, slope);
+        store<T, Heads>(weights + n * Heads, score - load<Heads>(numbers + i * 2 * Heads));
+        store<T, Heads>(slopes + n * Heads, slope);
       }
-      const int64_t i = rows.columns[s];
-      const T *q = query + i * query_stride, *shift = of_query + i * 2 * Heads, *delta = shift + Heads;
-      const T *grad = grad_output + i * output_stride;
-      const Numbers score = this->template register_scores<Heads>(q, k, slopes);
-      const Numbers weight = Exponential<T, Heads>::run(score - load<Heads>(shift));
-      Numbers by_weight = RegisterRow<Heads, CW>::dots(grad, v);
-      Numbers kept = weight;
+      exponentials(weights, count * Heads);
       if constexpr (Drops) {
-        const Numbers own = load<Heads>(factors + (s - begin) % kTile * Heads);
-        by_weight *= own;
-        kept *= own;
+        std::fill_n(factors, kTile * Heads, T{1});
+        this->drop(slots, start, start + count, factors);
       }
-      const Numbers by_raw = weight * (by_weight - load<Heads>(delta)) * slopes;
-      store<T, Heads>(grad_raw + rows.edges[s] * Heads, by_raw);
-      by_value.add(kept, grad);
-      by_key.add(*this, by_raw, q, k);
+      for (int64_t n = 0; n < count; ++n) {
+        if (start + n + ahead < slots.num_edges) {
+          const int64_t next = start + n + ahead;
+          prefetch_row<value_bytes>(address_of(grads, slots.columns.unchecked(next), Heads * CW));
+          __builtin_prefetch(address_of(to_raw, slots.edges.unchecked(next), Heads), 1);
+        }
+        const T *grad = grads + queries[n] * Heads * CW;
+        const Numbers weight = load<Heads>(weights + n * Heads);
+        const Numbers delta = load<Heads>(numbers + (queries[n] * 2 + 1) * Heads);
+        Numbers by_weight = v.dots(grad);
+        if constexpr (Drops) {
+          const Numbers own = load<Heads>(factors + n * Heads);
+          by_weight *= own;
+          store<T, Heads>(weights + n * Heads, weight * own);
+        }
+        const Numbers by_raw = weight * (by_weight - delta) * load<Heads>(slopes + n * Heads);
+        store<T, Heads>(to_raw + slots.edges[start + n] * Heads, by_raw);
+        by_value.add(weights + n * Heads, grad);
+        by_key.add(*this, by_raw, query + queries[n] * query_stride, k);
+      }
     }
     T *gk = accumulator, *gv = gk + G * D;
     by_value.write(gv);
@@ -371,7 +405,7 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
 template <class T, class Score, int DW, int CW>
 struct BackwardQueries : Call<T, Score, DW, CW> {
   using Base = Call<T, Score, DW, CW>;
-  using Base::D, Base::H, Base::key, Base::key_stride, Base::query, Base::query_stride;
+  using Base::D, Base::H, Base::kSize, Base::key, Base::key_stride, Base::query, Base::query_stride;
   CompressedRows rows;
   const T *grad_raw;
   T *grad_query;
@@ -388,9 +422,9 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   bool reduce(int64_t i, int64_t begin, int64_t end, T *accumulator, T *) const {
     const T *q = query + i * query_stride;
     if (!rows.slots_are_valid(begin, end)) return false;
-    if constexpr (Score::kQueryGradientReadsKeys && Base::kHasRegisters) {
+    if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, DW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
         return true;
       }
     }
@@ -407,11 +441,15 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
 
   template <int Heads>
   ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+    constexpr int64_t key_bytes = Score::kQueryGradientReadsKeys ? Heads * DW * kSize : 0;
+    constexpr int64_t ahead = slots_ahead(key_bytes + Heads * kSize);
     typename Score::template QuerySums<Heads, DW> by_query;
     for (int64_t s = begin; s < end; ++s) {
-      if (s + kPrefetch < rows.num_edges) {
-        this->prefetch_key(rows.columns.unchecked(s + kPrefetch));
-        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + kPrefetch), H));
+      if (s + ahead < rows.num_edges) {
+        if constexpr (key_bytes > 0) {
+          prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+        }
+        __builtin_prefetch(address_of(grad_raw, rows.edges.unchecked(s + ahead), H));
       }
       const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
       by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
@@ -423,66 +461,6 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
     std::copy_n(accumulator, H * D, grad_query + i * query_stride);
   }
 };
-
-// Threads for a pass over the rows of queries: each head's dot product or row, and an exponential.
-int team_of_rows(const anyattention_graph_attention_call &c) {
-  const int64_t rows = c.batch * c.graph.num_queries;
-  return team_size(c.num_threads, rows, static_cast<double>(rows * c.heads) * (0.2 * static_cast<double>(c.value_dim) + 1));
-}
-
-// What the rounding of top + log, to `shift`, leaves.
-template <class T>
-T rest_of(T top, T log, T shift) {
-  return (top - shift) + log;
-}
-
-// For each query side by side, so that an edge reads one place: shift (H), the largest score, or 0 where that is -inf,
-// plus the logarithm of the sum, and delta (H), sum(grad_output * output) - grad_log_sum. Whether the rounding of a
-// shift leaves a rest that counts, which it does where scores are beyond some hundreds.
-template <class T, int CW>
-bool prepare_backward(const anyattention_graph_attention_call &c, const T *output, const T *largest, const T *log_sum,
-                      const T *grad_output, const T *grad_log_sum, T *of_query) {
-  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-  const int team = team_of_rows(c);
-  bool counts = false;
-#pragma omp parallel for num_threads(team) reduction(|| : counts) if (team > 1)
-  for (int64_t i = 0; i < rows; ++i) {
-    T *shift = of_query + i * 2 * H, *delta = shift + H;
-    if (!c.normalize) {
-      std::fill_n(shift, 2 * H, T{0});
-      continue;
-    }
-    head_dots<CW>(grad_output + i * H * C, output + i * H * C, H, 1, C, delta);
-    const T *tops = largest + i * H, *logs = log_sum + i * H;
-    each_head(H, [=](int64_t h) { shift[h] = (tops[h] == kMinusInfinity<T> ? T{0} : tops[h]) + logs[h]; });
-    int any = 0;
-    for (int64_t h = 0; h < H; ++h) {
-      const bool has_score = tops[h] != kMinusInfinity<T>;
-      any |= has_score & (std::abs(rest_of(tops[h], logs[h], shift[h])) > 32 * std::numeric_limits<T>::epsilon());
-    }
-    counts |= any != 0;
-    for (int64_t h = 0; grad_log_sum && h < H; ++h) {
-      if (tops[h] != kMinusInfinity<T>) delta[h] -= grad_log_sum[i * H + h];
-    }
-  }
-  return counts;
-}
-
-// exp(score - shift) is too large by exp(rest), and all that comes of it is linear in grad_output and delta: these times
-// exp(-rest) say the same. So the edges read nothing more, which would take a tenth of their time.
-template <class T>
-void scale_by_rest(const anyattention_graph_attention_call &c, const T *largest, const T *log_sum, const T *grad_output,
-                   T *of_query, T *scaled) {
-  const int64_t C = c.value_dim, rows = c.batch * c.graph.num_queries, H = c.heads;
-  const int team = team_of_rows(c);
-#pragma omp parallel for num_threads(team) if (team > 1)
-  for (int64_t n = 0; n < rows * H; ++n) {
-    T *shift = of_query + n / H * 2 * H + n % H, *delta = shift + H;
-    const T factor = largest[n] == kMinusInfinity<T> ? T{1} : std::exp(-rest_of(largest[n], log_sum[n], *shift));
-    *delta *= factor;
-    for (int64_t d = 0; d < C; ++d) scaled[n * C + d] = grad_output[n * C + d] * factor;
-  }
-}
 
 template <class T, class Score, int DW, int CW>
 bool forward(Instance<T, Score, DW, CW>, const anyattention_graph_attention_call &c, T *output, T *largest,
@@ -610,6 +588,73 @@ int32_t run(const anyattention_graph_attention_call *call, const Body &body, Arr
   }
 }
 
+// Calls padded(call) with a copy of the call whose heads have a width with code of its own, where it has none and is worth
+// copying, else plain(). Both answer with a status.
+template <class Padded, class Plain>
+int32_t with_padded(const anyattention_graph_attention_call *c, const Padded &padded, const Plain &plain) {
+  if (!is_valid(c)) return ANYATTENTION_INVALID_ARGUMENT;
+  bool has_head_dim = false;
+  Scores::with(c->score, [&](auto score) { return has_head_dim = decltype(score)::kHeadDim == 0, true; });
+  const int64_t width = padded_width(*c, has_head_dim);
+  if (!width) return plain();
+  try {
+    return padded(PaddedCall(*c, width, has_head_dim));
+  } catch (const std::bad_alloc &) {
+    return ANYATTENTION_OUT_OF_MEMORY;
+  }
+}
+
+int32_t run_forward(const anyattention_graph_attention_call *c, void *output, void *largest, void *log_sum) {
+  const auto body = [](const auto &...arguments) { return forward(arguments...); };
+  const auto padded = [&](const PaddedCall &p) {
+    const Workspace<float> wide(p.queries() * p.heads_width(), false);
+    const int32_t status = run(&p.call, body, static_cast<void *>(wide.get()), largest, log_sum);
+    if (status == ANYATTENTION_OK) p.unpad(wide.get(), p.queries(), output, c->heads * c->value_dim, c->value_dim);
+    return status;
+  };
+  return with_padded(c, padded, [&] { return run(c, body, output, largest, log_sum); });
+}
+
+int32_t run_weights(const anyattention_graph_attention_weights_call *c, void *weights) {
+  const auto of = [&](const anyattention_graph_attention_call *call) {
+    const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
+    return run(call, body, c->largest, c->log_sum, weights);
+  };
+  return with_padded(&c->call, [&](const PaddedCall &p) { return of(&p.call); }, [&] { return of(&c->call); });
+}
+
+int32_t run_backward(const anyattention_graph_attention_backward_call *record, void *grad_query, void *grad_key,
+                     void *grad_value, void *grad_vector, void *grad_term, void *grad_bias) {
+  const anyattention_graph_attention_call &c = record->call;
+  const auto body = [](const auto &...arguments) { return backward(arguments...); };
+  const auto padded = [&](const PaddedCall &p) {
+    const int64_t queries = p.queries() * p.heads_width(), keys = p.keys() * p.heads_width();
+    const bool pads_keys = p.pads_keys();
+    const Workspace<float> output(queries, false), grad_output(queries, false), by_query(pads_keys ? queries : 0, false),
+        by_key(pads_keys ? keys : 0, false), by_value(grad_value ? keys : 0, false), by_vector(p.heads_width(), false);
+    p.pad(record->output, p.queries(), c.heads * c.value_dim, c.value_dim, output.get());
+    p.pad(record->grad_output, p.queries(), c.heads * c.value_dim, c.value_dim, grad_output.get());
+    const auto to = [](bool is_padded, const Workspace<float> &wide, void *given) -> void * {
+      return is_padded ? wide.get() : given;
+    };
+    const int32_t status =
+        run(&p.call, body, static_cast<const void *>(output.get()), record->largest, record->log_sum,
+            static_cast<const void *>(grad_output.get()), record->grad_log_sum, to(pads_keys, by_query, grad_query),
+            to(pads_keys, by_key, grad_key), to(grad_value, by_value, nullptr), to(grad_vector, by_vector, nullptr),
+            grad_term, grad_bias);
+    if (status != ANYATTENTION_OK) return status;
+    if (pads_keys) p.unpad(by_query.get(), p.queries(), grad_query, c.query_stride, c.head_dim);
+    if (pads_keys) p.unpad(by_key.get(), p.keys(), grad_key, c.key_stride, c.head_dim);
+    if (grad_value) p.unpad(by_value.get(), p.keys(), grad_value, c.value_stride, c.value_dim);
+    if (grad_vector) p.unpad(by_vector.get(), 1, grad_vector, c.heads * c.head_dim, c.head_dim);
+    return status;
+  };
+  return with_padded(&c, padded, [&] {
+    return run(&c, body, record->output, record->largest, record->log_sum, record->grad_output, record->grad_log_sum,
+               grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+  });
+}
+
 }  // namespace
 }  // namespace anyattention
 
@@ -619,14 +664,12 @@ int32_t anyattention_score(const char *name) { return anyattention::Scores::numb
 
 int32_t anyattention_graph_attention(const anyattention_graph_attention_call *call, void *output, void *largest,
                                      void *log_sum) {
-  const auto body = [](const auto &...arguments) { return anyattention::forward(arguments...); };
-  return anyattention::run(call, body, output, largest, log_sum);
+  return anyattention::run_forward(call, output, largest, log_sum);
 }
 
 int32_t anyattention_graph_attention_weights(const anyattention_graph_attention_weights_call *call, void *weights) {
   if (!call) return ANYATTENTION_INVALID_ARGUMENT;
-  const auto body = [](const auto &...arguments) { return anyattention::weights(arguments...); };
-  return anyattention::run(&call->call, body, call->largest, call->log_sum, weights);
+  return anyattention::run_weights(call, weights);
 }
 
 int32_t anyattention_graph_attention_backward(const anyattention_graph_attention_backward_call *record, void *grad_query,
@@ -639,8 +682,6 @@ int32_t anyattention_graph_attention_backward(const anyattention_graph_attention
   if (has_keys && !grad_value && (call->value != call->key || call->value_dim != call->head_dim)) {
     return ANYATTENTION_INVALID_ARGUMENT;
   }
-  const auto body = [](const auto &...arguments) { return anyattention::backward(arguments...); };
-  return anyattention::run(call, body, record->output, record->largest, record->log_sum, record->grad_output,
-                           record->grad_log_sum, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
+  return anyattention::run_backward(record, grad_query, grad_key, grad_value, grad_vector, grad_term, grad_bias);
 }
 }

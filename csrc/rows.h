@@ -27,6 +27,11 @@
 namespace anyattention {
 
 constexpr int64_t kPrefetch = 16;  // slots ahead
+// The same for slots of so many bytes, where one takes a few nanoseconds and memory is a hundred away: as many as stay in
+// the first cache until their turn.
+constexpr int64_t slots_ahead(int64_t bytes) {
+  return std::clamp<int64_t>((int64_t{1} << 15) / bytes, kPrefetch, 4 * kPrefetch);
+}
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;

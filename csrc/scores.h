@@ -21,8 +21,8 @@
 //   scaled_scores<Heads>(c, q, k, slopes)   scores times c.scale; `slopes` come as c.scale, and leave as derivatives
 //   KeySums<Heads, Width>                   sums over a key's edges: add(c, by_raw, q, k) for each edge, and then
 //                                           write(c, by_key, by_vector)
-//   QuerySums<Heads, Width>                 sums over a query's edges, where kQueryGradientReadsKeys: add(c, by_raw, q, k)
-//                                           and write(c, by_query)
+//   QuerySums<Heads, Width>                 sums over a query's edges: add(c, by_raw, q, k) and write(c, by_query); k is
+//                                           there where kQueryGradientReadsKeys
 #ifndef ANYATTENTION_SCORES_H
 #define ANYATTENTION_SCORES_H
 
@@ -158,6 +158,20 @@ struct Additive {
     template <class Call>
     void write(const Call &, float *to_key, float *) const {
       store<float, Heads>(to_key, by_key);
+    }
+  };
+
+  template <int Heads, int>
+  struct QuerySums {
+    Vector<float, Heads> by_query{};
+
+    template <class Call>
+    void add(const Call &, Vector<float, Heads> by_raw, const float *, const float *) {
+      by_query += by_raw;
+    }
+    template <class Call>
+    void write(const Call &, float *to_query) const {
+      store<float, Heads>(to_query, by_query);
     }
   };
 };

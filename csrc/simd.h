@@ -205,6 +205,16 @@ ANYATTENTION_INLINE void prefetch_row(const void *row, int64_t bytes) {
   }
 }
 
+// Of a row whose size is known to the compiler, into the first cache.
+template <int64_t Bytes>
+ANYATTENTION_INLINE void prefetch_row(const void *row) {
+  const auto line = reinterpret_cast<uintptr_t>(row);
+#pragma GCC unroll 16
+  for (int64_t offset = 0; offset < Bytes; offset += 64) {
+    __builtin_prefetch(reinterpret_cast<const void *>(line + static_cast<uintptr_t>(offset)), 0, 3);
+  }
+}
+
 // The exponential of x <= 0 (or a little above), NaN kept, -inf to 0: x = n ln 2 + r with |r| <= ln 2 / 2, a
 // polynomial in r, and n added to the exponent's bits. Error below 2 units in the last place.
 template <class T, int Count>
@@ -326,9 +336,29 @@ struct RegisterRow {
     for (int n = 0; n < Heads * kParts; ++n) store<float, kVector>(row + n * kVector, part[n]);
   }
   static Part part_of(const float *row, int n) { return load<kVector>(row + n * kVector); }
+  static RegisterRow read(const float *row) {
+    RegisterRow result;
+    for (int n = 0; n < Heads * kParts; ++n) result.part[n] = part_of(row, n);
+    return result;
+  }
+  // Not RegisterRow{}, which the compiler clears in memory.
+  static RegisterRow zeros() {
+    RegisterRow result;
+    for (int n = 0; n < Heads * kParts; ++n) result.part[n] = Part{};
+    return result;
+  }
   // Adds factors[h] times each head of a row. Rows stay in memory where they can: the registers are full of sums.
   void add(Numbers factors, const float *row) {
     for (int n = 0; n < Heads * kParts; ++n) part[n] += factors[n / kParts] * part_of(row, n);
+  }
+  // The same by factors in memory, where each is spread over a vector as it is read.
+  void add(const float *factors, const float *row) {
+    for (int n = 0; n < Heads * kParts; ++n) part[n] += factors[n / kParts] * part_of(row, n);
+  }
+  Numbers dots(const float *row) const {
+    RegisterRow products;
+    for (int n = 0; n < Heads * kParts; ++n) products.part[n] = part[n] * part_of(row, n);
+    return products.sums();
   }
   // The product of each head of one row with that of another.
   static Numbers dots(const float *a, const float *b) {

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyattention import Graph
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
+from anyattention.ops import linear_maps
 from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
@@ -63,6 +64,7 @@ def calls() -> dict[str, Callable[[], Results]]:
     found["distance_terms"] = terms
     found["distance_terms_backward"] = DistanceTermsBackward(terms, numbers(9_000, 4), (True,) * 3)
     made = {name: _call(name, record) for name, record in found.items()}
+    x, weight, grad = numbers(3_000, 9), numbers(11, 9), numbers(3_000, 11)
     rows, columns = torch.randint(1_000, (2, 70_000))
     pairs = torch.stack([rows, (rows + 1 + columns % 999) % 1_000], dim=1)
     return made | {
@@ -70,6 +72,8 @@ def calls() -> dict[str, Callable[[], Results]]:
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
         "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
         "sorted_rows": _sorted(rows, columns),
+        "linear_map": lambda: linear_maps._products([x], weight.T, None, [8, 3]),
+        "linear_map_by_matrix": lambda: linear_maps._gradients_by_matrix([grad], x, weight, True),
     }
 
 

@@ -673,7 +673,92 @@ void drive_dynamic(const Graph &graph, bool faulty) {
   require(!faulty || !is_read || statuses[2] != ANYATTENTION_OK, "Dynamic took a fault", statuses[2]);
 }
 
+// Small whole numbers, whose products and sums are exact.
+Array<float> whole_numbers(int64_t count) {
+  Array<float> numbers(count);
+  for (int64_t n = 0; n < count; ++n) numbers[n] = static_cast<float>(up_to(8) - 4);
+  return numbers;
+}
+
+// Matrices side by side, whose last rows end with their numbers.
+struct SideBySide {
+  int64_t rows, width = 0;
+  std::vector<Array<float>> parts;
+  std::vector<int64_t> widths, strides;
+  std::vector<float *> pointers;
+
+  SideBySide(int64_t num_rows, int64_t gap) : rows(num_rows) {
+    for (int64_t n = 1 + up_to(3); n > 0; --n) {
+      widths.push_back(1 + up_to(chance(0.2) ? 150 : 20));
+      strides.push_back(widths.back() + gap);
+      width += widths.back();
+      parts.push_back(whole_numbers(rows > 0 ? (rows - 1) * strides.back() + widths.back() : 0));
+      pointers.push_back(parts.back().get());
+    }
+  }
+  int64_t count() const { return static_cast<int64_t>(parts.size()); }
+  float at(int64_t row, int64_t column) const {
+    std::size_t n = 0;
+    for (; column >= widths[n]; ++n) column -= widths[n];
+    return parts[n][row * strides[n] + column];
+  }
+};
+
+void drive_products() {
+  const int64_t rows = up_to(chance(0.1) ? 2500 : 60), threads = 1 + up_to(2);
+  const SideBySide x(rows, up_to(3)), results(rows, 0);
+  const bool is_turned = chance(0.5), has_bias = chance(0.5);
+  const Array<float> matrix = whole_numbers(x.width * results.width), bias = whole_numbers(results.width);
+  const int64_t by_row = is_turned ? 1 : results.width, by_column = is_turned ? x.width : 1;
+  require(anyattention_linear_map(rows, x.count(), x.pointers.data(), x.widths.data(), x.strides.data(), matrix.get(),
+                                  by_row, by_column, has_bias ? bias.get() : nullptr, results.count(),
+                                  results.pointers.data(), results.widths.data(), threads) == ANYATTENTION_OK,
+          "linear map");
+  for (int64_t check = 0; rows > 0 && check < 20; ++check) {
+    const int64_t row = up_to(rows - 1), column = up_to(results.width - 1);
+    float sum = has_bias ? bias[column] : 0;
+    for (int64_t k = 0; k < x.width; ++k) sum += x.at(row, k) * matrix[k * by_row + column * by_column];
+    require(results.at(row, column) == sum, "a number of a linear map", column);
+  }
+  const int64_t inputs = 1 + up_to(chance(0.2) ? 150 : 20), gap = up_to(3);
+  const Array<float> from = whole_numbers(rows > 0 ? (rows - 1) * (inputs + gap) + inputs : 0);
+  const Array<float> by_matrix(x.width * inputs), by_bias(x.width);
+  require(anyattention_linear_map_by_matrix(rows, x.count(), x.pointers.data(), x.widths.data(), x.strides.data(),
+                                            from.get(), inputs, inputs + gap, threads, by_matrix.get(),
+                                            has_bias ? by_bias.get() : nullptr) == ANYATTENTION_OK,
+          "gradients of a linear map");
+  for (int64_t check = 0; check < 20; ++check) {
+    const int64_t output = up_to(x.width - 1), input = up_to(inputs - 1);
+    float sum = 0, bias_sum = 0;
+    for (int64_t k = 0; k < rows; ++k) sum += x.at(k, output) * from[k * (inputs + gap) + input];
+    for (int64_t k = 0; k < rows; ++k) bias_sum += x.at(k, output);
+    require(by_matrix[output * inputs + input] == sum, "a gradient by a matrix", output);
+    require(!has_bias || by_bias[output] == bias_sum, "a gradient by a bias", output);
+  }
+}
+
+void refuse_products() {
+  const float one = 1, *from = &one;
+  float result = 0, *to = &result;
+  const int64_t width = 1, none = 0;
+  const auto map = [&](int64_t rows, int64_t count, const int64_t *widths, const float *matrix, int64_t threads) {
+    return anyattention_linear_map(rows, count, &from, widths, widths, matrix, 1, 1, nullptr, 1, &to, &width, threads);
+  };
+  require(map(1, 1, &width, &one, 1) == ANYATTENTION_OK && result == 1, "a product");
+  const bool refused = map(-1, 1, &width, &one, 1) && map(1, 0, &width, &one, 1) && map(1, 1, &none, &one, 1) &&
+                       map(1, 1, nullptr, &one, 1) && map(1, 1, &width, nullptr, 1) && map(1, 1, &width, &one, 0);
+  require(refused, "a product without sizes");
+  const auto by = [&](int64_t rows, int64_t inputs, int64_t stride, const float *x, int64_t threads, float *matrix) {
+    return anyattention_linear_map_by_matrix(rows, 1, &from, &width, &width, x, inputs, stride, threads, matrix, nullptr);
+  };
+  require(by(1, 1, 1, &one, 1, &result) == ANYATTENTION_OK && result == 1, "a gradient");
+  const bool none_by = by(-1, 1, 1, &one, 1, &result) && by(1, 0, 1, &one, 1, &result) && by(1, 2, 1, &one, 1, &result) &&
+                       by(1, 1, 1, nullptr, 1, &result) && by(1, 1, 1, &one, 0, &result) && by(1, 1, 1, &one, 1, nullptr);
+  require(none_by, "a gradient without sizes");
+}
+
 void refuse_arguments() {
+  refuse_products();
   const Array<int64_t> offsets(1);
   anyattention_graph_arrays graph{};
   graph.query_offsets = offsets.get();
@@ -782,6 +867,7 @@ int main(int argc, char **argv) {
     drive_distances(faulty);
     drive_symmetric_rows(faulty);
     drive_sorted_rows(faulty);
+    drive_products();
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault, %lld with another thread's writes: clean\n",
               static_cast<long long>(rounds), elapsed(), static_cast<long long>(faults), static_cast<long long>(meddled));

@@ -183,3 +183,12 @@ def test_interop_alone_imports_no_other_library() -> None:
     code = "import sys, anyattention, anyattention.interop; print('torch_geometric' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert finished.stdout.strip() == "False"
+
+
+def test_features_of_another_width_are_the_parents_to_refuse() -> None:
+    ours, theirs = make_layers("GATConv", 3, 4, heads=2)
+    x, edge_index = torch.randn(7, 2, dtype=torch.float64), make_graph()[1]
+    assert ours.explain_forward(x, edge_index).refusals == (("anyattention", "x has 2 features, not 3"),)
+    for layer in (ours, theirs):
+        with pytest.raises(RuntimeError, match="7x2 and 3x8"):
+            layer(x, edge_index)

@@ -70,6 +70,50 @@ def test_equal_the_reference_in_float64(kind: str, hub: float, dropout: float) -
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("kind", SCORES)
+def test_narrower_rows_on_padded_copies(kind: str, dropout: float) -> None:
+    """Widths that are padded, and some that are just not."""
+    graph = random_graph(60, 50, 900)
+    for heads, width in product((1, 2, 8), (1, 3, 7, 11, 13, 15, 27, 50)):
+        leaves = rows_of(graph, kind, heads, width)
+        ours = results(graph, kind, leaves, torch.float32, "cpu", dropout)
+        theirs = results(graph, kind, leaves, torch.float64, "reference", dropout)
+        for one, other in zip(ours, theirs, strict=True):
+            scale = float(other.detach().abs().max())
+            torch.testing.assert_close(one.double(), other, rtol=3e-5, atol=3e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", ["dot", "dynamic"])
+def test_a_padded_value_that_is_the_key(kind: str) -> None:
+    graph = random_graph(60, 50, 900)
+    query, key, _, *vector = rows_of(graph, kind, 2, 7)
+    found = []
+    for implementation, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        own = [leaf.detach().to(dtype).requires_grad_() for leaf in (query, key, *vector)]
+        score = score_of(kind, own[2] if vector else None)
+        output = attend(own[0], own[1], own[1], graph, score=score, implementation=implementation).output
+        cotangent = torch.linspace(-1, 2, output.numel(), dtype=dtype).reshape(output.shape)
+        found.append([output, *torch.autograd.grad(output, own, cotangent)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+def test_padded_rows_that_are_columns_and_one_broken_node() -> None:
+    """Nothing leaks from a node's row into those beside it, nor from the copies into the results."""
+    graph = random_graph(60, 60, 900)
+    matrix = torch.randn(60, 9)
+    matrix[17] = torch.nan
+    value, key, query = (part.unflatten(-1, (1, -1)) for part in matrix.split([7, 1, 1], dim=-1))
+    result = attend(query, key, value, graph, score=Additive(), return_weights="heads", implementation="cpu")
+    assert result.weights is not None
+    sees = torch.zeros(60, 60, dtype=torch.bool)
+    sees[graph.edge_index[1], graph.edge_index[0]] = True
+    broken = sees[:, 17] | (torch.arange(60) == 17) & sees.any(1)
+    assert result.output.isnan().all((-2, -1)).tolist() == broken.tolist()
+    assert result.weights.isnan().any(-1).tolist() == broken[graph.edge_index[1]].tolist()
+
+
 def test_the_logarithm_of_a_row_with_few_and_many_edges() -> None:
     """Equal scores make the logsumexp a logarithm of the number of edges."""
     degrees = torch.tensor([0, *range(1, 200), 2_047, 4_097, 100_000])

@@ -7,6 +7,7 @@ from anyattention.native.load import (
     info,
     large_empty,
     library,
+    multiplies_fast,
     num_threads,
     run,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "info",
     "large_empty",
     "library",
+    "multiplies_fast",
     "num_threads",
     "run",
 ]

@@ -41,6 +41,7 @@ __all__ = [
     "kernel",
     "large_empty",
     "library",
+    "multiplies_fast",
     "num_threads",
     "run",
     "score_number",
@@ -73,6 +74,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "anyattention_size_of": (_SIZE, [ctypes.c_char_p]),
     "anyattention_score": (ctypes.c_int32, [ctypes.c_char_p]),
     "anyattention_prefer_large_pages": (ctypes.c_int32, [_POINTER, _SIZE]),
+    "anyattention_multiplies_fast": (ctypes.c_int32, []),
+    "anyattention_linear_map": (
+        ctypes.c_int32,
+        [*[_SIZE] * 2, *[_POINTER] * 4, *[_SIZE] * 2, _POINTER, _SIZE, *[_POINTER] * 2, _SIZE],
+    ),
+    "anyattention_linear_map_by_matrix": (
+        ctypes.c_int32,
+        [*[_SIZE] * 2, *[_POINTER] * 4, *[_SIZE] * 3, *[_POINTER] * 2],
+    ),
     "anyattention_keep_factors": (ctypes.c_int32, [_SIZE, _SIZE, ctypes.c_double, _SIZE, ctypes.c_int32, _POINTER]),
     "anyattention_compressed_rows": (ctypes.c_int32, [_POINTER, _POINTER, *[_SIZE] * 4, *[_POINTER] * 4]),
     "anyattention_sorted_rows": (
@@ -129,6 +139,7 @@ class _State:
         self.loaded: tuple[ctypes.CDLL | None, NativeInfo] | None = None
         self.functions: dict[str, Any] = {}
         self.scores: dict[str, int] = {}
+        self.multiplies_fast: bool | None = None
         self.warned = False
 
 
@@ -197,6 +208,14 @@ def _warning(about: NativeInfo) -> str:
         return f"anyattention runs its reference implementation in PyTorch, which is correct but slower: {about.reason}"
     reasons = "; ".join(reason for _, reason in about.refused)
     return f"anyattention runs its kernels for {about.level}, which are slower: {reasons}. Reinstall anyattention"
+
+
+def multiplies_fast() -> bool:
+    """Whether the kernels' products of float32 matrices are faster than PyTorch's; there are kernels."""
+    fast = _state.multiplies_fast
+    if fast is None:
+        fast = _state.multiplies_fast = bool(kernel("multiplies_fast", 0)())
+    return fast
 
 
 def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torch_geometric.nn as parent
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from anyattention.interop.pyg.layer import (
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
+from anyattention.ops.linear_maps import linear_maps
 
 __all__ = ["GATConv"]
 
@@ -120,9 +120,16 @@ def _refusal(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any, nee
     unread = ["lin_dst", "res"] if target is None else []
     if edge_attr is None:
         unread.append("lin_edge")
-    return call_refusal(layer, GATConv, nodes, edge_index, columns(edge_attr), folded, unread) or _size_refusal(
-        size, nodes, edge_index
+    return (
+        call_refusal(layer, GATConv, nodes, edge_index, columns(edge_attr), folded, unread)
+        or _width_refusal(layer, source)
+        or _size_refusal(size, nodes, edge_index)
     )
+
+
+def _width_refusal(layer: Any, source: Tensor) -> str | None:
+    width = (layer.lin_src if layer.lin is None else layer.lin).weight.shape[1]
+    return None if source.shape[1] == width else f"x has {source.shape[1]} features, not {width}"
 
 
 def _size_refusal(size: Any, nodes: list[Any], edge_index: Tensor) -> str | None:
@@ -146,37 +153,42 @@ def _arguments(
     graph, edge_attr = graph_and_features(
         layer, edge_index, _read_features(layer, edge_index, edge_attr), sizes, needs_weights
     )
-    projection = layer.lin_src if layer.lin is None else layer.lin
-    value = with_heads(layer, projection(source))
-    # Not under autocast: the parent's products with the attention vectors are in float32.
-    with without_autocast():
-        query, key, features = _terms(layer, source, target, sizes[1], edge_attr)
+    value, key, query = _nodes(layer, source, target, sizes[1])
+    features = None
+    if edge_attr is not None:
+        with without_autocast():
+            features = EdgeFeatures(columns(edge_attr), _folded(layer, layer.lin_edge, layer.att_edge)[:, None])
     score = Additive(layer.negative_slope)
     return attention_arguments(layer, (query[..., None], key[..., None], value), graph, score, features, needs_weights)
 
 
-def _terms(
-    layer: Any, source: Tensor, target: Tensor | None, num_targets: int, edge_attr: Tensor | None
-) -> tuple[Tensor, Tensor, EdgeFeatures | None]:
-    """The numbers for each node and head, and each edge's features with what makes such numbers of them."""
+def _nodes(layer: Any, source: Tensor, target: Tensor | None, num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The values `(sources, heads, channels)`, and the terms of keys and queries `(nodes, heads)`.
+
+    The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head, and one
+    product for all. Weights may be read: `_refusal` leaves projections that are no plain ones to the parent.
+    """
     projection = layer.lin_src if layer.lin is None else layer.lin
     target_projection = layer.lin_dst if layer.lin is None else layer.lin
-    # The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head.
-    key_weight = _folded(layer, projection, layer.att_src)
-    rows = source.to(key_weight.dtype)
-    if target is None:
-        key = F.linear(rows, key_weight)
-        query = key.new_zeros(num_targets, layer.heads)
-    elif target is source:
-        both = torch.cat([key_weight, _folded(layer, target_projection, layer.att_dst)])
-        key, query = F.linear(rows, both).chunk(2, dim=-1)
-    else:
-        key = F.linear(rows, key_weight)
-        query = F.linear(target.to(key_weight.dtype), _folded(layer, target_projection, layer.att_dst))
-    if edge_attr is None:
-        return query, key, None
-    edge_weight = _folded(layer, layer.lin_edge, layer.att_edge)
-    return query, key, EdgeFeatures(columns(edge_attr), edge_weight[:, None])
+    is_cast = torch.is_autocast_enabled("cpu")
+    # Not under autocast: the parent's products with the attention vectors are in float32.
+    with without_autocast():
+        terms = [_folded(layer, projection, layer.att_src)]
+        if target is not None:
+            terms.append(_folded(layer, target_projection, layer.att_dst))
+        is_one = target is source
+        own = terms if is_one else terms[:1]
+        if is_cast:
+            key, *query = linear_maps(source.to(terms[0].dtype), own)
+            value = None
+        else:
+            value, key, *query = linear_maps(source, [projection.weight, *own])
+        if target is None:
+            query = [key.new_zeros(num_targets, layer.heads)]
+        elif not is_one:
+            query = linear_maps(target.to(terms[1].dtype), terms[1:])
+    value = projection(source) if value is None else value
+    return with_heads(layer, value), key, query[0]
 
 
 def _sizes(source: Tensor, target: Tensor | None, size: Any) -> tuple[int, int]:

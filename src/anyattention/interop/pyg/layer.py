@@ -22,6 +22,7 @@ from anyattention.interop.pyg.compiled import named_graph
 from anyattention.interop.pyg.edge_lists import with_weights
 from anyattention.interop.pyg.remembered import prepared_graph
 from anyattention.ops.dispatch import Explanation
+from anyattention.ops.linear_maps import add_bias
 from anyattention.scores import Score
 
 __all__ = [
@@ -212,7 +213,7 @@ def finished(layer: Any, output: Tensor, target: Tensor | None) -> Tensor:
     if layer.res is not None and target is not None:
         output = output + layer.res(target)
     bias = layer.bias
-    return output if bias is None else output + bias
+    return output if bias is None else add_bias(output, bias)
 
 
 def joined_heads(layer: Any, output: Tensor) -> Tensor:
