@@ -81,6 +81,8 @@ AIMS: Aims = {
     "graph/layers/dot layer*": [faster(15, _PYG), faster(6, "DGL")],
     "graph/drop_in/GATConv*": [at_most(1.4, "limit: three products and the rows read each way")],
     "graph/drop_in/two GATConv, compiled*": [at_most(1, f"{OURS}, not compiled")],
+    "hetero/HGT layer*": [faster(10, _PYG), near_limit(1.6)],
+    "hetero/HAN layer*": [faster(3, _PYG)],
     "graph/operation/*": [faster(8, "DGL")],
     "graph/tolokers/*": [faster(15, _PYG), lighter(8, _PYG)],
     "graph/cora/two attention layers*": [faster(5, _PYG)],
@@ -316,6 +318,7 @@ TABLES: dict[str, Table] = {
     "graph": _comparisons(
         "graph/layers", "graph/drop_in", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"
     ),
+    "hetero": _comparisons("hetero"),
     "graph memory": _comparisons("graph/memory", unit="MiB"),
     "graph kernels": _comparisons("graph/kernels"),
     "graph skew": _comparisons("graph/skew"),
