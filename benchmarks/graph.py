@@ -381,6 +381,9 @@ def cora() -> dict[str, dict[str, Timing]]:
 class PeerClassifier(nn.Module):
     """PyTorch Geometric's layers in the place of `NodeClassifier`'s, for the network on citation graphs."""
 
+    # What a training asks of a model: it takes no edge features.
+    config = types.SimpleNamespace(edge_dim=None)
+
     def __init__(self, in_features: int, num_classes: int, dropout: float = 0.6) -> None:
         from torch_geometric.nn import GATConv
 
@@ -389,7 +392,7 @@ class PeerClassifier(nn.Module):
         self.first_layer = GATConv(in_features, 8, 8, dropout=dropout, add_self_loops=False)
         self.second_layer = GATConv(64, num_classes, 1, dropout=dropout, add_self_loops=False)
 
-    def forward(self, x: Tensor, graph: Graph) -> AttentionOutput:
+    def forward(self, x: Tensor, graph: Graph, edges: None = None, return_weights: bool = False) -> AttentionOutput:
         x = torch.dropout(x, self.dropout, self.training)
         hidden = torch.dropout(nn.functional.elu(self.first_layer(x, graph.edge_index)), self.dropout, self.training)
         return AttentionOutput(self.second_layer(hidden, graph.edge_index))

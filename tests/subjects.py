@@ -16,6 +16,7 @@ from anyattention import (
     Dynamic,
     EdgeFeatures,
     Graph,
+    HeterogeneousGraph,
     Strided,
     TopK,
     Window,
@@ -29,6 +30,7 @@ from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -164,6 +166,45 @@ class _Calls(nn.Module):
         return getattr(self.layer, self.method)(*args, **kwargs)
 
 
+_RELATIONS = [("a", "to", "b"), ("b", "to", "b"), ("b", "of", "a")]
+TYPED_GRAPH = HeterogeneousGraph.from_edge_index(
+    dict(
+        zip(
+            _RELATIONS,
+            [_EDGE_INDEX[:, :6] % torch.tensor([[5], [3]]), _EDGE_INDEX % 3, _EDGE_INDEX[:, 2:] % 3],
+            strict=True,
+        )
+    ),
+    {"a": 5, "b": 3},
+)
+
+
+class Typed(nn.Module):
+    """A HeterogeneousGraphAttention between two types, of their features and of those of one relation's edges."""
+
+    def __init__(self, score: str, softmax_over: str, **settings: Any) -> None:
+        super().__init__()
+        widths, edge_dim = {"a": 2, "b": 3}, {_RELATIONS[1]: 2}
+        self.attention = HeterogeneousGraphAttention(
+            4,
+            2,
+            in_features=widths,
+            relations=_RELATIONS,
+            score=score,  # pyright: ignore[reportArgumentType]
+            softmax_over=softmax_over,  # pyright: ignore[reportArgumentType]
+            edge_dim=edge_dim,
+            **settings,
+        )
+
+    def forward(self, a: Tensor, b: Tensor, edges: Tensor) -> tuple[Tensor, ...]:
+        result = self.attention({"a": a, "b": b}, TYPED_GRAPH, {_RELATIONS[1]: edges}, return_weights="heads")
+        return (*result.output.values(), *result.weights.values(), *(result.relation_weights or {}).values())
+
+
+def _typed(*settings: str, **more: Any) -> Callable[[], Subject]:
+    return module(lambda: Typed(*settings, **more), {"a": random(5, 2), "b": random(3, 3), "edges": random(9, 2)})
+
+
 def _plain(function: Callable[..., Any], **tensors: Tensor) -> Callable[[], Subject]:
     return lambda: Subject(lambda given: _finite(*_as_tuple(function(**given))), tensors)
 
@@ -269,6 +310,9 @@ MODULES: dict[str, Callable[[], Subject]] = {
         return_weights="heads",
     ),
     "GraphAttention, dot": module(lambda: GraphAttention(4, 2, score="dot"), {"x": random(5, 4)}, graph=_PAIRS_OF_FIVE),
+    "HeterogeneousGraphAttention, dot": _typed("dot", "node", residual=True),
+    "HeterogeneousGraphAttention, additive": _typed("additive", "relation"),
+    "HeterogeneousGraphAttention, dynamic": _typed("dynamic", "node", concat=False),
     "DistanceAttention": module(lambda: DistanceAttention(4, 2), _POINTS, return_weights=True),
     "DistanceAttention, radius": module(lambda: DistanceAttention(4, 2, radius=1.9), _POINTS, return_weights=True),
     "DistanceAttention, graph": module(lambda: DistanceAttention(4, 2, radius=3.0), _POINTS, graph=_PAIRS_OF_FIVE),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from subjects import Typed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -246,6 +247,9 @@ _SUBJECTS: dict[str, Callable[[], Subject]] = {
     "SparseAttention": lambda: module(lambda: SparseAttention(8, 2), random(1, 6, 8)),
     "GraphAttention": lambda: module(lambda: GraphAttention(8, 2), random(5, 8), _EDGES),
     "GraphAttention Graph": lambda: module(lambda: GraphAttention(8, 2), random(5, 8), graph()),
+    "HeterogeneousGraphAttention": lambda: module(
+        lambda: Typed("dot", "relation"), random(5, 2), random(3, 3), random(9, 2)
+    ),
     "DistanceAttention": lambda: module(lambda: DistanceAttention(8, 2), random(7, 8), _POINTS),
     "DistanceAttention radius": lambda: module(
         lambda: DistanceAttention(8, 2, radius=1.5), _POINTS, random(7, 8), method="distance_attention", radius=1.5
@@ -469,6 +473,7 @@ def test_a_graph_serves_any_call_whenever_it_was_made(state: str, name: str) -> 
 def test_every_cache_is_emptied() -> None:
     names = {each.__name__ for each in caches()}
     assert names == {
+        "_owner_of",
         "layout_of",
         "runs_of",
         "pairs_in_tiles",

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import anyattention.interop
 import anyattention.nn
-from anyattention import Graph
+from anyattention import AttentionOutput, Graph
 from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -29,6 +30,36 @@ Build = Callable[..., nn.Module]
 
 def graph_layer(score: str, **settings: Any) -> Build:
     return lambda **kind: GraphAttention(6, 2, score=score, edge_dim=3, residual=True, **settings, **kind)
+
+
+class OfTypes(nn.Module):
+    """A HeterogeneousGraphAttention of two types, of their features and those of edges, one after the other."""
+
+    def __init__(self, score: Any, **kind: Any) -> None:
+        super().__init__()
+        relations = [("a", "to", "a"), ("b", "to", "a")]
+        self.attention = HeterogeneousGraphAttention(
+            6,
+            2,
+            in_features={"a": 6, "b": 4},
+            relations=relations,
+            edge_dim={relations[0]: 3},
+            score=score,
+            softmax_over="relation",
+            **kind,
+        )
+
+    def reset_parameters(self) -> None:
+        self.attention.reset_parameters()
+
+    def forward(self, a: Tensor, b: Tensor, edge_attr: Tensor) -> Any:
+        first, second = self.attention.config.relations
+        edges = {first: EDGE_INDEX, second: EDGE_INDEX % torch.tensor([[3], [6]])}
+        return AttentionOutput(self.attention({"a": a, "b": b}, edges, {first: edge_attr}).output["a"])
+
+
+def typed_layer(score: str) -> Build:
+    return lambda **kind: OfTypes(score, **kind)
 
 
 def with_positions(module: Any, positions: str, **settings: Any) -> Build:
@@ -45,6 +76,10 @@ MODULES: dict[str, tuple[Build, tuple[Any, ...]]] = {
     },
     **{score: (graph_layer(score), ((6, 6), GRAPH, (8, 3))) for score in ("additive", "dynamic", "dot")},
     "distance": (lambda **kind: DistanceAttention(6, 2, radius=2.0, **kind), ((5, 6), (5, 3))),
+    **{
+        f"several types, {score}": (typed_layer(score), ((6, 6), (3, 4), (8, 3)))
+        for score in ("additive", "dynamic", "dot")
+    },
     "equivariant": (lambda **kind: EquivariantAttention(6, 2, radius=2.0, **kind), ((5, 6), (5, 3))),
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -185,8 +220,8 @@ def test_every_module_with_numbers_of_its_own_can_draw_them_anew() -> None:
 
 
 def test_every_module_is_among_those_above() -> None:
-    tested = {type(build()) for build, _ in MODULES.values()}
+    tested = {type(getattr(module, "attention", module)) for module in (build() for build, _ in MODULES.values())}
     missing = {kind for kind in modules_of(anyattention.nn, anyattention.interop) if kind not in tested}
     abstract = {"AttentionModule", "PointAttention", "ProjectedAttention"}
-    others = {"AlwaysHooked", "GATConv", "GATv2Conv", "MultiheadAttention", "TransformerConv"}
+    others = {"AlwaysHooked", "MultiheadAttention", "GATConv", "GATv2Conv", "HANConv", "HGTConv", "TransformerConv"}
     assert {kind.__name__ for kind in missing} == abstract | others

@@ -18,14 +18,18 @@ _KINDS = [getattr(nn, name) for name in nn.__all__ if name not in ("AttentionMod
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_a_name_is_set_and_copied(kind: type[Any]) -> None:
-    module = kind(8, 2)
+    # Some cannot do without their sizes.
+    more = {}
+    if kind is nn.HeterogeneousGraphAttention:
+        more = {"in_features": {"a": 3}, "relations": [("a", "to", "a")]}
+    module = kind(8, 2, **more)
     config = module.config
     assert module.name == kind.__name__
     module.name = "encoder"
     assert isinstance(module, Attention)
     copies = (module, module.clone(), copy.deepcopy(module), copy.copy(module), pickle.loads(pickle.dumps(module)))
     assert [each.name for each in copies] == ["encoder"] * 5
-    assert kind(8, 2).name == kind.from_config(config).name == kind.__name__
+    assert kind(8, 2, **more).name == kind.from_config(config).name == kind.__name__
     assert module.config == config
     assert "encoder" not in module.state_dict()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
@@ -85,7 +86,10 @@ class HeterogeneousRows:
     def _of_relations(self, parameter: Tensor, relations: Sequence[Relation]) -> Tensor:
         """A parameter's parts of some relations, in their order."""
         places = [self.layer.config.relations.index(relation) for relation in relations]
-        return parameter if places == list(range(len(parameter))) else parameter[places]
+        if places == list(range(len(parameter))):
+            return parameter
+        # Not parameter[places]: compiled, PyTorch 2.13's backward of that is wrong on two threads.
+        return torch.stack([parameter[place] for place in places])
 
     def _rows(self, end: int, parts: Mapping[str, list[RelationMap]]) -> list[Tensor]:
         """The rows of the keys (end 0) or of the queries (end 2)."""

@@ -131,8 +131,10 @@ def _keys(
     heads, relations = layer.heads, graph.outgoing(node_type)
     places = [layer.edge_types_map[relation] for relation in relations]
     count = len(layer.edge_types)
+    # Not weight[:, places]: compiled, PyTorch 2.13's backward of that is wrong on two threads.
     by_key, by_value = (
-        each.weight.unflatten(0, (heads, count))[:, places].transpose(0, 1) for each in (layer.k_rel, layer.v_rel)
+        torch.stack([each.weight.unflatten(0, (heads, count))[:, place] for place in places])
+        for each in (layer.k_rel, layer.v_rel)
     )
     priors = torch.cat([layer.p_rel["__".join(relation)] for relation in relations])
     key, _, value = parts[node_type]
