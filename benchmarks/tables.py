@@ -165,6 +165,11 @@ LOSSES = (
         "PyTorch",
         _of("generation/causal, prompt 512, 256 new tokens", "torch SDPA"),
     ),
+    Ratio(
+        "two compiled `GATConv`",
+        "uncompiled",
+        _of("graph/drop_in/two GATConv, compiled whole, forward+backward", f"{OURS}, not compiled"),
+    ),
     Ratio("8 x 8 pairs, forward", "PyTorch", _of("small/dense, 8 x 8 pairs, forward", "torch SDPA, bare")),
     Ratio("peak memory of the dot-product layer", "DGL", _of("graph/memory/dot, peak MiB above the inputs", "DGL")),
     Ratio(

@@ -198,7 +198,8 @@ class Typed(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, edges: Tensor) -> tuple[Tensor, ...]:
         result = self.attention({"a": a, "b": b}, TYPED_GRAPH, {_RELATIONS[1]: edges}, return_weights="heads")
-        return (*result.output.values(), *result.weights.values(), *(result.relation_weights or {}).values())
+        weights = [] if result.relation_weights is None else [torch.stack(list(result.relation_weights.values()))]
+        return (*result.output.values(), *result.weights.values(), *weights)
 
 
 def _typed(*settings: str, **more: Any) -> Callable[[], Subject]:

@@ -32,30 +32,18 @@ def graph_layer(score: str, **settings: Any) -> Build:
     return lambda **kind: GraphAttention(6, 2, score=score, edge_dim=3, residual=True, **settings, **kind)
 
 
-class OfTypes(nn.Module):
-    """A HeterogeneousGraphAttention of two types, of their features and those of edges, one after the other."""
+class OfTypes(HeterogeneousGraphAttention):
+    """One of two types, called with their features and those of edges one after the other."""
 
     def __init__(self, score: Any, **kind: Any) -> None:
-        super().__init__()
         relations = [("a", "to", "a"), ("b", "to", "a")]
-        self.attention = HeterogeneousGraphAttention(
-            6,
-            2,
-            in_features={"a": 6, "b": 4},
-            relations=relations,
-            edge_dim={relations[0]: 3},
-            score=score,
-            softmax_over="relation",
-            **kind,
-        )
+        sizes = {"in_features": {"a": 6, "b": 4}, "relations": relations, "edge_dim": {relations[0]: 3}}
+        super().__init__(6, 2, score=score, softmax_over="relation", **sizes, **kind)
 
-    def reset_parameters(self) -> None:
-        self.attention.reset_parameters()
-
-    def forward(self, a: Tensor, b: Tensor, edge_attr: Tensor) -> Any:
-        first, second = self.attention.config.relations
+    def forward(self, a: Tensor, b: Tensor, edge_attr: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, second = self.config.relations
         edges = {first: EDGE_INDEX, second: EDGE_INDEX % torch.tensor([[3], [6]])}
-        return AttentionOutput(self.attention({"a": a, "b": b}, edges, {first: edge_attr}).output["a"])
+        return AttentionOutput(super().forward({"a": a, "b": b}, edges, {first: edge_attr}).output["a"])
 
 
 def typed_layer(score: str) -> Build:
@@ -220,7 +208,8 @@ def test_every_module_with_numbers_of_its_own_can_draw_them_anew() -> None:
 
 
 def test_every_module_is_among_those_above() -> None:
-    tested = {type(getattr(module, "attention", module)) for module in (build() for build, _ in MODULES.values())}
+    tested = {type(build()) for build, _ in MODULES.values()} | {HeterogeneousGraphAttention}
+    assert OfTypes in tested
     missing = {kind for kind in modules_of(anyattention.nn, anyattention.interop) if kind not in tested}
     abstract = {"AttentionModule", "PointAttention", "ProjectedAttention"}
     others = {"AlwaysHooked", "MultiheadAttention", "GATConv", "GATv2Conv", "HANConv", "HGTConv", "TransformerConv"}

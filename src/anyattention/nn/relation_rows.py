@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyattention._checks import Relation
@@ -188,9 +189,13 @@ def joint_edge_features(
         key_weights, value_weights: `(H, D, F)` of each relation of the graph, F = 0 of those that have none.
     """
     like = next(iter(features.values()))
-    each = [features.get(relation, like.new_zeros(edges.shape[1], 0)) for relation, edges in graph.edge_index.items()]
+    widths = [weight.shape[-1] for weight in key_weights]
+    rows = []
+    for place, (relation, edges) in enumerate(graph.edge_index.items()):
+        own = features.get(relation, like.new_zeros(edges.shape[1], 0))
+        rows.append(F.pad(own, (sum(widths[:place]), sum(widths[place + 1 :]))))
     value_weight = None if value_weights is None else torch.cat(list(value_weights), dim=-1)
-    return EdgeFeatures(torch.block_diag(*each), torch.cat(list(key_weights), dim=-1), value_weight)
+    return EdgeFeatures(torch.cat(rows), torch.cat(list(key_weights), dim=-1), value_weight)
 
 
 def _project_first(x: Tensor, parts: Sequence[RelationMap]) -> None:
