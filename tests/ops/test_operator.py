@@ -38,7 +38,7 @@ def test_every_operator_of_the_package_is_a_record_here() -> None:
         name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("anyattention::")
     }
     # They take no numbers, and so are none; but for the first they are there where `interop.pyg` was imported.
-    others = {"pattern_edges", "remembered_graph", "remembered_joint_graph"}
+    others = {"pattern_edges", "remembered_graph", "remembered_joint_graph", "nearest_pairs", "radius_pairs"}
     assert {name for name in known if not name.startswith("toy_")} - others == set(OPERATORS)
 
 
