@@ -165,3 +165,12 @@ def native() -> ModuleType:
     if reason is not None:
         pytest.skip(f"no compiled kernels: {reason}")
     return load
+
+
+@pytest.fixture
+def two_threads():
+    """Compiled code is another with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -309,15 +309,6 @@ def typed_call(seed, sizes):
     return x, edges, (["a", "b"], relations)
 
 
-@pytest.fixture
-def two_threads():
-    """Compiled code is another with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("kind", ["HGTConv", "HANConv"])
 def test_compiled_once_for_changing_sizes(kind):

@@ -409,15 +409,6 @@ def test_adjacency_matrices_and_edge_lists(settings):
         layer.sparse_forward(x, {RELATIONS[0]: torch.zeros(4, 7)})
 
 
-@pytest.fixture
-def two_threads():
-    """Compiled code is another with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("settings", SETTINGS[:4:2] + SETTINGS[5::4], ids=str)
 def test_compiled_and_under_autocast(settings):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
-from anyattention.nn.relation_rows import Projection, RelationMap, joint_edge_features, relation_rows
+from anyattention.nn.relation_rows import Projection, RelationMap, joint_edge_features, joint_rows
 from anyattention.patterns import HeterogeneousGraph
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
 
@@ -41,15 +41,15 @@ class HeterogeneousRows:
         config = self.layer.config
         if config.score == "additive":
             projections = self._projections("value")
-            value, key = self._rows(0, self._additive_keys(projections))
-            (query,) = self._rows(2, self._additive_queries(projections))
+            value, key = joint_rows(self.graph, 0, self.x, self._additive_keys(projections))
+            (query,) = joint_rows(self.graph, 2, self.x, self._additive_queries(projections))
             return query, key, value, Additive(config.negative_slope)
-        key, *values = self._rows(0, self._keys())
+        key, *values = joint_rows(self.graph, 0, self.x, self._keys())
         queries = {}
         for node_type, projection in self._projections("query").items():
             incoming = len(self.graph.incoming(node_type))
             queries[node_type] = [self._part(projection, incoming if self.by_relation else 1)]
-        (query,) = self._rows(2, queries)
+        (query,) = joint_rows(self.graph, 2, self.x, queries)
         if config.score == "dot":
             return query, key, values[0], Dot()
         return query, key, key, Dynamic(self.layer.score_vector.to(query.dtype), config.negative_slope)
@@ -90,12 +90,6 @@ class HeterogeneousRows:
             return parameter
         # Not parameter[places]: compiled, PyTorch 2.13's backward of that is wrong on two threads.
         return torch.stack([parameter[place] for place in places])
-
-    def _rows(self, end: int, parts: Mapping[str, list[RelationMap]]) -> list[Tensor]:
-        """The rows of the keys (end 0) or of the queries (end 2)."""
-        needed = {relation[end] for relation in self.graph.relations}
-        node_types = [node_type for node_type in self.graph.num_nodes if node_type in needed]
-        return relation_rows([self.x[each] for each in node_types], [parts[each] for each in node_types])
 
     def _keys(self) -> dict[str, list[RelationMap]]:
         """Of each type of sources the parts of "dot", key and value, or of "dynamic", which are one."""

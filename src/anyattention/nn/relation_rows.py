@@ -25,6 +25,7 @@ __all__ = [
     "Projection",
     "RelationMap",
     "joint_edge_features",
+    "joint_rows",
     "relation_rows",
     "rows_by_target",
     "weighted_relations",
@@ -59,8 +60,10 @@ class Projection:
     @property
     def width(self) -> int:
         """H x D."""
-        known = self.rows.shape[-1] if self.weight is None and self.rows is not None else None
-        return self.weight.shape[0] if self.weight is not None else known  # pyright: ignore[reportReturnType]  # one is there
+        if self.weight is not None:
+            return self.weight.shape[0]
+        assert self.rows is not None
+        return self.rows.shape[-1]
 
 
 class RelationMap(NamedTuple):
@@ -100,6 +103,15 @@ class RelationMap(NamedTuple):
         if self.matrices is None:
             return rows.unsqueeze(1).expand(-1, self.relations, -1, -1)
         return torch.einsum("nhd,rhdm->nrhm", rows, self.matrices.to(rows.dtype))
+
+
+def joint_rows(
+    graph: HeterogeneousGraph, end: int, x: Mapping[str, Tensor], maps: Mapping[str, Sequence[RelationMap]]
+) -> list[Tensor]:
+    """`relation_rows` of the types that are sources (end 0: keys), or targets (end 2: queries), in a graph."""
+    needed = {relation[end] for relation in graph.relations}
+    node_types = [node_type for node_type in graph.num_nodes if node_type in needed]
+    return relation_rows([x[each] for each in node_types], [maps[each] for each in node_types])
 
 
 def relation_rows(inputs: Sequence[Tensor], maps: Sequence[Sequence[RelationMap]]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from anyattention import Additive
 from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
-from anyattention.nn.relation_rows import RelationMap, relation_rows, rows_by_target, weighted_relations
+from anyattention.nn.relation_rows import RelationMap, joint_rows, rows_by_target, weighted_relations
 from anyattention.ops.dispatch import Explanation
 from anyattention.patterns import HeterogeneousGraph
 
@@ -96,23 +96,20 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
     if not graph.relations:
         nothing = layer.q.new_zeros(0, heads, 1)
         return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), score, None, False)
-    sources = [node_type for node_type in graph.num_nodes if graph.outgoing(node_type)]
-    targets = [node_type for node_type in graph.num_nodes if graph.incoming(node_type)]
     projections = {node_type: projection_of(layer.proj[node_type], x) for node_type, x in x_dict.items()}
 
     def vectors(parameters: Mapping[str, Tensor], relations: tuple[tuple[str, str, str], ...]) -> Tensor:
         return torch.cat([parameters["__".join(relation)] for relation in relations])[..., None]
 
-    keys = []
-    for node_type in sources:
-        relations, projection = graph.outgoing(node_type), projections[node_type]
-        term = RelationMap(projection, heads, len(relations), vectors(layer.lin_src, relations))
-        keys.append([RelationMap(projection, heads, len(relations)), term])
-    queries = []
-    for node_type in targets:
-        relations = graph.incoming(node_type)
-        queries.append([RelationMap(projections[node_type], heads, len(relations), vectors(layer.lin_dst, relations))])
-    value, key = relation_rows([x_dict[node_type] for node_type in sources], keys)
-    (query,) = relation_rows([x_dict[node_type] for node_type in targets], queries)
+    keys, queries = {}, {}
+    for node_type, projection in projections.items():
+        outgoing, incoming = graph.outgoing(node_type), graph.incoming(node_type)
+        if outgoing:
+            term = RelationMap(projection, heads, len(outgoing), vectors(layer.lin_src, outgoing))
+            keys[node_type] = [RelationMap(projection, heads, len(outgoing)), term]
+        if incoming:
+            queries[node_type] = [RelationMap(projection, heads, len(incoming), vectors(layer.lin_dst, incoming))]
+    value, key = joint_rows(graph, 0, x_dict, keys)
+    (query,) = joint_rows(graph, 2, x_dict, queries)
     joint = graph.joint(by_relation=True)
     return graph, attention_arguments(layer, (query, key, value), joint, score, None, False)

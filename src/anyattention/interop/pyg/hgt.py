@@ -15,7 +15,7 @@ from anyattention import Dot
 from anyattention.interop.pyg.layer import argument_types, attended, attention_arguments, explanation
 from anyattention.interop.pyg.typed import materialised, projection_of, typed_graph, typed_refusal
 from anyattention.nn.bare import is_untouched
-from anyattention.nn.relation_rows import Projection, RelationMap, relation_rows, rows_by_target
+from anyattention.nn.relation_rows import Projection, RelationMap, joint_rows, rows_by_target
 from anyattention.ops.dispatch import Explanation
 from anyattention.patterns import HeterogeneousGraph
 
@@ -93,13 +93,9 @@ def _arguments(layer: Any, x_dict: Any, edge_index_dict: Any) -> tuple[Heterogen
         nothing = next(iter(layer.out_lin.parameters())).new_zeros(0, heads, width)
         return graph, attention_arguments(layer, (nothing, nothing, nothing), graph.joint(), Dot(), None, False)
     parts = _projections(layer, x_dict)
-    sources = [node_type for node_type in graph.num_nodes if graph.outgoing(node_type)]
-    targets = [node_type for node_type in graph.num_nodes if graph.incoming(node_type)]
-    key, value = relation_rows(
-        [x_dict[node_type] for node_type in sources], [_keys(layer, graph, node_type, parts) for node_type in sources]
-    )
-    queries = [[RelationMap(parts[node_type][1], heads, 1)] for node_type in targets]
-    (query,) = relation_rows([x_dict[node_type] for node_type in targets], queries)
+    keys = {each: _keys(layer, graph, each, parts) for each in x_dict if graph.outgoing(each)}
+    key, value = joint_rows(graph, 0, x_dict, keys)
+    (query,) = joint_rows(graph, 2, x_dict, {each: [RelationMap(parts[each][1], heads, 1)] for each in parts})
     return graph, attention_arguments(layer, (query, key, value), graph.joint(), Dot(), None, False)
 
 
