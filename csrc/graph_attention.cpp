@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "anyattention.h"
@@ -46,6 +47,7 @@ struct Forward : Call<T, Score, DW, CW> {
   int64_t accumulator_size() const { return 2 * H + H * C; }
   int64_t scratch_size(int64_t slots) const { return slots * H + 3 * H + 64; }
   int64_t slot_size() const { return this->slot_size_of(1, 1, this->fits_registers()); }
+  bool takes_rows_together() const { return this->fits_registers(); }
 
   void start(T *accumulator) const {
     std::fill_n(accumulator, H, kMinusInfinity<T>);
@@ -59,9 +61,11 @@ struct Forward : Call<T, Score, DW, CW> {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, CW>(H, [&](auto n) {
-          if (drops) return reduce_in_registers<n(), true>(q, begin, end, accumulator, score);
-          reduce_in_registers<n(), false>(q, begin, end, accumulator, score);
+        const int64_t bounds[] = {begin, end};
+        rows_in_registers(i, 1, bounds, score, [=](int64_t, auto top, auto total, const auto &result) {
+          std::memcpy(largest, &top, sizeof top);
+          std::memcpy(sum, &total, sizeof total);
+          result.write(out);
         });
         return true;
       }
@@ -100,41 +104,75 @@ struct Forward : Call<T, Score, DW, CW> {
     return true;
   }
 
-  // With dropout apart: what draws its numbers takes registers.
-  template <int Heads, bool Drops>
-  void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator, T *score) const {
+  bool reduce_together(int64_t first, int64_t count, const int64_t *bounds, T *, T *scratch, T *) const {
+    if (!rows.slots_are_valid(bounds[0], bounds[count])) return false;
+    if constexpr (Base::kHasRegisters) {
+      const auto write = [=](int64_t i, auto top, auto sum, const auto &result) {
+        std::memcpy(largest_scores + i * H, &top, sizeof top);
+        std::memcpy(log_sums + i * H, &sum, sizeof sum);
+        // No visible edge leaves a sum of 0; a NaN anywhere leaves NaN.
+        result.write(output + i * output_stride, sum == 0 ? decltype(sum){} : 1 / sum);
+      };
+      rows_in_registers(first, count, bounds, scratch, write);
+      T *const logs = log_sums + first * H;
+#pragma omp simd
+      for (int64_t n = 0; n < count * H; ++n) logs[n] = logs[n] == 0 ? T{0} : logarithm(logs[n]);
+    }
+    return true;
+  }
+
+  template <class Write>
+  void rows_in_registers(int64_t first, int64_t count, const int64_t *bounds, T *score, const Write &write) const {
+    with_heads<T, CW>(H, [&](auto n) {
+      if (drops) return rows_of_heads<n(), true>(first, count, bounds, score, write);
+      rows_of_heads<n(), false>(first, count, bounds, score, write);
+    });
+  }
+
+  // Some rows from `first`, whose slots begin at `bounds`: write(i, largest, sum, output) for each. With dropout apart:
+  // what draws its numbers takes registers.
+  template <int Heads, bool Drops, class Write>
+  void rows_of_heads(int64_t first, int64_t count, const int64_t *bounds, T *score, const Write &write) const {
     using Numbers = Vector<T, Heads>;
     constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
     constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
-    Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
-    for (int64_t s = begin; s < end; ++s) {
-      if (s + ahead < rows.num_edges) {
-        prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+    const int64_t begin = bounds[0];
+    T tops[kRowsTogether * Heads];
+    for (int64_t n = 0; n < count; ++n) {
+      const T *q = query + (first + n) * query_stride;
+      Numbers largest = Numbers{} + kMinusInfinity<T>, ignored;
+      for (int64_t s = bounds[n]; s < bounds[n + 1]; ++s) {
+        if (s + ahead < rows.num_edges) {
+          prefetch_row<key_bytes>(address_of(key, rows.columns.unchecked(s + ahead), key_stride));
+        }
+        const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
+        store<T, Heads>(score + (s - begin) * Heads, x);
+        largest = x > largest ? x : largest;
       }
-      const Numbers x = this->template register_scores<Heads>(q, key + rows.columns[s] * key_stride, ignored);
-      store<T, Heads>(score + (s - begin) * Heads, x);
-      largest = x > largest ? x : largest;
-    }
-    const Numbers shift = largest == kMinusInfinity<T> ? Numbers{} : largest;
-    for (int64_t n = 0; n < end - begin; ++n) store<T, Heads>(score + n * Heads, load<Heads>(score + n * Heads) - shift);
-    exponentials(score, (end - begin) * Heads);
-    Numbers sum{};
-    if constexpr (Drops) {
-      for (int64_t n = 0; n < end - begin; ++n) sum += load<Heads>(score + n * Heads);
-      this->drop(rows, begin, end, score);
-    }
-    auto out = RegisterRow<Heads, CW>::zeros();
-    for (int64_t s = begin; s < end; ++s) {
-      if (s + ahead < rows.num_edges) {
-        prefetch_row<value_bytes>(address_of(value, rows.columns.unchecked(s + ahead), value_stride));
+      const Numbers shift = largest == kMinusInfinity<T> ? Numbers{} : largest;
+      for (T *x = score + (bounds[n] - begin) * Heads; x < score + (bounds[n + 1] - begin) * Heads; x += Heads) {
+        store<T, Heads>(x, load<Heads>(x) - shift);
       }
-      const Numbers weight = load<Heads>(score + (s - begin) * Heads);
-      if (!Drops) sum += weight;
-      out.add(weight, value + rows.columns[s] * value_stride);
+      store<T, Heads>(tops + n * Heads, largest);
     }
-    store<T, Heads>(accumulator, largest);
-    store<T, Heads>(accumulator + Heads, sum);
-    out.write(accumulator + 2 * Heads);
+    exponentials(score, (bounds[count] - begin) * Heads);
+    for (int64_t n = 0; n < count; ++n) {
+      Numbers sum{};
+      if constexpr (Drops) {
+        for (int64_t s = bounds[n]; s < bounds[n + 1]; ++s) sum += load<Heads>(score + (s - begin) * Heads);
+        this->drop(rows, bounds[n], bounds[n + 1], score + (bounds[n] - begin) * Heads);
+      }
+      auto out = RegisterRow<Heads, CW>::zeros();
+      for (int64_t s = bounds[n]; s < bounds[n + 1]; ++s) {
+        if (s + ahead < rows.num_edges) {
+          prefetch_row<value_bytes>(address_of(value, rows.columns.unchecked(s + ahead), value_stride));
+        }
+        const Numbers weight = load<Heads>(score + (s - begin) * Heads);
+        if (!Drops) sum += weight;
+        out.add(weight, value + rows.columns[s] * value_stride);
+      }
+      write(first + n, load<Heads>(tops + n * Heads), sum, out);
+    }
   }
 
   void combine(T *accumulator, const T *next) const {
@@ -245,17 +283,20 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
   int64_t vector_size() const { return Score::kHasVector ? H * D : 0; }
   int64_t accumulator_size() const { return G * D + G * C + vector_size(); }
   int64_t scratch_size(int64_t slots) const { return 4 * std::min(slots, kTile) * H + 192; }
-  int64_t slot_size() const { return this->slot_size_of(2, 2, this->fits_registers() && !grad_score); }
+  int64_t slot_size() const { return this->slot_size_of(2, 2, takes_rows_together()); }
+  bool takes_rows_together() const { return this->fits_registers() && !grad_score; }
   void start(T *accumulator) const { std::fill_n(accumulator, accumulator_size(), T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, accumulator_size()); }
 
   bool reduce(int64_t j, int64_t begin, int64_t end, T *accumulator, T *scratch) const {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
-      if (this->fits_registers() && !grad_score) {
-        with_heads<T, CW>(H, [&](auto n) {
-          if (drops) return reduce_in_registers<n(), true>(j, begin, end, accumulator);
-          reduce_in_registers<n(), false>(j, begin, end, accumulator);
+      if (takes_rows_together()) {
+        const int64_t bounds[] = {begin, end};
+        T *const gk = accumulator, *const gv = gk + G * D;
+        rows_in_registers(j, 1, bounds, [=](int64_t, auto &by_key, const auto &by_value) {
+          by_value.write(gv);
+          by_key.write(*this, gk, gv + G * C);
         });
         return true;
       }
@@ -266,66 +307,112 @@ struct BackwardKeys : Call<T, Score, DW, CW> {
     return true;
   }
 
-  // A tile at a time: first the weights of all its edges, whose exponentials share vectors, and then the rows of queries.
-  template <int Heads, bool Drops>
-  ANYATTENTION_FLATTEN void reduce_in_registers(int64_t j, int64_t begin, int64_t end, T *accumulator) const {
+  bool reduce_together(int64_t first, int64_t count, const int64_t *bounds, T *accumulator, T *, T *total) const {
+    if (!rows.slots_are_valid(bounds[0], bounds[count])) return false;
+    if constexpr (Base::kHasRegisters) {
+      rows_in_registers(first, count, bounds, [=](int64_t j, auto &by_key, const auto &by_value) {
+        T *const by_rows = accumulator + G * D, *const by_vector = by_rows + G * C;
+        by_key.write(*this, grad_key + j * key_stride, by_vector);
+        if (grad_value) {
+          by_value.write(grad_value + j * value_stride);
+        } else {
+          by_value.write(by_rows);
+          add(grad_key + j * key_stride, by_rows, G * C);
+        }
+        if (total) add(total, by_vector, vector_size());
+      });
+    }
+    return true;
+  }
+
+  template <class Write>
+  void rows_in_registers(int64_t first, int64_t count, const int64_t *bounds, const Write &write) const {
+    with_heads<T, CW>(H, [&](auto n) {
+      if (drops) return rows_of_heads<n(), true>(first, count, bounds, write);
+      rows_of_heads<n(), false>(first, count, bounds, write);
+    });
+  }
+
+  // Some rows from `first`, whose slots begin at `bounds`: write(j, by_key, by_value) for each. A tile of slots at a time,
+  // of whichever rows: first the weights of all its edges, whose exponentials share vectors, and then the rows of queries.
+  template <int Heads, bool Drops, class Write>
+  ANYATTENTION_FLATTEN void rows_of_heads(int64_t first, int64_t count, const int64_t *bounds, const Write &write) const {
     using Numbers = Vector<T, Heads>;
     using Row = RegisterRow<Heads, CW>;
     constexpr int64_t key_bytes = Heads * Base::kHeadDim * kSize, value_bytes = Heads * CW * kSize;
     constexpr int64_t ahead = slots_ahead(key_bytes + value_bytes);
+    // Queries' rows are read twice, and stay in the first cache meanwhile.
+    constexpr int64_t tile = key_bytes <= 64 ? kSlotsTogether : kTile;
     const CompressedRows slots = rows;
-    const T *const k = key + j * key_stride, *const grads = grad_output, *const numbers = of_query;
+    const T *const grads = grad_output, *const numbers = of_query;
     T *const to_raw = grad_raw;
-    const Row v = Row::read(value + j * value_stride);
-    Row by_value = Row::zeros();
-    typename Score::template KeySums<Heads, CW> by_key;
-    alignas(64) T weights[kTile * Heads];
-    T slopes[kTile * Heads];
-    [[maybe_unused]] T factors[kTile * Heads];
-    for (int64_t start = begin; start < end; start += kTile) {
-      const int64_t count = std::min(kTile, end - start);
-      int64_t queries[kTile];
-      for (int64_t n = 0; n < count; ++n) {
-        const int64_t i = queries[n] = slots.columns[start + n];
-        if (start + n + ahead < slots.num_edges) {
-          const int64_t next = slots.columns.unchecked(start + n + ahead);
-          prefetch_row<key_bytes>(address_of(query, next, query_stride));
-          prefetch_row<2 * Heads * kSize>(address_of(numbers, next, 2 * Heads));
+    alignas(64) T weights[tile * Heads];
+    T slopes[tile * Heads];
+    [[maybe_unused]] T factors[tile * Heads];
+    int64_t queries[tile];
+    int64_t row = 0;
+    const T *k = key + first * key_stride;
+    Row v = Row::read(value + first * value_stride), by_value = Row::zeros();
+    typename Score::template KeySums<Heads, CW> by_key{};
+    for (int64_t start = bounds[0]; start < bounds[count]; start += tile) {
+      const int64_t stop = std::min(start + tile, bounds[count]);
+      for (int64_t s = start, n = row; s < stop; ++n) {
+        const T *own_key = key + (first + n) * key_stride;
+        for (const int64_t end = std::min(stop, bounds[n + 1]); s < end; ++s) {
+          const int64_t i = queries[s - start] = slots.columns[s];
+          if (s + ahead < slots.num_edges) {
+            const int64_t next = slots.columns.unchecked(s + ahead);
+            prefetch_row<key_bytes>(address_of(query, next, query_stride));
+            prefetch_row<2 * Heads * kSize>(address_of(numbers, next, 2 * Heads));
+          }
+          Numbers slope;
+          const Numbers score = this->template register_scores<Heads>(query + i * query_stride, own_key, slope);
+          store<T, Heads>(weights + (s - start) * Heads, score - load<Heads>(numbers + i * 2 * Heads));
+          store<T, Heads>(slopes + (s - start) * Heads, slope);
         }
-        Numbers slope;
-        const Numbers score = this->template register_scores<Heads>(query + i * query_stride, k, slope);
-        store<T, Heads>(weights + n * Heads, score - load<Heads>(numbers + i * 2 * Heads));
-        store<T, Heads>(slopes + n * Heads, slope);
       }
-      exponentials(weights, count * Heads);
+      exponentials(weights, (stop - start) * Heads);
       if constexpr (Drops) {
-        std::fill_n(factors, kTile * Heads, T{1});
-        this->drop(slots, start, start + count, factors);
+        std::fill_n(factors, tile * Heads, T{1});
+        this->drop(slots, start, stop, factors);
       }
-      for (int64_t n = 0; n < count; ++n) {
-        if (start + n + ahead < slots.num_edges) {
-          const int64_t next = start + n + ahead;
-          prefetch_row<value_bytes>(address_of(grads, slots.columns.unchecked(next), Heads * CW));
-          __builtin_prefetch(address_of(to_raw, slots.edges.unchecked(next), Heads), 1);
+      for (int64_t s = start; s < stop;) {
+        while (bounds[row + 1] <= s) {
+          write(first + row, by_key, by_value);
+          ++row;
+          k = key + (first + row) * key_stride;
+          v = Row::read(value + (first + row) * value_stride);
+          by_value = Row::zeros();
+          by_key = {};
         }
-        const T *grad = grads + queries[n] * Heads * CW;
-        const Numbers weight = load<Heads>(weights + n * Heads);
-        const Numbers delta = load<Heads>(numbers + (queries[n] * 2 + 1) * Heads);
-        Numbers by_weight = v.dots(grad);
-        if constexpr (Drops) {
-          const Numbers own = load<Heads>(factors + n * Heads);
-          by_weight *= own;
-          store<T, Heads>(weights + n * Heads, weight * own);
+        for (const int64_t end = std::min(stop, bounds[row + 1]); s < end; ++s) {
+          if (s + ahead < slots.num_edges) {
+            prefetch_row<value_bytes>(address_of(grads, slots.columns.unchecked(s + ahead), Heads * CW));
+            __builtin_prefetch(address_of(to_raw, slots.edges.unchecked(s + ahead), Heads), 1);
+          }
+          T *const own = weights + (s - start) * Heads;
+          const int64_t i = queries[s - start];
+          const T *grad = grads + i * Heads * CW;
+          const Numbers weight = load<Heads>(own);
+          const Numbers delta = load<Heads>(numbers + (i * 2 + 1) * Heads);
+          Numbers by_weight = v.dots(grad);
+          if constexpr (Drops) {
+            const Numbers kept = load<Heads>(factors + (s - start) * Heads);
+            by_weight *= kept;
+            store<T, Heads>(own, weight * kept);
+          }
+          const Numbers by_raw = weight * (by_weight - delta) * load<Heads>(slopes + (s - start) * Heads);
+          store<T, Heads>(to_raw + slots.edges[s] * Heads, by_raw);
+          by_value.add(own, grad);
+          by_key.add(*this, by_raw, query + i * query_stride, k);
         }
-        const Numbers by_raw = weight * (by_weight - delta) * load<Heads>(slopes + n * Heads);
-        store<T, Heads>(to_raw + slots.edges[start + n] * Heads, by_raw);
-        by_value.add(weights + n * Heads, grad);
-        by_key.add(*this, by_raw, query + queries[n] * query_stride, k);
       }
     }
-    T *gk = accumulator, *gv = gk + G * D;
-    by_value.write(gv);
-    by_key.write(*this, gk, gv + Heads * CW);
+    for (; row < count; ++row) {
+      write(first + row, by_key, by_value);
+      by_value = Row::zeros();
+      by_key = {};
+    }
   }
 
   void add_tile(int64_t j, int64_t start, int64_t count, T *accumulator, T *scratch) const {
@@ -416,6 +503,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
   int64_t accumulator_size() const { return H * D; }
   int64_t scratch_size(int64_t) const { return 1; }
   int64_t slot_size() const { return this->fits_registers() ? H * D / 2 : H * D; }
+  bool takes_rows_together() const { return this->fits_registers(); }
   void start(T *accumulator) const { std::fill_n(accumulator, H * D, T{0}); }
   void combine(T *accumulator, const T *next) const { add(accumulator, next, H * D); }
 
@@ -424,7 +512,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
     if (!rows.slots_are_valid(begin, end)) return false;
     if constexpr (Base::kHasRegisters) {
       if (this->fits_registers()) {
-        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(q, begin, end, accumulator); });
+        with_heads<T, CW>(H, [&](auto n) { reduce_in_registers<n()>(i, begin, end, accumulator); });
         return true;
       }
     }
@@ -439,8 +527,22 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
     return true;
   }
 
+  bool reduce_together(int64_t first, int64_t count, const int64_t *bounds, T *, T *, T *) const {
+    if (!rows.slots_are_valid(bounds[0], bounds[count])) return false;
+    if constexpr (Base::kHasRegisters) {
+      with_heads<T, CW>(H, [&](auto heads) {
+        for (int64_t n = 0; n < count; ++n) {
+          const int64_t i = first + n;
+          reduce_in_registers<heads()>(i, bounds[n], bounds[n + 1], grad_query + i * query_stride);
+        }
+      });
+    }
+    return true;
+  }
+
   template <int Heads>
-  ANYATTENTION_FLATTEN void reduce_in_registers(const T *q, int64_t begin, int64_t end, T *accumulator) const {
+  ANYATTENTION_FLATTEN void reduce_in_registers(int64_t i, int64_t begin, int64_t end, T *sums) const {
+    const T *q = query + i * query_stride;
     constexpr int64_t key_bytes = Score::kQueryGradientReadsKeys ? Heads * DW * kSize : 0;
     constexpr int64_t ahead = slots_ahead(key_bytes + Heads * kSize);
     typename Score::template QuerySums<Heads, DW> by_query;
@@ -454,7 +556,7 @@ struct BackwardQueries : Call<T, Score, DW, CW> {
       const Vector<T, Heads> raw = load<Heads>(grad_raw + rows.edges[s] * H);
       by_query.add(*this, raw, q, key + rows.columns[s] * key_stride);
     }
-    by_query.write(*this, accumulator);
+    by_query.write(*this, sums);
   }
 
   void finish(int64_t i, const T *accumulator) const {

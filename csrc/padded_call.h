@@ -3,8 +3,8 @@
 #ifndef ANYATTENTION_PADDED_CALL_H
 #define ANYATTENTION_PADDED_CALL_H
 
-#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "anyattention.h"
 #include "rows.h"
@@ -67,10 +67,22 @@ class PaddedCall {
   bool pads_keys() const { return has_head_dim_; }
 
   void pad(const void *from, int64_t rows, int64_t stride, int64_t width, float *to) const {
-    copy(static_cast<const float *>(from), rows, stride, width, to, heads_width(), width_);
+    const float *const narrow = static_cast<const float *>(from);
+    each_head_of(rows, [=](auto wide, int64_t row, int64_t h) {
+      const float *own = narrow + row * stride + h * width;
+      float *padded = to + row * heads_width() + h * wide();
+      for (int64_t c = 0; c < wide(); ++c) padded[c] = c < width ? own[c] : 0.0f;
+    });
   }
   void unpad(const float *from, int64_t rows, void *to, int64_t stride, int64_t width) const {
-    copy(from, rows, heads_width(), width_, static_cast<float *>(to), stride, width);
+    float *const narrow = static_cast<float *>(to);
+    each_head_of(rows, [=](auto wide, int64_t row, int64_t h) {
+      const float *padded = from + row * heads_width() + h * wide();
+      float *own = narrow + row * stride + h * width;
+      for (int64_t c = 0; c < wide(); ++c) {
+        if (c < width) own[c] = padded[c];
+      }
+    });
   }
 
  private:
@@ -82,17 +94,24 @@ class PaddedCall {
     return c.key == c.value && c.key_stride == c.value_stride;
   }
 
-  void copy(const float *from, int64_t rows, int64_t from_stride, int64_t from_width, float *to, int64_t to_stride,
-            int64_t to_width) const {
-    const int64_t common = std::min(from_width, to_width), heads = call.heads;
-    const int team = team_size(call.num_threads, rows, static_cast<double>(rows * heads * to_width) * kPerNumber);
+  // Calls body(width, row, head), the padded width known to the compiler, which copies with masks instead of calls.
+  template <class Body>
+  void each_head_of(int64_t rows, const Body &body) const {
+    switch (width_) {
+      case 8: return each_head_of(rows, std::integral_constant<int64_t, 8>(), body);
+      case 16: return each_head_of(rows, std::integral_constant<int64_t, 16>(), body);
+      case 32: return each_head_of(rows, std::integral_constant<int64_t, 32>(), body);
+      default: return each_head_of(rows, std::integral_constant<int64_t, 64>(), body);
+    }
+  }
+
+  template <class Width, class Body>
+  void each_head_of(int64_t rows, Width width, const Body &body) const {
+    const int64_t heads = call.heads;
+    const int team = team_size(call.num_threads, rows, static_cast<double>(rows * heads * width()) * kPerNumber);
 #pragma omp parallel for num_threads(team) if (team > 1)
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t h = 0; h < heads; ++h) {
-        float *own = to + row * to_stride + h * to_width;
-        std::copy_n(from + row * from_stride + h * from_width, common, own);
-        std::fill(own + common, own + to_width, 0.0f);
-      }
+      for (int64_t h = 0; h < heads; ++h) body(width, row, h);
     }
   }
 };

@@ -35,6 +35,8 @@ constexpr int64_t slots_ahead(int64_t bytes) {
 constexpr int64_t kSlotsPerPiece = 2048;
 // What a thread takes at a time; small, so that threads end together on a small graph too.
 constexpr int64_t kSlotsPerTurn = 1024;
+// Short rows that a reduction takes together: at most so many, and slots.
+constexpr int64_t kRowsTogether = 64, kSlotsTogether = 128;
 // What a float's multiplication, a slot and a row take one thread, in nanoseconds; see team.h.
 constexpr double kPerNumber = 0.125, kPerSlot = 4, kPerRow = 16;
 
@@ -129,6 +131,19 @@ constexpr bool kWritesEdges = false;
 template <class Reduction>
 constexpr bool kWritesEdges<Reduction, std::void_t<decltype(Reduction::kWritesEdges)>> = true;
 
+template <class Reduction, class = void>
+constexpr bool kTakesRowsTogether = false;
+template <class Reduction>
+constexpr bool kTakesRowsTogether<Reduction, std::void_t<decltype(&Reduction::takes_rows_together)>> = true;
+
+// The end of the rows from `row` that are taken together: one, or several that are short.
+inline int64_t end_of_short_rows(const int64_t *offsets, int64_t row, int64_t last) {
+  const int64_t begin = offsets[row];
+  last = std::min(last, row + kRowsTogether);
+  for (++row; row < last && offsets[row + 1] - begin <= kSlotsTogether;) ++row;
+  return row;
+}
+
 // A Reduction has
 //   accumulator_size(), scratch_size(slots)    numbers per accumulator, and per thread that reduces so many slots
 //   slot_size()                                multiplications of floats per slot, or what takes as long
@@ -138,6 +153,9 @@ constexpr bool kWritesEdges<Reduction, std::void_t<decltype(Reduction::kWritesEd
 //   finish(row, accumulator)                   writes the row's result
 //   total_size(), add_total(accumulator, total)     where there are numbers to sum over all rows
 //   kWritesEdges                               where it has results of edges
+//   takes_rows_together()                      where it has code for short rows, whether a call can use it, and then
+//   reduce_together(first, count, bounds, accumulator, scratch, total)   all of this for rows from `first`, whose slots
+//                                              begin at `bounds`; total is null where there is none
 // Returns false when an index was out of range, or an edge has no slot. Throws std::bad_alloc.
 template <class T, class Reduction>
 bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &reduction, T *total = nullptr) {
@@ -182,7 +200,10 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
   // Allocated here: an exception must not leave a parallel region. Pages apart: where they are near, what one thread's core
   // fetches ahead is taken from the other's.
   constexpr int64_t kPage = 4096 / sizeof(T);
-  const int64_t own = (size + reduction.scratch_size(most_slots) + 31) / kPage * kPage + 2 * kPage;
+  bool together = false;
+  if constexpr (kTakesRowsTogether<Reduction>) together = reduction.takes_rows_together();
+  const int64_t scratch_slots = together ? std::max(most_slots, kSlotsTogether) : most_slots;
+  const int64_t own = (size + reduction.scratch_size(scratch_slots) + 31) / kPage * kPage + 2 * kPage;
   const Workspace<T> workspaces(team * own);
   NamedEdges named;
 
@@ -207,6 +228,8 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
     for (int64_t turn = 0; turn < num_turns; ++turn) {
       const int64_t last = turns[static_cast<std::size_t>(turn) + 1];
       int64_t first = offsets[turns[static_cast<std::size_t>(turn)]];  // slot that is not in own_named
+      [[maybe_unused]] T *turn_total = nullptr;
+      if constexpr (kHasTotal<Reduction>) turn_total = total_size ? totals.get() + turn * total_size : nullptr;
       for (int64_t row = turns[static_cast<std::size_t>(turn)]; row < last; ++row) {
         const int64_t begin = offsets[row], end = offsets[row + 1];
         if (end - begin > kSlotsPerPiece) {
@@ -214,11 +237,19 @@ bool reduce_rows(const CompressedRows &rows, int64_t threads, const Reduction &r
           first = end;
           continue;
         }
+        if constexpr (kTakesRowsTogether<Reduction>) {
+          if (together) {
+            const int64_t next = end_of_short_rows(offsets, row, last), count = next - row;
+            if (!reduction.reduce_together(row, count, offsets + row, accumulator, scratch, turn_total)) valid = false;
+            row = next - 1;
+            continue;
+          }
+        }
         reduction.start(accumulator);
         if (!reduction.reduce(row, begin, end, accumulator, scratch)) valid = false;
         reduction.finish(row, accumulator);
         if constexpr (kHasTotal<Reduction>) {
-          if (total) reduction.add_total(accumulator, totals.get() + turn * total_size);
+          if (turn_total) reduction.add_total(accumulator, turn_total);
         }
       }
       if constexpr (kWritesEdges<Reduction>) own_named.add(rows.edges, first, offsets[last]);

@@ -130,11 +130,13 @@ template <int Width, class T>
 inline void head_dots(const T *a, const T *b, int64_t heads, int64_t shared, int64_t count, T *result) {
   int64_t h = 0;
 #ifdef __AVX512F__
-  if constexpr (Width == 16 && sizeof(T) == 4) {
+  if constexpr ((Width == 8 || Width == 16) && sizeof(T) == 4) {
     for (; shared == 1 && h + 8 <= heads; h += 8) {
-      Vector<T, 16> products[8];
-      for (int n = 0; n < 8; ++n) products[n] = load<16>(a + (h + n) * 16) * load<16>(b + (h + n) * 16);
-      store<T, 8>(result + h, sums_of<8, 16>(products));
+      Vector<T, Width> products[8];
+      for (int n = 0; n < 8; ++n) {
+        products[n] = load<Width>(a + (h + n) * Width) * load<Width>(b + (h + n) * Width);
+      }
+      store<T, 8>(result + h, sums_of<8, Width>(products));
     }
   }
 #endif
@@ -334,6 +336,10 @@ struct RegisterRow {
 
   void write(float *row) const {
     for (int n = 0; n < Heads * kParts; ++n) store<float, kVector>(row + n * kVector, part[n]);
+  }
+  // Each head times a factor.
+  void write(float *row, Numbers factors) const {
+    for (int n = 0; n < Heads * kParts; ++n) store<float, kVector>(row + n * kVector, part[n] * factors[n / kParts]);
   }
   static Part part_of(const float *row, int n) { return load<kVector>(row + n * kVector); }
   static RegisterRow read(const float *row) {

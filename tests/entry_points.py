@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyattention import Graph
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
-from anyattention.ops import linear_maps
+from anyattention.ops import linear_products
 from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
@@ -72,8 +72,8 @@ def calls() -> dict[str, Callable[[], Results]]:
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
         "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
         "sorted_rows": _sorted(rows, columns),
-        "linear_map": lambda: linear_maps._products([x], weight.T, None, [8, 3]),
-        "linear_map_by_matrix": lambda: linear_maps._gradients_by_matrix([grad], x, weight, True),
+        "linear_map": lambda: linear_products._products([x], weight.T, None, [8, 3]),
+        "linear_map_by_matrix": lambda: linear_products._gradients_by_matrix([grad], x, weight, True),
     }
 
 

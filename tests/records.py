@@ -18,6 +18,7 @@ from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
 from anyattention.ops.edges.operators import EdgeArgmax, EdgeDot, EdgeSoftmax, EdgeSpread, EdgeSum, EdgeTotal
 from anyattention.ops.graph import operators as graph_operators
 from anyattention.ops.graph.operators import GraphAttention, GraphAttentionBackward, GraphAttentionWeights
+from anyattention.ops.linear_map_operators import LinearMap, LinearMapByWeight, linear_map, linear_map_by_weight
 from anyattention.ops.operator import Operator
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward, _backward, _distance_terms
 from anyattention.ops.runs import operators as run_operators
@@ -56,6 +57,8 @@ OPERATORS: dict[str, Operator[Any]] = {
         _backward,
         torch_kernel.fused_dense,
         torch_kernel._fused_dense_backward,
+        linear_map,
+        linear_map_by_weight,
     )
 }
 
@@ -132,6 +135,9 @@ def records() -> dict[str, Any]:
         "edge_spread": EdgeSpread(graph, leaf(2, 5, 6)),
         "edge_argmax": EdgeArgmax(graph, *(x.detach() for x in (edges, key, features)), numbers(6, 3, 2)),
         "edge_argmax: without features": EdgeArgmax(graph, edges.detach(), key.detach(), None, None),
+        "linear_map": LinearMap(leaf(7, 5), leaf(3, 5), leaf(3)),
+        "linear_map: no bias": LinearMap(leaf(7, 5), leaf(3, 5), None),
+        "linear_map_by_weight": LinearMapByWeight(leaf(7, 3), leaf(7, 5)),
         "topk_indices": TopkIndices(*singles, None, None, None, None, 0.5, 3),
         "topk_indices: mask, bias": TopkIndices(*singles, *bounds, *pairs, 0.5, 3),
     }
@@ -191,6 +197,7 @@ NAMES = [
     "edge_dot", "edge_dot: transposed", "edge_sum", "edge_softmax", "edge_total: transposed", "edge_spread",
     "edge_argmax", "edge_argmax: without features", "topk_indices", "topk_indices: mask, bias", "dynamic_sums: all",
     "dynamic_sums: some", "distance_terms_backward", "distance_terms_backward: some",
+    "linear_map", "linear_map: no bias", "linear_map_by_weight",
     *[
         f"{name}: {case}"
         for names, cases in (

@@ -210,6 +210,7 @@ def _warning(about: NativeInfo) -> str:
     return f"anyattention runs its kernels for {about.level}, which are slower: {reasons}. Reinstall anyattention"
 
 
+@constant_when_compiled
 def multiplies_fast() -> bool:
     """Whether the kernels' products of float32 matrices are faster than PyTorch's; there are kernels."""
     fast = _state.multiplies_fast

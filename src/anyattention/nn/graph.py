@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from anyattention.nn.base import (
     require_parameter_kind,
 )
 from anyattention.ops import attend
-from anyattention.ops.linear_maps import add_bias, linear_maps
+from anyattention.ops.graph.projected import Projections, may_run_as_one, projected_attention, runs_as_one
+from anyattention.ops.linear_maps import add_bias, folded, linear_maps, rows_and_terms
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
@@ -181,22 +183,27 @@ class GraphAttention(AttentionModule):
             graph = graph_of_edges(graph, target.shape[-2], source.shape[-2], target.device, "x")
         self._check_graph(graph, source, target)
         edge_attr = self._read_edges(edge_attr, graph)
-        query, key, value, score = self._project(source, target)
-        result = attend(
-            query,
-            key,
-            value,
-            graph,
-            score=score,
-            mask=mask,
-            edges=self._edge_features(edge_attr),
-            scale=self.config.get_scale(),
-            dropout=self.config.base.dropout if self.training else 0.0,
-            aggregation=self.config.aggregation,
-            normalize=self.config.normalize,
-            return_weights=return_weights,
-        )
-        output = result.output.flatten(-2) if self.config.concat else result.output.mean(-2)
+        is_simple = mask is None and edge_attr is None and return_weights is False and self.config.aggregation == "sum"
+        is_one = is_simple and source is target and may_run_as_one(source, graph)
+        score = self._score()
+        heads, weights = self._attend_as_one(source, graph, score) if is_one else None, None
+        if heads is None:
+            query, key, value = self._project(source, target)
+            heads, weights, *_ = attend(
+                query,
+                key,
+                value,
+                graph,
+                score=score.cast(lambda x: x.to(query.dtype)),
+                mask=mask,
+                edges=self._edge_features(edge_attr),
+                scale=self.config.get_scale(),
+                dropout=self._dropout(),
+                aggregation=self.config.aggregation,
+                normalize=self.config.normalize,
+                return_weights=return_weights,
+            )
+        output = heads.flatten(-2) if self.config.concat else heads.mean(-2)
         if self.config.residual:
             output = output + _maps(target, self.residual_projection)[0]
         bias = self.bias
@@ -204,7 +211,7 @@ class GraphAttention(AttentionModule):
             output = add_bias(output, bias)
         if self.config.base.check_finite:
             require_finite(self.name, output)
-        return AttentionOutput(output, result.weights)
+        return AttentionOutput(output, weights)
 
     def graph_forward(
         self, node_features: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None
@@ -287,24 +294,54 @@ class GraphAttention(AttentionModule):
             require_parameter_kind("edge_attr", edge_attr, self)
         return edge_attr
 
-    def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Score]:
-        """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`, and the score."""
+    def _dropout(self) -> float:
+        return self.config.base.dropout if self.training else 0.0
+
+    def _attend_as_one(self, x: Tensor, graph: Graph, score: Score) -> Tensor | None:
+        """Each head's output `(nodes, heads, d_k)`, maps and attention as one node of autograd; None where apart."""
+        config, projections = self.config, self._projections()
+        if projections is None or not runs_as_one(x, score, projections):
+            return None
+        settings = {"scale": config.get_scale(), "dropout": self._dropout(), "normalize": config.normalize}
+        return projected_attention(x, projections, graph, score, **settings)
+
+    def _projections(self) -> Projections | None:
+        """What makes all rows from one x; None where a weight may not be read."""
+        config, heads, width = self.config, self.config.base.num_heads, self.config.base.d_k
+        if config.score == "additive":
+            if isinstance(config.in_features, tuple) or not _is_foldable(self.value_projection):
+                return None
+            vectors, columns = (self.key_vector, self.query_vector), {"value": width, "key": 1, "query": 1}
+            return Projections(columns, heads, [self.value_projection.weight], [None], vectors)
+        names = ["key", "query"] if config.score == "dynamic" else ["key", "value", "query"]
+        maps = [getattr(self, f"{name}_projection") for name in names]
+        if not _are_one_map(maps):
+            return None
+        columns = dict.fromkeys(names, width)
+        return Projections(columns, heads, [each.weight for each in maps], [each.bias for each in maps])
+
+    def _score(self) -> Score:
+        slope = self.config.negative_slope
+        if self.config.score == "additive":
+            return Additive(slope)
+        return Dot() if self.config.score == "dot" else Dynamic(self.score_vector, slope)
+
+    def _project(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value with heads, `(..., nodes, heads, d_k or 1)`."""
         config = self.config
         if config.score == "additive":
             value, key, query = self._value_and_terms(source, target)
-            return query.unsqueeze(-1), key.unsqueeze(-1), value, Additive(config.negative_slope)
+            return query, key, value
         keys = [self.key_projection] if config.score == "dynamic" else [self.key_projection, self.value_projection]
         if source is target:
             *rows, query = map(self._heads, _maps(source, *keys, self.query_projection))
         else:
             rows = [self._heads(row) for row in _maps(source, *keys)]
             query = self._heads(_maps(target, self.query_projection)[0])
-        if config.score == "dot":
-            return query, rows[0], rows[1], Dot()
-        return query, rows[0], rows[0], Dynamic(self.score_vector.to(query.dtype), config.negative_slope)
+        return query, rows[0], rows[-1]
 
     def _value_and_terms(self, source: Tensor, target: Tensor) -> list[Tensor]:
-        """Value with heads, and the keys' and the queries' terms `(..., nodes, heads)`, of "additive"."""
+        """Value with heads, and the keys' and the queries' terms `(..., nodes, heads, 1)`, of "additive"."""
         projection, key_vector, query_vector = self.value_projection, self.key_vector, self.query_vector
         is_shared = not isinstance(self.config.in_features, tuple)
         if is_shared and source is target:
@@ -317,7 +354,7 @@ class GraphAttention(AttentionModule):
         value, key = _rows_and_terms(source, projection, key_vector)
         target_projection = projection if is_shared else self.query_projection
         if _is_foldable(target_projection):
-            (query,) = linear_maps(target, [_folded(target_projection, query_vector)])
+            query = linear_maps(target, [folded(target_projection.weight, query_vector)])[0].unsqueeze(-1)
         else:
             _, query = _rows_and_terms(target, target_projection, query_vector)
         return [value, key, query]
@@ -335,37 +372,29 @@ class GraphAttention(AttentionModule):
 
 def _maps(x: Tensor, *projections: nn.Linear) -> list[Tensor]:
     """What each projection makes of x, dense or sparse: bare ones in one product."""
-    if not all(is_bare(each) for each in projections) or len({each.bias is None for each in projections}) > 1:
+    if not _are_one_map(projections):
         return [each(x) for each in projections]
     return linear_maps(x, [each.weight for each in projections], [each.bias for each in projections])
 
 
+def _are_one_map(projections: Sequence[nn.Linear]) -> bool:
+    """Whether projections may be one product: weights that may be read, and biases of all or of none."""
+    return all(is_bare(each) for each in projections) and len({each.bias is None for each in projections}) == 1
+
+
 def _rows_and_terms(x: Tensor, projection: nn.Linear, *vectors: Tensor) -> list[Tensor]:
-    """What a projection makes of x, `(..., nodes, heads, d_k)`, and its products with vectors `(heads, d_k)`."""
-    heads = vectors[0].shape
-    if not _is_foldable(projection):
-        rows = projection(x).unflatten(-1, heads)
-        return [rows, *(_term(rows, vector) for vector in vectors)]
-    folded = _folded(projection, torch.stack(vectors))
-    widths = [projection.out_features, *(len(vector) for vector in vectors)]
-    rows, *terms = linear_maps(x, [projection.weight, folded], widths=widths)
-    return [rows.unflatten(-1, heads), *terms]
+    """A projection's rows `(..., nodes, heads, d_k)` and their products with vectors, `(..., nodes, heads, 1)`."""
+    if _is_foldable(projection):
+        return rows_and_terms(x, projection.weight, vectors)
+    rows = projection(x).unflatten(-1, vectors[0].shape)
+    return [rows, *(_term(rows, vector) for vector in vectors)]
 
 
 def _term(rows: Tensor, vector: Tensor) -> Tensor:
-    """`(..., nodes, heads)` from `(..., nodes, heads, d_k)` and `(heads, d_k)`."""
-    return (rows * vector.to(rows.dtype)).sum(-1)
+    """`(..., nodes, heads, 1)` from `(..., nodes, heads, d_k)` and `(heads, d_k)`."""
+    return (rows * vector.to(rows.dtype)).sum(-1, keepdim=True)
 
 
 def _is_foldable(projection: nn.Linear) -> bool:
     """Whether a projection is a product with a weight that may be read."""
     return is_bare(projection) and projection.bias is None
-
-
-def _folded(projection: nn.Linear, vectors: Tensor) -> Tensor:
-    """`(... x heads, in_features)`: what a foldable projection and `(..., heads, channels)` make of a row.
-
-    Folding spares the `(nodes, d_model)` temporary of the vector times the projected rows.
-    """
-    weight = projection.weight.unflatten(0, vectors.shape[-2:])
-    return (vectors.unsqueeze(-1) * weight).sum(-2).flatten(0, -2)

@@ -1,15 +1,12 @@
 """Linear maps of many rows: one product for all of them, forward and backward, and large results in large pages.
 
-A fresh tensor of 25 MB costs 6,400 page faults, which take as long as the product that fills it. The products are the
-kernels' own where these have the widest vectors, and PyTorch's elsewhere: those of MKL take 2.5 times as long on some
-processors that have AVX-512.
+A fresh tensor of 25 MB costs 6,400 page faults, which take as long as the product that fills it.
 
 Axes: N rows, I in_features, O out_features.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention import native
-from anyattention.ambient import Moment, is_autocast_enabled, moment_of
+from anyattention.ambient import Moment, is_autocast_enabled, is_compiling, is_exported_to_onnx, moment_of
+from anyattention.ops.linear_map_operators import LinearMap, linear_map
+from anyattention.ops.linear_products import (
+    are_fast,
+    joined_columns,
+    map_gradients,
+    map_rows,
+    multiplied_gradients,
+    write_products,
+)
 
-__all__ = ["add_bias", "linear_maps", "stacked_maps"]
+__all__ = [
+    "add_bias",
+    "folded",
+    "folded_gradients",
+    "joined",
+    "linear_maps",
+    "rows_and_terms",
+    "stacked_maps",
+]
 
 # Below this, faults cost less than the detour.
 _SMALLEST = 1 << 22
-# Of the kernels' products: narrower matrices would leave most of a vector empty, larger ones do not stay in the caches.
-_NARROWEST, _LARGEST = 8, 1 << 18
 
 
 def linear_maps(
@@ -37,14 +49,50 @@ def linear_maps(
     `widths`, where these are given. There are biases for all weights or for none; x may be a sparse CSR matrix.
     """
     widths = [weight.shape[0] for weight in weights] if widths is None else list(widths)
-    weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
-    bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
+    weight, bias = joined(weights, biases)
     if x.layout == torch.strided:
         if x.ndim == 2 and _is_plain(x, weight, bias):
             return list(_LinearMap.apply(x, weight, bias, widths))
+        if x.ndim == 2 and is_compiling() and _compiles_to_kernels(x, weight, bias):
+            return list(linear_map(LinearMap(x, weight, bias)).split(widths, dim=-1))
         return list(F.linear(x, weight, bias).split(widths, dim=-1))
     product = torch.sparse.mm(x, weight.T)
     return list((product if bias is None else product + bias).split(widths, dim=-1))
+
+
+def joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of all maps at once."""
+    weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+    return weight, torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
+
+
+def folded(weight: Tensor, *vectors: Tensor) -> Tensor:
+    """What a weight `(H x C, I)` and T vectors `(H, C)` make of a row, for each vector and head: `(T x H, I)`.
+
+    Folding spares a temporary as large as the rows: the products of these with each vector.
+    """
+    by_head = weight.unflatten(0, vectors[0].shape)
+    by_vector = vectors[0] if len(vectors) == 1 else torch.stack(vectors)
+    return (by_vector.unsqueeze(-1) * by_head).sum(-2).flatten(0, -2)
+
+
+def folded_gradients(by_folded: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """By the weight `(H x C, I)` and by the vectors, from the gradient `(T x H, I)` by what `folded` gives."""
+    by_head = by_folded.reshape(len(vectors), vectors[0].shape[0], -1).transpose(0, 1)
+    by_weight = torch.bmm(torch.stack(vectors, 2), by_head)
+    by_vectors = torch.bmm(by_head, weight.reshape(*vectors[0].shape, -1).transpose(1, 2))
+    return by_weight.reshape(weight.shape), by_vectors.unbind(1)
+
+
+def rows_and_terms(x: Tensor, weight: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+    """`x weight'` with heads, `(..., N, H, C)`, and its heads' products with each vector, `(..., N, H, 1)`.
+
+    One product, differentiable to any order. x may be a sparse CSR matrix.
+    """
+    heads, channels = vectors[0].shape
+    widths = [heads * channels, *[heads] * len(vectors)]
+    rows, *terms = linear_maps(x, [weight, folded(weight, *vectors)], widths=widths)
+    return [rows.unflatten(-1, (heads, channels)), *[term.unsqueeze(-1) for term in terms]]
 
 
 def stacked_maps(
@@ -84,6 +132,13 @@ def _is_plain(x: Tensor, *others: Tensor | None) -> bool:
     return not is_autocast_enabled(x.device) and native.available()
 
 
+def _compiles_to_kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a compiled program has the kernels' products of these."""
+    if is_autocast_enabled(x.device) or is_exported_to_onnx() or not native.available():
+        return False
+    return are_fast(x, weight, bias)
+
+
 # The functions take plain tensors only: those of torch.func would need a setup_context, which costs as much as a small
 # product.
 class _LinearMap(torch.autograd.Function):
@@ -92,24 +147,13 @@ class _LinearMap(torch.autograd.Function):
         ctx.widths = widths
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
-        if _are_fast(x, weight, bias):
-            return tuple(_products([x], weight.T, bias, widths))
-        result = native.large_empty(x, (x.shape[0], weight.shape[0]))
-        if bias is None:
-            torch.mm(x, weight.T, out=result)
-        else:
-            torch.addmm(bias, x, weight.T, out=result)
-        return result.split(widths, dim=-1)
+        return tuple(map_rows(x, weight, bias, widths))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
-        if is_plain and _are_fast(x, weight, None) and all(grad is None or grad.is_cpu for grad in gradients):
-            grads = _as_rows(gradients, ctx.widths, x)
-        else:
-            grads = [_joined(gradients, ctx.widths, x, x.shape[0], is_plain)]
-        return *_gradients(grads, x, weight, ctx.needs_input_grad[:3], is_plain), None
+        return *map_gradients(gradients, ctx.widths, x, weight, ctx.needs_input_grad[:3], is_plain), None
 
 
 class _StackedMaps(torch.autograd.Function):
@@ -123,8 +167,8 @@ class _StackedMaps(torch.autograd.Function):
         result = native.large_empty(inputs[0], (sum(numbers) // sum(widths), sum(widths)))
         for x, weight, bias, part in zip(inputs, weights, biases, result.flatten().split(numbers), strict=True):
             part = part.view(x.shape[0], weight.shape[0])
-            if _are_fast(x, weight, bias):
-                _write_products([x], weight.T, bias, [part])
+            if are_fast(x, weight, bias):
+                write_products([x], weight.T, bias, [part])
             elif bias is None:
                 torch.mm(x, weight.T, out=part)
             else:
@@ -139,14 +183,13 @@ class _StackedMaps(torch.autograd.Function):
         inputs, weights = tensors[:count], tensors[count:]
         numbers = [x.shape[0] * weight.shape[0] for x, weight in zip(inputs, weights, strict=True)]
         rows = sum(numbers) // sum(ctx.widths)
-        # No flatten: autograd's vmap has no rule for it.
-        grad = _joined(gradients, ctx.widths, inputs[0], rows, is_plain).reshape(-1)
+        grad = joined_columns(gradients, ctx.widths, inputs[0], rows, is_plain).reshape(-1)
         found: list[Tensor | None] = [None] * 3 * count
         for place, part in enumerate(grad.split(numbers)):
             x, weight = inputs[place], weights[place]
             part = part.view(x.shape[0], weight.shape[0])
             needs = ctx.needs_input_grad[2 + place :: count][:3]
-            found[place::count] = _gradients([part], x, weight, needs, is_plain)
+            found[place::count] = multiplied_gradients([part], x, weight, needs, is_plain)
         return None, None, *found
 
 
@@ -159,119 +202,3 @@ class _AddBias(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
         (grad,) = gradients
         return grad, grad.sum(0) if ctx.needs_input_grad[1] else None
-
-
-def _gradients(
-    grads: Sequence[Tensor], x: Tensor, weight: Tensor, needs: Sequence[bool], is_plain: bool
-) -> list[Tensor | None]:
-    """By x, by the weight and by the bias, those that are needed, of `x weight' + bias`.
-
-    Its gradient `(N, O)` comes in columns side by side; in one piece where the kernels do not multiply.
-    """
-    needs_x, needs_weight, needs_bias = needs
-    by_x = by_weight = by_bias = None
-    if is_plain and grads[0].is_cpu and _are_fast(x, weight, None):
-        if needs_x:
-            (by_x,) = _products(grads, weight, None, [weight.shape[1]])
-        if needs_weight or needs_bias:
-            by_weight, by_bias = _gradients_by_matrix(grads, x, weight, needs_bias)
-        return [by_x, by_weight, by_bias]
-    (grad,) = grads
-    if needs_x:
-        by_x = torch.mm(grad, weight, out=native.large_empty(x, x.shape)) if is_plain else grad @ weight
-    if needs_weight:
-        by_weight = grad.T @ x
-    if needs_bias:
-        by_bias = grad.sum(0)
-    return [by_x, by_weight, by_bias]
-
-
-def _are_fast(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernels multiply x `(N, I)` with a weight `(O, I)` faster than PyTorch does."""
-    for each in (x, weight, bias):
-        if each is not None and (each.dtype is not torch.float32 or not each.is_cpu):
-            return False
-    outputs, inputs = weight.shape
-    is_wide = min(outputs, inputs) >= _NARROWEST and outputs * inputs <= _LARGEST
-    # What does not fit is PyTorch's to refuse.
-    fits = x.shape[1] == inputs and (bias is None or (bias.shape == (outputs,) and bias.is_contiguous()))
-    return is_wide and fits and _row_stride(x) > 0 and native.multiplies_fast()
-
-
-def _row_stride(x: Tensor) -> int:
-    """From one row to the next; 0 where a row is in pieces, or rows overlap."""
-    rows, width = x.shape
-    by_row, by_column = x.stride()
-    if by_column != 1 and width > 1:
-        return 0
-    return width if rows < 2 else by_row if by_row >= width else 0
-
-
-def _products(rows: Sequence[Tensor], matrix: Tensor, bias: Tensor | None, widths: Sequence[int]) -> list[Tensor]:
-    """`rows matrix + bias`, of rows `(N, I)` side by side and `(I, O)`: as tensors of some widths."""
-    results = [rows[0].new_empty(rows[0].shape[0], width) for width in widths]
-    _write_products(rows, matrix, bias, results)
-    return results
-
-
-def _write_products(rows: Sequence[Tensor], matrix: Tensor, bias: Tensor | None, results: Sequence[Tensor]) -> None:
-    """`_products`, into contiguous results."""
-    count, widths = len(results), [result.shape[1] for result in results]
-    native.run(
-        "linear_map",
-        *(rows[0].shape[0], *_columns(rows), matrix.data_ptr(), *matrix.stride()),
-        *(None if bias is None else bias.data_ptr(), count, _pointers(results), (ctypes.c_int64 * count)(*widths)),
-        native.num_threads(),
-    )
-
-
-def _gradients_by_matrix(
-    grads: Sequence[Tensor], x: Tensor, weight: Tensor, needs_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`grads' x` as a tensor like the weight `(O, I)`, and the sum of the rows of grads `(N, O)` side by side."""
-    by_weight = x.new_empty(weight.shape)
-    by_bias = x.new_empty(weight.shape[0]) if needs_bias else None
-    native.run(
-        "linear_map_by_matrix",
-        *(x.shape[0], *_columns(grads), x.data_ptr(), x.shape[1], _row_stride(x), native.num_threads()),
-        *(by_weight.data_ptr(), None if by_bias is None else by_bias.data_ptr()),
-    )
-    return by_weight, by_bias
-
-
-def _columns(rows: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Matrices side by side, as the kernels take them."""
-    numbers = ctypes.c_int64 * len(rows)
-    return len(rows), _pointers(rows), numbers(*[x.shape[1] for x in rows]), numbers(*map(_row_stride, rows))
-
-
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
-
-
-def _as_rows(gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor) -> list[Tensor]:
-    """The gradients as rows that the kernels can read."""
-    filled = [
-        like.new_zeros(like.shape[0], width) if grad is None else grad
-        for grad, width in zip(gradients, widths, strict=True)
-    ]
-    return [grad if _row_stride(grad) else grad.contiguous() for grad in filled]
-
-
-def _joined(
-    gradients: Sequence[Tensor | None], widths: Sequence[int], like: Tensor, rows: int, is_plain: bool
-) -> Tensor:
-    """The gradients `(rows, O)` side by side; plain ones without a copy where that is how they lie."""
-    first = gradients[0]
-    if first is not None and is_plain:
-        offset, stride = first.storage_offset(), (sum(widths), 1)
-        for grad, width in zip(gradients, widths, strict=True):
-            if grad is None or grad.stride() != stride or grad.storage_offset() != offset:
-                break
-            if grad.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-                break
-            offset += width
-        else:
-            return first.as_strided((rows, sum(widths)), stride)
-    each = zip(gradients, widths, strict=True)
-    return torch.cat([like.new_zeros(rows, width) if grad is None else grad for grad, width in each], dim=1)

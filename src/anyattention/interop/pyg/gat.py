@@ -28,7 +28,7 @@ from anyattention.interop.pyg.layer import (
 )
 from anyattention.interop.pyg.refusals import call_refusal
 from anyattention.ops.dispatch import Explanation
-from anyattention.ops.linear_maps import linear_maps
+from anyattention.ops.linear_maps import folded, linear_maps
 
 __all__ = ["GATConv"]
 
@@ -157,13 +157,13 @@ def _arguments(
     features = None
     if edge_attr is not None:
         with without_autocast():
-            features = EdgeFeatures(columns(edge_attr), _folded(layer, layer.lin_edge, layer.att_edge)[:, None])
+            features = EdgeFeatures(columns(edge_attr), folded(layer.lin_edge.weight, layer.att_edge[0])[:, None])
     score = Additive(layer.negative_slope)
-    return attention_arguments(layer, (query[..., None], key[..., None], value), graph, score, features, needs_weights)
+    return attention_arguments(layer, (query, key, value), graph, score, features, needs_weights)
 
 
 def _nodes(layer: Any, source: Tensor, target: Tensor | None, num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The values `(sources, heads, channels)`, and the terms of keys and queries `(nodes, heads)`.
+    """The values `(sources, heads, channels)`, and the terms of keys and queries `(nodes, heads, 1)`.
 
     The attention vectors go into the projection: no (nodes, heads, channels) product for a number per head, and one
     product for all. Weights may be read: `_refusal` leaves projections that are no plain ones to the parent.
@@ -173,22 +173,20 @@ def _nodes(layer: Any, source: Tensor, target: Tensor | None, num_targets: int) 
     is_cast = torch.is_autocast_enabled("cpu")
     # Not under autocast: the parent's products with the attention vectors are in float32.
     with without_autocast():
-        terms = [_folded(layer, projection, layer.att_src)]
+        value, terms = None, [folded(projection.weight, layer.att_src[0])]
         if target is not None:
-            terms.append(_folded(layer, target_projection, layer.att_dst))
-        is_one = target is source
-        own = terms if is_one else terms[:1]
+            terms.append(folded(target_projection.weight, layer.att_dst[0]))
+        own = terms if target is source else terms[:1]
         if is_cast:
             key, *query = linear_maps(source.to(terms[0].dtype), own)
-            value = None
         else:
             value, key, *query = linear_maps(source, [projection.weight, *own])
         if target is None:
             query = [key.new_zeros(num_targets, layer.heads)]
-        elif not is_one:
+        elif target is not source:
             query = linear_maps(target.to(terms[1].dtype), terms[1:])
-    value = projection(source) if value is None else value
-    return with_heads(layer, value), key, query[0]
+    value = with_heads(layer, projection(source) if value is None else value)
+    return value, key.unsqueeze(-1), query[0].unsqueeze(-1)
 
 
 def _sizes(source: Tensor, target: Tensor | None, size: Any) -> tuple[int, int]:
@@ -199,9 +197,3 @@ def _sizes(source: Tensor, target: Tensor | None, size: Any) -> tuple[int, int]:
 def _read_features(layer: Any, edge_index: Any, edge_attr: Any) -> Any:
     """The edge features that GAT reads: none without a projection for them."""
     return None if layer.lin_edge is None else features_of(edge_index, edge_attr)
-
-
-def _folded(layer: Any, linear: Any, vector: Tensor) -> Tensor:
-    """`(heads, in_channels)`: what a projection and an attention vector `(1, heads, channels)` make of a row."""
-    weight = linear.weight.unflatten(0, (layer.heads, layer.out_channels))
-    return torch.einsum("hc,hci->hi", vector[0], weight)
