@@ -36,6 +36,8 @@ __all__ = [
     "stacked_maps",
 ]
 
+# Of a compiled program's products: from here on reading x once more costs less than copying columns.
+_WIDE = 32
 # Below this, faults cost less than the detour.
 _SMALLEST = 1 << 22
 
@@ -54,7 +56,7 @@ def linear_maps(
         if x.ndim == 2 and _is_plain(x, weight, bias):
             return list(_LinearMap.apply(x, weight, bias, widths))
         if x.ndim == 2 and is_compiling() and _compiles_to_kernels(x, weight, bias):
-            return list(linear_map(LinearMap(x, weight, bias)).split(widths, dim=-1))
+            return _compiled_maps(x, weight, bias, widths)
         return list(F.linear(x, weight, bias).split(widths, dim=-1))
     product = torch.sparse.mm(x, weight.T)
     return list((product if bias is None else product + bias).split(widths, dim=-1))
@@ -137,6 +139,21 @@ def _compiles_to_kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool
     if is_autocast_enabled(x.device) or is_exported_to_onnx() or not native.available():
         return False
     return are_fast(x, weight, bias)
+
+
+def _compiled_maps(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int]) -> list[Tensor]:
+    """The maps as operators: wide results apart, since a compiler joins the gradients of columns by a copy."""
+    found: list[Tensor] = []
+    first = 0
+    while len(found) < len(widths):
+        own = [widths[len(found)]]
+        while own[-1] < _WIDE and len(found) + len(own) < len(widths) and widths[len(found) + len(own)] < _WIDE:
+            own.append(widths[len(found) + len(own)])
+        last = first + sum(own)
+        product = linear_map(LinearMap(x, weight[first:last], None if bias is None else bias[first:last]))
+        found += product.split(own, dim=-1)
+        first = last
+    return found
 
 
 # The functions take plain tensors only: those of torch.func would need a setup_context, which costs as much as a small
