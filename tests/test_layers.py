@@ -37,9 +37,10 @@ _LAYERS = (
 
 # The same inside `ops`.
 _FLOORS = (
-    ("compile_cache", "handles", "records"),
+    ("compile_cache", "handles", "records", "linear_products"),
     ("mapped",),
     ("operator",),
+    ("linear_map_operators",),
     ("arguments", "dropout", "dispatch", "linear_maps", "normalizer"),
     ("refusals",),
     ("edges",),

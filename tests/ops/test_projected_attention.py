@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyattention import Graph
 from anyattention.nn import GraphAttention
@@ -35,7 +35,7 @@ def node_names(x: Tensor) -> set[str]:
 
 def apart(layer: GraphAttention, x: Tensor, graph: Graph, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     with monkeypatch.context() as patch:
-        patch.setattr("anyattention.nn.graph.may_run_as_one", lambda *_: False)
+        patch.setattr("anyattention.nn.graph.suits_nodes", lambda *_: False)
         return layer(x, graph).output
 
 
@@ -143,5 +143,68 @@ def test_parameters_of_another_dtype_run_apart() -> None:
     layer.score_vector.data = layer.score_vector.data.double()
     projections = layer._projections()
     assert projections is not None
-    assert projected.may_run_as_one(x, graph)
-    assert not projected.runs_as_one(x, layer._score(), projections)
+    assert projected.suits_nodes(x, graph)
+    assert not projected.suits_parameters(x, layer._score(), projections)
+
+
+@pytest.mark.parametrize(
+    ("score", "name", "part"),
+    [
+        ("dot", "key_projection", nn.Linear(FEATURES, 4)),
+        ("dynamic", "query_projection", nn.Linear(FEATURES, 8)),
+        ("additive", "value_projection", nn.Linear(FEATURES, 12, bias=False)),
+        ("dynamic", "score_vector", nn.Parameter(torch.randn(2, 4))),
+        ("additive", "key_vector", nn.Parameter(torch.randn(2, 5))),
+    ],
+)
+def test_parts_of_other_sizes_are_refused_as_they_are_apart(
+    score: str, name: str, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x, graph = make(score)
+    setattr(layer, name, part)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        layer(x, graph)
+    with pytest.raises(type(caught.value)) as expected:
+        apart(layer, x, graph, monkeypatch)
+    assert str(caught.value) == str(expected.value)
+
+
+def test_sizes_that_add_up_to_the_right_sum_are_refused() -> None:
+    layer, x, graph = make("dot")
+    layer.key_projection, layer.query_projection = nn.Linear(FEATURES, 8), nn.Linear(FEATURES, 4)
+    with pytest.raises(ValueError, match="expected"):
+        layer(x, graph)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_autocast_around_the_backward_alone_changes_nothing(score: str) -> None:
+    layer, x, graph = make(score)
+    leaves = [x, *layer.parameters()]
+
+    def derivatives() -> list[Tensor]:
+        first = torch.autograd.grad(layer(x, graph).output.square().sum(), leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(first[0].sin().sum(), leaves, allow_unused=True, materialize_grads=True)]
+
+    expected = derivatives()
+    loss = layer(x, graph).output.square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        found = [*first, *torch.autograd.grad(first[0].sin().sum(), leaves, allow_unused=True, materialize_grads=True)]
+    for mine, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_an_unneeded_weight_and_a_needed_bias(score: str) -> None:
+    layer, x, graph = make(score, dtype=torch.float64)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    output = layer(x.detach(), graph).output
+    wanted = [each for each in layer.parameters() if each.requires_grad]
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, wanted, cotangent)
+    for parameter in layer.parameters():
+        parameter.requires_grad_()
+    expected = torch.autograd.grad(layer(x, graph).output, wanted, cotangent)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)

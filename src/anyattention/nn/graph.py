@@ -22,7 +22,7 @@ from anyattention.nn.base import (
     require_parameter_kind,
 )
 from anyattention.ops import attend
-from anyattention.ops.graph.projected import Projections, may_run_as_one, projected_attention, runs_as_one
+from anyattention.ops.graph.projected import Projections, projected_attention, suits_nodes, suits_parameters
 from anyattention.ops.linear_maps import add_bias, folded, linear_maps, rows_and_terms
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
@@ -184,9 +184,10 @@ class GraphAttention(AttentionModule):
         self._check_graph(graph, source, target)
         edge_attr = self._read_edges(edge_attr, graph)
         is_simple = mask is None and edge_attr is None and return_weights is False and self.config.aggregation == "sum"
-        is_one = is_simple and source is target and may_run_as_one(source, graph)
+        is_one = is_simple and source is target and suits_nodes(source, graph)
         score = self._score()
-        heads, weights = self._attend_as_one(source, graph, score) if is_one else None, None
+        heads = self._attend_as_one(source, graph, score) if is_one else None
+        weights = None
         if heads is None:
             query, key, value = self._project(source, target)
             heads, weights, *_ = attend(
@@ -300,7 +301,7 @@ class GraphAttention(AttentionModule):
     def _attend_as_one(self, x: Tensor, graph: Graph, score: Score) -> Tensor | None:
         """Each head's output `(nodes, heads, d_k)`, maps and attention as one node of autograd; None where apart."""
         config, projections = self.config, self._projections()
-        if projections is None or not runs_as_one(x, score, projections):
+        if projections is None or not suits_parameters(x, score, projections):
             return None
         settings = {"scale": config.get_scale(), "dropout": self._dropout(), "normalize": config.normalize}
         return projected_attention(x, projections, graph, score, **settings)

@@ -59,11 +59,22 @@ def _gradient_by_weight(
     }
 
 
+def _tangent(call: LinearMap, results: Sequence[Tensor], by: Mapping[str, Tensor]) -> Tensor:
+    parts = []
+    if "x" in by:
+        parts.append(linear_map(LinearMap(by["x"], call.weight, None)))
+    if "weight" in by:
+        parts.append(linear_map(LinearMap(call.x, by["weight"], None)))
+    if "bias" in by:
+        parts.append(by["bias"].expand(call.x.shape[0], -1))
+    return sum(parts[1:], parts[0])
+
+
 linear_map = operator(
     LinearMap,
     [Result("result", "num_rows num_outputs")],
     gradient=_gradient,
-    linear_in=("x", "weight", "bias"),
+    tangent=_tangent,
     keeps=("x", "weight"),
 )
 linear_map_by_weight = operator(
@@ -83,11 +94,11 @@ def _map(record: LinearMap) -> Tensor:
 @linear_map_by_weight.kernel("cpu")
 def _by_weight(record: LinearMapByWeight) -> Tensor:
     grad, x = record.grad, record.x
-    if grad.dtype is not x.dtype or not x.is_cpu or grad.shape[0] != x.shape[0]:
+    if grad.dtype is not x.dtype or not x.is_cpu or grad.ndim != 2 or x.ndim != 2 or grad.shape[0] != x.shape[0]:
         raise InvalidInputError(
             argument="x",
-            expected=f"{grad.dtype} on cpu, {grad.shape[0]} rows",
-            actual=f"{x.dtype} on {x.device}, {x.shape[0]} rows",
+            expected=f"{grad.dtype} on cpu, a row for each of grad's {tuple(grad.shape)}",
+            actual=f"{x.dtype} on {x.device}, {tuple(x.shape)}",
         )
     # Nothing of the weight is read but its shape.
     weight = x.new_empty(1).expand(grad.shape[1], x.shape[1])

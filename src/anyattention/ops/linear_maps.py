@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention import native
-from anyattention.ambient import Moment, is_autocast_enabled, is_compiling, is_exported_to_onnx, moment_of
+from anyattention.ambient import (
+    Moment,
+    is_autocast_enabled,
+    is_compiling,
+    is_exported_to_onnx,
+    is_transformed,
+    moment_of,
+)
 from anyattention.ops.linear_map_operators import LinearMap, linear_map
 from anyattention.ops.linear_products import (
     are_fast,
@@ -23,6 +30,7 @@ from anyattention.ops.linear_products import (
     map_gradients,
     map_rows,
     multiplied_gradients,
+    suit_kernels,
     write_products,
 )
 
@@ -135,10 +143,16 @@ def _is_plain(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _compiles_to_kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a compiled program has the kernels' products of these."""
-    if is_autocast_enabled(x.device) or is_exported_to_onnx() or not native.available():
+    """Whether a compiled program has the kernels' products of these.
+
+    Not where nothing needs a gradient: a program whose operators autograd does not see drops forward derivatives that
+    are taken around it, in silence.
+    """
+    tensors = [each for each in (x, weight, bias) if each is not None]
+    if is_autocast_enabled(x.device) or is_exported_to_onnx() or is_transformed(*tensors) or not native.available():
         return False
-    return are_fast(x, weight, bias)
+    needs_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    return needs_gradient and suit_kernels(x, weight, bias)
 
 
 def _compiled_maps(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int]) -> list[Tensor]:

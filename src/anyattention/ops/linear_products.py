@@ -17,7 +17,15 @@ from torch import Tensor
 
 from anyattention import native
 
-__all__ = ["are_fast", "joined_columns", "map_gradients", "map_rows", "multiplied_gradients", "write_products"]
+__all__ = [
+    "are_fast",
+    "joined_columns",
+    "map_gradients",
+    "map_rows",
+    "multiplied_gradients",
+    "suit_kernels",
+    "write_products",
+]
 
 # Of the kernels' products: narrower matrices would leave most of a vector empty, larger ones do not stay in the caches.
 _NARROWEST, _LARGEST = 8, 1 << 18
@@ -25,7 +33,7 @@ _NARROWEST, _LARGEST = 8, 1 << 18
 
 def map_rows(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int]) -> Sequence[Tensor]:
     """`linear_maps` of plain tensors `(N, I)` and `(O, I)`, and nothing of autograd."""
-    if are_fast(x, weight, bias):
+    if sum(widths) == weight.shape[0] and are_fast(x, weight, bias):
         return _products([x], weight.T, bias, widths)
     result = native.large_empty(x, (x.shape[0], weight.shape[0]))
     if bias is None:
@@ -82,6 +90,11 @@ def multiplied_gradients(
 
 def are_fast(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernels multiply x `(N, I)` with a weight `(O, I)` faster than PyTorch does."""
+    return suit_kernels(x, weight, bias) and _row_stride(x) > 0
+
+
+def suit_kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """`are_fast` by all but the number and the places of x's rows, which a compiler may not know."""
     for each in (x, weight, bias):
         if each is not None and (each.dtype is not torch.float32 or not each.is_cpu):
             return False
@@ -89,7 +102,7 @@ def are_fast(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     is_wide = min(outputs, inputs) >= _NARROWEST and outputs * inputs <= _LARGEST
     # What does not fit is PyTorch's to refuse.
     fits = x.shape[1] == inputs and (bias is None or (bias.shape == (outputs,) and bias.is_contiguous()))
-    return is_wide and fits and _row_stride(x) > 0 and native.multiplies_fast()
+    return is_wide and fits and native.multiplies_fast()
 
 
 def _row_stride(x: Tensor) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import as_out_of_memory
-from anyattention.ambient import Moment, is_autocast_enabled, moment_of
+from anyattention.ambient import Moment, is_autocast_enabled, moment_of, without_autocast
 from anyattention.native.structures import layout_of
 from anyattention.ops.dropout import draw_seed
 from anyattention.ops.edges.arrays import arrays_of
@@ -26,9 +26,9 @@ from anyattention.ops.linear_maps import folded, folded_gradients, joined, linea
 from anyattention.ops.linear_products import map_gradients, map_rows
 from anyattention.ops.records import versions_of
 from anyattention.patterns import Graph
-from anyattention.scores import SCORES, Score
+from anyattention.scores import Score
 
-__all__ = ["Projections", "may_run_as_one", "projected_attention", "runs_as_one"]
+__all__ = ["Projections", "projected_attention", "suits_nodes", "suits_parameters"]
 
 _LAYOUT = layout_of(GraphAttention)
 
@@ -67,6 +67,15 @@ class Projections:
         """Of the rows of each column."""
         return [self.heads * width for width in self.columns.values()]
 
+    def fit(self, x: Tensor) -> bool:
+        """Whether weights, biases and vectors have the sizes that the columns say."""
+        sizes = self.widths[: len(self.weights)]
+        for size, weight, bias in zip(sizes, self.weights, self.biases, strict=True):
+            if weight.shape != (size, x.shape[1]) or (bias is not None and bias.shape != (size,)):
+                return False
+        width = next(iter(self.columns.values()))
+        return all(vector.shape == (self.heads, width) for vector in self.vectors)
+
     def joined(self) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias of all rows."""
         if not self.vectors:
@@ -91,8 +100,8 @@ class Projections:
         return {name: row.view(row.shape[0], self.heads, width) for row, (name, width) in each}
 
 
-def may_run_as_one(x: Tensor, graph: Graph) -> bool:
-    """Whether `projected_attention` may take x `(N, I)`, before any parameter is read."""
+def suits_nodes(x: Tensor, graph: Graph) -> bool:
+    """Whether `projected_attention` may take x `(N, I)`; before any parameter is read."""
     if x.layout != torch.strided or x.ndim != 2 or not x.is_cpu or moment_of((x,)) is not Moment.PLAIN:
         return False
     if x.dtype not in (torch.float32, torch.float64) or not x.numel() or not graph.edge_index.is_cpu:
@@ -100,18 +109,21 @@ def may_run_as_one(x: Tensor, graph: Graph) -> bool:
     return native.available() and not is_autocast_enabled(x.device)
 
 
-def runs_as_one(x: Tensor, score: Score, projections: Projections) -> bool:
-    """Whether it may take the parameters too."""
-    parameters = [each for each in (score.operands[0], *projections.tensors) if each is not None]
-    if SCORES.get(type(score).__name__) is not type(score) or moment_of(parameters) is not Moment.PLAIN:
+def suits_parameters(x: Tensor, score: Score, projections: Projections) -> bool:
+    """Whether it may take the parameters too. What does not fit is refused by name where it runs apart."""
+    vector = score.operands[0]
+    parameters = [each for each in (vector, *projections.tensors) if each is not None]
+    if moment_of(parameters) is not Moment.PLAIN:
         return False
-    return all(each.is_cpu and each.dtype is x.dtype for each in parameters)
+    if vector is not None and vector.shape != (projections.heads, projections.columns["key"]):
+        return False
+    return projections.fit(x) and all(each.is_cpu and each.dtype is x.dtype for each in parameters)
 
 
 def projected_attention(
     x: Tensor, projections: Projections, graph: Graph, score: Score, *, scale: float, dropout: float, normalize: bool
 ) -> Tensor:
-    """The output `(N, H, C)` of `attend` for rows that are linear maps of x, where it `runs_as_one`.
+    """The output `(N, H, C)` of `attend` for rows that are linear maps of x, for nodes and parameters that suit.
 
     The same numbers, from the same kernels; differentiable to any order.
 
@@ -121,7 +133,8 @@ def projected_attention(
         graph: over N nodes.
         score, scale, dropout, normalize: as of `attend`.
     """
-    vector, negative_slope = score.operands
+    score_vector, negative_slope = score.operands
+    name = type(score).__name__
     seed = draw_seed(x.device) if dropout > 0 else None
 
     def call(rows: Mapping[str, Tensor], vector: Tensor | None) -> GraphAttention:
@@ -134,7 +147,7 @@ def projected_attention(
             term=None,
             bias=None,
             seed=seed,
-            score=type(score).__name__,
+            score=name,
             normalize=normalize,
             scale=scale,
             softcap=0.0,
@@ -143,7 +156,7 @@ def projected_attention(
         )
 
     try:
-        return _ProjectedAttention.apply(call, projections, x, vector, *projections.tensors)
+        return _ProjectedAttention.apply(call, projections, x, score_vector, *projections.tensors)
     except (MemoryError, RuntimeError) as failure:
         named = as_out_of_memory(failure)
         if named is None or named is failure:
@@ -160,32 +173,36 @@ class _ProjectedAttention(torch.autograd.Function):
         rows = map_rows(x, weight, bias, projections.widths)
         record = call(projections.by_name(rows), vector)
         output, largest, log_sum = graph_attention(record)
-        ctx.call, ctx.projections, ctx.versions = (
-            call,
-            projections.of([None] * len(tensors)),
-            versions_of(_LAYOUT, record),
-        )
+        ctx.call = call
+        ctx.projections = projections.of([None] * len(tensors))
+        ctx.versions = versions_of(_LAYOUT, record)
         ctx.save_for_backward(x, vector, output, largest, log_sum, weight, *rows, *tensors)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        columns = ctx.projections.columns
-        x, vector, output, largest, log_sum, weight, *kept = ctx.saved_tensors
-        rows, projections = kept[: len(columns)], ctx.projections.of(kept[len(columns) :])
-        is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
-        if not is_plain:
-            # What is differentiated again hangs on x and the parameters.
-            weight, bias = projections.joined()
-            rows = linear_maps(x, [weight], [bias], projections.widths)
-        record = ctx.call(projections.by_name(rows), vector)
-        if versions_of(_LAYOUT, record) != ctx.versions:
-            raise RuntimeError("graph_attention: arrays of the graph were changed in place since the forward")
-        _, _, needs_x, needs_vector, *needs = ctx.needs_input_grad
-        names = [*columns, *(["vector"] if needs_vector else [])]
-        found = graph_attention.gradients(record, (output, largest, log_sum), (*gradients, None, None), names)
-        by_rows = [None if (by := found[name]) is None else by.reshape(by.shape[0], -1) for name in columns]
-        has_bias = any(each is not None for each in projections.biases)
-        which = needs_x, any(needs), has_bias and any(needs)
-        by_x, by_weight, by_bias = map_gradients(by_rows, projections.widths, x, weight, which, is_plain)
-        return None, None, by_x, found.get("vector"), *projections.gradients(by_weight, by_bias)
+        # The forward ran without it, and what is made anew must be the same.
+        with without_autocast(gradients[0].device):
+            return _gradients(ctx, gradients)
+
+
+def _gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+    columns = ctx.projections.columns
+    x, vector, output, largest, log_sum, weight, *kept = ctx.saved_tensors
+    rows, projections = kept[: len(columns)], ctx.projections.of(kept[len(columns) :])
+    is_plain = not torch.is_grad_enabled() and moment_of(gradients) is Moment.PLAIN
+    if not is_plain:
+        # What is differentiated again hangs on x and the parameters.
+        weight, bias = projections.joined()
+        rows = linear_maps(x, [weight], [bias], projections.widths)
+    record = ctx.call(projections.by_name(rows), vector)
+    if versions_of(_LAYOUT, record) != ctx.versions:
+        raise RuntimeError("graph_attention: arrays of the graph were changed in place since the forward")
+    _, _, needs_x, needs_vector, *needs = ctx.needs_input_grad
+    names = [*columns, *(["vector"] if needs_vector else [])]
+    found = graph_attention.gradients(record, (output, largest, log_sum), (*gradients, None, None), names)
+    by_rows = [None if (by := found[name]) is None else by.reshape(by.shape[0], -1) for name in columns]
+    has_bias = any(each is not None for each in projections.biases)
+    which = needs_x, any(needs), has_bias and any(needs)
+    by_x, by_weight, by_bias = map_gradients(by_rows, projections.widths, x, weight, which, is_plain)
+    return None, None, by_x, found.get("vector"), *projections.gradients(by_weight, by_bias)
