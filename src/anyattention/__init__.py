@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 # Each public name is imported at its first use, by `__getattr__`: PyTorch takes a second, which the help of the
 # command `anyattention` need not wait for. Type checkers and editors read these lines, and Python reads `_HOMES`.
 if TYPE_CHECKING:
-    from anyattention import errors, interfaces, nn
+    from anyattention import encodings, errors, interfaces, nn
     from anyattention.bias import RelativeBias
     from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
     from anyattention.config import (
@@ -96,6 +96,7 @@ __all__ = [
     "edge_dot",
     "edge_softmax",
     "edge_sum",
+    "encodings",
     "errors",
     "explain",
     "interfaces",
@@ -108,7 +109,7 @@ __all__ = [
 
 # The modules in which the public names are; "" where the name is a module.
 _HOMES = {
-    "": ("errors", "interfaces", "nn"),
+    "": ("encodings", "errors", "interfaces", "nn"),
     "bias": ("RelativeBias",),
     "builder": ("AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"),
     "config": (

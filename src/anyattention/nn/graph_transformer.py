@@ -16,6 +16,7 @@ from anyattention.nn.bare import initialise_projection
 from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
 from anyattention.nn.dense import MultiHeadAttention
 from anyattention.nn.graph import GraphAttention
+from anyattention.nn.layer_norm import LayerNorm
 from anyattention.output import AttentionOutput
 from anyattention.patterns import ExpanderGraph, Graph
 from anyattention.patterns.sizes import Sizes, graph_sizes
@@ -85,8 +86,9 @@ class GraphTransformerLayer(AttentionModule):
         width, hidden = base.d_model, config.get_hidden_features()
         settings = {name: getattr(base, name) for name in ("dropout", "use_bias", "scale")} | kind
         if config.max_distance is not None:
-            self.distance_bias = nn.Parameter(torch.empty(base.num_heads, config.max_distance + 2, **kind))
-        self.attention_norm = nn.LayerNorm(width, **kind)
+            table = torch.empty(base.num_heads, config.max_distance + 2, device=device, dtype=dtype)
+            self.distance_bias = nn.Parameter(table)
+        self.attention_norm = LayerNorm(width, **kind)
         if config.has_edges:
             self.graph_attention = GraphAttention(
                 width, base.num_heads, score=config.score, edge_dim=config.get_edge_columns(), **settings
@@ -94,12 +96,13 @@ class GraphTransformerLayer(AttentionModule):
             self.graph_projection = nn.Linear(width, width, bias=base.use_bias, **kind)
         if config.has_all:
             self.all_attention = MultiHeadAttention(width, base.num_heads, **settings)
-        self.feed_forward_norm = nn.LayerNorm(width, **kind)
+        self.feed_forward_norm = LayerNorm(width, **kind)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, hidden, bias=base.use_bias, **kind),
             nn.GELU() if config.activation == "gelu" else nn.ReLU(),
             nn.Dropout(config.feature_dropout),
             nn.Linear(hidden, width, bias=base.use_bias, **kind),
+            nn.Dropout(config.feature_dropout),
         )
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.reset_parameters()
@@ -133,7 +136,7 @@ class GraphTransformerLayer(AttentionModule):
     def reset_parameters(self) -> None:
         """Draw the weights anew: Xavier-uniform (Glorot), biases 0, also those by distance; gains of the norms 1."""
         for module in [*self.children(), *self.feed_forward.children()]:
-            if isinstance(module, AttentionModule | nn.LayerNorm):
+            if isinstance(module, AttentionModule | LayerNorm):
                 module.reset_parameters()  # pyright: ignore[reportCallIssue]
             initialise_projection(module)
         if self.config.max_distance is not None:
@@ -195,7 +198,7 @@ class GraphTransformerLayer(AttentionModule):
                 argument="edge_attr", expected="None: attention over all nodes reads no edges", actual="a tensor"
             )
         hidden = x + self.feature_dropout(added[0] if len(added) == 1 else added[0] + added[1])
-        output = hidden + self.feature_dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        output = hidden + self.feed_forward(self.feed_forward_norm(hidden))
         if self.config.base.check_finite:
             require_finite(self.name, output)
         return AttentionOutput(output, weights)
@@ -311,4 +314,5 @@ class GraphTransformerLayer(AttentionModule):
                 argument="distances", expected=f"(nodes={nodes}, nodes={nodes})", actual=tuple(distances.shape)
             )
         places = torch.where(distances < 0, largest + 1, distances.clamp(max=largest + 1))
-        return self.distance_bias.to(rows.dtype)[:, places]
+        bias = self.distance_bias.index_select(1, places.flatten())
+        return bias.to(rows.dtype).unflatten(1, (nodes, nodes))

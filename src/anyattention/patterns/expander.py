@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from anyattention._checks import Axes, no_graph, require_count, require_dense, require_device, require_floating
+from anyattention._checks import Axes, require_count, require_dense, require_device, require_floating
 from anyattention.ambient import shielded
 from anyattention.errors import GraphStructureError
 from anyattention.patterns.graph import Graph
+from anyattention.patterns.graph_arrays import require_one_set
 from anyattention.patterns.regular import regular_edges
 from anyattention.patterns.sizes import Sizes, graph_sizes
 
@@ -79,14 +80,7 @@ class ExpanderGraph:
 
         Cost: O(nodes x (degree + num_virtual_nodes) + edges).
         """
-        if not isinstance(graph, Graph):
-            raise no_graph("graph", graph)
-        if graph.num_queries != graph.num_keys:
-            raise GraphStructureError(
-                argument="graph",
-                expected="as many queries as keys",
-                actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
-            )
+        require_one_set(graph)
         own = graph_sizes(graph.num_queries, sizes, batch)
         count = require_count("num_virtual_nodes", num_virtual_nodes, 0)
         is_regular = not (isinstance(degree, int) and degree == 0)

@@ -371,7 +371,7 @@ class Graph(EdgePattern):
 
         Raises:
             InvalidInputError: another method. GraphStructureError: queries and keys are different sets.
-            MissingExtraError: scipy ("rcm") or pymetis ("metis") is not installed (the extra "reorder").
+            MissingExtraError: scipy ("rcm") or pymetis ("metis") is not installed (the extra "graphs").
 
         Example:
             >>> path = Graph.from_edge_index(torch.tensor([[0, 2, 4, 1], [2, 4, 1, 3]]), num_nodes=5)

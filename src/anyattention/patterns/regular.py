@@ -9,7 +9,7 @@ from anyattention._checks import require_count
 from anyattention.ambient import shielded
 from anyattention.errors import InvalidInputError
 
-__all__ = ["regular_edges"]
+__all__ = ["regular_edges", "require_generator"]
 
 
 def regular_edges(sizes: tuple[int, ...], degree: int, generator: torch.Generator | None) -> Tensor:
@@ -25,12 +25,7 @@ def regular_edges(sizes: tuple[int, ...], degree: int, generator: torch.Generato
         raise InvalidInputError(
             argument="degree", expected="an even int: a cycle gives each node two edges", actual=degree
         )
-    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
-        raise InvalidInputError(
-            argument="generator",
-            expected="a torch.Generator of the CPU, or None",
-            actual=getattr(generator, "device", type(generator).__name__),
-        )
+    require_generator(generator)
     with shielded():
         counts = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         nodes = int(counts.sum())
@@ -47,3 +42,14 @@ def regular_edges(sizes: tuple[int, ...], degree: int, generator: torch.Generato
             ahead = torch.stack([order, order[after]])[:, ~is_alone]
             edges += [ahead, ahead.flip(0)]
         return torch.cat(edges, dim=1)
+
+
+def require_generator(generator: object) -> None:
+    """Raise unless it is a generator of the CPU, or None."""
+    is_usable = isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    if generator is not None and not is_usable:
+        raise InvalidInputError(
+            argument="generator",
+            expected="a torch.Generator of the CPU, or None",
+            actual=getattr(generator, "device", type(generator).__name__),
+        )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from anyattention.ambient import lasting
-from anyattention.errors import GraphStructureError, InvalidInputError, MissingExtraError
+from anyattention.errors import InvalidInputError, MissingExtraError
+from anyattention.patterns.graph_arrays import require_one_set
 
 if TYPE_CHECKING:
     from anyattention.patterns.edges import EdgePattern
@@ -29,12 +30,7 @@ def reordered(graph: EdgePattern, method: ReorderMethod) -> tuple[Tensor, Tensor
         raise InvalidInputError(
             argument="method", expected="one of " + ", ".join(map(repr, _ORDERS)), actual=repr(method)
         )
-    if graph.num_queries != graph.num_keys:
-        raise GraphStructureError(
-            argument="graph",
-            expected="as many queries as keys",
-            actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
-        )
+    require_one_set(graph)
     with lasting(graph.edge_index):
         order = _ORDERS[method](graph).to(graph.device)
         number = torch.empty_like(order)
@@ -75,13 +71,13 @@ def _undirected(graph: EdgePattern) -> Any:
 
 
 def _library(module: str) -> Any:
-    """A library of the extra "reorder", or the error that names the extra."""
+    """A library of the extra "graphs", or the error that names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as missing:
         package = module.partition(".")[0]
         raise MissingExtraError(
-            f"this order needs {package}: pip install 'anyattention[reorder]'", argument="method"
+            f"this order needs {package}: pip install 'anyattention[graphs]'", argument="method"
         ) from missing
 
 
