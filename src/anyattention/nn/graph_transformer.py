@@ -284,7 +284,8 @@ class GraphTransformerLayer(AttentionModule):
                 given["documents"] = [sizes] * len(sets)
             else:
                 graphs = torch.arange(len(sizes), device=rows.device)
-                graphs = graphs.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=rows.device))
+                repeats = torch.tensor(sizes, dtype=torch.int64, device=rows.device)
+                graphs = graphs.repeat_interleave(repeats, output_size=rows.shape[-2])
                 given["mask"] = graphs[:, None] == graphs
         output, weights = self.all_attention(sets, **given)
         if rows.ndim == 3:

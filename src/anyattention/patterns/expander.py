@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils import _pytree
 
 from anyattention._checks import Axes, require_count, require_dense, require_device, require_floating
@@ -148,11 +149,12 @@ class ExpanderGraph:
         axes.bind("edge_attr", edge_attr, "edges edge_dim")
         require_floating("edge_attr", edge_attr)
         require_dense("edge_attr", edge_attr)
-        kinds = torch.eye(_KINDS_ADDED, dtype=edge_attr.dtype, device=edge_attr.device)
-        kinds = kinds.repeat_interleave(torch.tensor(added, dtype=torch.int64, device=edge_attr.device), dim=0)
-        upper = torch.nn.functional.pad(edge_attr, (0, _KINDS_ADDED))
-        lower = torch.nn.functional.pad(kinds, (edge_attr.shape[1], 0))
-        return torch.cat([upper, lower])
+        width = edge_attr.shape[1]
+        kinds = torch.eye(_KINDS_ADDED, width + _KINDS_ADDED, dtype=edge_attr.dtype, device=edge_attr.device).roll(
+            width, 1
+        )
+        behind = [row.expand(count, -1) for row, count in zip(kinds, added, strict=True)]
+        return torch.cat([pad(edge_attr, (0, _KINDS_ADDED)), *behind])
 
     def to(self, device: torch.device | str) -> ExpanderGraph:
         """This with its tensors on the device."""
