@@ -75,7 +75,7 @@ def test_settings_are_kept() -> None:
             (torch.ones(5, 7), GRAPH),
             {},
             DimensionMismatchError,
-            r"x: expected \(nodes, d_model=8\), got \(5, 7\)",
+            r"x: expected \(nodes=5, d_model=8\), got \(5, 7\)",
         ),
         (layer(), (torch.ones(8), GRAPH), {}, DimensionMismatchError, r"x: expected \(nodes, d_model=8\)"),
         (layer(), (X.double(), GRAPH), {}, InvalidInputError, "x: expected torch.float32, as the parameters"),
@@ -188,7 +188,7 @@ def test_settings_are_kept() -> None:
             "batch: expected None beside sizes",
         ),
     ],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_calls(made: Any, arguments: Any, given: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text):

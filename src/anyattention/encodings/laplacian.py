@@ -75,8 +75,8 @@ def laplacian_eigenvectors(
         MatrixOperationError: scipy finds no eigenvectors of a graph of more than 1,024 nodes.
         MissingExtraError: there is such a graph, and scipy is not installed (the extra "graphs").
 
-    Cost: a dense decomposition, O(nodes^3), for each graph of up to 1,024 nodes, all of one size together; for larger
-    ones scipy's Lanczos method, O(k x edges) for each of some hundred products.
+    Cost: a dense decomposition, O(nodes^3), for each graph of up to 1,024 nodes, those of one size together, and where k is half
+    of the nodes or more; for others scipy's Lanczos method, some hundred products of O(edges) each.
 
     Source: Dwivedi et al., 2020; Lim et al., 2023 (SignNet).
 
@@ -105,7 +105,8 @@ def laplacian_eigenvectors(
         for size in sorted({size for size in own if size > 1}):
             count = min(k, size - 1)
             for graphs in matrix.parts(size):
-                if size <= _MOST_DENSE:
+                # scipy finds not all, and most of them slower than all.
+                if size <= _MOST_DENSE or 2 * count >= size:
                     found, of = _dense(matrix.dense(graphs, size), count)
                 else:
                     found, of = _sparse(matrix.sparse(graphs, size), count)

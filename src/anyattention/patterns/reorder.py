@@ -53,10 +53,12 @@ def _by_cuthill_mckee(graph: EdgePattern) -> Tensor:
 def _by_metis(graph: EdgePattern) -> Tensor:
     """The parts one after the other, inside a part by the number."""
     pymetis = _library("pymetis")
+    parts = graph.num_queries // _NODES_OF_A_PART
+    if parts < 2:
+        return torch.arange(graph.num_queries, device="cpu")
     matrix = _undirected(graph)
     matrix.setdiag(0)
     matrix.eliminate_zeros()
-    parts = max(1, graph.num_queries // _NODES_OF_A_PART)
     _, part = pymetis.part_graph(parts, xadj=matrix.indptr, adjncy=matrix.indices)
     return torch.argsort(torch.tensor(part, dtype=torch.int64, device="cpu"), stable=True)
 
