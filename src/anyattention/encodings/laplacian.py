@@ -75,8 +75,8 @@ def laplacian_eigenvectors(
         MatrixOperationError: scipy finds no eigenvectors of a graph of more than 1,024 nodes.
         MissingExtraError: there is such a graph, and scipy is not installed (the extra "graphs").
 
-    Cost: a dense decomposition, O(nodes^3), for each graph of up to 1,024 nodes, those of one size together, and where k is half
-    of the nodes or more; for others scipy's Lanczos method, some hundred products of O(edges) each.
+    Cost: a dense decomposition, O(nodes^3), for each graph of up to 1,024 nodes, those of one size together, and where
+    k is half of the nodes or more; for others scipy's Lanczos method, some hundred products of O(edges) each.
 
     Source: Dwivedi et al., 2020; Lim et al., 2023 (SignNet).
 
