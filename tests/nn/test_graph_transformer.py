@@ -243,6 +243,15 @@ def test_many_feature_sets_over_one_graph_are_a_loop(attention: str) -> None:
     torch.testing.assert_close(layer(sets, graph, **given).output, each)
 
 
+def test_weights_of_all_pairs_are_not_computed_beside_those_of_edges() -> None:
+    layer, asked = layer_of("graph + all"), []
+    layer.all_attention.register_forward_pre_hook(
+        lambda _, args, given: asked.append(given["return_weights"]), with_kwargs=True
+    )
+    assert layer(random(9, 6), GRAPH, return_weights="heads").weights.shape == (10, 2)
+    assert asked == [False]
+
+
 def test_a_bias_of_distance_over_many_feature_sets() -> None:
     layer, sets, distances = layer_of("all", max_distance=3), random(2, 9, 6), torch.randint(0, 5, (9, 9))
     each = [layer(one, sizes=SIZES, distances=distances, return_weights="heads") for one in sets]

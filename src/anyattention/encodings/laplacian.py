@@ -137,7 +137,7 @@ def random_signs(
     Raises:
         InvalidInputError, DimensionMismatchError: an argument does not fit.
 
-    Source: Dwivedi et al., 2020, section 4.
+    Source: Dwivedi et al., 2020.
 
     Example:
         >>> random_signs(torch.ones(3, 1), generator=torch.Generator().manual_seed(0)).flatten().abs()

@@ -49,7 +49,7 @@ def random_walk_probabilities(
 
     Cost: O(steps x edges x nodes of the largest graph) time.
 
-    Source: Dwivedi et al., 2022 (RWSE), equation 10.
+    Source: Dwivedi et al., 2022 (random walk positional encoding).
 
     Example:
         >>> pair_and_path = Graph.from_edge_index(torch.tensor([[0, 1, 2, 3, 3, 4], [1, 0, 3, 2, 4, 3]]), num_nodes=5)

@@ -170,8 +170,8 @@ class GraphTransformerLayer(AttentionModule):
 
         Returns:
             AttentionOutput(output, of x's shape; weights). The weights are those of the edges, `(..., edges)` or
-            `(..., edges, heads)`. Those of "all" are dense, `(..., nodes, nodes)` or `(..., heads, nodes, nodes)`, and
-            with several graphs those of the pairs of `Documents(sizes)`, unless there are distances.
+            `(..., edges, heads)`, for "graph + all" too. Those of "all" are dense, `(..., nodes, nodes)` or
+            `(..., heads, nodes, nodes)`; with several graphs and no distances those of the pairs of `Documents(sizes)`.
 
         Raises:
             DimensionMismatchError, InvalidInputError: an argument does not fit.
@@ -182,17 +182,17 @@ class GraphTransformerLayer(AttentionModule):
         added, weights = [], None
         if self.config.has_all:
             own = graph_sizes(x.shape[-2], sizes, batch)
-            over_all = self._attend_to_all(rows, own, distances, return_weights)
-            added.append(over_all.output)
-            weights = over_all.weights
+            # The weights that are returned are those of the edges, where there are any.
+            wanted = False if self.config.has_edges else return_weights
+            output, weights = self._attend_to_all(rows, own, distances, wanted)
+            added.append(output)
         elif distances is not None:
             raise InvalidInputError(
                 argument="distances", expected="None without attention over all nodes", actual="a tensor"
             )
         if self.config.has_edges:
-            over_edges = self._attend_over_edges(rows, graph, edge_attr, return_weights)
-            added.append(self.graph_projection(over_edges.output))
-            weights = over_edges.weights
+            output, weights = self._attend_over_edges(rows, graph, edge_attr, return_weights)
+            added.append(self.graph_projection(output))
         elif edge_attr is not None:
             raise InvalidInputError(
                 argument="edge_attr", expected="None: attention over all nodes reads no edges", actual="a tensor"

@@ -40,8 +40,7 @@ class ExpanderGraph:
         num_virtual_nodes: of each graph.
         edge_counts: the number of edges of each of the four kinds.
 
-    Source: Shirzad et al., 2023 (Exphormer). There an edge that is drawn twice is drawn anew; here the regular graph is
-    a multigraph.
+    Source: Shirzad et al., 2023 (Exphormer). Here an edge of two cycles of the regular graph counts twice.
 
     Example:
         >>> ring = Graph.from_edge_index(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), num_nodes=4)
