@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention import Graph
+from anyattention import Graph, attend
 from anyattention.nn import GraphAttention
 from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
 
@@ -22,7 +22,7 @@ NODES, DEGREE, COMMUNITY, INSIDE = 262_144, 16, 512, 0.95
 WIDTH, HEADS = 128, 8
 METHODS = ("metis", "rcm", "degree")
 OURS = "anyattention"
-LAYERS = {"GAT": "additive", "dot": "dot"}
+CASES = {"GAT layer": "additive", "dot layer": "dot", "dot product alone": None}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         require_tests("tests/patterns/test_reorder.py")
     graphs, seconds = orders()
     layers: dict[str, dict[str, Timing]] = {}
-    for name, score in LAYERS.items():
-        title = f"{name} layer, forward+backward"
+    for name, score in CASES.items():
+        title = f"{name}, forward+backward"
         layers[title] = measure(
             OURS, {each: step(graph, score) for each, graph in graphs.items()}, rounds=options.rounds
         )
@@ -74,8 +74,12 @@ def orders() -> tuple[dict[str, Graph], dict[str, float]]:
 
 
 def step(graph: Graph, score: Any) -> Any:
-    """A training step of a layer over the graph."""
+    """A training step of a layer over the graph, or of `attend` alone."""
     torch.manual_seed(0)
+    if score is None:
+        heads = [torch.randn(NODES, HEADS, WIDTH // HEADS).requires_grad_() for _ in range(3)]
+        cotangent = torch.randn(NODES, HEADS, WIDTH // HEADS)
+        return lambda: torch.autograd.grad(attend(*heads, graph).output, heads, cotangent)
     layer = GraphAttention(WIDTH, HEADS, score=score, dropout=0.0)
     x, cotangent = torch.randn(NODES, WIDTH).requires_grad_(), torch.randn(NODES, WIDTH)
     leaves = [x, *layer.parameters()]
