@@ -235,6 +235,20 @@ def test_permuted_nodes_give_permuted_outputs(attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", KINDS)
+def test_finite_differences(attention: str) -> None:
+    layer = layer_of(attention, hidden_features=2)
+    (x, graph, _), given = call_of(attention)
+    named = {name: each.detach().requires_grad_() for name, each in layer.named_parameters()}
+
+    def output(x: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(layer, dict(zip(named, parameters, strict=True)), (x, graph), given).output
+
+    inputs = (x.requires_grad_(), *named.values())
+    assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(output, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("attention", KINDS)
 def test_many_feature_sets_over_one_graph_are_a_loop(attention: str) -> None:
     layer = layer_of(attention)
     (x, graph, _), given = call_of(attention)
