@@ -47,6 +47,7 @@ _PACKAGES = (
     "torch_geometric",
     "local-attention",
     "dgl",
+    "pymetis",
     "vesin",
     "egnn-pytorch",
 )

@@ -83,6 +83,7 @@ AIMS: Aims = {
     "graph/drop_in/two GATConv, compiled*": [at_most(1, f"{OURS}, not compiled")],
     "hetero/HGT layer*": [faster(10, _PYG), near_limit(1.6)],
     "hetero/HAN layer*": [faster(3, _PYG)],
+    "reorder/layers/*": [faster(1.3, "shuffled")],
     "graph/operation/*": [faster(8, "DGL")],
     "graph/tolokers/*": [faster(15, _PYG), lighter(8, _PYG)],
     "graph/cora/two attention layers*": [faster(5, _PYG)],
@@ -324,6 +325,8 @@ TABLES: dict[str, Table] = {
         "graph/layers", "graph/drop_in", "graph/operation", "graph/tolokers", "graph/cora", "graph/epoch"
     ),
     "hetero": _comparisons("hetero"),
+    "reorder": _comparisons("reorder/layers"),
+    "reorder cost": _numbers("reorder/cost", "order"),
     "graph memory": _comparisons("graph/memory", unit="MiB"),
     "graph kernels": _comparisons("graph/kernels"),
     "graph skew": _comparisons("graph/skew"),

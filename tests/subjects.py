@@ -15,6 +15,7 @@ from anyattention import (
     Causal,
     Dynamic,
     EdgeFeatures,
+    ExpanderGraph,
     Graph,
     HeterogeneousGraph,
     Strided,
@@ -30,6 +31,7 @@ from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    GraphTransformerLayer,
     HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
@@ -270,6 +272,8 @@ OPERATIONS: dict[str, Callable[[], Subject]] = {
 _POINTS = {"x": random(5, 4), "positions": random(5, 3)}
 _CLOUD = {"positions": _POINTS["positions"], "features": _POINTS["x"]}
 _ROWS = {"query": random(1, 4, 4)}
+_EXPANDER = ExpanderGraph.from_graph(_PAIRS_OF_FIVE, 2, generator=torch.Generator().manual_seed(0))
+_DISTANCES = torch.tensor([[0, 1, 2, 1, 3]]) + torch.arange(5)[:, None] - 2
 _CELL = torch.eye(3, dtype=_F64) * 2.5
 _SHIFTED = Graph.radius(_POINTS["positions"], 1.6, cell=_CELL).with_self_loops()
 
@@ -311,6 +315,30 @@ MODULES: dict[str, Callable[[], Subject]] = {
         return_weights="heads",
     ),
     "GraphAttention, dot": module(lambda: GraphAttention(4, 2, score="dot"), {"x": random(5, 4)}, graph=_PAIRS_OF_FIVE),
+    "GraphTransformerLayer, graph": module(
+        lambda: GraphTransformerLayer(4, 2, edge_dim=2, hidden_features=3),
+        {"x": random(5, 4), "edge_attr": random(9, 2)},
+        graph=_PAIRS_OF_FIVE,
+        return_weights="heads",
+    ),
+    "GraphTransformerLayer, all": module(
+        lambda: GraphTransformerLayer(4, 2, attention="all", max_distance=2, hidden_features=3),
+        {"x": random(5, 4)},
+        distances=_DISTANCES,
+        return_weights=True,
+    ),
+    "GraphTransformerLayer, graph + all": module(
+        lambda: GraphTransformerLayer(4, 2, attention="graph + all", score="additive", hidden_features=3),
+        {"x": random(2, 5, 4)},
+        graph=_EDGE_INDEX,
+        sizes=[2, 3],
+    ),
+    "GraphTransformerLayer, expander": module(
+        lambda: GraphTransformerLayer(4, 2, attention="expander", edge_dim=1, hidden_features=3),
+        {"x": random(6, 4), "edge_attr": random(9, 1)},
+        graph=_EXPANDER,
+        return_weights="heads",
+    ),
     "HeterogeneousGraphAttention, dot": _typed("dot", "node", residual=True),
     "HeterogeneousGraphAttention, additive": _typed("additive", "relation"),
     "HeterogeneousGraphAttention, dynamic": _typed("dynamic", "node", concat=False),

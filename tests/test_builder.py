@@ -10,6 +10,7 @@ from anyattention import (
     AttentionConfig,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    GraphTransformerConfig,
     HeterogeneousGraphAttentionConfig,
     SparseAttentionBuilder,
     SparseAttentionConfig,
@@ -17,6 +18,7 @@ from anyattention import (
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import (
     GraphAttention,
+    GraphTransformerLayer,
     HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
@@ -55,6 +57,16 @@ _TYPED = {
     "concat": False,
     "residual": True,
 }
+# Of a transformer's layer.
+_TRANSFORMER = {
+    "attention": "graph + all",
+    "score": "additive",
+    "edge_dim": 7,
+    "max_distance": 3,
+    "hidden_features": 11,
+    "activation": "relu",
+    "feature_dropout": 0.3,
+}
 # Each field with the settings that it needs beside it.
 _SPARSE = {
     "sparsity_pattern": {"sparsity_pattern": "block"},
@@ -86,9 +98,9 @@ def test_each_dense_field_has_a_setter_and_each_setter_a_field():
 
 def test_each_graph_field_has_a_setter_and_each_setter_a_field():
     # use_edge_features follows from edge_dim; the base's sequence settings cannot be used.
-    fields = _names(GraphAttentionConfig) | _names(HeterogeneousGraphAttentionConfig)
+    fields = _names(GraphAttentionConfig) | _names(HeterogeneousGraphAttentionConfig) | _names(GraphTransformerConfig)
     fields -= {"base", "use_edge_features"}
-    assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == set(_GRAPH) | set(_TYPED) | set(_BASE)
+    assert _setters(GraphAttentionBuilder) == fields | set(_BASE) == {*_GRAPH, *_TYPED, *_TRANSFORMER, *_BASE}
 
 
 def test_each_sparse_field_has_a_setter_and_each_setter_a_field():
@@ -146,6 +158,15 @@ def test_heterogeneous_attention_equals_the_one_made_by_hand():
     assert type(module) is HeterogeneousGraphAttention
     assert module.config == HeterogeneousGraphAttentionConfig(base=AttentionConfig(**_BASE), **_TYPED)
     assert module.config == HeterogeneousGraphAttention(**_BASE, **_TYPED).config
+
+
+def test_a_transformer_layer_equals_the_one_made_by_hand():
+    module = _set(GraphAttentionBuilder(), {**_BASE, **_TRANSFORMER}).build_transformer_layer()
+    assert type(module) is GraphTransformerLayer
+    assert module.config == GraphTransformerConfig(base=AttentionConfig(**_BASE), **_TRANSFORMER)
+    assert module.config == GraphTransformerLayer(**_BASE, **_TRANSFORMER).config
+    with pytest.raises(InvalidConfigError, match="concat: expected no such setting of GraphTransformerConfig"):
+        GraphAttentionBuilder().concat(False).build_transformer_layer()
 
 
 def test_settings_of_the_other_kind_of_graph_are_refused():

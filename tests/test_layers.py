@@ -27,7 +27,7 @@ _LAYERS = (
     ("patterns",),
     ("bias",),
     ("ops",),
-    ("nn",),
+    ("encodings", "nn"),
     ("builder", "saving"),
     ("testing",),
     ("training",),
@@ -58,7 +58,7 @@ _FLOORS = (
 _EXCEPTIONS = {("native.load", "")}
 
 _IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton", "cuda")
-_HEAVY = ("matplotlib", "networkx", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
+_HEAVY = ("matplotlib", "networkx", "pymetis", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
 
 
 def _dotted(path):
@@ -291,6 +291,7 @@ def test_public_names_say_what_they_take_return_and_raise(item):
         "DistanceAttention",
         "EquivariantAttention",
         "GraphAttention",
+        "GraphTransformerLayer",
         "MultiHeadAttention",
         "ScaledDotProductAttention",
         "SparseAttention",

@@ -25,6 +25,7 @@ from anyattention import (
     Causal,
     Documents,
     Dynamic,
+    ExpanderGraph,
     Fixed,
     Full,
     Global,
@@ -39,6 +40,7 @@ from anyattention import (
     edge_dot,
     edge_softmax,
     edge_sum,
+    encodings,
     explain,
     geometry,
     mask_from_blocked,
@@ -49,6 +51,7 @@ from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    GraphTransformerLayer,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -247,6 +250,23 @@ _SUBJECTS: dict[str, Callable[[], Subject]] = {
     "SparseAttention": lambda: module(lambda: SparseAttention(8, 2), random(1, 6, 8)),
     "GraphAttention": lambda: module(lambda: GraphAttention(8, 2), random(5, 8), _EDGES),
     "GraphAttention Graph": lambda: module(lambda: GraphAttention(8, 2), random(5, 8), graph()),
+    "degrees": lambda: Subject(encodings.degrees, (graph(),)),
+    "hop_distances": lambda: Subject(lambda of: encodings.hop_distances(of, 2), (graph(),)),
+    "laplacian_eigenvectors": lambda: Subject(lambda of: tuple(encodings.laplacian_eigenvectors(of, 2)), (graph(),)),
+    "random_signs": lambda: Subject(
+        lambda x: encodings.random_signs(x, generator=torch.Generator("cpu").manual_seed(0)), (random(5, 2),)
+    ),
+    "random_walk_probabilities": lambda: Subject(lambda of: encodings.random_walk_probabilities(of, 3), (graph(),)),
+    "Graph.expander": lambda: Subject(
+        lambda: Graph.expander(5, 2, generator=torch.Generator("cpu").manual_seed(0)),
+    ),
+    "Graph.reorder": lambda: Subject(lambda of: of.reorder("rcm")[0], (graph(),)),
+    "ExpanderGraph": lambda: Subject(
+        lambda of: ExpanderGraph.from_graph(of, 2, generator=torch.Generator("cpu").manual_seed(0)).graph, (graph(),)
+    ),
+    "GraphTransformerLayer": lambda: module(
+        lambda: GraphTransformerLayer(8, 2, attention="graph + all"), random(5, 8), graph()
+    ),
     "HeterogeneousGraphAttention": lambda: module(
         lambda: Typed("dot", "relation"), random(5, 2), random(3, 3), random(9, 2)
     ),
@@ -399,7 +419,7 @@ _RUNS_TRACED = ("attend", "explain", "merge", "edge_", "Scaled", "Multi", "Spars
 
 
 # PyTorch's own: a trace draws anew, and a fake sparse matrix has no entries.
-_DIFFERS = {"make_fx": ("random_orthogonal",), "fake tensors": ("Graph.from_adjacency sparse",)}
+_DIFFERS = {"make_fx": ("random_orthogonal", "random_signs"), "fake tensors": ("Graph.from_adjacency sparse",)}
 
 
 def outcome_of(run: Callable[[Subject], Any], subject: Subject) -> Any:
@@ -457,7 +477,9 @@ def test_a_state_neither_breaks_a_call_nor_outlives_it(state: str, name: str) ->
         assert_same(first, expected, is_fake=is_fake)
 
 
-_MAKERS = tuple(f"Graph.{name}" for name in ("from", "of", "all", "batch", "with", "radius", "nearest"))
+_MAKERS = tuple(
+    f"Graph.{name}" for name in ("from", "of", "all", "batch", "with", "radius", "nearest", "expander", "reorder")
+)
 
 
 @pytest.mark.parametrize("state", _HARMLESS)
@@ -485,11 +507,11 @@ def test_every_cache_is_emptied() -> None:
 
 
 def test_every_public_function_and_module_is_here() -> None:
-    public = {name for space in (anyattention, geometry) for name in space.__all__ if name.islower()}
+    public = {name for space in (anyattention, encodings, geometry) for name in space.__all__ if name.islower()}
     # A cache is what a moment leaves behind on purpose: tests/nn/test_key_value_cache.py.
     public |= {name for name in anyattention.nn.__all__ if name not in ("AttentionModule", "KeyValueCache")}
     missing = {name for name in public if not any(each.startswith(name) for each in _SUBJECTS)}
-    assert missing <= {"errors", "interfaces", "load", "nn", "save", "__version__"}
+    assert missing <= {"encodings", "errors", "interfaces", "load", "nn", "save", "__version__"}
 
 
 def test_a_graph_keeps_its_edges_when_the_caller_changes_them() -> None:

@@ -22,6 +22,7 @@ from anyattention import (
     GeometricAttentionConfig,
     GraphAttentionBuilder,
     GraphAttentionConfig,
+    GraphTransformerConfig,
     HeterogeneousGraphAttentionConfig,
     Pattern,
     SparseAttentionBuilder,
@@ -122,6 +123,11 @@ _BUILT = {
     "in_features": (int | tuple[int, int] | Mapping[str, int], None),
     "relations": (Sequence[_RELATION], None),
     "softmax_over": (Literal["node", "relation"], None),
+    "attention": (Literal["graph", "all", "expander", "graph + all"], "graph"),
+    "max_distance": (int | None, None),
+    "hidden_features": (int | None, None),
+    "activation": (Literal["gelu", "relu"], "gelu"),
+    "feature_dropout": (float, 0.1),
 }
 
 
@@ -178,7 +184,7 @@ def test_module_and_config_explain_a_setting_in_the_same_words(module):
 
 @pytest.mark.parametrize("builder", [AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder])
 def test_each_method_of_a_builder_shows_type_and_default_and_is_explained(builder):
-    configs = [HeterogeneousGraphAttentionConfig, *_FIELDS]
+    configs = [GraphTransformerConfig, HeterogeneousGraphAttentionConfig, *_FIELDS]
     fields = {name: text for config in configs for name, text in _arguments_in_help(config).items()}
     methods = inspect.getmembers(builder, inspect.isfunction)
     setters = {name: method for name, method in methods if not name.startswith(("_", "build"))}

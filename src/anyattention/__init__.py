@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 # Each public name is imported at its first use, by `__getattr__`: PyTorch takes a second, which the help of the
 # command `anyattention` need not wait for. Type checkers and editors read these lines, and Python reads `_HOMES`.
 if TYPE_CHECKING:
-    from anyattention import errors, interfaces, nn
+    from anyattention import encodings, errors, interfaces, nn
     from anyattention.bias import RelativeBias
     from anyattention.builder import AttentionBuilder, GraphAttentionBuilder, SparseAttentionBuilder
     from anyattention.config import (
         AttentionConfig,
         GeometricAttentionConfig,
         GraphAttentionConfig,
+        GraphTransformerConfig,
         HeterogeneousGraphAttentionConfig,
         SparseAttentionConfig,
     )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Blocks,
         Causal,
         Documents,
+        ExpanderGraph,
         Fixed,
         Full,
         Global,
@@ -69,6 +71,7 @@ __all__ = [
     "Dynamic",
     "EdgeFeatures",
     "EquivariantOutput",
+    "ExpanderGraph",
     "Fixed",
     "Full",
     "GeometricAttentionConfig",
@@ -76,6 +79,7 @@ __all__ = [
     "Graph",
     "GraphAttentionBuilder",
     "GraphAttentionConfig",
+    "GraphTransformerConfig",
     "HeterogeneousGraph",
     "HeterogeneousGraphAttentionConfig",
     "HeterogeneousOutput",
@@ -92,6 +96,7 @@ __all__ = [
     "edge_dot",
     "edge_softmax",
     "edge_sum",
+    "encodings",
     "errors",
     "explain",
     "interfaces",
@@ -104,12 +109,12 @@ __all__ = [
 
 # The modules in which the public names are; "" where the name is a module.
 _HOMES = {
-    "": ("errors", "interfaces", "nn"),
+    "": ("encodings", "errors", "interfaces", "nn"),
     "bias": ("RelativeBias",),
     "builder": ("AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"),
     "config": (
         *("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig"),
-        *("HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
+        *("GraphTransformerConfig", "HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
     ),
     "masks": ("mask_from_blocked",),
     "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
@@ -118,7 +123,7 @@ _HOMES = {
         *("EquivariantOutput", "HeterogeneousOutput"),
     ),
     "patterns": (
-        *("Blocks", "Causal", "Documents", "Fixed", "Full", "Global"),
+        *("Blocks", "Causal", "Documents", "ExpanderGraph", "Fixed", "Full", "Global"),
         *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
     ),
     "saving": ("load", "save"),

@@ -8,10 +8,13 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from anyattention.config import (
+    Activation,
     Aggregation,
     AttentionConfig,
+    AttentionOver,
     GraphAttentionConfig,
     GraphScore,
+    GraphTransformerConfig,
     HeterogeneousGraphAttentionConfig,
     Positions,
     SoftmaxOver,
@@ -20,6 +23,7 @@ from anyattention.config import (
 )
 from anyattention.nn import (
     GraphAttention,
+    GraphTransformerLayer,
     HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
@@ -36,7 +40,10 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _MEANINGS = {
     name: meaning
-    for kind in (HeterogeneousGraphAttentionConfig, AttentionConfig, GraphAttentionConfig, SparseAttentionConfig)
+    for kind in (
+        *(GraphTransformerConfig, HeterogeneousGraphAttentionConfig, AttentionConfig),
+        *(GraphAttentionConfig, SparseAttentionConfig),
+    )
     for name, meaning in meanings(kind).items()
 }
 
@@ -162,6 +169,8 @@ class GraphAttentionBuilder(_Builder):
         >>> types = GraphAttentionBuilder().in_features({"author": 7, "paper": 11}).relations(
         ...     [("author", "writes", "paper")]
         ... )
+        >>> GraphAttentionBuilder().d_model(64).attention("all").build_transformer_layer().config.attention
+        'all'
         >>> types.d_model(64).num_heads(8).build_heterogeneous().supports_heterogeneous
         True
     """
@@ -196,6 +205,21 @@ class GraphAttentionBuilder(_Builder):
     @_setting
     def residual(self, residual: bool = True) -> Self: ...
 
+    @_setting
+    def attention(self, over: AttentionOver) -> Self: ...
+
+    @_setting
+    def max_distance(self, distance: int) -> Self: ...
+
+    @_setting
+    def hidden_features(self, width: int) -> Self: ...
+
+    @_setting
+    def activation(self, activation: Activation) -> Self: ...
+
+    @_setting
+    def feature_dropout(self, probability: float) -> Self: ...
+
     def build_config(self) -> GraphAttentionConfig:
         """The settings, checked."""
         return config_of(GraphAttentionConfig, self._settings)
@@ -211,6 +235,14 @@ class GraphAttentionBuilder(_Builder):
     def build_heterogeneous(self) -> HeterogeneousGraphAttention:
         """A HeterogeneousGraphAttention of these settings."""
         return HeterogeneousGraphAttention.from_config(self.build_heterogeneous_config())
+
+    def build_transformer_config(self) -> GraphTransformerConfig:
+        """The settings of a layer of a graph transformer, checked."""
+        return config_of(GraphTransformerConfig, self._settings)
+
+    def build_transformer_layer(self) -> GraphTransformerLayer:
+        """A GraphTransformerLayer of these settings."""
+        return GraphTransformerLayer.from_config(self.build_transformer_config())
 
 
 class SparseAttentionBuilder(_SequenceBuilder):

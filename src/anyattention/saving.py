@@ -30,6 +30,7 @@ _MODULES = {
     "ScaledDotProductAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "MultiHeadAttention": ("anyattention.nn", "anyattention.config", "AttentionConfig"),
     "GraphAttention": ("anyattention.nn", "anyattention.config", "GraphAttentionConfig"),
+    "GraphTransformerLayer": ("anyattention.nn", "anyattention.config", "GraphTransformerConfig"),
     "HeterogeneousGraphAttention": (
         "anyattention.nn",
         "anyattention.config",

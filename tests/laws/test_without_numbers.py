@@ -29,7 +29,14 @@ from anyattention import (
     Window,
     attend,
 )
-from anyattention.nn import DistanceAttention, EquivariantAttention, GraphAttention, MultiHeadAttention, SparseAttention
+from anyattention.nn import (
+    DistanceAttention,
+    EquivariantAttention,
+    GraphAttention,
+    GraphTransformerLayer,
+    MultiHeadAttention,
+    SparseAttention,
+)
 
 _LENGTH = 7
 _BLOCKS = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
@@ -133,13 +140,18 @@ _LAYERS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[Tensor, ...]]] = {
     "DistanceAttention": (lambda: DistanceAttention(4, 2, radius=1.5), _POINTS),
     "EquivariantAttention": (lambda: EquivariantAttention(4, 2, radius=1.5), _POINTS),
     "GraphAttention": (lambda: GraphAttention(4, 2), (torch.randn(5, 4), _EDGES)),
+    "GraphTransformerLayer, all": (lambda: GraphTransformerLayer(4, 2, attention="all"), (torch.randn(5, 4),)),
+    "GraphTransformerLayer": (
+        lambda: GraphTransformerLayer(4, 2, attention="graph + all"),
+        (torch.randn(5, 4), _EDGES),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", list(_LAYERS))
 class TestLayers:
     def test_on_meta(self, name: str) -> None:
-        if name == "GraphAttention":
+        if name in ("GraphAttention", "GraphTransformerLayer"):
             return  # A graph on meta is refused by name: see tests/patterns.
         make, inputs = _LAYERS[name]
         layer = make().eval()

@@ -17,6 +17,7 @@ from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    GraphTransformerLayer,
     HeterogeneousGraphAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
@@ -63,6 +64,13 @@ MODULES: dict[str, tuple[Build, tuple[Any, ...]]] = {
         for positions in ("none", "sinusoidal", "learned")
     },
     **{score: (graph_layer(score), ((6, 6), GRAPH, (8, 3))) for score in ("additive", "dynamic", "dot")},
+    **{
+        f"transformer layer, {attention}": (
+            lambda attention=attention, **kind: GraphTransformerLayer(6, 2, attention=attention, **kind),
+            ((6, 6), GRAPH),
+        )
+        for attention in ("graph", "all", "graph + all")
+    },
     "distance": (lambda **kind: DistanceAttention(6, 2, radius=2.0, **kind), ((5, 6), (5, 3))),
     **{
         f"several types, {score}": (typed_layer(score), ((6, 6), (3, 4), (8, 3)))
@@ -212,5 +220,14 @@ def test_every_module_is_among_those_above() -> None:
     assert OfTypes in tested
     missing = {kind for kind in modules_of(anyattention.nn, anyattention.interop) if kind not in tested}
     abstract = {"AttentionModule", "PointAttention", "ProjectedAttention"}
-    others = {"AlwaysHooked", "MultiheadAttention", "GATConv", "GATv2Conv", "HANConv", "HGTConv", "TransformerConv"}
+    others = {
+        "AlwaysHooked",
+        "LayerNorm",
+        "MultiheadAttention",
+        "GATConv",
+        "GATv2Conv",
+        "HANConv",
+        "HGTConv",
+        "TransformerConv",
+    }
     assert {kind.__name__ for kind in missing} == abstract | others

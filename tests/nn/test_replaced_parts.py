@@ -16,6 +16,7 @@ from anyattention.nn import (
     DistanceAttention,
     EquivariantAttention,
     GraphAttention,
+    GraphTransformerLayer,
     MultiHeadAttention,
     SparseAttention,
 )
@@ -58,6 +59,12 @@ MODULES: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
     "dynamic, sparse features": lambda: (graph_layer("dynamic"), (rows(6, 6).relu().to_sparse_csr(), GRAPH)),
     "dot": lambda: (graph_layer("dot", edge_dim=3, concat=True), (rows(6, 6), GRAPH, rows(8, 3))),
     "dot, two sides": lambda: (graph_layer("dot", in_features=(6, 6)), ((rows(6, 6), rows(4, 6)), BETWEEN)),
+    "transformer layer": lambda: (
+        GraphTransformerLayer(
+            6, 2, attention="graph + all", edge_dim=3, hidden_features=6, dropout=0.0, dtype=torch.float64
+        ).eval(),
+        (rows(6, 6), GRAPH, rows(8, 3)),
+    ),
     "distance": lambda: (
         DistanceAttention(6, 2, radius=2.0, dropout=0.0, dtype=torch.float64),
         (rows(5, 6), rows(5, 3)),

@@ -5,6 +5,7 @@ from anyattention.nn.dense import MultiHeadAttention, ScaledDotProductAttention
 from anyattention.nn.distance import DistanceAttention
 from anyattention.nn.equivariant import EquivariantAttention
 from anyattention.nn.graph import GraphAttention
+from anyattention.nn.graph_transformer import GraphTransformerLayer
 from anyattention.nn.heterogeneous import HeterogeneousGraphAttention
 from anyattention.nn.key_value_cache import KeyValueCache
 from anyattention.nn.sparse import SparseAttention
@@ -14,6 +15,7 @@ __all__ = [
     "DistanceAttention",
     "EquivariantAttention",
     "GraphAttention",
+    "GraphTransformerLayer",
     "HeterogeneousGraphAttention",
     "KeyValueCache",
     "MultiHeadAttention",

@@ -3,6 +3,7 @@
 from anyattention.patterns.base import Pattern
 from anyattention.patterns.blocks import Blocks, RandomBlocks
 from anyattention.patterns.composed import Intersection, Union
+from anyattention.patterns.expander import ExpanderGraph
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
 from anyattention.patterns.sequence import Causal, Documents, Fixed, Full, Global, Strided, Window
@@ -12,6 +13,7 @@ __all__ = [
     "Blocks",
     "Causal",
     "Documents",
+    "ExpanderGraph",
     "Fixed",
     "Full",
     "Global",

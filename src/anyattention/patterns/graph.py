@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
-from anyattention._checks import allocation_failures_named
+from anyattention._checks import allocation_failures_named, require_count
 from anyattention.errors import GraphStructureError, SparseMatrixError
 from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
@@ -20,12 +19,10 @@ from anyattention.patterns.edges import EdgePattern
 from anyattention.patterns.graph_arrays import (
     all_pairs_arrays,
     edges_as_keys_arrays,
-    fields_of,
     joined_arrays,
     joined_radius,
     loops_added,
     moved_arrays,
-    named_fields_of,
     neighbour_arrays,
     own_edges,
     require_edge_index,
@@ -35,7 +32,10 @@ from anyattention.patterns.graph_arrays import (
     row_arrays,
     sorted_arrays,
 )
-from anyattention.patterns.graph_state import checked_state
+from anyattention.patterns.graph_state import checked_state, register_with_pytree
+from anyattention.patterns.regular import regular_edges
+from anyattention.patterns.reorder import ReorderMethod, reordered
+from anyattention.patterns.sizes import Sizes, graph_sizes
 
 __all__ = ["Graph"]
 
@@ -289,6 +289,29 @@ class Graph(EdgePattern):
         return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
+    def expander(
+        cls, num_nodes: int, degree: int, *, sizes: Sizes | None = None, generator: torch.Generator | None = None
+    ) -> Graph:
+        """A random regular graph, few steps between any two nodes: degree / 2 random Hamiltonian cycles, both ways.
+
+        An edge that two cycles share is there twice. A graph of a single node has no edges.
+
+        Args:
+            num_nodes, degree: number of nodes; of edges to each node and from it, an even one.
+            sizes: number of nodes of each of several graphs, which have cycles of their own.
+            generator: a torch.Generator of the CPU; None is PyTorch's own.
+
+        Raises:
+            InvalidInputError, DimensionMismatchError: an argument does not fit.
+
+        Example:
+            >>> Graph.expander(100, 6, generator=torch.Generator().manual_seed(0))
+            Graph(num_queries=100, num_keys=100, num_edges=600)
+        """
+        count = require_count("num_nodes", num_nodes, 0)
+        return cls.of_known(regular_edges(graph_sizes(count, sizes), degree, generator), count, count)
+
+    @classmethod
     def batch(cls, graphs: Sequence[Graph]) -> Graph:
         """Several graphs as one block-diagonal Graph, edges one graph after the other.
 
@@ -335,6 +358,32 @@ class Graph(EdgePattern):
         """
         edge_index, values, shifts = loops_added(self, fill)
         return Graph.of_known(edge_index, self.num_queries, self.num_keys, values, shifts, self.search_radius)
+
+    def reorder(self, method: ReorderMethod) -> tuple[Graph, Tensor]:
+        """This graph with its nodes numbered anew, so that neighbours lie close to each other in memory; the numbers.
+
+        Node i of the new graph is node `order[i]` of this one: `x[order]` are the features in the new order, and
+        `output[torch.argsort(order)]` are outputs in the old one. Edges keep their places, and so do edge features.
+
+        Args:
+            method: "rcm" (reverse Cuthill-McKee, of the graph without directions), "degree" (most edges first) or
+                "metis" (cut by METIS into parts that fit a core's cache, one after the other).
+
+        Raises:
+            InvalidInputError: another method. GraphStructureError: queries and keys are different sets.
+            MissingExtraError: scipy ("rcm") or pymetis ("metis") is not installed (the extra "graphs").
+
+        Example:
+            >>> path = Graph.from_edge_index(torch.tensor([[0, 2, 4, 1], [2, 4, 1, 3]]), num_nodes=5)
+            >>> reordered, order = path.reorder("rcm")
+            >>> (reordered.key_index - reordered.query_index).abs()
+            tensor([1, 1, 1, 1])
+            >>> torch.equal(order[reordered.edge_index], path.edge_index)
+            True
+        """
+        order, edge_index = reordered(self, method)
+        sizes = (self.num_queries, self.num_keys)
+        return Graph.of_known(edge_index, *sizes, self.values, self.shifts, self.search_radius), order
 
     def displacements(
         self,
@@ -390,25 +439,4 @@ class Graph(EdgePattern):
         vars(self).update(checked_state(Graph, state))
 
 
-@dataclass(frozen=True, eq=False)
-class _Others:
-    """What a Graph has besides tensors. Any two are equal: a traced call takes graphs of other radii too."""
-
-    search_radius: float | None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Others)
-
-    def __hash__(self) -> int:
-        return hash(_Others)
-
-
-_pytree.register_pytree_node(
-    Graph,
-    lambda graph: (fields_of(graph), _Others(graph.search_radius)),
-    lambda parts, others: Graph(*parts, search_radius=others.search_radius),
-    serialized_type_name="anyattention.Graph",
-    to_dumpable_context=lambda others: others.search_radius,
-    from_dumpable_context=_Others,
-    flatten_with_keys_fn=lambda graph: (named_fields_of(graph), _Others(graph.search_radius)),
-)
+register_with_pytree(Graph)

@@ -39,6 +39,7 @@ __all__ = [
     "require_edge_index",
     "require_edge_numbers",
     "require_nodes",
+    "require_one_set",
     "require_sizes",
     "require_values_and_shifts",
     "row_arrays",
@@ -119,6 +120,20 @@ def neighbour_arrays(found: Neighbours, num_keys: int, device: torch.device) -> 
     slots = torch.arange(len(keys), device=keys.device)
     parts: list[Any] = [found.edge_index, found.query_offsets, keys, slots, *by_key, None, found.shifts]
     return parts if device.type == "cpu" else [None if part is None else part.to(device) for part in parts]
+
+
+def require_one_set(graph: object) -> None:
+    """Raise unless it is a Graph whose queries and keys are the same nodes, so far as their numbers tell."""
+    from anyattention.patterns.graph import Graph
+
+    if not isinstance(graph, Graph):
+        raise no_graph("graph", graph)
+    if graph.num_queries != graph.num_keys:
+        raise GraphStructureError(
+            argument="graph",
+            expected="as many queries as keys",
+            actual=f"{graph.num_queries} queries and {graph.num_keys} keys",
+        )
 
 
 def require_sizes(graph: EdgePattern, num_queries: int | None, num_keys: int | None) -> None:

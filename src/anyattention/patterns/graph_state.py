@@ -1,12 +1,13 @@
-"""The state of a Graph that was pickled or copied, checked: no index in it leads outside of the arrays."""
+"""The state of a Graph that was pickled or copied, checked: no index in it leads outside of the arrays. Its pytree."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from anyattention._checks import (
     allocation_failures_named,
@@ -17,9 +18,14 @@ from anyattention._checks import (
 )
 from anyattention.ambient import is_readable
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
-from anyattention.patterns.graph_arrays import require_edge_numbers, require_values_and_shifts
+from anyattention.patterns.graph_arrays import (
+    fields_of,
+    named_fields_of,
+    require_edge_numbers,
+    require_values_and_shifts,
+)
 
-__all__ = ["checked_state"]
+__all__ = ["checked_state", "register_with_pytree"]
 
 _INDICES = (
     "edge_index",
@@ -114,3 +120,29 @@ def _require_rows(
         raise GraphStructureError(
             argument=edges_name, expected="the rows of edge_index, with those of the other side", actual="others"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """What a Graph has besides tensors. Any two are equal: a traced call takes graphs of other radii too."""
+
+    search_radius: float | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Others)
+
+    def __hash__(self) -> int:
+        return hash(_Others)
+
+
+def register_with_pytree(kind: type) -> None:
+    """Have PyTorch take a Graph, of class `kind`, apart into its tensors."""
+    _pytree.register_pytree_node(
+        kind,
+        lambda graph: (fields_of(graph), _Others(graph.search_radius)),
+        lambda parts, others: kind(*parts, search_radius=others.search_radius),
+        serialized_type_name="anyattention.Graph",
+        to_dumpable_context=lambda others: others.search_radius,
+        from_dumpable_context=_Others,
+        flatten_with_keys_fn=lambda graph: (named_fields_of(graph), _Others(graph.search_radius)),
+    )
