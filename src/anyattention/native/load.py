@@ -90,6 +90,28 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2, *[_POINTER] * 3],
     ),
     "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
+    "anyattention_sampled_offsets": (
+        ctypes.c_int32,
+        [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, ctypes.c_int32, _POINTER, *[_SIZE] * 3, _POINTER],
+    ),
+    "anyattention_sampled_rows": (
+        ctypes.c_int32,
+        [
+            *[_POINTER] * 3,
+            *[_SIZE] * 3,
+            *[_POINTER] * 2,
+            ctypes.c_int32,
+            _POINTER,
+            _SIZE,
+            _POINTER,
+            *[_SIZE] * 5,
+            *[_POINTER] * 3,
+        ],
+    ),
+    "anyattention_numbered_nodes": (
+        ctypes.c_int32,
+        [_POINTER, *[_SIZE] * 2, _POINTER, ctypes.c_int32, _POINTER, _SIZE, _POINTER],
+    ),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
     "anyattention_run_attention_weights": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),
