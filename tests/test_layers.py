@@ -28,7 +28,7 @@ _LAYERS = (
     ("bias",),
     ("ops",),
     ("nn",),
-    ("builder", "saving"),
+    ("builder", "loader", "saving"),
     ("testing",),
     ("training",),
     ("anyattention",),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         HeterogeneousGraphAttentionConfig,
         SparseAttentionConfig,
     )
+    from anyattention.loader import NeighborLoader
     from anyattention.masks import mask_from_blocked
     from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain, merge
     from anyattention.output import (
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         HeterogeneousGraph,
         Pattern,
         RandomBlocks,
+        SampledGraph,
+        SampledHeterogeneousGraph,
         Strided,
         TopK,
         Window,
@@ -79,9 +82,12 @@ __all__ = [
     "HeterogeneousGraph",
     "HeterogeneousGraphAttentionConfig",
     "HeterogeneousOutput",
+    "NeighborLoader",
     "Pattern",
     "RandomBlocks",
     "RelativeBias",
+    "SampledGraph",
+    "SampledHeterogeneousGraph",
     "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",
@@ -111,6 +117,7 @@ _HOMES = {
         *("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig"),
         *("HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
     ),
+    "loader": ("NeighborLoader",),
     "masks": ("mask_from_blocked",),
     "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
     "output": (
@@ -119,7 +126,8 @@ _HOMES = {
     ),
     "patterns": (
         *("Blocks", "Causal", "Documents", "Fixed", "Full", "Global"),
-        *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
+        *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "SampledGraph", "SampledHeterogeneousGraph"),
+        *("Strided", "TopK", "Window"),
     ),
     "saving": ("load", "save"),
     "scores": ("Additive", "Dot", "Dynamic", "EdgeFeatures"),

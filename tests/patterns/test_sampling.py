@@ -1,6 +1,7 @@
 """Graph.sample against brute force, exact odds, the whole graph, and itself without kernels and on other threads."""
 
 import copy
+import dataclasses
 import itertools
 import math
 import pickle
@@ -326,25 +327,35 @@ def test_what_was_sampled_is_sent_and_copied() -> None:
         assert not made.blocks[0].key_offsets.is_inference()
 
 
-@pytest.mark.parametrize("place", range(6))
-def test_what_was_sent_wrong_is_refused(place: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "match"),
+    [(5, "rows"), (6, "rows"), (7, "query_offsets"), (8, "query_offsets")],
+)
+@pytest.mark.parametrize("number", [-1, 9])
+def test_what_was_sent_wrong_is_refused(native: None, place: int, number: int, match: str) -> None:
     sampled = Graph.from_edge_index(torch.tensor([[1, 2], [0, 0]]), 3).sample(torch.tensor([0]), [-1])
-    rebuild, (packed, sizes) = sampled.__reduce__()
-    assert_same(rebuild(packed, sizes), sampled)
-    # Nodes, edges; then keys, queries, offsets, and those of the transpose.
-    wrong = [5, 7, 9, 11, 15, 17][place]
-    bad = packed.clone()
-    bad[wrong] += 9
-    with pytest.raises(GraphStructureError, match=r"blocks\[0\]"):
-        rebuild(bad, sizes)
+    rebuild, (numbers, sizes, device) = sampled.__reduce__()
+    assert numbers.dtype == np.int32
+    assert_same(rebuild(numbers.astype(np.int64), sizes, device), sampled)
+    # Three nodes and two edges; then the keys of the edges, and the offsets of one query.
+    bad = numbers.copy()
+    bad[place] = number
+    with pytest.raises((GraphStructureError, IndexRangeError), match=match):
+        rebuild(bad, sizes, device)
 
 
 @pytest.mark.parametrize("sizes", [[], [(1, 3)], [(1, 3, 3)], [(2, 1, 2)], [(1, 3, 2), (1, 2, 0)], None], ids=str)
 def test_sizes_that_were_sent_wrong_are_refused(sizes: Any) -> None:
     sampled = Graph.from_edge_index(torch.tensor([[1, 2], [0, 0]]), 3).sample(torch.tensor([0]), [-1])
-    rebuild, (packed, _) = sampled.__reduce__()
-    with pytest.raises(GraphStructureError, match="state: expected int64 numbers"):
-        rebuild(packed, sizes)
+    rebuild, (numbers, _, device) = sampled.__reduce__()
+    with pytest.raises(GraphStructureError, match="state: expected integers"):
+        rebuild(numbers, sizes, device)
+
+
+def test_large_ids_are_sent_whole() -> None:
+    sampled = Graph.from_edge_index(torch.tensor([[1, 2], [0, 0]]), 3).sample(torch.tensor([0]), [-1])
+    far = dataclasses.replace(sampled, nodes=sampled.nodes + 2**40)
+    assert_same(pickle.loads(pickle.dumps(far)), far)
 
 
 @pytest.mark.parametrize(

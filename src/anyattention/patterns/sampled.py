@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import allocation_failures_named
-from anyattention.ambient import lasting
+from anyattention.ambient import lasting, shielded
 from anyattention.errors import GraphStructureError
-from anyattention.native.compressed_rows import CompressedRows
+from anyattention.native.compressed_rows import CompressedRows, compressed_rows
 from anyattention.native.neighbour_sampling import NeighbourRows
+from anyattention.patterns.graph_arrays import fields_of
 from anyattention.patterns.sampling import (
-    Drawn,
     draw_seed,
     neighbour_rows,
     require_fanouts,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SampledGraph", "rows_of", "sample_graph", "sample_rows"]
 
 _ONLY = ("", "", "")
+_INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,29 +103,33 @@ class SampledGraph:
         if self.device == torch.device(device):
             return self
         with lasting(self.nodes):
-            packed, sizes = self._packed()
-            return _unpacked(packed.to(device), sizes)
+            blocks = tuple([block.to(device) for block in self.blocks])
+            return SampledGraph(self.nodes.to(device), blocks, tuple([edges.to(device) for edges in self.edges]))
 
     def pin_memory(self) -> SampledGraph:
         """This, in pinned memory, from which a copy to an accelerator is faster."""
-        with lasting(self.nodes):
-            packed, sizes = self._packed()
-            return _unpacked(packed.pin_memory(), sizes)
+        from anyattention.patterns.graph import Graph
+
+        blocks = []
+        for block in self.blocks:
+            arrays: list[Any] = [None if x is None else x.pin_memory() for x in fields_of(block)]
+            blocks.append(Graph(*arrays))
+        edges = tuple([edges.pin_memory() for edges in self.edges])
+        return SampledGraph(self.nodes.pin_memory(), tuple(blocks), edges)
 
     def __repr__(self) -> str:
-        edges = ", ".join(str(block.num_edges) for block in self.blocks)
-        return f"SampledGraph(num_seeds={self.num_seeds}, num_nodes={len(self.nodes)}, num_edges=({edges}))"
-
-    def _packed(self) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """All arrays as one, since a tensor costs more to send than its numbers; and the sizes of the blocks."""
-        outer = self.blocks[0]
-        arrays = [self.nodes, self.edges[0], outer.edge_index.flatten(), outer.query_offsets]
-        for block in self.blocks:
-            arrays += [block.key_offsets, block.queries_by_key, block.edges_by_key]
-        return torch.cat(arrays), [(block.num_queries, block.num_keys, block.num_edges) for block in self.blocks]
+        edges = tuple([block.num_edges for block in self.blocks])
+        return f"SampledGraph(num_seeds={self.num_seeds}, num_nodes={len(self.nodes)}, num_edges={edges})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _checked, self._packed()
+        # What all else follows from, as one array in the least dtype: from workers it comes through a pipe, faster than
+        # a loader's tensors through fresh pages of shared memory, of which there may be few.
+        outer = self.blocks[0]
+        packed = torch.cat([self.nodes, self.edges[0], outer.keys_by_query, outer.query_offsets]).cpu()
+        if len(packed) and packed.max() <= _INT32_MAX:
+            packed = packed.to(torch.int32)
+        sizes = [(block.num_queries, block.num_keys, block.num_edges) for block in self.blocks]
+        return _unpacked, (packed.numpy(), sizes, str(self.device))
 
 
 def sample_graph(
@@ -159,97 +164,78 @@ def sample_rows(rows: NeighbourRows, seeds: Tensor, fanouts: Sequence[int], seed
         nodes, counts, edges = found[""].nodes, found[""].counts, drawn[_ONLY]
         sizes = [(*pair, num_edges) for pair, num_edges in zip(pairwise(counts), edges.counts, strict=True)]
         # The outermost hop first.
-        return _assembled(nodes, edges, sizes[::-1])
+        return _assembled(nodes, edges.edges, edges.edge_index, edges.offsets, sizes[::-1])
 
 
-def _assembled(nodes: Tensor, drawn: Drawn, sizes: list[tuple[int, int, int]]) -> SampledGraph:
-    blocks = []
-    for num_queries, num_keys, num_edges in sizes:
-        by_key = drawn.by_key(num_edges, num_queries, num_keys)
-        blocks.append(_block(drawn.edge_index, drawn.offsets, num_queries, num_edges, by_key))
-    return SampledGraph(nodes, tuple(blocks), tuple([drawn.edges[:num_edges] for *_, num_edges in sizes]))
-
-
-def _block(
-    edge_index: Tensor, offsets: Tensor, num_queries: int, num_edges: int, by_key: tuple[Tensor, Tensor, Tensor]
-) -> Graph:
-    """The first edges, which are there by query, as a Graph."""
+def _assembled(
+    nodes: Tensor, edges: Tensor, edge_index: Tensor, offsets: Tensor, sizes: Sequence[tuple[int, int, int]]
+) -> SampledGraph:
+    """Of edges by query the first so many for each block, from its numbers of queries, keys and edges."""
     from anyattention.patterns.graph import Graph
 
-    edge_index = edge_index[:, :num_edges].contiguous()
-    slots = torch.arange(num_edges, device=edge_index.device)
-    return Graph(edge_index, offsets[: num_queries + 1], edge_index[0], slots, *by_key)
+    blocks = []
+    for num_queries, num_keys, num_edges in sizes:
+        ends = edge_index[:, :num_edges].contiguous()
+        by_key = compressed_rows(ends[0], ends[1], num_keys, num_queries)
+        blocks.append(Graph(ends, offsets[: num_queries + 1], ends[0], _slots(num_edges), *by_key))
+    return SampledGraph(nodes, tuple(blocks), tuple([edges[:num_edges] for *_, num_edges in sizes]))
 
 
-def _unpacked(packed: Tensor, sizes: list[tuple[int, int, int]]) -> SampledGraph:
-    _, num_keys, num_edges = sizes[0]
-    nodes, edges, *arrays = packed.split(_lengths(sizes))
-    edge_index = packed[num_keys + num_edges :][: 2 * num_edges].view(2, num_edges)
-    offsets, *by_key = arrays[2:]
-    blocks = [
-        _block(edge_index, offsets, queries, count, (by_key[3 * place], by_key[3 * place + 1], by_key[3 * place + 2]))
-        for place, (queries, _, count) in enumerate(sizes)
-    ]
-    return SampledGraph(nodes, tuple(blocks), tuple([edges[:count] for *_, count in sizes]))
+_kept_slots = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
-def _checked(packed: Tensor, sizes: list[tuple[int, int, int]]) -> SampledGraph:
+def _slots(count: int) -> Tensor:
+    """Numbers from 0 on, which blocks share."""
+    global _kept_slots
+    kept = _kept_slots
+    if len(kept) < count:
+        with shielded():
+            _kept_slots = kept = torch.arange(2 * count, device="cpu")
+    return kept[:count]
+
+
+def _unpacked(numbers: Any, sizes: Any, device: str) -> SampledGraph:
     """What another process has sent, or a file holds.
 
     Raises:
         GraphStructureError: an index leads outside of the arrays, or the sizes are not theirs.
     """
-    _require_sizes(packed, sizes)
-    sampled = _unpacked(packed, sizes)
-    for place, block in enumerate(sampled.blocks):
-        for name, offsets in (("query_offsets", block.query_offsets), ("key_offsets", block.key_offsets)):
-            if offsets[0] != 0 or offsets[-1] != block.num_edges or (offsets[1:] < offsets[:-1]).any():
-                raise GraphStructureError(
-                    argument=f"blocks[{place}].{name}",
-                    expected=f"offsets that rise from 0 to {block.num_edges}, the number of edges",
-                    actual=f"offsets from {int(offsets[0])} to {int(offsets[-1])}",
-                )
-        ranges = (
-            ("key_index", block.key_index, block.num_keys),
-            ("query_index", block.query_index, block.num_queries),
-            ("queries_by_key", block.queries_by_key, block.num_queries),
-            ("edges_by_key", block.edges_by_key, block.num_edges),
-        )
-        for name, index, count in ranges:
-            low, high = index.aminmax() if len(index) else (0, -1)
-            if low < 0 or high >= count:
-                raise GraphStructureError(
-                    argument=f"blocks[{place}].{name}",
-                    expected=f"indices from 0 to {count - 1}",
-                    actual=f"indices from {int(low)} to {int(high)}",
-                )
-    return sampled
+    packed, (num_queries, num_keys, num_edges) = _require_sizes(numbers, sizes)
+    with shielded(), allocation_failures_named():
+        nodes, edges, keys, offsets = packed.split([num_keys, num_edges, num_edges, num_queries + 1])
+        lengths = offsets.diff()
+        if offsets[0] != 0 or (lengths < 0).any() or any(offsets[queries] != count for queries, _, count in sizes):
+            raise GraphStructureError(
+                argument="query_offsets",
+                expected=f"offsets that rise from 0, of blocks of queries, keys and edges {sizes}",
+                actual=f"offsets from {int(offsets[0])} to {int(offsets[-1])}",
+            )
+        queries = torch.repeat_interleave(lengths, output_size=num_edges)
+        sampled = _assembled(nodes, edges, torch.stack([keys, queries]), offsets, sizes)
+    return sampled.to(device)
 
 
-def _require_sizes(packed: object, sizes: object) -> None:
-    """That these are the blocks' numbers of queries, keys and edges, each block inside the one before."""
-    fits = isinstance(packed, Tensor) and packed.dtype == torch.int64 and packed.ndim == 1
+def _require_sizes(numbers: Any, sizes: Any) -> tuple[Tensor, tuple[int, int, int]]:
+    """The numbers as int64, and the outermost block's numbers of queries, keys and edges.
+
+    Raises:
+        GraphStructureError: a block is not inside the one before, or there are too few numbers or too many.
+    """
     try:
-        found = [(int(queries), int(keys), int(edges)) for queries, keys, edges in sizes]  # pyright: ignore[reportGeneralTypeIssues]
-    except (TypeError, ValueError):
-        found = []
-    inside = all(
-        queries == inner_keys and edges >= inner_edges
-        for (queries, _, edges), (_, inner_keys, inner_edges) in pairwise(found)
-    )
-    fits = fits and inside and all(0 <= queries <= keys and edges >= 0 for queries, keys, edges in found)
-    if not found or not fits or len(packed) != sum(_lengths(found)):  # pyright: ignore[reportArgumentType]
-        raise GraphStructureError(
-            argument="state",
-            expected="int64 numbers, and the numbers of queries, keys and edges of each block",
-            actual=f"{type(packed).__name__} and {sizes}",
+        packed = torch.from_numpy(numbers).to(torch.int64)
+        num_queries, num_keys, num_edges = sizes[0]
+        fits = packed.shape == (num_keys + 2 * num_edges + num_queries + 1,)
+        fits = fits and all(0 <= queries <= keys and edges >= 0 for queries, keys, edges in sizes)
+        fits = fits and all(
+            queries == inner_keys and edges >= inner_edges
+            for (queries, _, edges), (_, inner_keys, inner_edges) in pairwise(sizes)
         )
-
-
-def _lengths(sizes: list[tuple[int, int, int]]) -> list[int]:
-    """How the numbers that are sent are split."""
-    num_queries, num_keys, num_edges = sizes[0]
-    lengths = [num_keys, num_edges, num_edges, num_edges, num_queries + 1]
-    for _, keys, edges in sizes:
-        lengths += [keys + 1, edges, edges]
-    return lengths
+        if fits:
+            return packed, (num_queries, num_keys, num_edges)
+    except (TypeError, ValueError, IndexError, KeyError):
+        pass
+    raise GraphStructureError(
+        argument="state",
+        expected="integers, and the numbers of queries, keys and edges of each block",
+        actual=f"{type(numbers).__name__} and {sizes}",
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from anyattention._checks import Relation, describe_shape, plain, require_dense, require_device
 from anyattention.ambient import is_readable, lasting
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, UnsupportedError
-from anyattention.native.compressed_rows import CompressedRows, compressed_rows
+from anyattention.native.compressed_rows import CompressedRows
 from anyattention.native.neighbour_sampling import (
     NeighbourRows,
     enter_nodes,
@@ -103,11 +103,6 @@ class Drawn:
         keys.number(ids[known:])
         self.offsets = torch.cat([self.offsets, offsets[1:]])
         self.counts.append(total)
-
-    def by_key(self, num_edges: int, num_queries: int, num_keys: int) -> CompressedRows:
-        """The first so many edges by key."""
-        keys, queries = self.edge_index[:, :num_edges]
-        return compressed_rows(keys, queries, num_keys, num_queries)
 
 
 def walk(
