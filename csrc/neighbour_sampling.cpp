@@ -198,8 +198,10 @@ struct Rows {
   bool read(int64_t row, int64_t *begin, int64_t *size) const {
     if (!is_below(row, num_rows)) return false;
     *begin = read_once(offsets + row);
-    *size = read_once(offsets + row + 1) - *begin;
-    return is_below(*begin, num_edges + 1) && is_below(*size, num_edges - *begin + 1);
+    const int64_t end = read_once(offsets + row + 1);
+    if (!is_below(*begin, num_edges + 1) || !is_below(end, num_edges + 1) || end < *begin) return false;
+    *size = end - *begin;
+    return true;
   }
 
   ANYATTENTION_INLINE void prefetch(int64_t row) const {
@@ -221,9 +223,11 @@ int32_t draw(const Rows &rows, const Weights &weights, const int64_t *nodes, int
   int64_t next = first;
   for (int64_t i = begin; i < end; ++i) {
     if (i + kNodesAhead < num_nodes) rows.prefetch(read_once(nodes + i + kNodesAhead));
-    const int64_t row = read_once(nodes + i), last = read_once(places.offsets + i + 1), k = last - next;
+    const int64_t row = read_once(nodes + i), last = read_once(places.offsets + i + 1);
     int64_t slot, d;
-    if (!rows.read(row, &slot, &d) || !is_below(k, std::min(d, places.count - next) + 1)) return ANYATTENTION_OUT_OF_RANGE;
+    if (!rows.read(row, &slot, &d) || !is_below(last, places.count + 1)) return ANYATTENTION_OUT_OF_RANGE;
+    const int64_t k = last - next;
+    if (!is_below(k, d + 1)) return ANYATTENTION_OUT_OF_RANGE;
     int64_t *slots = places.edges + next;
     const Draws draws(seed, stream, row);
     const int32_t drawn =
