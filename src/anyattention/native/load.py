@@ -62,6 +62,9 @@ _LEVELS: dict[str, frozenset[str]] = {
     "baseline": frozenset(),
 }
 
+# As in csrc/pages.h: what is smaller stays in small pages.
+_LARGE = 4 << 20
+
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
 
@@ -243,8 +246,8 @@ def multiplies_fast() -> bool:
 def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised tensor of another's dtype on the CPU, in large pages where the system gives them."""
     tensor = like.new_empty(shape)
-    if tensor.numel():
-        run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    if tensor.nbytes >= _LARGE:
+        run("prefer_large_pages", tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 
