@@ -171,6 +171,20 @@ def test_what_was_sent_wrong_is_refused() -> None:
             rebuild(*given, device)
 
 
+def test_pinned_memory_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = random_graph().sample(_SEEDS, [3, 2])
+    # Without an accelerator there is none.
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    pinned = sampled.pin_memory()
+    assert_same(pinned, sampled)
+    assert pinned.nodes["paper"].data_ptr() != sampled.nodes["paper"].data_ptr()
+
+
+def test_a_graph_without_relations_has_no_neighbours() -> None:
+    with pytest.raises(GraphStructureError, match="graph: expected a relation at least, got none"):
+        HeterogeneousGraph.from_edge_index({}, {"a": 3}).sample({"a": torch.tensor([1])}, [2])
+
+
 def test_no_seeds() -> None:
     sampled = random_graph().sample({}, [3, 2])
     assert {kind: len(ids) for kind, ids in sampled.nodes.items()} == dict.fromkeys(_NODES, 0)

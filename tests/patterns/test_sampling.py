@@ -352,6 +352,15 @@ def test_sizes_that_were_sent_wrong_are_refused(sizes: Any) -> None:
         rebuild(numbers, sizes, device)
 
 
+def test_pinned_memory_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = random_graph(53, 311).sample(torch.tensor([3, 4]), [4, 2, 3])
+    # Without an accelerator there is none.
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    pinned = sampled.pin_memory()
+    assert_same(pinned, sampled)
+    assert pinned.blocks[0].edges_by_key.data_ptr() != sampled.blocks[0].edges_by_key.data_ptr()
+
+
 def test_large_ids_are_sent_whole() -> None:
     sampled = Graph.from_edge_index(torch.tensor([[1, 2], [0, 0]]), 3).sample(torch.tensor([0]), [-1])
     far = dataclasses.replace(sampled, nodes=sampled.nodes + 2**40)

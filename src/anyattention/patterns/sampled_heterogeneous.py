@@ -133,8 +133,11 @@ def typed_rows_of(
     """What `sample_typed_rows` draws from, of each relation.
 
     Raises:
+        GraphStructureError: the graph has no relations.
         InvalidInputError: weights of no relation of the graph, and as `neighbour_rows`.
     """
+    if not graph.relations:
+        raise GraphStructureError(argument="graph", expected="a relation at least", actual="none")
     given: dict[Relation, Tensor] = {}
     if weights is not None:
         given = _by_relation("weights", weights, graph.relations)
