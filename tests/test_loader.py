@@ -110,20 +110,21 @@ def test_two_iterators_do_not_disturb_each_other() -> None:
     ]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_give_the_same_batches(context: str, persistent: bool) -> None:
-    graph = random_graph()
+    graph = random_graph(200)
     weights = torch.rand(900, generator=seeded())
 
     def loader(workers: int, **others: Any) -> NeighborLoader:
         return NeighborLoader(
-            graph, None, [3, 2], batch_size=7, shuffle=True, weights=weights, generator=seeded(1), num_workers=workers,
+            graph, None, [3, 2], batch_size=90, shuffle=True, weights=weights, generator=seeded(1), num_workers=workers,
             **others,
         )  # fmt: skip
 
     expected = loader(0)
-    # A kernel in this process first: its threads do not survive a fork.
+    # Kernels in this process first: their threads do not survive a fork.
     epochs = [contents(expected) for _ in range(3)]
     for workers in (1, 2):
         found = loader(workers, multiprocessing_context=context, persistent_workers=persistent)

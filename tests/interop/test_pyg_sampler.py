@@ -215,6 +215,10 @@ def test_numbers_of_pytorch_geometrics_own_kind() -> None:
     for batch in NodeLoader(data, sampler, "paper", batch_size=47):
         assert batch[_WRITES].num_edges == 0
         assert batch[_CITES].num_edges > 0
+    sampler.num_neighbors = [1]
+    for batch in NodeLoader(data, sampler, "paper", batch_size=47):
+        assert batch[_WRITES].num_edges > 0
+        assert len(batch["author"].num_sampled_nodes) == 2
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,18 @@ class NeighborSampler(BaseSampler):
                 self.rows[relation] = _rows(f"data[{relation}]", data[relation], *sizes, weight_attr)
         else:
             raise UnsupportedError(argument="data", expected="a Data or HeteroData", actual=type(data).__name__)
-        given: Any = num_neighbors
-        self.num_neighbors = given if isinstance(given, NumNeighbors) else NumNeighbors(given)
-        self._fanouts = _fanouts(self.num_neighbors, list(self.rows))
+        self.num_neighbors = num_neighbors
+
+    @property
+    def num_neighbors(self) -> Any:
+        """PyTorch Geometric's NumNeighbors; it may be set."""
+        return self._num_neighbors
+
+    @num_neighbors.setter
+    def num_neighbors(self, given: Any) -> None:
+        found = given if isinstance(given, NumNeighbors) else NumNeighbors(given)
+        self._fanouts = _fanouts(found, list(self.rows))
+        self._num_neighbors = found
 
     # The arguments' names are those of PyTorch Geometric's sampler, not of its base.
     def sample_from_nodes(  # pyright: ignore[reportIncompatibleMethodOverride]
