@@ -30,6 +30,7 @@ from anyattention.patterns.sampling import draw_seed, require_fanouts, require_s
 
 __all__ = ["NeighborLoader"]
 
+_LOW = 0xFFFFFFFF
 # What the loader itself gives to PyTorch's.
 _OWN = ("dataset", "sampler", "batch_sampler", "collate_fn")
 
@@ -172,14 +173,14 @@ class _Batches(Sampler[Batch]):
         return self._of_epoch(self.epoch)
 
     def _of_epoch(self, epoch: int) -> Iterator[Batch]:
-        seeds = self.seeds
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(_number(self.seed, epoch, 0, 0))
-            seeds = seeds[torch.randperm(len(seeds), generator=generator, device="cpu")]
-        for place in range(len(self)):
-            first = place * self.batch_size
+        with shielded():
+            generator = torch.Generator().manual_seed(_epoch_seed(self.seed, epoch))
+            numbers = torch.randint(2**63 - 1, (len(self),), generator=generator, dtype=torch.int64, device="cpu")
+            order = torch.randperm(len(self.seeds), generator=generator, device="cpu") if self.shuffle else None
+        for place, number in enumerate(numbers.tolist()):
+            part: Any = slice(place * self.batch_size, (place + 1) * self.batch_size)
             # As an array of its own: a tensor would go through shared memory, with all seeds.
-            yield _number(self.seed, epoch, place, 1), seeds[first : first + self.batch_size].numpy().copy()
+            yield number, self.seeds[part if order is None else order[part]].numpy().copy()
 
 
 def _typed_seeds(seeds: object, graph: HeterogeneousGraph) -> tuple[str, Any]:
@@ -212,14 +213,11 @@ def _require_each_once(seeds: Any, num_nodes: int) -> Tensor:
     return seeds
 
 
-def _number(seed: int, epoch: int, place: int, purpose: int) -> int:
-    """A number of 63 bits for an epoch and a place in it."""
-    with shielded():
-        words = [torch.tensor(word, dtype=torch.int64, device="cpu") for word in (place, epoch, place >> 32, purpose)]
-        low, high, *_ = philox_words(
-            [word & 0xFFFFFFFF for word in words], torch.tensor(seed, device="cpu", dtype=torch.int64)
-        )
-    return int(low) | (int(high) & 0x7FFFFFFF) << 32
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A number of 63 bits; epochs of one loader have different ones, as have those of different loaders."""
+    words = [torch.tensor(word, dtype=torch.int64, device="cpu") for word in (epoch & _LOW, epoch >> 32 & _LOW, 0, 0)]
+    low, high, *_ = philox_words(words, torch.tensor(seed, dtype=torch.int64, device="cpu"))
+    return int(low) | (int(high) & _LOW >> 1) << 32
 
 
 def _as_it_is(made: Any) -> Any:

@@ -322,9 +322,12 @@ def test_what_was_sampled_is_sent_and_copied() -> None:
     assert sampled.to("meta").blocks[0].num_edges == sampled.blocks[0].num_edges
     assert repr(sampled).startswith("SampledGraph(num_seeds=2, num_nodes=")
     with torch.inference_mode():
-        made = random_graph(53, 311).sample(torch.tensor([3, 4]), [4, 2, 3])
-        assert not made.nodes.is_inference()
-        assert not made.blocks[0].key_offsets.is_inference()
+        drawn = random_graph(53, 311).sample(torch.tensor([3, 4]), [4, 2, 3])
+        for made in (drawn, pickle.loads(pickle.dumps(drawn))):
+            assert not made.nodes.is_inference()
+            assert not made.edges[0].is_inference()
+            assert not made.blocks[0].key_offsets.is_inference()
+            assert not made.blocks[0].edge_index.is_inference()
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,10 @@ def _unpacked(numbers: Any, sizes: Any, device: str) -> SampledGraph:
     Raises:
         GraphStructureError: an index leads outside of the arrays, or the sizes are not theirs.
     """
-    packed, (num_queries, num_keys, num_edges) = _require_sizes(numbers, sizes)
-    with shielded(), allocation_failures_named():
+    with lasting(), allocation_failures_named():
+        packed, (num_queries, num_keys, num_edges) = _require_sizes(numbers, sizes)
         nodes, edges, keys, offsets = packed.split([num_keys, num_edges, num_edges, num_queries + 1])
+        offsets = offsets.to(torch.int64)
         lengths = offsets.diff()
         if offsets[0] != 0 or (lengths < 0).any() or any(offsets[queries] != count for queries, _, count in sizes):
             raise GraphStructureError(
@@ -210,21 +211,24 @@ def _unpacked(numbers: Any, sizes: Any, device: str) -> SampledGraph:
                 expected=f"offsets that rise from 0, of blocks of queries, keys and edges {sizes}",
                 actual=f"offsets from {int(offsets[0])} to {int(offsets[-1])}",
             )
-        queries = torch.repeat_interleave(lengths, output_size=num_edges)
-        sampled = _assembled(nodes, edges, torch.stack([keys, queries]), offsets, sizes)
+        edge_index = torch.empty(2, num_edges, dtype=torch.int64, device="cpu")
+        edge_index[0] = keys
+        edge_index[1] = torch.repeat_interleave(lengths, output_size=num_edges)
+        sampled = _assembled(nodes.to(torch.int64), edges.to(torch.int64), edge_index, offsets, sizes)
     return sampled.to(device)
 
 
 def _require_sizes(numbers: Any, sizes: Any) -> tuple[Tensor, tuple[int, int, int]]:
-    """The numbers as int64, and the outermost block's numbers of queries, keys and edges.
+    """The numbers, and how many queries, keys and edges the outermost block has.
 
     Raises:
         GraphStructureError: a block is not inside the one before, or there are too few numbers or too many.
     """
     try:
-        packed = torch.from_numpy(numbers).to(torch.int64)
+        packed = torch.from_numpy(numbers)
         num_queries, num_keys, num_edges = sizes[0]
-        fits = packed.shape == (num_keys + 2 * num_edges + num_queries + 1,)
+        fits = packed.dtype in (torch.int32, torch.int64)
+        fits = fits and packed.shape == (num_keys + 2 * num_edges + num_queries + 1,)
         fits = fits and all(0 <= queries <= keys and edges >= 0 for queries, keys, edges in sizes)
         fits = fits and all(
             queries == inner_keys and edges >= inner_edges

@@ -241,16 +241,17 @@ def _unpacked(numbers: Any, counts: Any, num_edges: Any, device: str) -> Sampled
     from anyattention.patterns.heterogeneous import HeterogeneousGraph
 
     try:
-        packed = torch.from_numpy(numbers).to(torch.int64)
-        lengths = [*counts[0].values(), *num_edges[0].values(), *[2 * count for count in num_edges[0].values()]]
-        parts = packed.split(lengths)
-        nodes = dict(zip(counts[0], parts, strict=False))
-        edges = dict(zip(num_edges[0], parts[len(nodes) :], strict=False))
-        ends = [each.view(2, -1) for each in parts[len(nodes) + len(edges) :]]
-        edge_index = dict(zip(edges, ends, strict=True))
-        sampled = _assembled(nodes, edges, edge_index, counts, num_edges)
-        for block in sampled.blocks:
-            HeterogeneousGraph.from_edge_index(block.edge_index, block.num_nodes)
+        with lasting():
+            packed = torch.from_numpy(numbers).to(torch.int64)
+            lengths = [*counts[0].values(), *num_edges[0].values(), *[2 * count for count in num_edges[0].values()]]
+            parts = packed.split(lengths)
+            nodes = dict(zip(counts[0], parts, strict=False))
+            edges = dict(zip(num_edges[0], parts[len(nodes) :], strict=False))
+            ends = [each.view(2, -1) for each in parts[len(nodes) + len(edges) :]]
+            edge_index = dict(zip(edges, ends, strict=True))
+            sampled = _assembled(nodes, edges, edge_index, counts, num_edges)
+            for block in sampled.blocks:
+                HeterogeneousGraph.from_edge_index(block.edge_index, block.num_nodes)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as fault:
         raise GraphStructureError(
             argument="state", expected="integers, and the numbers of nodes and edges of each block", actual=str(fault)
