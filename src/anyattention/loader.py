@@ -156,14 +156,9 @@ class _Batches(Sampler[Batch]):
     """The batches of an epoch, which are sent to workers one by one."""
 
     def __init__(self, seeds: Tensor, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
-        self.seeds, self.batch_size, self.shuffle, self.drop_last, self.seed = (
-            seeds,
-            batch_size,
-            shuffle,
-            drop_last,
-            seed,
-        )
-        self.epoch = 0
+        self.seeds, self.batch_size = seeds, batch_size
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return (len(self.seeds) + (0 if self.drop_last else self.batch_size - 1)) // self.batch_size

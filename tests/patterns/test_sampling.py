@@ -435,6 +435,14 @@ def test_weights_of_any_floating_dtype_and_stride() -> None:
         assert_same(graph.sample(seeds, [2, 2], weights=same, generator=seeded()), expected)
 
 
+def test_arrays_of_any_stride_are_read() -> None:
+    graph, seeds = random_graph(53, 311), torch.tensor([3, 1])
+    keys = torch.stack([graph.keys_by_query, graph.keys_by_query], 1)[:, 0]
+    apart = dataclasses.replace(graph, keys_by_query=keys)
+    assert not apart.keys_by_query.is_contiguous()
+    assert_same(apart.sample(seeds, [2, 2], generator=seeded()), graph.sample(seeds, [2, 2], generator=seeded()))
+
+
 def test_weights_in_the_order_of_slots_draw_the_same() -> None:
     graph = random_graph(53, 311)
     rows = rows_of(graph, torch.rand(311))
@@ -470,6 +478,24 @@ def test_rows_that_were_changed_are_refused(native: None, monkeypatch: pytest.Mo
             sampled_offsets(rows, torch.tensor([0, node]), 3, 0)
         with pytest.raises(IndexRangeError, match="numbered_nodes"):
             numbered_nodes(torch.tensor([0, node]), 2, torch.empty(2, dtype=torch.int64), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("offsets", torch.empty(0, dtype=torch.int64)),
+        ("columns", torch.tensor([0, 1])),
+        ("columns", torch.tensor([0, 1, 1], dtype=torch.int32)),
+        ("columns", torch.tensor([0, 1, 1], device="meta")),
+        ("edges", torch.tensor([[0, 1], [1, 1], [2, 1]])[:, 0]),
+        ("weights", torch.ones(2)),
+        ("weights", torch.ones(3).half()),
+    ],
+)
+def test_rows_that_kernels_could_not_read(name: str, wrong: Tensor) -> None:
+    arrays = {"offsets": torch.tensor([0, 1, 3]), "columns": torch.tensor([0, 1, 1]), "edges": torch.tensor([0, 1, 2])}
+    with pytest.raises(InvalidInputError, match=f"{name}: expected torch.* on the cpu, contiguous"):
+        NeighbourRows(**{**arrays, name: wrong}, num_columns=2)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("array", ["offsets", "columns", "edges"])

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from anyattention import ambient
-from anyattention.errors import IndexRangeError
+from anyattention.errors import IndexRangeError, InvalidInputError
 from anyattention.native import load
 from anyattention.native.philox import philox_words
 
-__all__ = ["NeighbourRows", "numbered_nodes", "sampled_offsets", "sampled_rows"]
+__all__ = ["NeighbourRows", "enter_nodes", "numbered_nodes", "sampled_offsets", "sampled_rows"]
 
 _LOW = 0xFFFFFFFF
 _INT32_NODES = 2**31 - 1
@@ -27,13 +27,16 @@ _INT32_NODES = 2**31 - 1
 
 @dataclass(frozen=True)
 class NeighbourRows:
-    """What neighbours are drawn from: compressed rows, int64 on the CPU, contiguous.
+    """What neighbours are drawn from: compressed rows on the CPU.
 
     Attributes:
         offsets, columns, edges: the rows, as those of `CompressedRows`.
         num_columns: how many there are.
-        weights: `(num_edges,)` float32 or float64, contiguous, finite and not negative; None for none.
+        weights: `(num_edges,)` float32 or float64, finite and not negative; None for none.
         has_slot_weights: whether the weights are in the order of the slots, else in that of the edges.
+
+    Raises:
+        InvalidInputError: arrays of other dtypes, sizes or devices, or not contiguous: kernels get their pointers.
     """
 
     offsets: Tensor
@@ -42,6 +45,14 @@ class NeighbourRows:
     num_columns: int
     weights: Tensor | None = None
     has_slot_weights: bool = False
+
+    def __post_init__(self) -> None:
+        dtypes = (torch.int64,)
+        _require_array("offsets", self.offsets, dtypes, None)
+        for name in ("columns", "edges"):
+            _require_array(name, getattr(self, name), dtypes, len(self.edges))
+        if self.weights is not None:
+            _require_array("weights", self.weights, (torch.float32, torch.float64), len(self.edges))
 
     @property
     def num_rows(self) -> int:
@@ -197,6 +208,16 @@ def _weights(rows: NeighbourRows) -> tuple[int | None, int | None, bool]:
         return None, None, False
     places = None if rows.has_slot_weights else rows.edges.data_ptr()
     return rows.weights.data_ptr(), places, rows.weights.dtype is torch.float64
+
+
+def _require_array(name: str, array: Tensor, dtypes: tuple[torch.dtype, ...], size: int | None) -> None:
+    fits = array.dtype in dtypes and array.is_cpu and array.ndim == 1 and array.is_contiguous()
+    if not fits or (len(array) == 0 if size is None else len(array) != size):
+        raise InvalidInputError(
+            argument=name,
+            expected=f"{dtypes[-1]} on the cpu, contiguous, ({'rows + 1' if size is None else size},)",
+            actual=f"{array.dtype} on {array.device}, {tuple(array.shape)}",
+        )
 
 
 def _require_below(nodes: Tensor, count: int, function: str) -> None:

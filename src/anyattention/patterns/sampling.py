@@ -165,6 +165,7 @@ def neighbour_rows(rows: CompressedRows, num_keys: int, weights: Tensor | None, 
             actual=f"a graph on {rows.offsets.device}",
             hint="sample before, and move what was sampled with .to(device)",
         )
+    rows = CompressedRows(*[array.contiguous() for array in rows])
     if weights is None:
         return NeighbourRows(*rows, num_keys)
     require_dense(argument, weights)
