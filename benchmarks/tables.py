@@ -114,6 +114,8 @@ AIMS: Aims = {
         for name in ("import anyattention", "attend and Graph", "every public name")
     },
     "startup/help/*": [below(150, "milliseconds")],
+    "sampling/batches/uniform": [faster(1.5, "DGL"), faster(1.5, "DGL, fused")],
+    "sampling/workers/*": [faster(1.5, f"{OURS}, 1 worker")],
     "searches/*/*": [Aim("at most 3 x the better", lambda case: all(case.over(name) >= 1 / 3 for name in case.others))],
 }
 
@@ -346,6 +348,7 @@ TABLES: dict[str, Table] = {
     "search growth": search_growth,
     "searches radius": _comparisons("searches/radius"),
     "searches nearest": _comparisons("searches/nearest"),
+    "sampling": _comparisons("sampling/batches", "sampling/workers"),
     "points attention": _comparisons("geometric/attention"),
     "points limits": _numbers("geometric/attention", "our time over the larger limit"),
     "points forces": _numbers("geometric/forces/per edge", "particles"),

@@ -143,6 +143,55 @@ ANYATTENTION_EXPORT int32_t anyattention_sorted_rows(
     const int64_t *strides, int64_t num_columns, int64_t num_threads, int64_t *slot_edges, int64_t *const *sorted,
     const int64_t *sorted_strides);
 
+/* Neighbour sampling: of each listed row of compressed rows at most `fanout` slots, or all where that is -1, drawn
+ * without replacement: each set of slots equally likely, or with weights one slot after the other, each with a
+ * probability in proportion to its weight. Slots of weight 0 are never drawn.
+ *
+ *   row_offsets   (num_rows + 1)   the slots of each row
+ *   weights       (num_edges)      null for none, else floats, or doubles where is_double; none negative
+ *   weight_edges  (num_edges)      the place of each slot's weight; null where that is the slot itself
+ *   nodes         (num_nodes)      the rows
+ *   offsets       (num_nodes + 1)  in: the first; out: the others. What is drawn of nodes[i] goes to the places
+ *                                  offsets[i] up to offsets[i + 1]
+ *
+ * The same for any num_threads. Time O(num_nodes), with weights O(the rows' slots).
+ */
+ANYATTENTION_EXPORT int32_t anyattention_sampled_offsets(const int64_t *row_offsets, int64_t num_rows,
+                                                         int64_t num_edges, const void *weights,
+                                                         const int64_t *weight_edges, int32_t is_double,
+                                                         const int64_t *nodes, int64_t num_nodes, int64_t fanout,
+                                                         int64_t num_threads, int64_t *offsets);
+
+/* What is drawn, with `offsets` from above. Draw t of row r is a number of Philox4x32-10 under the key `seed`, whose
+ * counter has the words t / 2, stream, r and r / 2^32: it depends on nothing else.
+ *
+ *   slot_columns, slot_edges  (num_edges)      of the compressed rows
+ *   columns    (num_places)   out: of each slot that was drawn, in the order of the row
+ *   positions  (num_places)   out: first + i for what was drawn of nodes[i]
+ *   edges      (num_places)   out: its edge
+ *
+ * The same for any num_threads. Time O(num_nodes + what is drawn), with weights O(the rows' slots); workspace for each
+ * thread one bit for each slot of the longest row, with weights 16 bytes for each that is drawn of a row.
+ */
+ANYATTENTION_EXPORT int32_t anyattention_sampled_rows(
+    const int64_t *row_offsets, const int64_t *slot_columns, const int64_t *slot_edges, int64_t num_rows,
+    int64_t num_columns, int64_t num_edges, const void *weights, const int64_t *weight_edges, int32_t is_double,
+    const int64_t *nodes, int64_t num_nodes, const int64_t *offsets, int64_t num_places, int64_t first, int64_t seed,
+    int64_t stream, int64_t num_threads, int64_t *columns, int64_t *positions, int64_t *edges);
+
+/* Numbers nodes in the order in which they are found.
+ *
+ *   ids     (num_ids)      in: nodes, from 0 and below num_nodes; out: the number of each
+ *   places  (num_nodes)    a workspace of any contents, int32_t, or int64_t where is_wide
+ *   found   (capacity)     in and out: the node of each number
+ *   count   (1)            in and out: how many numbers there are
+ *
+ * Numbers that were given before count where `places` is as it was left then. Time O(num_ids).
+ */
+ANYATTENTION_EXPORT int32_t anyattention_numbered_nodes(int64_t *ids, int64_t num_ids, int64_t num_nodes, void *places,
+                                                        int32_t is_wide, int64_t *found, int64_t capacity,
+                                                        int64_t *count);
+
 /* A graph as compressed rows, one per query, their transpose, one per key, and the ends of each edge. */
 typedef struct anyattention_graph_arrays {
   int64_t num_queries, num_edges, num_keys;

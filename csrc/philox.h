@@ -1,4 +1,4 @@
-// Dropout by Philox4x32-10 (Salmon et al., 2011): position n of a row-major array takes word n % 4 at counter n / 4.
+// Philox4x32-10 (Salmon et al., 2011). Dropout: position n of a row-major array takes word n % 4 at counter n / 4.
 #ifndef ANYATTENTION_PHILOX_H
 #define ANYATTENTION_PHILOX_H
 
@@ -16,6 +16,42 @@ namespace anyattention {
 
 using Counters = Lanes<uint64_t>;
 constexpr int kCounters = kLane<uint64_t>;
+
+// The product of the lower half of each lane and a number below 2^32. The compiler multiplies whole lanes, which takes
+// three times as long.
+ANYATTENTION_INLINE Counters lower_product(Counters x, uint64_t factor) {
+#if defined(__AVX512F__)
+  const Counters factors = Counters{} + factor;
+  return reinterpret_cast<Counters>(
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(factors)));
+#elif defined(__AVX2__)
+  const Counters factors = Counters{} + factor;
+  return reinterpret_cast<Counters>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(factors)));
+#else
+  return (x & 0xFFFFFFFFu) * factor;
+#endif
+}
+
+// The four words of a counter in each lane. They are the lower halves; what is above them is of no meaning, in what
+// comes as in what goes.
+struct Words {
+  Counters x0, x1, x2, x3;
+};
+
+ANYATTENTION_INLINE Words philox(uint64_t seed, Words words) {
+  auto [x0, x1, x2, x3] = words;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const Counters first = lower_product(x0, 0xD2511F53u), second = lower_product(x2, 0xCD9E8D57u);
+    x0 = second >> 32 ^ x1 ^ k0;
+    x1 = second;
+    x2 = first >> 32 ^ x3 ^ k1;
+    x3 = first;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {x0, x1, x2, x3};
+}
 
 // Which positions dropout keeps: those whose word w gives a u = (w >> 8) 2^-24 >= dropout. In integers that is
 // w >= limit: u and dropout 2^24 are exact, powers of two away from w >> 8 and dropout, and an integer is at least a
@@ -49,38 +85,12 @@ class Kept {
  private:
   uint64_t seed_, limit_;
 
-  // The product of the lower half of each lane and a number below 2^32. The compiler multiplies whole lanes, which takes
-  // three times as long.
-  ANYATTENTION_INLINE static Counters product(Counters x, uint64_t factor) {
-#if defined(__AVX512F__)
-    const Counters factors = Counters{} + factor;
-    return reinterpret_cast<Counters>(
-        _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(factors)));
-#elif defined(__AVX2__)
-    const Counters factors = Counters{} + factor;
-    return reinterpret_cast<Counters>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(factors)));
-#else
-    return (x & 0xFFFFFFFFu) * factor;
-#endif
-  }
-
-  // Bit n of a lane, n < 4, is whether word n at its counter drops a position; the bits above are 0. Words are the lower
-  // halves of x0 to x3, and what is above them is left there until it would show.
+  // Bit n of a lane, n < 4, is whether word n at its counter drops a position; the bits above are 0.
   ANYATTENTION_INLINE Counters dropped_of(Counters counter) const {
     constexpr uint64_t lower = 0xFFFFFFFFu;
-    Counters x0 = counter, x1 = counter >> 32, x2{}, x3{};
-    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const Counters first = product(x0, 0xD2511F53u), second = product(x2, 0xCD9E8D57u);
-      x0 = second >> 32 ^ x1 ^ k0;
-      x1 = second;
-      x2 = first >> 32 ^ x3 ^ k1;
-      x3 = first;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    const auto is_dropped = [=](Counters word) { return ((word & lower) - limit_) >> 63; };
-    return is_dropped(x0) | is_dropped(x1) << 1 | is_dropped(x2) << 2 | is_dropped(x3) << 3;
+    const Words words = philox(seed_, {counter, counter >> 32, Counters{}, Counters{}});
+    const auto is_dropped = [this](Counters word) { return ((word & lower) - limit_) >> 63; };
+    return is_dropped(words.x0) | is_dropped(words.x1) << 1 | is_dropped(words.x2) << 2 | is_dropped(words.x3) << 3;
   }
 };
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyattention import Graph
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
+from anyattention.native.neighbour_sampling import NeighbourRows, sampled_offsets, sampled_rows
 from anyattention.ops import linear_products
 from anyattention.ops.dropout import keep_factors
 from anyattention.ops.edges.arrays import arrays_of
@@ -67,11 +68,15 @@ def calls() -> dict[str, Callable[[], Results]]:
     x, weight, grad = numbers(3_000, 9), numbers(11, 9), numbers(3_000, 11)
     rows, columns = torch.randint(1_000, (2, 70_000))
     pairs = torch.stack([rows, (rows + 1 + columns % 999) % 1_000], dim=1)
+    neighbours = NeighbourRows(*compressed_rows(rows, columns, 1_000, 1_000), 1_000, torch.rand(70_000))
+    nodes = torch.randperm(1_000)
     return made | {
         "compressed_rows": lambda: compressed_rows(rows, columns, 1_000, 1_000),
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
         "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
         "sorted_rows": _sorted(rows, columns),
+        "sampled_offsets": lambda: [sampled_offsets(neighbours, nodes, 9, 0)],
+        "sampled_rows": lambda: [_sampled(neighbours, nodes)],
         "linear_map": lambda: linear_products._products([x], weight.T, None, [8, 3]),
         "linear_map_by_matrix": lambda: linear_products._gradients_by_matrix([grad], x, weight, True),
     }
@@ -86,6 +91,14 @@ def _sorted(rows: Tensor, columns: Tensor) -> Callable[[], Results]:
         return found.edges, sorted_columns
 
     return call
+
+
+def _sampled(rows: NeighbourRows, nodes: Tensor) -> Tensor:
+    # Rows have more edges than these: nothing needs to be counted.
+    offsets = torch.arange(len(nodes) + 1) * 9
+    found = torch.empty(3, int(offsets[-1]), dtype=torch.int64)
+    sampled_rows(rows, nodes, offsets, 5, 0, 0, *found)
+    return found
 
 
 def _call(name: str, record: Any) -> Callable[[], Results]:

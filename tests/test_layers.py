@@ -28,7 +28,7 @@ _LAYERS = (
     ("bias",),
     ("ops",),
     ("encodings", "nn"),
-    ("builder", "saving"),
+    ("builder", "loader", "saving"),
     ("testing",),
     ("training",),
     ("anyattention",),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         HeterogeneousGraphAttentionConfig,
         SparseAttentionConfig,
     )
+    from anyattention.loader import NeighborLoader
     from anyattention.masks import mask_from_blocked
     from anyattention.ops import attend, edge_dot, edge_softmax, edge_sum, explain, merge
     from anyattention.output import (
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
         HeterogeneousGraph,
         Pattern,
         RandomBlocks,
+        SampledGraph,
+        SampledHeterogeneousGraph,
         Strided,
         TopK,
         Window,
@@ -83,9 +86,12 @@ __all__ = [
     "HeterogeneousGraph",
     "HeterogeneousGraphAttentionConfig",
     "HeterogeneousOutput",
+    "NeighborLoader",
     "Pattern",
     "RandomBlocks",
     "RelativeBias",
+    "SampledGraph",
+    "SampledHeterogeneousGraph",
     "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",
@@ -116,6 +122,7 @@ _HOMES = {
         *("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig"),
         *("GraphTransformerConfig", "HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
     ),
+    "loader": ("NeighborLoader",),
     "masks": ("mask_from_blocked",),
     "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
     "output": (
@@ -124,7 +131,8 @@ _HOMES = {
     ),
     "patterns": (
         *("Blocks", "Causal", "Documents", "ExpanderGraph", "Fixed", "Full", "Global"),
-        *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "Strided", "TopK", "Window"),
+        *("Graph", "HeterogeneousGraph", "Pattern", "RandomBlocks", "SampledGraph", "SampledHeterogeneousGraph"),
+        *("Strided", "TopK", "Window"),
     ),
     "saving": ("load", "save"),
     "scores": ("Additive", "Dot", "Dynamic", "EdgeFeatures"),

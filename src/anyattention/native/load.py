@@ -62,6 +62,9 @@ _LEVELS: dict[str, frozenset[str]] = {
     "baseline": frozenset(),
 }
 
+# As in csrc/pages.h: what is smaller stays in small pages.
+_LARGE = 4 << 20
+
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
 
@@ -90,6 +93,28 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2, *[_POINTER] * 3],
     ),
     "anyattention_symmetric_rows": (ctypes.c_int32, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 4]),
+    "anyattention_sampled_offsets": (
+        ctypes.c_int32,
+        [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, ctypes.c_int32, _POINTER, *[_SIZE] * 3, _POINTER],
+    ),
+    "anyattention_sampled_rows": (
+        ctypes.c_int32,
+        [
+            *[_POINTER] * 3,
+            *[_SIZE] * 3,
+            *[_POINTER] * 2,
+            ctypes.c_int32,
+            _POINTER,
+            _SIZE,
+            _POINTER,
+            *[_SIZE] * 5,
+            *[_POINTER] * 3,
+        ],
+    ),
+    "anyattention_numbered_nodes": (
+        ctypes.c_int32,
+        [_POINTER, *[_SIZE] * 2, _POINTER, ctypes.c_int32, _POINTER, _SIZE, _POINTER],
+    ),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
     "anyattention_run_attention_weights": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),
@@ -222,8 +247,8 @@ def multiplies_fast() -> bool:
 def large_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised tensor of another's dtype on the CPU, in large pages where the system gives them."""
     tensor = like.new_empty(shape)
-    if tensor.numel():
-        run("prefer_large_pages", tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    if tensor.nbytes >= _LARGE:
+        run("prefer_large_pages", tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 

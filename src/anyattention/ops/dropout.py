@@ -7,12 +7,10 @@ from torch import Tensor
 
 from anyattention.ambient import Moment, moment_of
 from anyattention.native import load
+from anyattention.native.philox import philox_words
 
 __all__ = ["draw_seed", "keep_factors"]
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
 
@@ -50,17 +48,5 @@ def factors_by_formula(shape: tuple[int, ...], dropout: float, seed: Tensor, dty
 
 def philox(counter: Tensor, seed: Tensor) -> Tensor:
     """Philox4x32-10: the four 32-bit words `(4, ...)` of each 64-bit counter, as int64."""
-    words = [counter & _LOW, (counter >> 32) & _LOW, torch.zeros_like(counter)]
-    words.append(words[2])
-    keys = [seed & _LOW, (seed >> 32) & _LOW]
-    for _ in range(_ROUNDS):
-        # Products of two 32-bit numbers wrap past 2^63 in int64; the masked halves are right all the same.
-        first, second = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
-        words = [
-            ((second >> 32) & _LOW) ^ words[1] ^ keys[0],
-            second & _LOW,
-            ((first >> 32) & _LOW) ^ words[3] ^ keys[1],
-            first & _LOW,
-        ]
-        keys = [(key + step) & _LOW for key, step in zip(keys, _KEY_STEPS, strict=True)]
-    return torch.stack(words)
+    none = torch.zeros_like(counter)
+    return philox_words((counter & _LOW, (counter >> 32) & _LOW, none, none), seed)

@@ -6,6 +6,8 @@ from anyattention.patterns.composed import Intersection, Union
 from anyattention.patterns.expander import ExpanderGraph
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
+from anyattention.patterns.sampled import SampledGraph
+from anyattention.patterns.sampled_heterogeneous import SampledHeterogeneousGraph
 from anyattention.patterns.sequence import Causal, Documents, Fixed, Full, Global, Strided, Window
 from anyattention.patterns.topk import TopK
 
@@ -22,6 +24,8 @@ __all__ = [
     "Intersection",
     "Pattern",
     "RandomBlocks",
+    "SampledGraph",
+    "SampledHeterogeneousGraph",
     "Strided",
     "TopK",
     "Union",

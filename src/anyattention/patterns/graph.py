@@ -35,6 +35,7 @@ from anyattention.patterns.graph_arrays import (
 from anyattention.patterns.graph_state import checked_state, register_with_pytree
 from anyattention.patterns.regular import regular_edges
 from anyattention.patterns.reorder import ReorderMethod, reordered
+from anyattention.patterns.sampled import SampledGraph, sample_graph
 from anyattention.patterns.sizes import Sizes, graph_sizes
 
 __all__ = ["Graph"]
@@ -162,7 +163,7 @@ class Graph(EdgePattern):
             scipy's own sorting where its indices are unsorted.
 
         Raises:
-            SparseMatrixError: another layout, or offsets and indices that do not fit each other.
+            SparseMatrixError: another layout, or offsets and indices that do not fit.
             DimensionMismatchError: not a matrix.
 
         Example:
@@ -416,6 +417,41 @@ class Graph(EdgePattern):
         """
         sizes = (self.num_queries, self.num_keys)
         return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)
+
+    def sample(
+        self,
+        seeds: Tensor,
+        fanouts: Sequence[int],
+        *,
+        weights: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SampledGraph:
+        """Nodes with some of their neighbours, these with some of theirs, and so on: a mini-batch of a large graph.
+
+        Each node that is found draws among its edges once, without replacement; all sets of edges are equally likely.
+
+        Args:
+            seeds: `(seeds,)` integers, each node once.
+            fanouts: for each hop, from the seeds on, the most edges of a node; -1 for all. One for each layer.
+            weights: `(edges,)` floating, finite, >= 0, in the caller's order: one edge after the other is drawn, with
+                odds in proportion to its weight; those of weight 0 never are.
+            generator: gives one number, on which all draws depend, on any number of threads; else PyTorch's own.
+
+        Returns:
+            The SampledGraph, without `values` and `shifts`: `graph.values[sampled.edges[0]]` are those of its edges.
+
+        Raises:
+            GraphStructureError: seeds that are no nodes, or there twice; queries and keys are different sets.
+            InvalidInputError, DimensionMismatchError, UnsupportedError: what is no input; a graph not on the CPU.
+
+        Cost: O(nodes and edges that are found), with weights O(edges); 4 bytes for each node, kept for the thread.
+
+        Example:
+            >>> graph = Graph.from_edge_index(torch.tensor([[1, 2, 3], [0, 0, 1]]), num_nodes=4)
+            >>> graph.sample(torch.tensor([0]), [2, 1])
+            SampledGraph(num_seeds=1, num_nodes=4, num_edges=(3, 2))
+        """
+        return sample_graph(self, seeds, fanouts, weights, generator)
 
     def to_graph(
         self,

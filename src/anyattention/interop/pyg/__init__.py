@@ -22,6 +22,7 @@ from anyattention.interop.pyg.gat import GATConv
 from anyattention.interop.pyg.gatv2 import GATv2Conv
 from anyattention.interop.pyg.han import HANConv
 from anyattention.interop.pyg.hgt import HGTConv
+from anyattention.interop.pyg.neighbour_sampler import NeighborSampler
 from anyattention.interop.pyg.neighbours import knn, knn_graph, radius, radius_graph
 from anyattention.interop.pyg.provided import provide_neighbours
 from anyattention.interop.pyg.transformer import TransformerConv
@@ -31,6 +32,7 @@ __all__ = [
     "GATv2Conv",
     "HANConv",
     "HGTConv",
+    "NeighborSampler",
     "TransformerConv",
     "knn",
     "knn_graph",
