@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anyattention.training import NodeClassifierConfig, NodeData
+    from anyattention.training.data import AnyData
 
 __all__ = ["add_parser"]
 
@@ -22,8 +25,10 @@ _DESCRIPTION = """\
 Load what `anyattention train` wrote and classify every node of the data, which must be of the kind it was trained on.
 It needs no labels and no splits; where there are labels, it says how many nodes are classified as they say.
 
-FILE.csv gets a line per node: node, class, and one probability per class.
-FILE.npz gets the arrays classes (nodes,) int64 and probabilities (nodes, classes) float32.
+FILE.csv gets a line per node. Where nodes have ids: id, class by its name, and the probability of that class.
+Else: node, class, and one probability per class.
+FILE.npz gets the arrays classes (nodes,) int64 and probabilities (nodes, classes) float32, and ids and class_names
+where there are any.
 """
 
 
@@ -39,6 +44,7 @@ def add_parser(commands: Any) -> None:
     add_data(parser)
     parser.add_argument(
         "--out",
+        "--output",
         metavar="FILE",
         type=Path,
         help="where to write, as its suffix says: .csv or .npz (default: predictions.csv in the model's folder)",
@@ -50,7 +56,9 @@ def _run(arguments: argparse.Namespace) -> int:
     import anyattention
     from anyattention.errors import InvalidInputError
     from anyattention.files import make_folder, write_atomically
-    from anyattention.training import NodeClassifier, predict_logits
+    from anyattention.saving import read_metadata
+    from anyattention.training import NodeClassifier, Reading, ReadOptions, predict_logits
+    from anyattention.training.reading import READING
 
     out = arguments.out or arguments.model / "predictions.csv"
     if out.suffix not in (".csv", ".npz"):
@@ -58,7 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
     model = anyattention.load(arguments.model)
     if not isinstance(model, NodeClassifier):
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
-    data = load_data(arguments.data, seed=0, to_train=False)
+    kept = read_metadata(arguments.model, READING)
+    reading = None if kept is None else Reading.from_json(kept)
+    data = load_data(arguments.data, ReadOptions(), reading, to_train=False)
     use_threads(arguments.threads, data)
     _require_fit(model.config, data)
     make_folder(out.parent)
@@ -76,8 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     probabilities = predict_logits(model, data).softmax(1)
-    write_atomically(out, _as_csv(probabilities) if out.suffix == ".csv" else _as_npz(probabilities))
-    print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}")
+    write_atomically(out, _as_npz(data, probabilities) if out.suffix == ".npz" else _as_csv(data, probabilities))
+    print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}{_counted(data, probabilities)}")
     known = data.labels >= 0
     if known.any():
         right = int((probabilities.argmax(1) == data.labels)[known].sum())
@@ -111,20 +121,39 @@ def _standardised_by_itself(data: NodeData) -> NodeData:
     return replace(data, features=(data.features - mean) / deviation)
 
 
-def _as_csv(probabilities: Tensor) -> bytes:
-    header = ",".join(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])
-    classes = probabilities.argmax(1).tolist()
-    lines = [
-        # Nine digits give every float32 back exactly.
-        ",".join([str(node), str(label), *(f"{value:.9g}" for value in row)])
-        for node, (label, row) in enumerate(zip(classes, probabilities.tolist(), strict=True))
-    ]
-    return ("\n".join([header, *lines]) + "\n").encode()
+def _counted(data: AnyData, probabilities: Tensor) -> str:
+    """How many nodes each class got, the commonest first, where classes have names."""
+    if data.ids is None:
+        return ""
+    counts = Counter(probabilities.argmax(1).tolist()).most_common()
+    shown = [f"{data.class_names[label]} ({count:,})" for label, count in counts[:10]]
+    more = f" and {len(counts) - 10:,} classes more" if len(counts) > 10 else ""
+    return f": {', '.join(shown)}{more}."
 
 
-def _as_npz(probabilities: Tensor) -> bytes:
+def _as_csv(data: AnyData, probabilities: Tensor) -> bytes:
+    best, classes = probabilities.max(1)
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    # Nine digits give every float32 back exactly.
+    if data.ids is None:
+        writer.writerow(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])
+        for node, (label, row) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+            writer.writerow([node, label, *(f"{value:.9g}" for value in row)])
+    else:
+        names = data.class_names
+        writer.writerow(["id", "class", "probability"])
+        for name, label, value in zip(data.ids, classes.tolist(), best.tolist(), strict=True):
+            writer.writerow([name, names[label], f"{value:.9g}"])
+    return content.getvalue().encode()
+
+
+def _as_npz(data: AnyData, probabilities: Tensor) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
-    np.savez(content, classes=probabilities.argmax(1).numpy(), probabilities=probabilities.numpy())
+    arrays = {"classes": probabilities.argmax(1).numpy(), "probabilities": probabilities.numpy()}
+    if data.ids is not None:
+        arrays |= {"ids": np.array(data.ids), "class_names": np.array(data.class_names)}
+    np.savez(content, **arrays)
     return content.getvalue()

@@ -26,6 +26,7 @@ from anyattention.training import (
     preset_for,
 )
 from anyattention.training.extras import is_installed
+from anyattention.training.reading import READING
 
 if TYPE_CHECKING:
     from anyattention.training import Epoch
@@ -126,7 +127,8 @@ def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig
 
 
 def write_run(run: Run, folder: Path) -> list[str]:
-    """Write model.safetensors, config.json, metrics.json and, where matplotlib is installed, attention.png.
+    """Write model.safetensors, config.json, metrics.json, for named classes reading.json, and, where matplotlib is
+    installed, attention.png.
 
     Returns:
         The names of the files.
@@ -135,11 +137,15 @@ def write_run(run: Run, folder: Path) -> list[str]:
         InvalidInputError: the folder cannot be written.
     """
     model = run.fits[run.chosen].model
-    files = model_files(model) | {"metrics.json": (json.dumps(_metrics(run), indent=2) + "\n").encode()}
+    reading = run.data.reading
+    files = model_files(model, None if reading is None else {READING: reading.to_json()})
+    if reading is not None and reading.classes:
+        files["reading.json"] = reading.to_json().encode()
+    files |= {"metrics.json": (json.dumps(_metrics(run), indent=2) + "\n").encode()}
     if is_installed("matplotlib"):
         files["attention.png"] = draw_attention(model, run.data, run.data.splits[run.chosen])
     # Those of an earlier run would be of another network.
-    write_together(make_folder(folder), files, without=("metrics.json", "attention.png"))
+    write_together(make_folder(folder), files, without=("metrics.json", "attention.png", "reading.json"))
     return list(files)
 
 
@@ -187,7 +193,7 @@ def _metrics(run: Run) -> dict[str, Any]:
     metrics["saved_split"] = run.chosen
     metrics["interrupted"] = run.interrupted
     metrics["nodes"] = data.num_nodes
-    metrics["edges"] = data.graph.num_edges
+    metrics["edges"] = data.num_edges
     metrics["labels"] = {part: len(nodes) for part, nodes in data.splits[run.chosen]._asdict().items()}
     metrics["model"] = chosen.model.config.to_dict()
     metrics["training"] = vars(run.settings)

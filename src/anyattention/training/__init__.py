@@ -7,7 +7,9 @@ from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.npz import load_npz
 from anyattention.training.pictures import draw_attention
 from anyattention.training.presets import preset_for
+from anyattention.training.reading import Reading, ReadOptions
 from anyattention.training.scoring import accuracy, metric_value, roc_auc
+from anyattention.training.tables import load_tables
 
 __all__ = [
     "Epoch",
@@ -17,6 +19,8 @@ __all__ = [
     "NodeClassifier",
     "NodeClassifierConfig",
     "NodeData",
+    "ReadOptions",
+    "Reading",
     "Split",
     "accuracy",
     "attention_within_classes",
@@ -24,6 +28,7 @@ __all__ = [
     "fit",
     "load_digits",
     "load_npz",
+    "load_tables",
     "metric_value",
     "predict_logits",
     "preset_for",

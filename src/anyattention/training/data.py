@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from anyattention.patterns import Graph
+from anyattention.training.features import Look
+from anyattention.training.reading import Reading
 
-__all__ = ["Metric", "NodeData", "Split"]
+__all__ = ["AnyData", "Metric", "NodeData", "Split"]
 
 Metric = Literal["accuracy", "roc_auc"]
 
@@ -45,6 +47,10 @@ class NodeData:
             them, by mean and deviation of the nodes that it was trained on.
         edge_features: `(edges, edge_dim)` float32, in the graph's order of the edges, or None.
         notes: what was done with the source that its author may not expect, a sentence each.
+        ids: what the source calls its nodes, or None where they have numbers only.
+        look: what the features are, and why; None leaves that to `preset_for`.
+        reading: how the source was read, for a folder to keep, or None.
+        facts: what was found in the source, a sentence each.
     """
 
     name: str
@@ -58,11 +64,27 @@ class NodeData:
     standardise: bool = False
     edge_features: Tensor | None = None
     notes: tuple[str, ...] = ()
+    ids: tuple[str, ...] | None = None
+    look: Look | None = None
+    reading: Reading | None = None
+    facts: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
         """Number of nodes."""
         return self.labels.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, self-loops included."""
+        return self.graph.num_edges
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the source calls the classes; their numbers where it has none."""
+        if self.reading is not None and self.reading.classes:
+            return self.reading.classes
+        return tuple(map(str, range(self.num_classes)))
 
     @property
     def in_features(self) -> int:
@@ -73,3 +95,7 @@ class NodeData:
     def edge_dim(self) -> int | None:
         """Width of an edge's features, where edges have any."""
         return None if self.edge_features is None else self.edge_features.shape[1]
+
+
+AnyData = NodeData
+"""Data of any kind that can be trained on."""

@@ -1,0 +1,52 @@
+"""What a path has for a training: a folder of tables, or a file of one of the formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anyattention.errors import InvalidInputError
+from anyattention.training.data import AnyData
+from anyattention.training.npz import load_npz
+from anyattention.training.reading import Reading, ReadOptions
+from anyattention.training.tables import load_tables
+
+__all__ = ["load_source"]
+
+
+def load_source(name: str, options: ReadOptions, reading: Reading | None = None, *, to_train: bool = True) -> AnyData:
+    """The data of a folder or a file, by its suffix.
+
+    Args:
+        name: the path.
+        options: what the user says of them.
+        reading: how the data of the training were read; None where that is not known, and to train.
+        to_train: whether labels and splits must be there.
+
+    Raises:
+        InvalidInputError: nothing of the kind is there, or it cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".npz":
+        _refuse(options, path)
+        return load_npz(path, to_train=to_train, reading=reading)
+    if path.is_dir() or not path.suffix:
+        if not to_train and reading is None:
+            raise InvalidInputError(
+                argument="--model", expected="a folder that was trained on tables", actual="one that keeps no columns"
+            )
+        return load_tables(path, options, reading)
+    raise InvalidInputError(
+        argument="--data", expected="digits, a folder with tables, or a file that ends in .npz", actual=repr(name)
+    )
+
+
+def _refuse(options: ReadOptions, path: Path) -> None:
+    """Raise InvalidInputError where an option is given that says nothing of a file with arrays."""
+    for option, value in (
+        ("--directed", options.directed),
+        ("--category", options.categories),
+        ("--ignore", options.ignored),
+        ("--target", options.target),
+    ):
+        if value:
+            raise InvalidInputError(argument=option, expected="tables or GraphML", actual=str(path))
