@@ -44,6 +44,11 @@ _MODULES = {
         "anyattention.training",
         "NodeClassifierConfig",
     ),
+    "HeterogeneousNodeClassifier": (
+        "anyattention.training",
+        "anyattention.training",
+        "HeterogeneousNodeClassifierConfig",
+    ),
 }
 _WITH_PATTERN = ("ScaledDotProductAttention", "MultiHeadAttention")
 

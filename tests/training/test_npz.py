@@ -21,7 +21,7 @@ def test_sparse_features_are_row_normalised_and_stay_sparse(data_files, tmp_path
     assert data.features.layout == torch.sparse_csr
     np.testing.assert_allclose(data.features.to_dense().numpy(), whole / whole.sum(1, keepdims=True), rtol=1e-6)
     assert (data.name, data.metric, data.num_nodes, data.in_features, data.num_classes) == (
-        "made_up", "accuracy", 13, 5, 2
+        "made_up", "accuracy", 13, 20, 2
     )  # fmt: skip
     assert data.labels.tolist() == arrays["y"].tolist()
     assert [part.tolist() for part in data.splits[0]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]]

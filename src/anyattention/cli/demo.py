@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anyattention.cli.arguments import count, seed, use_threads
 
 if TYPE_CHECKING:
-    from anyattention.training import NodeClassifier, NodeData, Split
+    from anyattention.training import NodeData, Split
+    from anyattention.training.fitting import AnyClassifier
 
 __all__ = ["add_parser"]
 
@@ -107,7 +108,7 @@ The other {test:,} are the test.
 """
 
 
-def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
+def _what_it_learnt(model: AnyClassifier, data: NodeData, split: Split) -> str:
     """The digits it reads best and worst, its commonest mistake, and where its attention goes."""
 
     from anyattention.training import attention_within_classes, predict_logits

@@ -16,7 +16,7 @@ from anyattention.cli.arguments import add_data, load_data, print_notes, use_thr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anyattention.training import NodeClassifierConfig, NodeData
+    from anyattention.training import NodeClassifier, NodeClassifierConfig, NodeData
     from anyattention.training.data import AnyData
 
 __all__ = ["add_parser"]
@@ -57,34 +57,34 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.errors import InvalidInputError
     from anyattention.files import make_folder, write_atomically
     from anyattention.saving import read_metadata
-    from anyattention.training import NodeClassifier, Reading, ReadOptions, predict_logits
+    from anyattention.training import (
+        HeterogeneousNodeClassifier,
+        HeterogeneousNodeData,
+        NodeClassifier,
+        NodeData,
+        Reading,
+        ReadOptions,
+        predict_logits,
+    )
     from anyattention.training.reading import READING
 
     out = arguments.out or arguments.model / "predictions.csv"
     if out.suffix not in (".csv", ".npz"):
         raise InvalidInputError(argument="--out", expected="a file that ends in .csv or .npz", actual=repr(str(out)))
     model = anyattention.load(arguments.model)
-    if not isinstance(model, NodeClassifier):
+    if not isinstance(model, NodeClassifier | HeterogeneousNodeClassifier):
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
     kept = read_metadata(arguments.model, READING)
     reading = None if kept is None else Reading.from_json(kept)
     data = load_data(arguments.data, ReadOptions(), reading, to_train=False)
     use_threads(arguments.threads, data)
-    _require_fit(model.config, data)
     make_folder(out.parent)
     print_notes(arguments.data, data)
-    if data.edge_dim is not None and model.config.edge_dim is None:
-        print(
-            f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
-            file=sys.stderr,
-        )
-    if data.standardise and not model.config.standardise:
-        data = _standardised_by_itself(data)
-        print(
-            f"{arguments.model}: saved without the mean and deviation of its training's features, so those of "
-            f"{arguments.data} are used; train again to predict on other nodes.",
-            file=sys.stderr,
-        )
+    if isinstance(data, NodeData) and isinstance(model, NodeClassifier):
+        data = _fitted(model, data, arguments)
+    elif not isinstance(data, HeterogeneousNodeData) or not isinstance(model, HeterogeneousNodeClassifier):
+        kind = "one type" if isinstance(model, NodeClassifier) else "several types"
+        raise InvalidInputError(argument="--data", expected=f"data of {kind}, as in the training", actual=data.name)
     probabilities = predict_logits(model, data).softmax(1)
     write_atomically(out, _as_npz(data, probabilities) if out.suffix == ".npz" else _as_csv(data, probabilities))
     print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}{_counted(data, probabilities)}")
@@ -94,6 +94,24 @@ def _run(arguments: argparse.Namespace) -> int:
         share = f"{right:,} of the {int(known.sum()):,} labelled nodes ({right / int(known.sum()):.1%})"
         print(f"The class is that of the label for {share}, those that the network was trained on included.")
     return 0
+
+
+def _fitted(model: NodeClassifier, data: NodeData, arguments: argparse.Namespace) -> NodeData:
+    """The data as the model takes them; what is not as in the training is told."""
+    _require_fit(model.config, data)
+    if data.edge_dim is not None and model.config.edge_dim is None:
+        print(
+            f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
+            file=sys.stderr,
+        )
+    if not data.standardise or model.config.standardise:
+        return data
+    print(
+        f"{arguments.model}: saved without the mean and deviation of its training's features, so those of "
+        f"{arguments.data} are used; train again to predict on other nodes.",
+        file=sys.stderr,
+    )
+    return _standardised_by_itself(data)
 
 
 def _require_fit(config: NodeClassifierConfig, data: NodeData) -> None:
@@ -152,7 +170,7 @@ def _as_npz(data: AnyData, probabilities: Tensor) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
-    arrays = {"classes": probabilities.argmax(1).numpy(), "probabilities": probabilities.numpy()}
+    arrays: dict[str, Any] = {"classes": probabilities.argmax(1).numpy(), "probabilities": probabilities.numpy()}
     if data.ids is not None:
         arrays |= {"ids": np.array(data.ids), "class_names": np.array(data.class_names)}
     np.savez(content, **arrays)

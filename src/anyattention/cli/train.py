@@ -52,6 +52,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """Options of how tables are read."""
     group = parser.add_argument_group("tables")
     group.add_argument("--directed", action="store_true", help="edges go from source to target only")
+    group.add_argument("--target", metavar="TYPE", help="the type of nodes to classify, where several have labels")
     for name, text in (("category", "read a column of numbers as categories"), ("ignore", "do not use a column")):
         group.add_argument(f"--{name}", action="append", default=[], metavar="COLUMN", help=f"{text}; may be repeated")
 
@@ -98,7 +99,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.training import ReadOptions
     from anyattention.training.presets import told_choice
 
-    options = ReadOptions(arguments.seed, arguments.directed, tuple(arguments.category), tuple(arguments.ignore))
+    options = ReadOptions(
+        arguments.seed, arguments.directed, tuple(arguments.category), tuple(arguments.ignore), arguments.target
+    )
     data = load_data(arguments.data, options)
     use_threads(arguments.threads, data)
     config, settings = settings_for(data, _given(arguments))

@@ -1,8 +1,9 @@
 """Training for the commands: node classification."""
 
-from anyattention.training.data import Metric, NodeData, Split
+from anyattention.training.data import HeterogeneousNodeData, Metric, NodeData, Split
 from anyattention.training.digits import load_digits
 from anyattention.training.fitting import Epoch, Fit, FitSettings, attention_within_classes, fit, predict_logits
+from anyattention.training.heterogeneous_model import HeterogeneousNodeClassifier, HeterogeneousNodeClassifierConfig
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.npz import load_npz
 from anyattention.training.pictures import draw_attention
@@ -15,6 +16,9 @@ __all__ = [
     "Epoch",
     "Fit",
     "FitSettings",
+    "HeterogeneousNodeClassifier",
+    "HeterogeneousNodeClassifierConfig",
+    "HeterogeneousNodeData",
     "Metric",
     "NodeClassifier",
     "NodeClassifierConfig",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
+from anyattention.files import most_memory
 from anyattention.patterns import Graph
 from anyattention.training.features import FeatureKind, Look, look_at, look_at_sparse, rows_normalised, to_sparse
 from anyattention.training.reading import HOMOGENEOUS_RELATION, HOMOGENEOUS_TYPE, NodeReading, Reading
@@ -36,6 +37,9 @@ def read_array_features(
         kind: what those of the training were, which these are then too; None asks the features themselves.
         graph: over the nodes, for their structure.
         names: of the nodes.
+
+    Raises:
+        InvalidInputError: the kind is numbers, and a sparse matrix would be far larger with all of its zeros.
     """
     is_sparse = features.layout == torch.sparse_csr
     if kind is not None:
@@ -46,6 +50,10 @@ def read_array_features(
         return ArrayFeatures(structure_features(graph, names), look, False)
     if look.kind == "words":
         return ArrayFeatures(rows_normalised(features if is_sparse else to_sparse(features.numpy())), look, False)
+    if is_sparse and 4 * features.numel() > most_memory(8 * len(features.values())):
+        raise InvalidInputError(
+            argument="features", expected="numbers, as in the training", actual="few numbers in a large matrix"
+        )
     return ArrayFeatures(features.to_dense(), look, True)
 
 

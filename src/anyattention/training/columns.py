@@ -163,7 +163,7 @@ def read_columns(
             found = np.array([places.get(value, -1) for value in values], dtype=np.int64)
             rows = np.flatnonzero(found >= 0)
             features[rows, found[rows]] = 1.0
-            unknown = Counter(values[row] for row in np.flatnonzero(found < 0) if values[row])
+            unknown: Counter[str] = Counter(value for value in values if value and value not in places)
             gaps[column.name] = len(values) - len(rows) - sum(unknown.values())
             if unknown:
                 notes.append(

@@ -44,8 +44,8 @@ def look_at_sparse(features: Tensor) -> Look:
 
 def _look_at_share(share: float) -> Look:
     if share <= _FEW:
-        return Look("words", f"the features are sparse, as words are: {share:.2g} of them are not 0")
-    return Look("numbers", f"the features are numbers: {share:.2g} of them are not 0")
+        return Look("words", f"only {share:.2%} of the features are not 0, as with words")
+    return Look("numbers", f"{share:.0%} of the features are not 0")
 
 
 def to_sparse(features: np.ndarray) -> Tensor:

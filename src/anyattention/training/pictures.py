@@ -50,7 +50,7 @@ def draw_attention(model: NodeClassifier, data: NodeData, split: Split) -> bytes
     model.eval()
     with torch.no_grad():
         logits, weights = classify(model, data, return_weights="mean")
-    assert weights is not None
+    assert isinstance(weights, Tensor)
     predicted = logits.argmax(1)
     shown = 8 if data.images is not None else 6
     nodes = _choose_nodes(data, split.test, predicted, shown)

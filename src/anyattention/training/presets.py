@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from anyattention.training.data import NodeData
+from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData
 from anyattention.training.features import FeatureKind, Look, look_at, look_at_sparse
 
 __all__ = ["Preset", "look_of", "preset_for", "told_choice"]
@@ -17,7 +17,7 @@ _NAMES: dict[FeatureKind, str] = {
 
 
 class Preset(NamedTuple):
-    """Defaults by the names of `NodeClassifierConfig` and of `FitSettings`."""
+    """Defaults by the names of the classifier's config and of `FitSettings`."""
 
     model: dict[str, Any]
     fit: dict[str, Any]
@@ -48,12 +48,19 @@ _DENSE = Preset(
     {"epochs": 120, "learning_rate": 0.05, "weight_decay": 0.0, "patience": 40},
 )
 
+_HETEROGENEOUS = Preset(
+    {"score": "dot", "hidden": 64, "heads": 4, "dropout": 0.5},
+    {"epochs": 200, "learning_rate": 0.005, "weight_decay": 1e-3, "patience": 40},
+)
+
 # Structure alone has as many columns as words have, of which each says little.
 _PRESETS: dict[FeatureKind, Preset] = {"words": _SPARSE, "numbers": _DENSE, "structure": _SPARSE}
 
 
-def preset_for(data: NodeData) -> Preset:
-    """The defaults for the digits, and for what the features are: words, numbers, or the structure alone."""
+def preset_for(data: AnyData) -> Preset:
+    """The defaults for several types, for the digits, and for what features are: words, numbers, or the structure."""
+    if isinstance(data, HeterogeneousNodeData):
+        return _HETEROGENEOUS
     if data.images is not None:
         return _DIGITS
     return _PRESETS[look_of(data).kind]
@@ -68,8 +75,10 @@ def look_of(data: NodeData) -> Look:
     return look_at(data.features.numpy())
 
 
-def told_choice(data: NodeData) -> str:
+def told_choice(data: AnyData) -> str:
     """Which network the data's preset is, and why, in a sentence."""
+    if isinstance(data, HeterogeneousNodeData):
+        return "Network: attention over relations (HGT), since there are several types of nodes or edges."
     if data.images is not None:
         return "Network: the one for the digits."
     look = look_of(data)

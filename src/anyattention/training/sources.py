@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anyattention.errors import InvalidInputError
 from anyattention.training.data import AnyData
+from anyattention.training.heterogeneous_tables import are_heterogeneous_tables, load_heterogeneous_tables
 from anyattention.training.npz import load_npz
 from anyattention.training.reading import Reading, ReadOptions
 from anyattention.training.tables import load_tables
@@ -29,14 +30,19 @@ def load_source(name: str, options: ReadOptions, reading: Reading | None = None,
     if path.suffix == ".npz":
         _refuse(options, path)
         return load_npz(path, to_train=to_train, reading=reading)
-    if path.is_dir() or not path.suffix:
+    if path.is_dir():
         if not to_train and reading is None:
             raise InvalidInputError(
                 argument="--model", expected="a folder that was trained on tables", actual="one that keeps no columns"
             )
+        if are_heterogeneous_tables(path):
+            return load_heterogeneous_tables(path, options, reading)
         return load_tables(path, options, reading)
     raise InvalidInputError(
-        argument="--data", expected="digits, a folder with tables, or a file that ends in .npz", actual=repr(name)
+        argument="--data",
+        expected="digits, a folder with tables, or a file that ends in .graphml, .npz or .safetensors",
+        actual=repr(name),
+        hint=f"give the folder that has {path.name}" if path.suffix in (".csv", ".tsv", ".txt") else None,
     )
 
 

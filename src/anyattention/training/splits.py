@@ -106,11 +106,11 @@ def _split_of_column(table: Table, words: Sequence[str], labels: Tensor, seed: i
     """
     parts = np.array([_WORDS.get(word.lower(), -1) for word in words], dtype=np.int64)
     known = labels.numpy() >= 0
-    for row in np.flatnonzero(parts < 0):
+    for row in np.flatnonzero(parts < 0).tolist():
         if words[row]:
-            raise table.fault("split", int(row), "train, validation (or val), test, or nothing", repr(words[row]))
-    for row in np.flatnonzero((parts >= 0) & ~known):
-        raise table.fault("split", int(row), "nothing for a node without a label", repr(words[row]))
+            raise table.fault("split", row, "train, validation (or val), test, or nothing", repr(words[row]))
+    for row in np.flatnonzero((parts >= 0) & ~known).tolist():
+        raise table.fault("split", row, "nothing for a node without a label", repr(words[row]))
     notes = []
     if not (parts == 1).any() and (parts == 0).any():
         moved = _shares(np.where(parts == 0, labels.numpy(), -1), seed, 0.75, 0.25)[1]
