@@ -66,7 +66,8 @@ def load_data(name: str, options: ReadOptions, reading: Reading | None = None, *
 def print_notes(name: str, data: AnyData) -> None:
     """Say on stderr what was done with the file that its author may not expect, a line each."""
     for note in data.notes:
-        print(f"{name}: {note}", file=sys.stderr)
+        # Those of a table name it themselves.
+        print(note if note.startswith(name) else f"{name}: {note}", file=sys.stderr)
 
 
 def use_threads(threads: int | None, data: AnyData) -> None:

@@ -176,15 +176,15 @@ def read_columns(
 
 def described(what: str, columns: Sequence[Column]) -> str:
     """The columns of features in a sentence."""
-    numbers = [column.name for column in columns if column.kind == "number"]
-    categories = [f"{column.name!r} ({column.width:,})" for column in columns if column.kind == "category"]
     if not columns:
         return f"{what}: none."
-    parts = [f"{len(numbers):,} numbers: {listed(numbers)}"] if numbers else []
+    numbers = [column.name for column in columns if column.kind == "number"]
+    categories = [f"{column.name!r} ({column.width:,} of them)" for column in columns if column.kind == "category"]
+    parts = [f"numbers: {listed(numbers)}"] if numbers else []
     if categories:
         more = f" and {len(categories) - 10:,} more" if len(categories) > 10 else ""
-        parts.append(f"{len(categories):,} categories: {', '.join(categories[:10])}{more}")
-    return f"{what}: {'; '.join(parts)}."
+        parts.append(f"categories: {', '.join(categories[:10])}{more}")
+    return f"{what}, {'; '.join(parts)}."
 
 
 def not_used(table: Table, names: Sequence[str], columns: Sequence[Column]) -> tuple[str, ...]:

@@ -114,9 +114,9 @@ def read_table(path: Path, required: Sequence[str]) -> Table:
             hint='a field with a comma, a semicolon or a tab in it must be quoted: "a, b"',
         )
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    notes = [] if delimiter == "," else [f"{path.name}: {_DELIMITERS[delimiter]} separate the fields."]
+    notes = [] if delimiter == "," else [f"{path}: {_DELIMITERS[delimiter]} separate the fields."]
     if "" in names:
-        notes.append(f"{path.name}: a column without a name is not used.")
+        notes.append(f"{path}: a column without a name is not used.")
     table = Table(
         source=str(path),
         columns={

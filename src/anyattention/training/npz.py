@@ -22,6 +22,7 @@ from anyattention.training.data import NodeData, Split
 from anyattention.training.edges import ListedEdges, graph_of_edges, is_repeated
 from anyattention.training.model import sparse_csr
 from anyattention.training.reading import HOMOGENEOUS_TYPE, Reading
+from anyattention.training.splits import split_of_masks
 
 __all__ = ["load_npz"]
 
@@ -147,7 +148,7 @@ def _listed_split(arrays: Arrays, num_nodes: int, labels: Tensor) -> Split:
                 expected=f"node numbers from 0 to {num_nodes - 1}",
                 actual=f"{int(nodes.min())} to {int(nodes.max())}",
             )
-    return _split({key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}, labels)
+    return split_of_masks({key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}, labels)
 
 
 def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tensor:
@@ -206,7 +207,8 @@ def _masked_splits(arrays: Arrays, num_nodes: int, labels: Tensor) -> tuple[Spli
     if len(set(counts.values())) != 1 or not counts["train_masks"]:
         raise InvalidInputError(argument="train_masks", expected="as many splits in each of the masks", actual=counts)
     return tuple(
-        _split({key: rows[number] for key, rows in masks.items()}, labels) for number in range(counts["train_masks"])
+        split_of_masks({key: rows[number] for key, rows in masks.items()}, labels)
+        for number in range(counts["train_masks"])
     )
 
 
@@ -241,23 +243,6 @@ def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tup
             actual=f"{len(classes)} classes" + (f" from {classes[0]} to {classes[-1]}" if len(classes) else ""),
         )
     return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
-
-
-def _split(masks: Mapping[str, np.ndarray], labels: Tensor) -> Split:
-    """A split of masks (or counts) over the nodes; a node is in one part, once."""
-    total = np.sum([mask.astype(np.int64) for mask in masks.values()], axis=0)
-    if (total > 1).any():
-        raise InvalidInputError(
-            argument="splits",
-            expected="each node in one part, once",
-            actual=f"node {int(np.argmax(total > 1))} repeated",
-        )
-    for key, mask in masks.items():
-        if not mask.any():
-            raise InvalidInputError(argument=key, expected="at least one node", actual="none")
-        if mask[labels.numpy() == -1].any():
-            raise InvalidInputError(argument=key, expected="labelled nodes", actual="a node without a label")
-    return Split(*(torch.from_numpy(np.flatnonzero(mask)) for mask in masks.values()))
 
 
 def _require_finite(key: str, values: np.ndarray) -> None:

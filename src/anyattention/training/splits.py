@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from anyattention.training.data import Split
 from anyattention.training.delimited import Table, listed
 from anyattention.training.reading import ReadOptions
 
-__all__ = ["ReadLabels", "class_names_of", "draw_split", "labels_of_table", "numbered"]
+__all__ = ["ReadLabels", "class_names_of", "draw_split", "labels_of_table", "numbered", "split_of_masks", "told_labels"]
 
 # Of each class; the others are for the test.
 _TRAIN, _VALIDATION = 0.6, 0.2
@@ -65,16 +65,23 @@ def labels_of_table(table: Table, options: ReadOptions, classes: tuple[str, ...]
         split, notes = draw_split(labels, options.seed, table.place("label")), ()
         how = f"drawn by --seed {options.seed}, 60%, 20% and 20% of each class"
     _require_every_class(split, labels, class_names, table)
+    facts = told_labels(labels, class_names, (split,), how)
+    return ReadLabels(labels, class_names, (split,), notes, facts)
+
+
+def told_labels(labels: Tensor, class_names: Sequence[str], splits: Sequence[Split], how: str) -> tuple[str, ...]:
+    """The classes and the parts of the (first) split in sentences, and how the split came about."""
     counts = labels[labels >= 0].bincount(minlength=len(class_names)).tolist()
     shown = [f"{name} ({count:,})" for name, count in zip(class_names, counts, strict=True)]
     more = f" and {len(shown) - 10:,} more" if len(shown) > 10 else ""
-    facts = (
+    unknown = int((labels < 0).sum())
+    train, validation, test = map(len, splits[0])
+    return (
         f"{len(class_names):,} classes: {', '.join(shown[:10])}{more}"
-        + (f"; {int((labels < 0).sum()):,} nodes have no label." if (labels < 0).any() else "."),
-        f"{len(split.train):,} labels are for the training, {len(split.validation):,} for the validation and "
-        f"{len(split.test):,} for the test, {how}.",
+        + (f"; {unknown:,} nodes have no label." if unknown else "."),
+        f"{train:,} labels are for the training, {validation:,} for the validation and {test:,} for the test, {how}."
+        + (f" There are {len(splits)} such splits." if len(splits) > 1 else ""),
     )
-    return ReadLabels(labels, class_names, (split,), notes, facts)
 
 
 def class_names_of(labels: Sequence[str]) -> tuple[str, ...]:
@@ -127,6 +134,27 @@ def _split_of_column(table: Table, words: Sequence[str], labels: Tensor, seed: i
     if unused:
         notes.append(f"{table.place('split')}: {unused:,} nodes have a label and are in no part; theirs are not used.")
     return Split(*(torch.from_numpy(np.flatnonzero(parts == part)) for part in range(3))), tuple(notes)
+
+
+def split_of_masks(masks: Mapping[str, np.ndarray], labels: Tensor) -> Split:
+    """A split of masks (or counts) over the nodes, by the names of its parts; a node is in one part, once.
+
+    Raises:
+        InvalidInputError: a node in two parts, one without a label, or an empty part.
+    """
+    total = np.sum([mask.astype(np.int64) for mask in masks.values()], axis=0)
+    if (total > 1).any():
+        raise InvalidInputError(
+            argument="splits",
+            expected="each node in one part, once",
+            actual=f"node {int(np.argmax(total > 1))} repeated",
+        )
+    for key, mask in masks.items():
+        if not mask.any():
+            raise InvalidInputError(argument=key, expected="at least one node", actual="none")
+        if mask[labels.numpy() == -1].any():
+            raise InvalidInputError(argument=key, expected="labelled nodes", actual="a node without a label")
+    return Split(*(torch.from_numpy(np.flatnonzero(mask)) for mask in masks.values()))
 
 
 def draw_split(labels: Tensor, seed: int, source: str) -> Split:
