@@ -97,31 +97,18 @@ def read_table(path: Path, required: Sequence[str]) -> Table:
     """
     text, size = _read_text(path)
     delimiter = _delimiter_of(text, required)
-    header, rows, lines = _parse(path, text, delimiter)
+    header, fields, lines = _parse(path, text, delimiter)
     names = [name.strip() for name in header]
-    table = Table(str(path), {}, lines, size)
     for place, name in enumerate(names):
         if name and name in names[:place]:
             raise InvalidInputError(argument=f"{path}, line 1", expected="each column once", actual=f"{name!r} twice")
-    widths = set(map(len, rows)) - {len(names)}
-    if widths:
-        row = next(number for number, fields in enumerate(rows) if len(fields) in widths)
-        raise table.fault(
-            None,
-            row,
-            f"{len(names)} fields, as in the first line",
-            f"{len(rows[row])}",
-            hint='a field with a comma, a semicolon or a tab in it must be quoted: "a, b"',
-        )
-    columns = zip(*rows, strict=True) if rows else [()] * len(names)
     notes = [] if delimiter == "," else [f"{path}: {_DELIMITERS[delimiter]} separate the fields."]
     if "" in names:
         notes.append(f"{path}: a column without a name is not used.")
+    width = len(names)
     table = Table(
         source=str(path),
-        columns={
-            name: [field.strip() for field in column] for name, column in zip(names, columns, strict=True) if name
-        },
+        columns={name: [field.strip() for field in fields[place::width]] for place, name in enumerate(names) if name},
         rows=lines,
         size=size,
         decimal_comma=delimiter != ",",
@@ -177,40 +164,51 @@ def _reader(text: str, delimiter: str) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
-def _parse(path: Path, text: str, delimiter: str) -> tuple[list[str], list[list[str]], Sequence[int]]:
-    """The first line's fields, those of the others, and the lines where these begin."""
+def _parse(path: Path, text: str, delimiter: str) -> tuple[list[str], list[str], Sequence[int]]:
+    """The first line's fields, those of all others in a row, and the lines where these begin."""
     reader = _reader(text, delimiter)
-    rows = []
+    header: list[str] = []
+    # One list for all fields: a million small ones would keep the garbage collector busy.
+    fields: list[str] = []
+    width, before = 0, 0
     try:
         for row in reader:
-            if row:
-                rows.append(row)
+            if len(row) == width and width:
+                fields += row
+            elif row and not width:
+                header, width = row, len(row)
+            elif not _is_blank(row):
+                raise InvalidInputError(
+                    argument=f"{path}, line {before + 1}",
+                    expected=f"{width} fields, as in the first line",
+                    actual=f"{len(row)}",
+                    hint='a field with a comma, a semicolon or a tab in it must be quoted: "a, b"',
+                )
+            before = reader.line_num
     except csv.Error as fault:
         raise InvalidInputError(
             argument=f"{path}, line {reader.line_num}",
             expected='fields that are whole, those with a quote in them as "a ""b"" c"',
             actual=str(fault),
         ) from fault
-    if not rows:
+    if not width:
         raise InvalidInputError(argument=f"{path}, line 1", expected="the names of the columns", actual="an empty file")
-    width = len(rows[0])
-    if reader.line_num == len(rows):
-        lines: Sequence[int] = range(2, len(rows) + 1)
-    else:
-        lines = _first_lines(text, delimiter)[1:]
-    # Spaces alone are a blank line too.
-    is_blank = [width > 1 and len(row) == 1 and not row[0].strip() for row in rows[1:]]
-    if any(is_blank):
-        lines = [line for line, blank in zip(lines, is_blank, strict=True) if not blank]
-        rows = rows[:1] + [row for row, blank in zip(rows[1:], is_blank, strict=True) if not blank]
-    return rows[0], rows[1:], lines
+    count = len(fields) // width
+    if reader.line_num == count + 1:
+        return header, fields, range(2, count + 2)
+    return header, fields, _first_lines(text, delimiter, width)[1:]
 
 
-def _first_lines(text: str, delimiter: str) -> list[int]:
+def _is_blank(row: list[str]) -> bool:
+    return not row or (len(row) == 1 and not row[0].strip())
+
+
+def _first_lines(text: str, delimiter: str, width: int) -> list[int]:
+    """The lines where the rows begin, that of the names first."""
     reader = _reader(text, delimiter)
     lines, before = [], 0
     for row in reader:
-        if row:
+        if len(row) == width:
             lines.append(before + 1)
         before = reader.line_num
     return lines

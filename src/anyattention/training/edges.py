@@ -48,8 +48,17 @@ class ListedEdges(NamedTuple):
 
 
 def is_repeated(keys: np.ndarray) -> np.ndarray:
-    """Which columns repeat an earlier one."""
-    order = np.lexsort(keys)
+    """Which columns of keys `(2 or more, edges)` int64 repeat an earlier one."""
+    # Only edges whose first two keys come again are compared in full. What overflows does so alike.
+    with np.errstate(over="ignore"):
+        pairs = keys[0] * (keys[1].max(initial=0) + 1) + keys[1]
+    order = np.argsort(pairs, kind="stable")
+    follows = np.zeros(len(order), dtype=bool)
+    follows[1:] = pairs[order[1:]] == pairs[order[:-1]]
+    comes_again = follows.copy()
+    comes_again[:-1] |= follows[1:]
+    some = np.sort(order[comes_again])
+    order = some[np.lexsort(keys[:, some])]
     repeated = np.zeros(keys.shape[1], dtype=bool)
     repeated[order[1:]] = (keys[:, order[1:]] == keys[:, order[:-1]]).all(0)
     return repeated
