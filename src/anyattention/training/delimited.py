@@ -66,7 +66,7 @@ class Table:
         raise self.fault(
             None,
             None,
-            f"a {self.column_word} {column!r}",
+            f"{'an' if self.column_word[0] in 'aeiou' else 'a'} {self.column_word} {column!r}",
             f"the {self.column_word}s {listed(self.columns)}",
             hint=f"{near[0]!r} has other capital letters: names count as they are written" if near else hint,
         )

@@ -49,8 +49,8 @@ _DENSE = Preset(
 )
 
 _HETEROGENEOUS = Preset(
-    {"score": "dot", "hidden": 64, "heads": 4, "dropout": 0.5},
-    {"epochs": 200, "learning_rate": 0.005, "weight_decay": 1e-3, "patience": 40},
+    {"score": "dot", "hidden": 64, "heads": 4, "dropout": 0.3},
+    {"epochs": 200, "learning_rate": 0.005, "weight_decay": 1e-4, "patience": 30},
 )
 
 # Structure alone has as many columns as words have, of which each says little.
