@@ -55,6 +55,8 @@ def read_nodes(table: Table, options: ReadOptions, reading: NodeReading | None) 
     """The features of a table of nodes; reading: how that of the training was read, None to train."""
     names = [name for name in table.columns if name not in NOT_FEATURES]
     if reading is not None:
+        if not reading.columns and reading.kind != "structure":
+            raise table.fault(None, None, "arrays of features, as in the training", "a table")
         columns, look = reading.columns, Look(reading.kind, "the training had such")
         notes = not_used(table, names, columns)
     else:

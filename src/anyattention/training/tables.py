@@ -61,6 +61,8 @@ def data_of_tables(name: str, nodes: Table, edges: Table, options: ReadOptions, 
     require_options(options, (nodes, edges))
     if reading is not None and not reading.is_homogeneous:
         raise InvalidInputError(argument=name, expected="several types of nodes, as in the training", actual="one")
+    if options.target is not None:
+        raise InvalidInputError(argument="--target", expected="several types of nodes", actual="one")
     own = None if reading is None else reading.nodes[HOMOGENEOUS_TYPE]
     ids = ids_of_table(nodes)
     found = read_nodes(nodes, options, own)
