@@ -16,8 +16,9 @@ from anyattention.cli.arguments import add_data, load_data, print_notes, use_thr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anyattention.training import NodeClassifier, NodeClassifierConfig, NodeData
+    from anyattention.training import NodeData
     from anyattention.training.data import AnyData
+    from anyattention.training.fitting import AnyClassifier, AnyConfig
 
 __all__ = ["add_parser"]
 
@@ -59,7 +60,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from anyattention.saving import read_metadata
     from anyattention.training import (
         HeterogeneousNodeClassifier,
-        HeterogeneousNodeData,
         NodeClassifier,
         NodeData,
         Reading,
@@ -78,13 +78,11 @@ def _run(arguments: argparse.Namespace) -> int:
     reading = None if kept is None else Reading.from_json(kept)
     data = load_data(arguments.data, ReadOptions(), reading, to_train=False)
     use_threads(arguments.threads, data)
+    _require_fit(model, data)
     make_folder(out.parent)
     print_notes(arguments.data, data)
-    if isinstance(data, NodeData) and isinstance(model, NodeClassifier):
-        data = _fitted(model, data, arguments)
-    elif not isinstance(data, HeterogeneousNodeData) or not isinstance(model, HeterogeneousNodeClassifier):
-        kind = "one type" if isinstance(model, NodeClassifier) else "several types"
-        raise InvalidInputError(argument="--data", expected=f"data of {kind}, as in the training", actual=data.name)
+    if isinstance(data, NodeData):
+        data = _as_trained(model.config, data, arguments)
     probabilities = predict_logits(model, data).softmax(1)
     write_atomically(out, _as_npz(data, probabilities) if out.suffix == ".npz" else _as_csv(data, probabilities))
     print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}{_counted(data, probabilities)}")
@@ -96,15 +94,53 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fitted(model: NodeClassifier, data: NodeData, arguments: argparse.Namespace) -> NodeData:
+def _require_fit(model: AnyClassifier, data: AnyData) -> None:
+    """Raise where the data are not of the kind and the sizes of those that the model was trained on."""
+    from anyattention.errors import InvalidInputError
+    from anyattention.training import NodeClassifier, NodeData
+
+    is_one_type = isinstance(model, NodeClassifier)
+    if is_one_type != isinstance(data, NodeData):
+        kind = "one type" if is_one_type else "several types"
+        raise InvalidInputError(argument="--data", expected=f"data of {kind}, as in the training", actual=data.name)
+    config, sizes = model.config, data.sizes
+    # Names must be there for each class of the model.
+    fits = config.num_classes == data.num_classes if data.ids else config.num_classes >= data.num_classes
+    if config.in_features != _plain(sizes["in_features"]) or not fits:
+        bound = "" if data.ids else "at most "
+        raise InvalidInputError(
+            argument="--data",
+            expected=f"{_told(config.in_features)} features and {bound}{config.num_classes} classes, as in the "
+            "training",
+            actual=f"{_told(_plain(sizes['in_features']))} features and {data.num_classes} classes",
+        )
+    if is_one_type and config.edge_dim is not None and config.edge_dim != sizes["edge_dim"]:
+        raise InvalidInputError(
+            argument="--data",
+            expected=f"edges with {config.edge_dim} features, as in the training",
+            actual=f"edges with {sizes['edge_dim'] or 'no'} features",
+        )
+
+
+def _plain(in_features: Any) -> Any:
+    """The widths as a config has them: a number, or pairs of a type and a number."""
+    return tuple(in_features.items()) if isinstance(in_features, dict) else in_features
+
+
+def _told(in_features: Any) -> str:
+    if isinstance(in_features, int):
+        return str(in_features)
+    return ", ".join(f"{width} {name}" for name, width in in_features)
+
+
+def _as_trained(config: AnyConfig, data: NodeData, arguments: argparse.Namespace) -> NodeData:
     """The data as the model takes them; what is not as in the training is told."""
-    _require_fit(model.config, data)
-    if data.edge_dim is not None and model.config.edge_dim is None:
+    if data.edge_dim is not None and config.edge_dim is None:
         print(
             f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
             file=sys.stderr,
         )
-    if not data.standardise or model.config.standardise:
+    if not data.standardise or getattr(config, "standardise", True):
         return data
     print(
         f"{arguments.model}: saved without the mean and deviation of its training's features, so those of "
@@ -112,23 +148,6 @@ def _fitted(model: NodeClassifier, data: NodeData, arguments: argparse.Namespace
         file=sys.stderr,
     )
     return _standardised_by_itself(data)
-
-
-def _require_fit(config: NodeClassifierConfig, data: NodeData) -> None:
-    from anyattention.errors import InvalidInputError
-
-    if config.in_features != data.in_features or config.num_classes < data.num_classes:
-        raise InvalidInputError(
-            argument="--data",
-            expected=f"{config.in_features} features and at most {config.num_classes} classes, as in the training",
-            actual=f"{data.in_features} features and {data.num_classes} classes",
-        )
-    if config.edge_dim is not None and config.edge_dim != data.edge_dim:
-        raise InvalidInputError(
-            argument="--data",
-            expected=f"edges with {config.edge_dim} features, as in the training",
-            actual=f"edges with {data.edge_dim or 'no'} features",
-        )
 
 
 def _standardised_by_itself(data: NodeData) -> NodeData:

@@ -119,7 +119,8 @@ def _homogeneous(
     kind = None if reading is None else reading.nodes[target].kind
     if x is None and kind in ("words", "numbers"):
         raise _fault(path, target, "x", "features, as in the training", "none")
-    found = read_array_features(torch.zeros(count, 1, device="cpu") if x is None else x, kind, graph, names)
+    nothing = torch.zeros(count, 1, dtype=torch.float32, device="cpu")
+    found = read_array_features(nothing if x is None else x, kind, graph, names)
     look = Look("structure", "there are no features") if x is None else found.look
     return NodeData(
         name=path.stem,
