@@ -182,7 +182,7 @@ def test_several_types_end_to_end(tmp_path: Path, capsys, require) -> None:
         "60 paper. Features, numbers: 'year'.",
         "60 edges author-writes-paper.",
         "Edges count in both directions.",
-        "To learn: the classes of paper. 2 classes: db (20), ml (20); 20 nodes have no label.",
+        "To learn: the classes of paper. 2 classes: db (20), ml (20); 20 nodes without a label.",
         "Network: attention over relations (HGT), since there are several types of nodes or edges.",
     ):
         assert line in printed.splitlines()

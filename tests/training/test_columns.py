@@ -93,7 +93,7 @@ def test_what_a_training_did_not_have() -> None:
     assert notes == (
         "nodes.csv: missing in column 'x' (1), 'colour' (1), of 3 rows: a missing number is the mean, a missing "
         "category is none.",
-        "nodes.csv, column 'colour': 'green' in 1 rows: the training had no such category, so that it counts as none.",
+        "nodes.csv, column 'colour': 'green' in 1 row: the training had no such category, so that it counts as none.",
     )
     with pytest.raises(InvalidInputError, match=r"expected a column 'x', got the columns 'colour'\. the training"):
         read_columns(table({"colour": ["red"]}), columns)
@@ -110,7 +110,7 @@ def test_what_a_training_did_not_have() -> None:
             ["1", "2", "old"],
             "nodes.csv, line 4, column 'x': expected a number, as in 2 other rows, got 'old'. --category x ",
         ),
-        (["A1", "2", "B3"], "line 2, column 'x': expected a number, as in 1 other rows, got 'A1'"),
+        (["A1", "2", "B3"], "line 2, column 'x': expected a number, as in 1 other row, got 'A1'"),
         (["1_000", "2", "3"], "got '1_000'"),
         (["1", "inf", "3"], "line 3, column 'x': expected a finite number, got 'inf'"),
         (["1", "1e999", "3"], "expected a finite number, got '1e999'"),

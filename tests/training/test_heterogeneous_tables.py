@@ -96,10 +96,16 @@ def test_it_learns_and_reads_new_tables_in_the_same_way(tmp_path: Path) -> None:
     torch.testing.assert_close(predict_logits(again, new), logits[torch.from_numpy(order)], rtol=1e-4, atol=1e-4)
     # A relation may be missing, a type may not.
     (tmp_path / "new/edges-paper-cites-paper.csv").unlink()
-    part = load_heterogeneous_tables(tmp_path / "new", reading=data.reading)
+    more = {"nodes-shop.csv": [["id"], ["s"]], "edges-shop-sells-paper.csv": [["source", "target"], ["s", "p1"]]}
+    part = load_heterogeneous_tables(write(tmp_path / "new", more), reading=data.reading)
     assert predict_logits(again, part).shape == (60, 3)
+    unused = f"'{tmp_path / 'new/nodes-shop.csv'}', '{tmp_path / 'new/edges-shop-sells-paper.csv'}'"
+    assert part.notes[:2] == (
+        f"{tmp_path / 'new'}: not used, since the training had no such table: {unused}.",
+        f"{tmp_path / 'new'}: no table 'edges-paper-cites-paper.csv', which the training had: there are no such edges.",
+    )
     (tmp_path / "new/nodes-author.csv").unlink()
-    with pytest.raises(InvalidInputError, match=r"expected nodes-author.csv, as in the training, got 'paper'"):
+    with pytest.raises(InvalidInputError, match=r"expected nodes-author.csv, as in the training, got 'paper', 'shop'"):
         load_heterogeneous_tables(tmp_path / "new", reading=data.reading)
 
 

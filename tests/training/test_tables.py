@@ -58,7 +58,7 @@ def test_the_graph_is_that_of_networkx(seed: int, directed: bool, tmp_path: Path
     np.testing.assert_array_equal(data.graph.to_dense().numpy(), expected)
     assert data.graph.num_edges == expected.sum()
     repeated = len(pairs) - len({pair if directed else tuple(sorted(pair)) for pair in pairs})
-    assert any(f"{repeated} edges are listed again" in note for note in data.notes) == bool(repeated)
+    assert any(f"{repeated} edge{'s' * (repeated > 1)} listed again" in note for note in data.notes) == bool(repeated)
 
 
 def test_features_of_edges_go_with_their_edges(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_features_of_edges_go_with_their_edges(tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for pair, features in expected.items():
         np.testing.assert_allclose(sorted(found[pair]), sorted(features), rtol=1e-6)
-    assert data.notes[-1].endswith("edges.csv: 1 edges are listed again, either way round; each counts once.")
+    assert data.notes[-1].endswith("edges.csv: 1 edge listed again, either way round: each counts once.")
 
 
 def test_numbers_words_and_structure(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_split_of_the_table(tmp_path: Path) -> None:
     words = ["train"] * 4 + ["val", "Validation", "valid", "test", "TEST", "", "test", ""]
     data = load_tables(write(tmp_path / "data", labelled(split=words), [["source", "target"]]))
     assert [part.tolist() for part in data.splits[0]] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 10]]
-    assert "2 nodes have a label and are in no part" in data.notes[-1]
+    assert "2 nodes with a label in no part: not used" in data.notes[-1]
     words = ["train"] * 8 + ["test"] * 4
     data = load_tables(write(tmp_path / "data", labelled(split=words), [["source", "target"]]))
     assert [len(part) for part in data.splits[0]] == [6, 2, 4]
@@ -162,6 +162,13 @@ def test_a_split_of_the_table(tmp_path: Path) -> None:
 def test_classes_are_in_order() -> None:
     assert class_names_of(["10", "", "9", "010"]) == ("9", "010", "10")
     assert class_names_of(["b", "10", "a"]) == ("10", "a", "b")
+
+
+def test_a_class_that_looks_like_none(tmp_path: Path) -> None:
+    nodes = [[*row[:1], ["NA", "odd", "even"][number % 3]] for number, row in enumerate(labelled()[1:])]
+    data = load_tables(write(tmp_path / "data", [["id", "label"], *nodes], [["source", "target"]]))
+    assert data.class_names == ("NA", "even", "odd")
+    assert data.notes[-1].endswith("'NA' is a class like others. Where a label is unknown, leave it empty.")
 
 
 def nodes_of(*rows: str) -> str:
@@ -187,6 +194,7 @@ GOOD = ["a,x,train,1", "b,y,train,2", "c,x,val,3", "d,y,test,4"]
             "source,target\n,b\n",
             "edges.csv, line 2, column 'source': expected an id of the nodes, got nothing",
         ),
+        (nodes_of("1,x,train,1"), EDGES + "1.0,1\n", "got '1.0'. the nodes have '1': write the column as whole"),
         (nodes_of(*GOOD), "from,to\na,b\n", "edges.csv: expected a column 'source', got the columns 'from', 'to'"),
         (
             nodes_of(*GOOD, "a,x,,1"),
@@ -220,7 +228,7 @@ GOOD = ["a,x,train,1", "b,y,train,2", "c,x,val,3", "d,y,test,4"]
         (
             nodes_of(*GOOD),
             "source,target,w\na,b,1\na,c,x\n",
-            "edges.csv, line 3, column 'w': expected a number, as in 1 other rows, got 'x'",
+            "edges.csv, line 3, column 'w': expected a number, as in 1 other row, got 'x'",
         ),
     ],
 )
@@ -264,7 +272,7 @@ def test_other_tables_are_read_as_those_of_the_training(tmp_path: Path) -> None:
     told = "\n".join(new.notes)
     for part in (
         "not used, since the training did not: column 'extra'",
-        "'Kiel' in 1 rows: the training had no such",
+        "'Kiel' in 1 row: the training had no such",
         "missing in column 'age' (1)",
     ):
         assert part in told
@@ -276,4 +284,4 @@ def test_other_tables_are_read_as_those_of_the_training(tmp_path: Path) -> None:
     (tmp_path / "new/nodes.csv").write_text("id,age,town,label\nu,5,Rom,odd\nv,6,Rom,other\n")
     again = load_tables(tmp_path / "new", reading=old.reading)
     assert again.labels.tolist() == [1, -1]
-    assert "'other' in 1 rows is no class of the training; these labels are not compared" in again.notes[-1]
+    assert "'other' in 1 row is no class of the training; these labels are not compared" in again.notes[-1]

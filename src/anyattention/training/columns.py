@@ -14,12 +14,22 @@ import numpy as np
 
 from anyattention.errors import InvalidConfigError
 from anyattention.files import most_memory
-from anyattention.training.delimited import Table, listed
+from anyattention.training.delimited import Table, counted, listed
 
-__all__ = ["Column", "columns_from_json", "columns_to_json", "described", "measure_columns", "not_used", "read_columns"]
+__all__ = [
+    "MISSING",
+    "Column",
+    "columns_from_json",
+    "columns_to_json",
+    "described",
+    "measure_columns",
+    "not_used",
+    "read_columns",
+]
 
-# In a column of numbers; in one of categories only an empty field is missing: "None" may be a category.
-_MISSING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A"))
+MISSING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A"))
+"""What is missing in a column of numbers; in one of categories only an empty field is: "None" may be a category."""
+
 _MANY_CATEGORIES, _FEW_CATEGORIES = 1000, 20
 
 
@@ -166,9 +176,10 @@ def read_columns(
             unknown: Counter[str] = Counter(value for value in values if value and value not in places)
             gaps[column.name] = len(values) - len(rows) - sum(unknown.values())
             if unknown:
+                rows_told = counted(sum(unknown.values()), "row")
                 notes.append(
-                    f"{table.place(column.name)}: {listed(sorted(unknown))} in {sum(unknown.values()):,} rows: the "
-                    "training had no such category, so that it counts as none."
+                    f"{table.place(column.name)}: {listed(sorted(unknown))} in {rows_told}: the training had no such "
+                    "category, so that it counts as none."
                 )
         start += column.width
     return features, (*_told_gaps(table, gaps), *notes)
@@ -219,13 +230,13 @@ def _numbers(table: Table, name: str, *, must_be: bool = False) -> np.ndarray | 
     if found is None:
         parsed = [_number(value, table.decimal_comma) for value in values]
         wrong = next(row for row, number in enumerate(parsed) if number is None)
-        good = sum(number is not None for number, value in zip(parsed, values, strict=True) if value not in _MISSING)
+        good = sum(number is not None for number, value in zip(parsed, values, strict=True) if value not in MISSING)
         if not good and not must_be:
             return None
         raise table.fault(
             name,
             wrong,
-            "a number, as in the training" if must_be else f"a number, as in {good:,} other rows",
+            "a number, as in the training" if must_be else f"a number, as in {counted(good, 'other row')}",
             repr(values[wrong]),
             hint=None
             if must_be
@@ -240,7 +251,7 @@ def _numbers(table: Table, name: str, *, must_be: bool = False) -> np.ndarray | 
 
 def _converted(values: Sequence[str]) -> np.ndarray | None:
     try:
-        found = np.array([math.nan if value in _MISSING else float(value) for value in values], dtype=np.float64)
+        found = np.array([math.nan if value in MISSING else float(value) for value in values], dtype=np.float64)
     except ValueError:
         return None
     # Python's own spelling of 1000 as 1_000 is no number in a table.
@@ -248,7 +259,7 @@ def _converted(values: Sequence[str]) -> np.ndarray | None:
 
 
 def _number(value: str, decimal_comma: bool) -> float | None:
-    if value in _MISSING:
+    if value in MISSING:
         return math.nan
     if decimal_comma and value.count(",") == 1:
         value = value.replace(",", ".")

@@ -12,7 +12,7 @@ from typing import Any
 from anyattention.errors import InvalidInputError
 from anyattention.files import require_file
 
-__all__ = ["Table", "read_table"]
+__all__ = ["Table", "counted", "listed", "read_table"]
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _FEWEST_LISTED = 12
@@ -70,6 +70,11 @@ class Table:
             f"the {self.column_word}s {listed(self.columns)}",
             hint=f"{near[0]!r} has other capital letters: names count as they are written" if near else hint,
         )
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def listed(names: Any) -> str:

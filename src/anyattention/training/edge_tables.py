@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from anyattention.training.columns import Column, measure_columns, not_used, read_columns
-from anyattention.training.delimited import Table
+from anyattention.training.delimited import Table, counted
 from anyattention.training.edges import ListedEdges
 from anyattention.training.reading import ReadOptions
 
@@ -38,7 +38,9 @@ def read_edges(
         if (ends[place] < 0).any():
             row = int(np.argmax(ends[place] < 0))
             actual = repr(values[row]) if values[row] else "nothing"
-            raise table.fault(column, row, "an id of the nodes", actual)
+            near = values[row].removesuffix(".0")
+            hint = f"the nodes have {near!r}: write the column as whole numbers" if near in ids else None
+            raise table.fault(column, row, "an id of the nodes", actual, hint=hint)
     if not columns:
         return ListedEdges(ends), ()
     features, notes = read_columns(table, columns)
@@ -50,4 +52,4 @@ def told_repeated(table: Table, repeated: int, directed: bool) -> tuple[str, ...
     if not repeated:
         return ()
     how = "" if directed else ", either way round"
-    return (f"{table.source}: {repeated:,} edges are listed again{how}; each counts once.",)
+    return (f"{table.source}: {counted(repeated, 'edge')} listed again{how}: each counts once.",)

@@ -16,7 +16,7 @@ from anyattention.errors import InvalidInputError
 from anyattention.patterns import Graph, HeterogeneousGraph
 from anyattention.training.columns import described
 from anyattention.training.data import HeterogeneousNodeData
-from anyattention.training.delimited import Table, listed, read_table
+from anyattention.training.delimited import Table, counted, listed, read_table
 from anyattention.training.edge_tables import ENDS, edge_columns, read_edges, told_repeated
 from anyattention.training.node_tables import ReadNodes, ids_of_table, read_nodes
 from anyattention.training.reading import NodeReading, Reading, ReadOptions
@@ -33,6 +33,7 @@ class _Tables:
 
     nodes: Mapping[str, Table]
     edges: Mapping[Relation, Table]
+    notes: tuple[str, ...] = ()
 
 
 def are_heterogeneous_tables(folder: Path) -> bool:
@@ -58,10 +59,6 @@ def load_heterogeneous_tables(
             several ones have labels and none is chosen.
     """
     folder, options = Path(folder), options or ReadOptions()
-    if (folder / "nodes.csv").exists():
-        raise InvalidInputError(
-            argument=str(folder), expected="nodes.csv or tables nodes-TYPE.csv", actual="both: which is meant?"
-        )
     tables = _read_tables(folder, reading)
     require_options(options, (*tables.nodes.values(), *tables.edges.values()))
     target = _target(folder, tables, options) if reading is None else reading.target
@@ -92,11 +89,11 @@ def load_heterogeneous_tables(
             columns,
         ),
         edge_features=edge_features,
-        notes=(*(note for each in found.values() for note in each.notes), *notes, *labels.notes),
+        notes=(*tables.notes, *(note for each in found.values() for note in each.notes), *notes, *labels.notes),
         ids=tuple(ids[target]),
         facts=(
             *(f"{len(own):,} {name}. {_described(found[name])}" for name, own in ids.items()),
-            *(f"{each.shape[1]:,} edges {'-'.join(relation)}." for relation, each in edge_index.items()),
+            *(f"{counted(each.shape[1], 'edge')} {'-'.join(relation)}." for relation, each in edge_index.items()),
             "Edges go from source to target only." if directed else "Edges count in both directions.",
             f"To learn: the classes of {target}. {labels.facts[0]}" if labels.facts else "",
             *labels.facts[1:],
@@ -111,6 +108,10 @@ def _described(found: ReadNodes) -> str:
 
 
 def _read_tables(folder: Path, reading: Reading | None) -> _Tables:
+    if (folder / "nodes.csv").exists():
+        raise InvalidInputError(
+            argument=str(folder), expected="nodes.csv or tables nodes-TYPE.csv", actual="both: which is meant?"
+        )
     paths = {path.name.removeprefix("nodes-").removesuffix(".csv"): path for path in sorted(folder.glob("nodes-*.csv"))}
     wanted = list(paths) if reading is None else list(reading.nodes)
     for name in wanted:
@@ -120,15 +121,24 @@ def _read_tables(folder: Path, reading: Reading | None) -> _Tables:
             )
     nodes = {name: read_table(paths[name], ("id",)) for name in wanted}
     edges: dict[Relation, Table] = {}
+    unused = [str(path) for name, path in paths.items() if name not in nodes]
     for path in sorted(folder.glob("edges-*.csv")):
         relation = _relation_of(path, list(paths))
         if reading is None or relation in reading.edges:
             edges[relation] = read_table(path, ENDS)
+        else:
+            unused.append(str(path))
     if not edges:
         raise InvalidInputError(
             argument=str(folder), expected="tables edges-SOURCE-RELATION-TARGET.csv", actual="none that is used"
         )
-    return _Tables(nodes, edges)
+    missing = [] if reading is None else [f"edges-{'-'.join(each)}.csv" for each in reading.edges if each not in edges]
+    notes = [note for table in (*nodes.values(), *edges.values()) for note in table.notes]
+    if unused:
+        notes.append(f"{folder}: not used, since the training had no such table: {listed(unused)}.")
+    if missing:
+        notes.append(f"{folder}: no table {listed(missing)}, which the training had: there are no such edges.")
+    return _Tables(nodes, edges, tuple(notes))
 
 
 def _relation_of(path: Path, types: list[str]) -> Relation:
@@ -180,7 +190,7 @@ def _read_all_edges(
         edge_index[relation] = torch.from_numpy(np.ascontiguousarray(kept.ends))
         if kept.features is not None:
             features[relation] = torch.from_numpy(kept.features)
-        notes += [*table.notes, *more, *told, *told_repeated(table, repeated, True)]
+        notes += [*more, *told, *told_repeated(table, repeated, True)]
     return edge_index, features, columns, tuple(notes)
 
 

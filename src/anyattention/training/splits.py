@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
+from anyattention.training.columns import MISSING
 from anyattention.training.data import Split
-from anyattention.training.delimited import Table, listed
+from anyattention.training.delimited import Table, counted, listed
 from anyattention.training.reading import ReadOptions
 
 __all__ = ["ReadLabels", "class_names_of", "draw_split", "labels_of_table", "numbered", "split_of_masks", "told_labels"]
@@ -48,10 +49,8 @@ def labels_of_table(table: Table, options: ReadOptions, classes: tuple[str, ...]
     if classes is not None:
         values = table.columns.get("label", [""] * table.num_rows)
         unknown = Counter(value for value in values if value and value not in classes)
-        told = (
-            f"{table.place('label')}: {listed(sorted(unknown))} in {sum(unknown.values()):,} rows is no class of the "
-        )
-        notes = (told + "training; these labels are not compared.",) if unknown else ()
+        told = f"{table.place('label')}: {listed(sorted(unknown))} in {counted(sum(unknown.values()), 'row')} is no "
+        notes = (told + "class of the training; these labels are not compared.",) if unknown else ()
         return ReadLabels(numbered(values, classes), classes, (), notes, ())
     values = table.require("label", "it has the classes to learn, and is empty where a node's class is unknown")
     class_names = class_names_of(values)
@@ -66,6 +65,12 @@ def labels_of_table(table: Table, options: ReadOptions, classes: tuple[str, ...]
         how = f"drawn by --seed {options.seed}, 60%, 20% and 20% of each class"
     _require_every_class(split, labels, class_names, table)
     facts = told_labels(labels, class_names, (split,), how)
+    odd = [name for name in class_names if name in MISSING]
+    if odd:
+        told = (
+            f"{table.place('label')}: {listed(odd)} is a class like others. Where a label is unknown, leave it empty."
+        )
+        notes = (*notes, told)
     return ReadLabels(labels, class_names, (split,), notes, facts)
 
 
@@ -78,7 +83,7 @@ def told_labels(labels: Tensor, class_names: Sequence[str], splits: Sequence[Spl
     train, validation, test = map(len, splits[0])
     return (
         f"{len(class_names):,} classes: {', '.join(shown[:10])}{more}"
-        + (f"; {unknown:,} nodes have no label." if unknown else "."),
+        + (f"; {counted(unknown, 'node')} without a label." if unknown else "."),
         f"{train:,} labels are for the training, {validation:,} for the validation and {test:,} for the test, {how}."
         + (f" There are {len(splits)} such splits." if len(splits) > 1 else ""),
     )
@@ -132,7 +137,7 @@ def _split_of_column(table: Table, words: Sequence[str], labels: Tensor, seed: i
             raise table.fault("split", None, f"at least one node for {name}", "none", hint=hint)
     unused = int((known & (parts < 0)).sum())
     if unused:
-        notes.append(f"{table.place('split')}: {unused:,} nodes have a label and are in no part; theirs are not used.")
+        notes.append(f"{table.place('split')}: {counted(unused, 'node')} with a label in no part: not used.")
     return Split(*(torch.from_numpy(np.flatnonzero(parts == part)) for part in range(3))), tuple(notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from anyattention.errors import InvalidInputError
 from anyattention.training.columns import described
 from anyattention.training.data import NodeData
-from anyattention.training.delimited import Table, listed, read_table
+from anyattention.training.delimited import Table, counted, listed, read_table
 from anyattention.training.edge_tables import ENDS, edge_columns, read_edges, told_repeated
 from anyattention.training.edges import looped_graph
 from anyattention.training.node_tables import NOT_FEATURES, ids_of_table, read_nodes
@@ -92,7 +92,7 @@ def data_of_tables(name: str, nodes: Table, edges: Table, options: ReadOptions, 
             edges={HOMOGENEOUS_RELATION: columns},
         ),
         facts=(
-            f"{len(ids):,} nodes and {kept.ends.shape[1]:,} edges"
+            f"{counted(len(ids), 'node')} and {counted(kept.ends.shape[1], 'edge')}"
             + (", from source to target only." if directed else ", which count in both directions."),
             described("Features", found.columns),
             *([described("Features of the edges", columns)] if columns else []),
