@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from anyattention.errors import InvalidConfigError, InvalidInputError, Unsupport
 from anyattention.files import make_folder, most_memory, reading, require_file, to_path, write_together
 from anyattention.patterns.stored import pattern_from_dict, pattern_to_dict
 
-__all__ = ["load", "model_files", "save"]
+__all__ = ["load", "model_files", "read_metadata", "save"]
 
 _SETTINGS = "anyattention"  # their name among a file's metadata
 _LARGEST_CONFIG = 1 << 20
@@ -43,6 +44,11 @@ _MODULES = {
         "anyattention.training",
         "anyattention.training",
         "NodeClassifierConfig",
+    ),
+    "HeterogeneousNodeClassifier": (
+        "anyattention.training",
+        "anyattention.training",
+        "HeterogeneousNodeClassifierConfig",
     ),
 }
 _WITH_PATTERN = ("ScaledDotProductAttention", "MultiHeadAttention")
@@ -74,8 +80,13 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     write_together(make_folder(folder), files)
 
 
-def model_files(module: nn.Module) -> dict[str, bytes]:
-    """The files that `save` writes, for `write_together`; raises as `save`."""
+def model_files(module: nn.Module, metadata: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """The files that `save` writes, for `write_together`; raises as `save`.
+
+    Args:
+        module: as of `save`.
+        metadata: what `model.safetensors` keeps besides, which `read_metadata` gives back.
+    """
     name = type(module).__name__
     if name not in _MODULES or not hasattr(module, "from_config"):
         raise InvalidInputError(argument="module", expected="one of " + ", ".join(_MODULES), actual=name)
@@ -90,7 +101,7 @@ def model_files(module: nn.Module) -> dict[str, bytes]:
     if len(settings) > _LARGEST_CONFIG:
         raise UnsupportedError(f"settings of over {_LARGEST_CONFIG:,} bytes are not kept in a file", argument="module")
     return {
-        "model.safetensors": safetensors.torch.save(weights, {_SETTINGS: settings}),
+        "model.safetensors": safetensors.torch.save(weights, {**(metadata or {}), _SETTINGS: settings}),
         "config.json": settings.encode(),
     }
 
@@ -155,20 +166,37 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     return module.to(place).eval()
 
 
-def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[str, Tensor]]:
-    """The settings among a file's metadata, None where it has none, and the weights: of one dtype, without NaN."""
+def read_metadata(folder: str | os.PathLike[str], name: str) -> str | None:
+    """What `model_files` kept in a folder's `model.safetensors` under a name; None where there is none.
+
+    Raises:
+        InvalidInputError: the file is missing or broken.
+    """
+    path = to_path(folder) / "model.safetensors"
+    with reading(path.parent), _opened(path, "cpu") as file:
+        return (file.metadata() or {}).get(name)
+
+
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
     try:
         require_file(path)
-        with safetensors.safe_open(path, "pt", str(device)) as file:
-            settings = (file.metadata() or {}).get(_SETTINGS)
-            # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
-            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, "pt", device) as file:
+            yield file
     except (OSError, SafetensorError, ValueError) as fault:
         raise InvalidInputError(
             argument=str(path),
             expected="a readable safetensors file",
             actual=getattr(fault, "strerror", None) or str(fault),
         ) from fault
+
+
+def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[str, Tensor]]:
+    """The settings among a file's metadata, None where it has none, and the weights: of one dtype, without NaN."""
+    with _opened(path, str(device)) as file:
+        settings = (file.metadata() or {}).get(_SETTINGS)
+        # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
+        weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     dtypes = {x.dtype for x in weights.values()}
     if len(dtypes) > 1 or not dtypes <= set(FLOATING):
         raise InvalidInputError(

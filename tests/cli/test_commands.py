@@ -217,7 +217,7 @@ MISTAKES = [
     ("train --hidden 8 --heads 3", "heads: expected a divisor of hidden=8, got 3"),
     ("train --split 1", "--split: expected from 0 to 0, got 1"),
     ("train --data good.npz --split 2", "--split: expected from 0 to 1, got 2"),
-    ("train --data digit", "--data: expected digits or a path that ends in .npz, got 'digit'"),
+    ("train --data digit", "or a file that ends in .graphml, .npz or .safetensors, got 'digit'"),
     ("train --data absent.npz", "absent.npz: expected a readable .npz file, got No such file"),
     ("train --data cut.npz", "cut.npz: expected a readable .npz file"),
     ("train --data text.npz", "text.npz: expected a readable .npz file"),

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 
-def sparse_arrays(num_nodes: int = 13, num_features: int = 5) -> dict[str, Any]:
+def sparse_arrays(num_nodes: int = 13, num_features: int = 20) -> dict[str, Any]:
     """Two classes, told apart by their features; a ring in both directions."""
     random = np.random.default_rng(0)
-    dense = random.integers(1, 4, (num_nodes, num_features)) * (random.random((num_nodes, num_features)) < 0.6)
+    dense = random.integers(1, 4, (num_nodes, num_features)) * (random.random((num_nodes, num_features)) < 0.15)
     y = np.arange(num_nodes) % 2
     dense[:, 0] = 3 * y + 1
     rows, columns = dense.nonzero()

@@ -20,7 +20,15 @@ from anyattention import load, save
 from anyattention.cli import main
 from anyattention.errors import AttentionError, InvalidInputError
 from anyattention.nn import MultiHeadAttention
-from anyattention.training import load_npz
+from anyattention.training import (
+    Reading,
+    load_graphml,
+    load_heterogeneous_tables,
+    load_npz,
+    load_saved,
+    load_tables,
+    save_data,
+)
 
 
 def member(shape: object, dtype: str = "<i8", content: bytes = bytes(64)) -> bytes:
@@ -201,3 +209,75 @@ def test_mutated_models(name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(changed)
         read += survive(lambda: load(tmp_path)(torch.zeros(1, 3, 4)), f"mutation {number}")
     assert 0 < read < 1000
+
+
+NODES = "id,label,split,age,town\n" + "".join(
+    f'"n, {row}",{"ab"[row % 2]},{("train", "val", "test")[row // 2 % 3]},{row * 1.5},{("Rom", "", "Bonn")[row % 3]}\n'
+    for row in range(12)
+)
+EDGES = "source,target,weight\n" + "".join(f'"n, {row}","n, {row * 5 % 12}",{row}\n' for row in range(12))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["nodes.csv", "edges.csv"])
+def test_mutated_tables(name: str, tmp_path: Path) -> None:
+    held, read = {"nodes.csv": NODES, "edges.csv": EDGES}[name].encode(), 0
+    (tmp_path / "nodes.csv").write_text(NODES)
+    (tmp_path / "edges.csv").write_text(EDGES)
+    kept = load_tables(tmp_path).reading
+    for number, changed in zip(range(200), mutations(held, 3), strict=False):
+        (tmp_path / name).write_bytes(changed)
+        read += survive(lambda: load_tables(tmp_path), f"mutation {number}")
+        survive(lambda: load_tables(tmp_path, reading=kept), f"mutation {number}, to predict")
+    assert 0 < read < 200
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_tables_of_several_types(tmp_path: Path) -> None:
+    (tmp_path / "nodes-a.csv").write_text(NODES)
+    (tmp_path / "nodes-b.csv").write_text("id\nx\ny\n")
+    (tmp_path / "edges-b-of-a.csv").write_text('source,target\nx,"n, 1"\ny,"n, 2"\n')
+    read = 0
+    for number, changed in zip(range(200), mutations(NODES.encode(), 4), strict=False):
+        (tmp_path / "nodes-a.csv").write_bytes(changed)
+        read += survive(lambda: load_heterogeneous_tables(tmp_path), f"mutation {number}")
+    assert 0 < read < 200
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_graphml(tmp_path: Path, require: Callable[[str], ModuleType]) -> None:
+    networkx = require("networkx")
+    graph, path = networkx.cycle_graph(12), tmp_path / "graph.graphml"
+    for node in graph:
+        graph.nodes[node].update(label=str(node % 2), age=node / 3)
+    networkx.set_edge_attributes(graph, 1.5, "weight")
+    networkx.write_graphml(graph, path)
+    held, read = path.read_bytes(), 0
+    for number, changed in zip(range(200), mutations(held, 5), strict=False):
+        path.write_bytes(changed)
+        read += survive(lambda: load_graphml(path), f"mutation {number}")
+    assert 0 < read < 200
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_saved_data(tmp_path: Path, require: Callable[[str], ModuleType]) -> None:
+    data, path = require("torch_geometric.data").HeteroData(), tmp_path / "graph.safetensors"
+    data["paper"].x, data["paper"].y = torch.rand(12, 2), torch.arange(12) % 2
+    data["author"].num_nodes = 3
+    data["author", "writes", "paper"].edge_index = torch.stack([torch.arange(12) % 3, torch.arange(12)])
+    save_data(data, path, ids={"author": ["a", "b", "c"]}, class_names=["x", "y"])
+    held, read = path.read_bytes(), 0
+    for number, changed in zip(range(200), mutations(held, 6), strict=False):
+        path.write_bytes(changed)
+        read += survive(lambda: load_saved(path), f"mutation {number}")
+    assert 0 < read < 200
+
+
+def test_mutated_readings(tmp_path: Path) -> None:
+    (tmp_path / "nodes.csv").write_text(NODES)
+    (tmp_path / "edges.csv").write_text(EDGES)
+    held, read = load_tables(tmp_path).reading.to_json().encode(), 0
+    for number, changed in zip(range(200), mutations(held, 7), strict=False):
+        text = changed.decode("utf-8", "replace")
+        read += survive(lambda text=text: load_tables(tmp_path, reading=Reading.from_json(text)), f"mutation {number}")
+    assert 0 < read < 200

@@ -21,7 +21,7 @@ def test_sparse_features_are_row_normalised_and_stay_sparse(data_files, tmp_path
     assert data.features.layout == torch.sparse_csr
     np.testing.assert_allclose(data.features.to_dense().numpy(), whole / whole.sum(1, keepdims=True), rtol=1e-6)
     assert (data.name, data.metric, data.num_nodes, data.in_features, data.num_classes) == (
-        "made_up", "accuracy", 13, 5, 2
+        "made_up", "accuracy", 13, 20, 2
     )  # fmt: skip
     assert data.labels.tolist() == arrays["y"].tolist()
     assert [part.tolist() for part in data.splits[0]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12]]
@@ -184,8 +184,8 @@ BAD_SPARSE = {
     "x_indptr is short": (change("x_indptr", lambda x: x[:-1]), InvalidInputError, "x_indptr: expected the shape (14)"),
     "x_indptr falls": (change("x_indptr", put(3, 99)), SparseMatrixError, "falling 1 times"),
     "x_indptr ends early": (change("x_indptr", put(-1, 30)), SparseMatrixError, "x_indptr: expected offsets that rise"),
-    "x_indices too large": (change("x_indices", put(2, 5)), SparseMatrixError, "columns from 0 to 4, got 0 to 5"),
-    "x_indices negative": (change("x_indices", put(2, -1)), SparseMatrixError, "columns from 0 to 4, got -1 to"),
+    "x_indices too large": (change("x_indices", put(2, 20)), SparseMatrixError, "columns from 0 to 19, got 0 to 20"),
+    "x_indices negative": (change("x_indices", put(2, -1)), SparseMatrixError, "columns from 0 to 19, got -1 to"),
     "x_indices twice": (change("x_indices", put(1, 0)), SparseMatrixError, "each column once a row"),
     "x_indices floating": (change("x_indices", np.float32), InvalidInputError, "signed or unsigned numbers"),
     "x_data of another size": (change("x_data", lambda x: x[1:]), InvalidInputError, "x_data: expected the shape"),

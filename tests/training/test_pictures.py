@@ -1,13 +1,14 @@
 import dataclasses
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from anyattention.errors import MissingExtraError
-from anyattention.training import NodeClassifier, draw_attention, load_digits, load_npz, pictures
+from anyattention.training import NodeClassifier, draw_attention, load_digits, load_npz, load_tables, pictures
 
 
 def pixels(content: bytes, require) -> np.ndarray:
@@ -99,3 +100,16 @@ def test_matplotlib_is_named_when_it_is_missing(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match="the picture of the attention needs matplotlib"):
         draw_attention(NodeClassifier(32, 10), data, data.splits[0])
+
+
+def test_names_of_files_are_drawn_as_they_are(tmp_path: Path, require) -> None:
+    """Names that matplotlib would take for formulas or hidden, or has no letters for."""
+    require("matplotlib")
+    folder = tmp_path / "a$x^$b_{"
+    folder.mkdir()
+    names = ["$x^", "_hidden", "名前 of a class that has a long name"]
+    (folder / "nodes.csv").write_text("id,label\n" + "".join(f"{row},{names[row % 3]}\n" for row in range(30)))
+    (folder / "edges.csv").write_text("source,target\n" + "".join(f"{row},{(row + 1) % 30}\n" for row in range(30)))
+    data = load_tables(folder)
+    model = NodeClassifier(**data.sizes, hidden=8, heads=2)
+    assert draw_attention(model, data, data.splits[0]).startswith(b"\x89PNG")

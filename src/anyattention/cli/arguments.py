@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anyattention.training import NodeData
+    from anyattention.training.data import AnyData
+    from anyattention.training.reading import Reading, ReadOptions
 
 __all__ = ["add_data", "count", "load_data", "print_notes", "seed", "use_threads"]
 
@@ -30,8 +31,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         default="digits",
-        metavar="digits|FILE.npz",
-        help="the embedded handwritten digits (default), or a file in one of the formats of docs/data.md",
+        metavar="FOLDER|FILE|digits",
+        help="a folder with nodes.csv and edges.csv, a file of the formats of docs/data.md (.graphml, .npz, "
+        ".safetensors), or the embedded handwritten digits (default)",
     )
     parser.add_argument(
         "--threads",
@@ -41,35 +43,40 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_data(name: str, seed: int, *, to_train: bool = True) -> NodeData:
-    """The data that `--data` names; not to train, a file needs no labels and no splits.
+def load_data(name: str, options: ReadOptions, reading: Reading | None = None, *, to_train: bool = True) -> AnyData:
+    """The data that `--data` names.
+
+    Args:
+        name: "digits", or the path of a folder or a file.
+        options: what the user says of them.
+        reading: how the data of the training were read, where that is known.
+        to_train: whether labels and splits must be there.
 
     Raises:
-        InvalidInputError: neither "digits" nor a readable .npz file.
+        InvalidInputError: nothing of the kind is there, or it cannot be read.
     """
-    from anyattention.errors import InvalidInputError
-    from anyattention.training import load_digits, load_npz
+    from anyattention.training import load_digits
+    from anyattention.training.sources import load_source
 
     if name == "digits":
-        return load_digits(seed)
-    if not name.endswith(".npz"):
-        raise InvalidInputError(argument="--data", expected="digits or a path that ends in .npz", actual=repr(name))
-    return load_npz(name, to_train=to_train)
+        return load_digits(options.seed)
+    return load_source(name, options, reading, to_train=to_train)
 
 
-def print_notes(name: str, data: NodeData) -> None:
+def print_notes(name: str, data: AnyData) -> None:
     """Say on stderr what was done with the file that its author may not expect, a line each."""
     for note in data.notes:
-        print(f"{name}: {note}", file=sys.stderr)
+        # Those of a table name it themselves.
+        print(note if note.startswith(name) else f"{name}: {note}", file=sys.stderr)
 
 
-def use_threads(threads: int | None, data: NodeData) -> None:
+def use_threads(threads: int | None, data: AnyData) -> None:
     """Compute with so many threads; None is one for a small graph, and PyTorch's choice for others."""
     import torch
 
     # On small graphs threads gain little, and they wait for each other at length when the machine is busy: the
     # digits took 50 times as long then.
-    if threads is None and data.graph.num_edges < _SMALL_GRAPH:
+    if threads is None and data.num_edges < _SMALL_GRAPH:
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyattention.cli.arguments import count, load_data, seed, use_threads
+from anyattention.cli.arguments import count, seed, use_threads
 
 if TYPE_CHECKING:
-    from anyattention.training import NodeClassifier, NodeData, Split
+    from anyattention.training import NodeData, Split
+    from anyattention.training.fitting import AnyClassifier
 
 __all__ = ["add_parser"]
 
@@ -55,9 +56,10 @@ def _subject(text: str) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     from anyattention.cli.training import name_what_is_missing, run_training, settings_for, write_run
     from anyattention.files import make_folder
+    from anyattention.training import load_digits
     from anyattention.training.baselines import run_baselines
 
-    data = load_data("digits", arguments.seed)
+    data = load_digits(arguments.seed)
     use_threads(None, data)
     config, settings = settings_for(data, {"seed": arguments.seed, "epochs": arguments.epochs})
     folder = make_folder(arguments.out or Path("runs/demo"))
@@ -106,7 +108,7 @@ The other {test:,} are the test.
 """
 
 
-def _what_it_learnt(model: NodeClassifier, data: NodeData, split: Split) -> str:
+def _what_it_learnt(model: AnyClassifier, data: NodeData, split: Split) -> str:
     """The digits it reads best and worst, its commonest mistake, and where its attention goes."""
 
     from anyattention.training import attention_within_classes, predict_logits

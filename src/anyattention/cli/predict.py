@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,9 @@ from anyattention.cli.arguments import add_data, load_data, print_notes, use_thr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anyattention.training import NodeClassifierConfig, NodeData
+    from anyattention.training import NodeData
+    from anyattention.training.data import AnyData
+    from anyattention.training.fitting import AnyClassifier, AnyConfig
 
 __all__ = ["add_parser"]
 
@@ -22,8 +26,10 @@ _DESCRIPTION = """\
 Load what `anyattention train` wrote and classify every node of the data, which must be of the kind it was trained on.
 It needs no labels and no splits; where there are labels, it says how many nodes are classified as they say.
 
-FILE.csv gets a line per node: node, class, and one probability per class.
-FILE.npz gets the arrays classes (nodes,) int64 and probabilities (nodes, classes) float32.
+FILE.csv gets a line per node. Where nodes have ids: id, class by its name, and the probability of that class.
+Else: node, class, and one probability per class.
+FILE.npz gets the arrays classes (nodes,) int64 and probabilities (nodes, classes) float32, and ids and class_names
+where there are any.
 """
 
 
@@ -39,6 +45,7 @@ def add_parser(commands: Any) -> None:
     add_data(parser)
     parser.add_argument(
         "--out",
+        "--output",
         metavar="FILE",
         type=Path,
         help="where to write, as its suffix says: .csv or .npz (default: predictions.csv in the model's folder)",
@@ -50,34 +57,35 @@ def _run(arguments: argparse.Namespace) -> int:
     import anyattention
     from anyattention.errors import InvalidInputError
     from anyattention.files import make_folder, write_atomically
-    from anyattention.training import NodeClassifier, predict_logits
+    from anyattention.saving import read_metadata
+    from anyattention.training import (
+        HeterogeneousNodeClassifier,
+        NodeClassifier,
+        NodeData,
+        Reading,
+        ReadOptions,
+        predict_logits,
+    )
+    from anyattention.training.reading import READING
 
     out = arguments.out or arguments.model / "predictions.csv"
     if out.suffix not in (".csv", ".npz"):
         raise InvalidInputError(argument="--out", expected="a file that ends in .csv or .npz", actual=repr(str(out)))
     model = anyattention.load(arguments.model)
-    if not isinstance(model, NodeClassifier):
+    if not isinstance(model, NodeClassifier | HeterogeneousNodeClassifier):
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
-    data = load_data(arguments.data, seed=0, to_train=False)
+    kept = read_metadata(arguments.model, READING)
+    reading = None if kept is None else Reading.from_json(kept)
+    data = load_data(arguments.data, ReadOptions(), reading, to_train=False)
     use_threads(arguments.threads, data)
-    _require_fit(model.config, data)
+    _require_fit(model, data)
     make_folder(out.parent)
     print_notes(arguments.data, data)
-    if data.edge_dim is not None and model.config.edge_dim is None:
-        print(
-            f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
-            file=sys.stderr,
-        )
-    if data.standardise and not model.config.standardise:
-        data = _standardised_by_itself(data)
-        print(
-            f"{arguments.model}: saved without the mean and deviation of its training's features, so those of "
-            f"{arguments.data} are used; train again to predict on other nodes.",
-            file=sys.stderr,
-        )
+    if isinstance(data, NodeData):
+        data = _as_trained(model.config, data, arguments)
     probabilities = predict_logits(model, data).softmax(1)
-    write_atomically(out, _as_csv(probabilities) if out.suffix == ".csv" else _as_npz(probabilities))
-    print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}")
+    write_atomically(out, _as_npz(data, probabilities) if out.suffix == ".npz" else _as_csv(data, probabilities))
+    print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}{_counted(data, probabilities)}")
     known = data.labels >= 0
     if known.any():
         right = int((probabilities.argmax(1) == data.labels)[known].sum())
@@ -86,21 +94,60 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_fit(config: NodeClassifierConfig, data: NodeData) -> None:
+def _require_fit(model: AnyClassifier, data: AnyData) -> None:
+    """Raise where the data are not of the kind and the sizes of those that the model was trained on."""
     from anyattention.errors import InvalidInputError
+    from anyattention.training import NodeClassifier, NodeData
 
-    if config.in_features != data.in_features or config.num_classes < data.num_classes:
+    is_one_type = isinstance(model, NodeClassifier)
+    if is_one_type != isinstance(data, NodeData):
+        kind = "one type" if is_one_type else "several types"
+        raise InvalidInputError(argument="--data", expected=f"data of {kind}, as in the training", actual=data.name)
+    config, sizes = model.config, data.sizes
+    # Names must be there for each class of the model.
+    fits = config.num_classes == data.num_classes if data.ids else config.num_classes >= data.num_classes
+    if config.in_features != _plain(sizes["in_features"]) or not fits:
+        bound = "" if data.ids else "at most "
         raise InvalidInputError(
             argument="--data",
-            expected=f"{config.in_features} features and at most {config.num_classes} classes, as in the training",
-            actual=f"{data.in_features} features and {data.num_classes} classes",
+            expected=f"{_told(config.in_features)} features and {bound}{config.num_classes} classes, as in the "
+            "training",
+            actual=f"{_told(_plain(sizes['in_features']))} features and {data.num_classes} classes",
         )
-    if config.edge_dim is not None and config.edge_dim != data.edge_dim:
+    if is_one_type and config.edge_dim is not None and config.edge_dim != sizes["edge_dim"]:
         raise InvalidInputError(
             argument="--data",
             expected=f"edges with {config.edge_dim} features, as in the training",
-            actual=f"edges with {data.edge_dim or 'no'} features",
+            actual=f"edges with {sizes['edge_dim'] or 'no'} features",
         )
+
+
+def _plain(in_features: Any) -> Any:
+    """The widths as a config has them: a number, or pairs of a type and a number."""
+    return tuple(in_features.items()) if isinstance(in_features, dict) else in_features
+
+
+def _told(in_features: Any) -> str:
+    if isinstance(in_features, int):
+        return str(in_features)
+    return ", ".join(f"{width} {name}" for name, width in in_features)
+
+
+def _as_trained(config: AnyConfig, data: NodeData, arguments: argparse.Namespace) -> NodeData:
+    """The data as the model takes them; what is not as in the training is told."""
+    if data.edge_dim is not None and config.edge_dim is None:
+        print(
+            f"{arguments.model}: trained without features of edges, so those of {arguments.data} are not used",
+            file=sys.stderr,
+        )
+    if not data.standardise or getattr(config, "standardise", True):
+        return data
+    print(
+        f"{arguments.model}: saved without the mean and deviation of its training's features, so those of "
+        f"{arguments.data} are used; train again to predict on other nodes.",
+        file=sys.stderr,
+    )
+    return _standardised_by_itself(data)
 
 
 def _standardised_by_itself(data: NodeData) -> NodeData:
@@ -111,20 +158,39 @@ def _standardised_by_itself(data: NodeData) -> NodeData:
     return replace(data, features=(data.features - mean) / deviation)
 
 
-def _as_csv(probabilities: Tensor) -> bytes:
-    header = ",".join(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])
-    classes = probabilities.argmax(1).tolist()
-    lines = [
-        # Nine digits give every float32 back exactly.
-        ",".join([str(node), str(label), *(f"{value:.9g}" for value in row)])
-        for node, (label, row) in enumerate(zip(classes, probabilities.tolist(), strict=True))
-    ]
-    return ("\n".join([header, *lines]) + "\n").encode()
+def _counted(data: AnyData, probabilities: Tensor) -> str:
+    """How many nodes each class got, the commonest first, where classes have names."""
+    if data.ids is None:
+        return ""
+    counts = Counter(probabilities.argmax(1).tolist()).most_common()
+    shown = [f"{data.class_names[label]} ({count:,})" for label, count in counts[:10]]
+    more = f" and {len(counts) - 10:,} classes more" if len(counts) > 10 else ""
+    return f": {', '.join(shown)}{more}."
 
 
-def _as_npz(probabilities: Tensor) -> bytes:
+def _as_csv(data: AnyData, probabilities: Tensor) -> bytes:
+    best, classes = probabilities.max(1)
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    # Nine digits give every float32 back exactly.
+    if data.ids is None:
+        writer.writerow(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])
+        for node, (label, row) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+            writer.writerow([node, label, *(f"{value:.9g}" for value in row)])
+    else:
+        names = data.class_names
+        writer.writerow(["id", "class", "probability"])
+        for name, label, value in zip(data.ids, classes.tolist(), best.tolist(), strict=True):
+            writer.writerow([name, names[label], f"{value:.9g}"])
+    return content.getvalue().encode()
+
+
+def _as_npz(data: AnyData, probabilities: Tensor) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
-    np.savez(content, classes=probabilities.argmax(1).numpy(), probabilities=probabilities.numpy())
+    arrays: dict[str, Any] = {"classes": probabilities.argmax(1).numpy(), "probabilities": probabilities.numpy()}
+    if data.ids is not None:
+        arrays |= {"ids": np.array(data.ids), "class_names": np.array(data.class_names)}
+    np.savez(content, **arrays)
     return content.getvalue()

@@ -16,6 +16,7 @@ _DESCRIPTION = """\
 Train a two-layer graph attention network to tell the classes of all nodes from the labels of a few, and write to DIR:
 
   model.safetensors, config.json   the network, for `anyattention predict` and `anyattention.load`
+  reading.json                     how tables were read: columns, categories, classes
   metrics.json                     test_accuracy (and test_roc_auc where the data is judged by it), and settings
   attention.png                    what some test nodes attend to (where matplotlib is installed)
 
@@ -24,9 +25,9 @@ the training early and writes the best epoch so far.
 """
 
 _EPILOG = """\
-Settings that are not given suit the data: the digits; sparse features such as words (the published settings of GAT on
-citation graphs: 8 heads of 8, dropout 0.6, lr 0.005, weight decay 5e-4); dense features (residual, layer norm).
-metrics.json says which were used.
+Settings that are not given suit what the features are: sparse ones such as words, or none (the published settings of
+GAT on citation graphs: 8 heads of 8, dropout 0.6, lr 0.005, weight decay 5e-4); numbers (residual, layer norm); the
+digits. A line says which, and metrics.json has them.
 """
 
 
@@ -40,10 +41,20 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data(parser)
+    add_reading(parser)
     add_model(parser)
     add_training(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/ and the data's name)")
     parser.set_defaults(run=_run, imports=("anyattention.cli.training",))
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Options of how tables are read."""
+    group = parser.add_argument_group("tables")
+    group.add_argument("--directed", action="store_true", help="edges go from source to target only")
+    group.add_argument("--target", metavar="TYPE", help="the type of nodes to classify, where several have labels")
+    for name, text in (("category", "read a column of numbers as categories"), ("ignore", "do not use a column")):
+        group.add_argument(f"--{name}", action="append", default=[], metavar="COLUMN", help=f"{text}; may be repeated")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -85,14 +96,21 @@ def _run(arguments: argparse.Namespace) -> int:
         write_run,
     )
     from anyattention.files import make_folder
+    from anyattention.training import ReadOptions
+    from anyattention.training.presets import told_choice
 
-    data = load_data(arguments.data, arguments.seed)
+    options = ReadOptions(
+        arguments.seed, arguments.directed, tuple(arguments.category), tuple(arguments.ignore), arguments.target
+    )
+    data = load_data(arguments.data, options)
     use_threads(arguments.threads, data)
     config, settings = settings_for(data, _given(arguments))
     splits = chosen_splits(data, arguments.split)
     folder = make_folder(arguments.out or Path("runs") / data.name)
     name_what_is_missing()
     print_notes(arguments.data, data)
+    for fact in (*data.facts, told_choice(data)):
+        print(fact, flush=True)
     run = run_training(data, splits, config, settings)
     *written, last = write_run(run, folder)
     for metric in run.scores[run.chosen]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyattention.cli.progress import progress_bar
-from anyattention.errors import InvalidInputError
+from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.files import make_folder, write_together
 from anyattention.saving import model_files
 from anyattention.training import (
     Fit,
     FitSettings,
+    HeterogeneousNodeClassifierConfig,
+    HeterogeneousNodeData,
+    NodeClassifier,
     NodeClassifierConfig,
     NodeData,
     accuracy,
@@ -25,7 +28,10 @@ from anyattention.training import (
     predict_logits,
     preset_for,
 )
+from anyattention.training.data import AnyData
 from anyattention.training.extras import is_installed
+from anyattention.training.fitting import AnyConfig
+from anyattention.training.reading import READING
 
 if TYPE_CHECKING:
     from anyattention.training import Epoch
@@ -48,7 +54,7 @@ class Run:
         chosen: the split whose model is kept: the one with the best validation score.
     """
 
-    data: NodeData
+    data: AnyData
     settings: FitSettings
     fits: dict[int, Fit]
     scores: dict[int, dict[str, float]]
@@ -64,25 +70,31 @@ class Run:
         return any(fit.interrupted for fit in self.fits.values())
 
 
-def settings_for(data: NodeData, given: dict[str, Any]) -> tuple[NodeClassifierConfig, FitSettings]:
+def settings_for(data: AnyData, given: dict[str, Any]) -> tuple[AnyConfig, FitSettings]:
     """The data's preset, with what was given in its place; None means not given.
 
     Raises:
-        InvalidConfigError: a value is out of range, or two do not fit.
+        InvalidConfigError: a value is out of range, two do not fit, or the network has no such setting.
     """
     preset = preset_for(data)
     chosen = {name: value for name, value in given.items() if value is not None}
     training = {item.name for item in fields(FitSettings)}
     model = {**preset.model, **{name: value for name, value in chosen.items() if name not in training}}
-    if "dropout" in chosen and "attention_dropout" not in chosen:
-        # A dropout that was asked for is meant for both.
-        model["attention_dropout"] = None
-    sizes = {"in_features": data.in_features, "num_classes": data.num_classes, "edge_dim": data.edge_dim}
-    config = NodeClassifierConfig(**sizes, **model)
+    if isinstance(data, HeterogeneousNodeData):
+        known = {item.name for item in fields(HeterogeneousNodeClassifierConfig)}
+        for name in set(model) - known:
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidConfigError(argument=option, expected="data of one type", actual="several types of nodes")
+        config = HeterogeneousNodeClassifierConfig(**data.sizes, **model)
+    else:
+        if "dropout" in chosen and "attention_dropout" not in chosen:
+            # A dropout that was asked for is meant for both.
+            model["attention_dropout"] = None
+        config = NodeClassifierConfig(**data.sizes, **model)
     return config, FitSettings(**{**preset.fit, **{name: value for name, value in chosen.items() if name in training}})
 
 
-def chosen_splits(data: NodeData, split: int | None) -> list[int]:
+def chosen_splits(data: AnyData, split: int | None) -> list[int]:
     """The numbers of the splits to train on: the one given, or all.
 
     Raises:
@@ -102,7 +114,7 @@ def name_what_is_missing() -> None:
             print(f"{package} is not installed: {loss} (pip install 'anyattention[demo]')", file=sys.stderr)
 
 
-def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig, settings: FitSettings) -> Run:
+def run_training(data: AnyData, splits: list[int], config: AnyConfig, settings: FitSettings) -> Run:
     """Train on each split, one after the other; then read the test labels.
 
     Raises:
@@ -126,7 +138,8 @@ def run_training(data: NodeData, splits: list[int], config: NodeClassifierConfig
 
 
 def write_run(run: Run, folder: Path) -> list[str]:
-    """Write model.safetensors, config.json, metrics.json and, where matplotlib is installed, attention.png.
+    """Write model.safetensors, config.json, metrics.json, for named classes reading.json, and, for data of one type
+    where matplotlib is installed, attention.png.
 
     Returns:
         The names of the files.
@@ -135,15 +148,19 @@ def write_run(run: Run, folder: Path) -> list[str]:
         InvalidInputError: the folder cannot be written.
     """
     model = run.fits[run.chosen].model
-    files = model_files(model) | {"metrics.json": (json.dumps(_metrics(run), indent=2) + "\n").encode()}
-    if is_installed("matplotlib"):
+    reading = run.data.reading
+    files = model_files(model, None if reading is None else {READING: reading.to_json()})
+    if reading is not None and reading.classes:
+        files["reading.json"] = reading.to_json().encode()
+    files |= {"metrics.json": (json.dumps(_metrics(run), indent=2) + "\n").encode()}
+    if isinstance(run.data, NodeData) and isinstance(model, NodeClassifier) and is_installed("matplotlib"):
         files["attention.png"] = draw_attention(model, run.data, run.data.splits[run.chosen])
     # Those of an earlier run would be of another network.
-    write_together(make_folder(folder), files, without=("metrics.json", "attention.png"))
+    write_together(make_folder(folder), files, without=("metrics.json", "attention.png", "reading.json"))
     return list(files)
 
 
-def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, settings: FitSettings) -> Fit:
+def _fit_with_bar(data: AnyData, number: int, config: AnyConfig, settings: FitSettings) -> Fit:
     label = "training" if len(data.splits) == 1 else f"split {number + 1} of {len(data.splits)}"
     name = f"validation {METRIC_NAMES[data.metric]}"
     with progress_bar(label, settings.epochs, "epoch") as bar:
@@ -158,7 +175,7 @@ def _fit_with_bar(data: NodeData, number: int, config: NodeClassifierConfig, set
     return done
 
 
-def _test_scores(data: NodeData, number: int, done: Fit) -> dict[str, float]:
+def _test_scores(data: AnyData, number: int, done: Fit) -> dict[str, float]:
     test = data.splits[number].test
     logits, labels = predict_logits(done.model, data)[test], data.labels[test]
     scores = {"accuracy": accuracy(logits, labels)}
@@ -187,7 +204,7 @@ def _metrics(run: Run) -> dict[str, Any]:
     metrics["saved_split"] = run.chosen
     metrics["interrupted"] = run.interrupted
     metrics["nodes"] = data.num_nodes
-    metrics["edges"] = data.graph.num_edges
+    metrics["edges"] = data.num_edges
     metrics["labels"] = {part: len(nodes) for part, nodes in data.splits[run.chosen]._asdict().items()}
     metrics["model"] = chosen.model.config.to_dict()
     metrics["training"] = vars(run.settings)

@@ -13,12 +13,19 @@ from torch import Tensor
 from anyattention._checks import keep_all_plain, require_number
 from anyattention.errors import InvalidConfigError
 from anyattention.output import AttentionOutput
-from anyattention.training.data import NodeData, Split
+from anyattention.training.data import AnyData, NodeData, Split
+from anyattention.training.heterogeneous_model import (
+    ClassScores,
+    HeterogeneousNodeClassifier,
+    HeterogeneousNodeClassifierConfig,
+)
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 from anyattention.training.steps import require_finite_loss
 
 __all__ = [
+    "AnyClassifier",
+    "AnyConfig",
     "Epoch",
     "Fit",
     "FitSettings",
@@ -62,6 +69,13 @@ class FitSettings:
         require_number("weight_decay", self.weight_decay, at_least=0.0, below=1e6, error=InvalidConfigError)
 
 
+AnyClassifier = NodeClassifier | HeterogeneousNodeClassifier
+"""A network of any kind that can be trained."""
+
+AnyConfig = NodeClassifierConfig | HeterogeneousNodeClassifierConfig
+"""Its settings."""
+
+
 class Epoch(NamedTuple):
     """What a finished epoch reports: its number from 1, the training loss, and the scores on validation labels."""
 
@@ -81,16 +95,16 @@ class Fit(NamedTuple):
         interrupted: whether Ctrl-C ended them.
     """
 
-    model: NodeClassifier
+    model: AnyClassifier
     best: Epoch
     epochs: int
     interrupted: bool
 
 
 def fit(
-    data: NodeData,
+    data: AnyData,
     split: Split,
-    config: NodeClassifierConfig,
+    config: AnyConfig,
     settings: FitSettings,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fit:
@@ -103,7 +117,7 @@ def fit(
     Args:
         data: features, graph and labels.
         split: one of `data.splits`.
-        config: of the classifier; whether it standardises is `data.standardise`.
+        config: of the classifier, that of the data's kind; whether it standardises is `data.standardise`.
         settings: of the training.
         on_epoch: called after each epoch.
 
@@ -118,9 +132,7 @@ def fit(
     number, interrupted = 0, False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = NodeClassifier.from_config(replace(config, standardise=data.standardise))
-        if data.standardise:
-            model.measure_features(data.features)
+        model = _new_classifier(config, data)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         try:
             for number in range(1, settings.epochs + 1):
@@ -141,20 +153,37 @@ def fit(
     return Fit(model.eval(), best, number, interrupted)
 
 
-def classify(model: NodeClassifier, data: NodeData, *, return_weights: bool | str = False) -> AttentionOutput:
+def _new_classifier(config: AnyConfig, data: AnyData) -> AnyClassifier:
+    if isinstance(config, HeterogeneousNodeClassifierConfig):
+        return HeterogeneousNodeClassifier.from_config(config)
+    if not isinstance(data, NodeData):
+        raise InvalidConfigError(
+            argument="config", expected="HeterogeneousNodeClassifierConfig for such data", actual=type(config).__name__
+        )
+    model = NodeClassifier.from_config(replace(config, standardise=data.standardise))
+    if data.standardise:
+        model.measure_features(data.features)
+    return model
+
+
+def classify(
+    model: AnyClassifier, data: AnyData, *, return_weights: bool | str = False
+) -> AttentionOutput | ClassScores:
     """The model's output for all nodes of the data, whose edge features it gets if it takes any."""
+    if isinstance(model, HeterogeneousNodeClassifier):
+        return model(data.features, data.graph, data.edge_features, return_weights=return_weights)
     edges = None if model.config.edge_dim is None else data.edge_features
     return model(data.features, data.graph, edges, return_weights=return_weights)
 
 
-def predict_logits(model: NodeClassifier, data: NodeData) -> Tensor:
+def predict_logits(model: AnyClassifier, data: AnyData) -> Tensor:
     """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
     model.eval()
     with torch.no_grad():
         return classify(model, data).output
 
 
-def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:
+def attention_within_classes(model: AnyClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:
     """The share of some nodes' attention to other nodes that stays in their class; and the same, evenly paid.
 
     Args:
@@ -165,7 +194,7 @@ def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tenso
     model.eval()
     with torch.no_grad():
         weights = classify(model, data, return_weights=True).weights
-    assert weights is not None
+    assert isinstance(weights, Tensor)
     query, key = data.graph.query_index, data.graph.key_index
     is_counted = torch.zeros(data.num_nodes, dtype=torch.bool, device=nodes.device)
     is_counted[nodes] = True
@@ -177,7 +206,7 @@ def attention_within_classes(model: NodeClassifier, data: NodeData, nodes: Tenso
 
 
 def run_epoch(
-    number: int, model: NodeClassifier, optimizer: torch.optim.Optimizer, data: NodeData, split: Split
+    number: int, model: AnyClassifier, optimizer: torch.optim.Optimizer, data: AnyData, split: Split
 ) -> Epoch:
     """One step of training on all nodes, and the scores on the validation labels after it."""
     model.train()

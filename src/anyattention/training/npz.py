@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
-from anyattention.patterns import Graph
+from anyattention.errors import InvalidInputError, SparseMatrixError
 from anyattention.training.archive import read_arrays
+from anyattention.training.array_features import read_array_features, reading_of_arrays, require_array_reading
 from anyattention.training.data import NodeData, Split
+from anyattention.training.edges import ListedEdges, graph_of_edges, is_repeated
 from anyattention.training.model import sparse_csr
+from anyattention.training.reading import HOMOGENEOUS_TYPE, Reading
+from anyattention.training.splits import split_of_masks
 
 __all__ = ["load_npz"]
 
@@ -51,16 +54,19 @@ _SPARSE = _Format(
 _DENSE = _Format(("node_features", "edges"), "node_labels", ("train_masks", "val_masks", "test_masks"))
 
 
-def load_npz(path: str | os.PathLike[str], *, to_train: bool = True) -> NodeData:
+def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Reading | None = None) -> NodeData:
     """Node classification data from a file in one of the two formats of docs/data.md.
 
-    Sparse features stay sparse, and each row is divided by the sum of its magnitudes; dense ones stay as they are, and
-    are to be standardised. A graph gets both directions of each edge where the format stores one, and self-loops.
+    Features of which at most a quarter are not 0 become sparse, and each row is divided by the sum of its magnitudes;
+    others become dense, and are to be standardised. Where no feature tells one node from another, the structure of the
+    graph stands in for them. A graph gets both directions of each edge where the format stores one, and self-loops.
 
     Args:
         path: of the .npz file. Nothing in it is unpickled.
         to_train: whether labels and splits must be there. Else the splits are not read, labels may be missing (all are
             -1 then), and need not have every class.
+        reading: how the data of the training were read, to read these in the same way. Not to train, and without it,
+            the sparse format is read as sparse features and the dense one as dense features, whatever they are.
 
     Raises:
         InvalidInputError: no such file, not an .npz file, or a key, shape, dtype or value is wrong.
@@ -73,7 +79,19 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True) -> NodeData
     # A wrong file should be told of the format that it comes closest to.
     own = max(both, key=lambda format: sum(key in arrays for key in format.keys))
     _require_keys(path, arrays, own.keys if to_train else own.graph)
-    data = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
+    require_array_reading(path, reading)
+    parts = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
+    kind = None if reading is None else reading.nodes[HOMOGENEOUS_TYPE].kind
+    if kind is None and not to_train:
+        kind = "numbers" if own is _DENSE else "words"
+    features = read_array_features(parts.features, kind, parts.graph, [str(node) for node in range(parts.num_nodes)])
+    data = replace(
+        parts,
+        features=features.features,
+        look=features.look,
+        standardise=features.standardise,
+        reading=reading_of_arrays((), features.look.kind),
+    )
     unused = [key for key in (*arrays, *others) if key not in (*own.keys, *own.optional)]
     if not unused:
         return data
@@ -104,8 +122,8 @@ def _sparse_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
         )
     features = _sparse_features(arrays, num_nodes, num_features)
     edges = _array(arrays, "edge_index", "iu", 2, (2, None)).astype(np.int64)
-    graph = _graph(edges, num_nodes, "edge_index")
-    repeated = int(_is_repeated(edges).sum())
+    graph = graph_of_edges(edges, num_nodes, "edge_index")
+    repeated = int(is_repeated(edges).sum())
     labels, num_classes = _labels(arrays, _SPARSE, num_nodes, to_train)
     return NodeData(
         name=path.stem,
@@ -130,11 +148,11 @@ def _listed_split(arrays: Arrays, num_nodes: int, labels: Tensor) -> Split:
                 expected=f"node numbers from 0 to {num_nodes - 1}",
                 actual=f"{int(nodes.min())} to {int(nodes.max())}",
             )
-    return _split({key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}, labels)
+    return split_of_masks({key: np.bincount(nodes, minlength=num_nodes) for key, nodes in parts.items()}, labels)
 
 
 def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tensor:
-    """CSR features, each row divided by the sum of its magnitudes."""
+    """CSR features."""
     offsets = _array(arrays, "x_indptr", "iu", 1, (num_nodes + 1,)).astype(np.int64)
     columns = _array(arrays, "x_indices", "iu", 1, (None,)).astype(np.int64)
     values = _array(arrays, "x_data", "fiub", 1, columns.shape).astype(np.float32)
@@ -155,10 +173,8 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
     cells = np.sort(rows * num_features + columns)
     if (cells[1:] == cells[:-1]).any():
         raise SparseMatrixError(argument="x_indices", expected="each column once a row", actual="a column twice")
-    sums = np.bincount(rows, weights=np.abs(values), minlength=num_nodes)
-    factors = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums != 0)
-    scaled = torch.from_numpy((values * factors[rows]).astype(np.float32))
-    return sparse_csr(torch.from_numpy(offsets), torch.from_numpy(columns), scaled, (num_nodes, num_features))
+    shape = (num_nodes, num_features)
+    return sparse_csr(torch.from_numpy(offsets), torch.from_numpy(columns), torch.from_numpy(values), shape)
 
 
 def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
@@ -169,17 +185,15 @@ def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
     _require_finite("node_features", features)
     labels, num_classes = _labels(arrays, _DENSE, num_nodes, to_train)
     listed = _array(arrays, "edges", "iu", 2, (None, 2)).astype(np.int64).T
-    is_repeated = _is_repeated(np.sort(listed, axis=0))
-    edges, repeated = listed[:, ~is_repeated], int(is_repeated.sum())
+    edges, repeated = ListedEdges(listed).once(directed=False)
     return NodeData(
         name=path.stem,
         features=torch.from_numpy(features),
-        graph=_graph(np.concatenate([edges, edges[::-1, edges[0] != edges[1]]], axis=1), num_nodes, "edges"),
+        graph=graph_of_edges(edges.both_ways().ends, num_nodes, "edges"),
         labels=labels,
         num_classes=num_classes,
         splits=_masked_splits(arrays, num_nodes, labels) if to_train else (),
         metric="roc_auc" if num_classes == 2 else "accuracy",
-        standardise=True,
         notes=(f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
         if repeated
         else (),
@@ -193,7 +207,8 @@ def _masked_splits(arrays: Arrays, num_nodes: int, labels: Tensor) -> tuple[Spli
     if len(set(counts.values())) != 1 or not counts["train_masks"]:
         raise InvalidInputError(argument="train_masks", expected="as many splits in each of the masks", actual=counts)
     return tuple(
-        _split({key: rows[number] for key, rows in masks.items()}, labels) for number in range(counts["train_masks"])
+        split_of_masks({key: rows[number] for key, rows in masks.items()}, labels)
+        for number in range(counts["train_masks"])
     )
 
 
@@ -228,39 +243,6 @@ def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tup
             actual=f"{len(classes)} classes" + (f" from {classes[0]} to {classes[-1]}" if len(classes) else ""),
         )
     return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
-
-
-def _is_repeated(edges: np.ndarray) -> np.ndarray:
-    """Which columns repeat an earlier one."""
-    order = np.lexsort(edges)
-    repeated = np.zeros(edges.shape[1], dtype=bool)
-    repeated[order[1:]] = (edges[:, order[1:]] == edges[:, order[:-1]]).all(0)
-    return repeated
-
-
-def _graph(edges: np.ndarray, num_nodes: int, key: str) -> Graph:
-    try:
-        graph = Graph.from_edge_index(torch.from_numpy(np.ascontiguousarray(edges)), num_nodes)
-    except GraphStructureError as fault:
-        raise GraphStructureError(f"{key}: {fault}", argument=key) from fault
-    return graph.with_self_loops()
-
-
-def _split(masks: Mapping[str, np.ndarray], labels: Tensor) -> Split:
-    """A split of masks (or counts) over the nodes; a node is in one part, once."""
-    total = np.sum([mask.astype(np.int64) for mask in masks.values()], axis=0)
-    if (total > 1).any():
-        raise InvalidInputError(
-            argument="splits",
-            expected="each node in one part, once",
-            actual=f"node {int(np.argmax(total > 1))} repeated",
-        )
-    for key, mask in masks.items():
-        if not mask.any():
-            raise InvalidInputError(argument=key, expected="at least one node", actual="none")
-        if mask[labels.numpy() == -1].any():
-            raise InvalidInputError(argument=key, expected="labelled nodes", actual="a node without a label")
-    return Split(*(torch.from_numpy(np.flatnonzero(mask)) for mask in masks.values()))
 
 
 def _require_finite(key: str, values: np.ndarray) -> None:

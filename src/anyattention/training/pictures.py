@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def draw_attention(model: NodeClassifier, data: NodeData, split: Split) -> bytes
     model.eval()
     with torch.no_grad():
         logits, weights = classify(model, data, return_weights="mean")
-    assert weights is not None
+    assert isinstance(weights, Tensor)
     predicted = logits.argmax(1)
     shown = 8 if data.images is not None else 6
     nodes = _choose_nodes(data, split.test, predicted, shown)
@@ -63,7 +64,10 @@ def draw_attention(model: NodeClassifier, data: NodeData, split: Split) -> bytes
         _draw_neighbourhoods(figure, data, split, attended)
     agg.FigureCanvasAgg(figure)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    with warnings.catch_warnings():
+        # Names may be in scripts that the font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
 
 
@@ -161,12 +165,12 @@ def _draw_neighbourhoods(figure: Any, data: NodeData, split: Split, attended: li
     lines = import_demo("matplotlib.lines", _PURPOSE)
     palette = import_demo("matplotlib", _PURPOSE).colormaps["tab10"]
     colours = {label: palette(label % 10) for label in range(data.num_classes)}
-    names = {label: f"class {label}" for label in colours}
+    names = {label: _class_name(data, label) for label in colours}
     if (data.labels < 0).any():
         colours[-1], names[-1] = _UNLABELLED, "unlabelled"
     _write_title(
         figure,
-        f"Whom some nodes of “{data.name}” attend to when the network decides their class",
+        f"Whom some nodes of “{_plain(data.name)}” attend to when the network decides their class",
         "In the middle of each panel: a node whose class the network was not told. Around it: the nodes it is linked "
         "to and attends to most.\nThe wider the line, the more attention; the percentage is its share. The colour is a "
         "node's true class; a black ring marks a class the network was told.",
@@ -207,7 +211,8 @@ def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: dict
     axes.scatter([0], [0], s=620, color=[colours[truth]], edgecolors="white", linewidths=2, zorder=3)
     axes.text(0, 0, f"{own_share:.0%}", ha="center", va="center", fontsize=9, color="white", zorder=4)
     is_right = truth == row.predicted
-    verdict = f"predicted class {row.predicted}: " + ("right" if is_right else f"wrong, it is class {truth}")
+    predicted = _class_name(data, row.predicted)
+    verdict = f"predicted {predicted}: " + ("right" if is_right else f"wrong, it is {_class_name(data, truth)}")
     axes.set_title(verdict, color=_RIGHT if is_right else _WRONG, fontsize=11.5, fontweight="bold", pad=4)
     extra = f"{len(shown)} of its {len(others)} neighbours" if len(others) > len(shown) else "all of its neighbours"
     axes.text(0, -1.58, f"{extra}; in the middle, its share for itself", ha="center", fontsize=9, color=_QUIET)
@@ -215,6 +220,17 @@ def _draw_neighbourhood(axes: Any, data: NodeData, row: _Attended, colours: dict
     axes.set_ylim(-1.65, 1.5)
     axes.set_aspect("equal")
     axes.axis("off")
+
+
+def _class_name(data: NodeData, label: int) -> str:
+    """What the picture calls a class; where the source has names, that name."""
+    return f"class {label}" if data.ids is None else f"“{_plain(data.class_names[label])}”"
+
+
+def _plain(name: str) -> str:
+    """A name from a file, short, and no formula where it has dollars."""
+    short = name if len(name) <= 24 else f"{name[:23]}…"
+    return short.replace("$", r"\$")
 
 
 def _write_title(figure: Any, title: str, text: str) -> None:

@@ -4,13 +4,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from anyattention.training.data import NodeData
+from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData
+from anyattention.training.features import FeatureKind, Look, look_at, look_at_sparse
 
-__all__ = ["Preset", "preset_for"]
+__all__ = ["Preset", "look_of", "preset_for", "told_choice"]
+
+_NAMES: dict[FeatureKind, str] = {
+    "words": "GAT with much dropout, for words",
+    "numbers": "attention by dot products with residual connections, for numbers",
+    "structure": "GAT with much dropout, for the structure of the graph",
+}
 
 
 class Preset(NamedTuple):
-    """Defaults by the names of `NodeClassifierConfig` and of `FitSettings`."""
+    """Defaults by the names of the classifier's config and of `FitSettings`."""
 
     model: dict[str, Any]
     fit: dict[str, Any]
@@ -41,9 +48,38 @@ _DENSE = Preset(
     {"epochs": 120, "learning_rate": 0.05, "weight_decay": 0.0, "patience": 40},
 )
 
+_HETEROGENEOUS = Preset(
+    {"score": "dot", "hidden": 64, "heads": 4, "dropout": 0.3},
+    {"epochs": 200, "learning_rate": 0.005, "weight_decay": 1e-4, "patience": 30},
+)
 
-def preset_for(data: NodeData) -> Preset:
-    """The defaults for the digits, for sparse features (text) and for dense ones."""
+# Structure alone has as many columns as words have, of which each says little.
+_PRESETS: dict[FeatureKind, Preset] = {"words": _SPARSE, "numbers": _DENSE, "structure": _SPARSE}
+
+
+def preset_for(data: AnyData) -> Preset:
+    """The defaults for several types, for the digits, and for what features are: words, numbers, or the structure."""
+    if isinstance(data, HeterogeneousNodeData):
+        return _HETEROGENEOUS
     if data.images is not None:
         return _DIGITS
-    return _SPARSE if data.features.layout == torch.sparse_csr else _DENSE
+    return _PRESETS[look_of(data).kind]
+
+
+def look_of(data: NodeData) -> Look:
+    """What the features of the data are, and why."""
+    if data.look is not None:
+        return data.look
+    if data.features.layout == torch.sparse_csr:
+        return look_at_sparse(data.features)
+    return look_at(data.features.numpy())
+
+
+def told_choice(data: AnyData) -> str:
+    """Which network the data's preset is, and why, in a sentence."""
+    if isinstance(data, HeterogeneousNodeData):
+        return "Network: attention over relations (HGT), since there are several types of nodes or edges."
+    if data.images is not None:
+        return "Network: the one for the digits."
+    look = look_of(data)
+    return f"Network: {_NAMES[look.kind]}, since {look.reason}."

@@ -1,0 +1,337 @@
+"""Data for a training from what `save_data` wrote: labels, splits and features that are arrays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyattention._checks import Relation
+from anyattention.errors import GraphStructureError, InvalidInputError
+from anyattention.patterns import HeterogeneousGraph
+from anyattention.training.array_features import read_array_features
+from anyattention.training.columns import Column
+from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData, Split
+from anyattention.training.delimited import listed
+from anyattention.training.edges import ListedEdges, looped_graph
+from anyattention.training.features import Look, look_at, rows_normalised, to_sparse
+from anyattention.training.heterogeneous_tables import structure_by_type, with_missing_reverses
+from anyattention.training.reading import (
+    HOMOGENEOUS_RELATION,
+    HOMOGENEOUS_TYPE,
+    NodeReading,
+    Reading,
+    ReadOptions,
+)
+from anyattention.training.saved_data import SavedGraph, read_saved
+from anyattention.training.splits import draw_split, split_of_masks, told_labels
+
+__all__ = ["load_saved"]
+
+_MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+def load_saved(
+    path: str | os.PathLike[str],
+    options: ReadOptions | None = None,
+    reading: Reading | None = None,
+    *,
+    to_train: bool = True,
+) -> AnyData:
+    """The data of a file that `save_data` wrote.
+
+    Edges are taken as they are listed, as PyTorch Geometric does, with self-loops where there is one type of nodes.
+    With several, a relation gets its reverse where no relation joins its types the other way round, unless
+    options.directed.
+
+    Args:
+        path: of the file.
+        options: the seed of a split that is drawn, `directed`, and the `target` among several types with a y.
+        reading: how the data of the training were read, to read these in the same way.
+        to_train: whether labels must be there, and splits are read or drawn.
+
+    Raises:
+        InvalidInputError: no such file, or a part of it has another shape, dtype or value than it needs.
+        GraphStructureError: an edge names a node that is not there.
+    """
+    path, options = Path(path), options or ReadOptions()
+    saved = read_saved(path)
+    is_homogeneous = set(saved.edges) == {HOMOGENEOUS_RELATION} and set(saved.nodes) == {HOMOGENEOUS_TYPE}
+    if reading is not None:
+        _require_same(path, saved, reading, is_homogeneous)
+    target = _target(path, saved, options) if reading is None else reading.target
+    labels = _read_labels(path, saved, target, options, reading, to_train)
+    return (_homogeneous if is_homogeneous else _heterogeneous)(path, saved, target, labels, options, reading)
+
+
+class _Labels(NamedTuple):
+    labels: Tensor
+    class_names: tuple[str, ...]
+    splits: tuple[Split, ...]
+    notes: tuple[str, ...]
+    facts: tuple[str, ...]
+
+
+def _require_same(path: Path, saved: SavedGraph, reading: Reading, is_homogeneous: bool) -> None:
+    missing = [name for name in reading.nodes if name not in saved.nodes]
+    if missing or is_homogeneous != reading.is_homogeneous:
+        raise InvalidInputError(
+            argument=str(path),
+            expected=f"nodes of {listed(reading.nodes)}, as in the training",
+            actual=listed(saved.nodes),
+        )
+    names = [column.name for own in reading.nodes.values() for column in own.columns]
+    if any(not name.isdigit() for name in names):
+        raise InvalidInputError(
+            argument=str(path), expected="tables with the columns of the training", actual="arrays, which have no names"
+        )
+
+
+def _target(path: Path, saved: SavedGraph, options: ReadOptions) -> str:
+    if options.target is not None and options.target not in saved.nodes:
+        raise InvalidInputError(
+            argument="--target", expected=f"a type of nodes: {listed(saved.nodes)}", actual=repr(options.target)
+        )
+    labelled = [name for name, own in saved.nodes.items() if "y" in own and options.target in (None, name)]
+    if len(labelled) != 1:
+        raise InvalidInputError(
+            argument=str(path),
+            expected=f"a y of {options.target!r}" if options.target else "a y of one type of nodes",
+            actual=f"one of {listed(labelled)}" if labelled else "none",
+            hint="--target TYPE says which is meant" if labelled else None,
+        )
+    return labelled[0]
+
+
+def _homogeneous(
+    path: Path, saved: SavedGraph, target: str, labels: _Labels, options: ReadOptions, reading: Reading | None
+) -> NodeData:
+    count = saved.num_nodes[target]
+    names = saved.ids.get(target, tuple(map(str, range(count))))
+    own = None if reading is None else reading.edges[HOMOGENEOUS_RELATION]
+    edges, columns = _read_edges(path, saved, HOMOGENEOUS_RELATION, own)
+    graph, edge_features = looped_graph(edges, count, str(path))
+    x = _read_x(path, saved, target)
+    kind = None if reading is None else reading.nodes[target].kind
+    if x is None and kind in ("words", "numbers"):
+        raise _fault(path, target, "x", "features, as in the training", "none")
+    nothing = torch.zeros(count, 1, dtype=torch.float32, device="cpu")
+    found = read_array_features(nothing if x is None else x, kind, graph, names)
+    look = Look("structure", "there are no features") if x is None else found.look
+    return NodeData(
+        name=path.stem,
+        features=found.features,
+        graph=graph,
+        labels=labels.labels,
+        num_classes=len(labels.class_names),
+        splits=labels.splits,
+        standardise=found.standardise,
+        edge_features=edge_features,
+        notes=labels.notes,
+        ids=names,
+        look=look,
+        reading=Reading(
+            labels.class_names,
+            directed=True,
+            nodes={HOMOGENEOUS_TYPE: NodeReading(found.look.kind)},
+            edges={HOMOGENEOUS_RELATION: columns},
+        ),
+        facts=(f"{count:,} nodes and {edges.ends.shape[1]:,} edges, from source to target only.", *labels.facts),
+    )
+
+
+def _heterogeneous(
+    path: Path, saved: SavedGraph, target: str, labels: _Labels, options: ReadOptions, reading: Reading | None
+) -> HeterogeneousNodeData:
+    directed = options.directed if reading is None else reading.directed
+    types = list(saved.nodes) if reading is None else list(reading.nodes)
+    relations = [each for each in saved.edges if reading is None or each in reading.edges]
+    edge_index, edge_features, columns = {}, {}, {}
+    for relation in relations:
+        own = None if reading is None else reading.edges[relation]
+        edges, columns[relation] = _read_edges(path, saved, relation, own)
+        edge_index[relation] = torch.from_numpy(edges.ends)
+        if edges.features is not None:
+            edge_features[relation] = torch.from_numpy(edges.features)
+    try:
+        graph = HeterogeneousGraph.from_edge_index(edge_index, {name: saved.num_nodes[name] for name in types})
+    except GraphStructureError as fault:
+        raise GraphStructureError(f"{path}: {fault}", argument=str(path)) from fault
+    if not directed:
+        graph, edge_features = with_missing_reverses(graph, edge_features, all_of_them=False)
+    found = {
+        name: _read_features(_read_x(path, saved, name), None if reading is None else reading.nodes[name], path)
+        for name in types
+    }
+    places: dict[str, Tensor] = {}
+    if any(features is None for features, _ in found.values()):
+        names = {name: list(saved.ids.get(name, map(str, range(saved.num_nodes[name])))) for name in types}
+        places = structure_by_type(graph, names)
+    return HeterogeneousNodeData(
+        name=path.stem,
+        features={name: places[name] if features is None else features for name, (features, _) in found.items()},
+        graph=graph,
+        target=target,
+        labels=labels.labels,
+        num_classes=len(labels.class_names),
+        splits=labels.splits,
+        reading=Reading(labels.class_names, directed, target, {name: own for name, (_, own) in found.items()}, columns),
+        edge_features=edge_features,
+        notes=labels.notes,
+        ids=saved.ids.get(target, tuple(map(str, range(saved.num_nodes[target])))),
+        facts=(
+            "Nodes: " + ", ".join(f"{saved.num_nodes[name]:,} {name} ({found[name][1].kind})" for name in types) + ".",
+            "Edges: " + ", ".join(f"{each.shape[1]:,} {'-'.join(key)}" for key, each in graph.edge_index.items()) + ".",
+            f"To learn: the classes of {target}. {labels.facts[0]}" if labels.facts else "",
+            *labels.facts[1:],
+        ),
+    )
+
+
+def _read_x(path: Path, saved: SavedGraph, name: str) -> Tensor | None:
+    """The features of one type; None where there are none."""
+    x, count = saved.nodes[name].get("x"), saved.num_nodes[name]
+    if x is None:
+        return None
+    if x.ndim == 1:
+        x = x[:, None]
+    if x.ndim != 2 or x.shape[0] != count or x.is_complex():
+        raise _fault(path, name, "x", f"({count}, features) of numbers", f"{x.dtype} {tuple(x.shape)}")
+    return _finite(path, name, "x", x) if x.shape[1] else None
+
+
+def _finite(path: Path, name: object, key: str, x: Tensor) -> Tensor:
+    x = x.to(torch.float32)
+    if not bool(x.isfinite().all()):
+        raise _fault(path, name, key, "finite numbers of 32 bits", "NaN or Inf")
+    return x
+
+
+def _read_features(x: Tensor | None, own: NodeReading | None, path: Path) -> tuple[Tensor | None, NodeReading]:
+    """The features of one type, ready for a network, and how they were read; None where it is the structure."""
+    kind = own.kind if own is not None else "structure" if x is None else look_at(x.numpy()).kind
+    if kind == "structure":
+        return None, NodeReading("structure")
+    if x is None:
+        raise InvalidInputError(argument=str(path), expected="features, as in the training", actual="no x")
+    if kind == "words":
+        return rows_normalised(to_sparse(x.numpy())), NodeReading("words")
+    columns = own.columns if own is not None else _measured(x)
+    return _standardised(x, columns, path), NodeReading("numbers", columns)
+
+
+def _measured(x: Tensor) -> tuple[Column, ...]:
+    deviation, mean = torch.std_mean(x.double(), 0, correction=0)
+    deviation = deviation.where(deviation > 0, 1.0)
+    return tuple(
+        Column(str(place), "number", *each)
+        for place, each in enumerate(zip(mean.tolist(), deviation.tolist(), strict=True))
+    )
+
+
+def _standardised(x: Tensor, columns: tuple[Column, ...], path: Path) -> Tensor:
+    if len(columns) != x.shape[1]:
+        raise InvalidInputError(
+            argument=str(path), expected=f"{len(columns)} features, as in the training", actual=x.shape[1]
+        )
+    mean = torch.tensor([column.mean for column in columns], dtype=torch.float64, device="cpu")
+    deviation = torch.tensor([column.deviation for column in columns], dtype=torch.float64, device="cpu")
+    return ((x.double() - mean) / deviation).float()
+
+
+def _read_edges(
+    path: Path, saved: SavedGraph, relation: Relation, own: tuple[Column, ...] | None
+) -> tuple[ListedEdges, tuple[Column, ...]]:
+    """The edges of a relation, and how their features were read; own: as those of the training, None to train."""
+    parts = saved.edges[relation]
+    ends, features = parts["edge_index"], parts.get("edge_attr")
+    if ends.ndim != 2 or ends.shape[0] != 2 or ends.dtype not in (torch.int64, torch.int32):
+        raise _fault(path, relation, "edge_index", "(2, edges) int64", f"{ends.dtype} {tuple(ends.shape)}")
+    found = ListedEdges(np.ascontiguousarray(ends.to(torch.int64).numpy()))
+    if own == () or (own is None and features is None):
+        return found, ()
+    if features is None:
+        raise _fault(path, relation, "edge_attr", "features of the edges, as in the training", "none")
+    features = features[:, None] if features.ndim == 1 else features
+    if features.ndim != 2 or features.shape[0] != ends.shape[1] or features.is_complex() or not features.shape[1]:
+        expected = f"({ends.shape[1]}, edge_dim) of numbers"
+        raise _fault(path, relation, "edge_attr", expected, f"{features.dtype} {tuple(features.shape)}")
+    features = _finite(path, relation, "edge_attr", features)
+    columns = _measured(features) if own is None else own
+    return found._replace(features=_standardised(features, columns, path).numpy()), columns
+
+
+def _read_labels(
+    path: Path, saved: SavedGraph, target: str, options: ReadOptions, reading: Reading | None, to_train: bool
+) -> _Labels:
+    count, own = saved.num_nodes[target], saved.nodes[target]
+    y = own.get("y")
+    if y is None:
+        if to_train:
+            raise _fault(path, target, "y", "class numbers", "none")
+        numbers = torch.full((count,), -1, dtype=torch.int64, device="cpu")
+    else:
+        numbers = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        if numbers.shape != (count,) or numbers.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+            raise _fault(path, target, "y", f"({count},) int64", f"{y.dtype} {tuple(y.shape)}")
+        numbers = numbers.to(torch.int64)
+        if bool((numbers < -1).any()):
+            raise _fault(path, target, "y", "class numbers from 0, or -1 where unknown", int(numbers.min()))
+    found = sorted(set(numbers.tolist()) - {-1})
+    names = saved.class_names
+    if names is not None and found and found[-1] >= len(names):
+        raise _fault(path, target, "y", f"class numbers below {len(names)}, the number of class names", found[-1])
+    by_number = {number: str(number) if names is None else names[number] for number in found}
+    classes = reading.classes if reading is not None else tuple(by_number.values())
+    places = {name: place for place, name in enumerate(classes)}
+    labels = torch.tensor(
+        [-1 if number < 0 else places.get(by_number[number], -1) for number in numbers.tolist()],
+        dtype=torch.int64,
+        device="cpu",
+    )
+    if not to_train:
+        return _Labels(labels, classes, (), (), ())
+    if len(classes) < 2:
+        raise _fault(path, target, "y", "at least two classes", listed(classes))
+    splits, how = _read_splits(path, own, target, labels, classes, options)
+    return _Labels(labels, classes, splits, (), told_labels(labels, classes, splits, how))
+
+
+def _read_splits(
+    path: Path,
+    own: dict[str, Tensor],
+    target: str,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    options: ReadOptions,
+) -> tuple[tuple[Split, ...], str]:
+    there = [key for key in _MASKS if key in own]
+    if not there:
+        split = draw_split(labels, options.seed, f"{path}, nodes {target!r}, y")
+        return (split,), f"drawn by --seed {options.seed}, 60%, 20% and 20% of each class"
+    masks: dict[str, np.ndarray] = {}
+    for key in _MASKS:
+        if key not in own:
+            raise _fault(path, target, key, "the masks of all three parts, or of none", "none")
+        mask = own[key][:, None] if own[key].ndim == 1 else own[key]
+        same = own[there[0]].ndim == 1 or mask.shape[1:] == own[there[0]].shape[1:]
+        if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[0] != len(labels) or not mask.shape[1] or not same:
+            expected = f"({len(labels)},) or ({len(labels)}, splits), boolean"
+            raise _fault(path, target, key, expected, f"{mask.dtype} {tuple(own[key].shape)}")
+        masks[key] = mask.numpy()
+    splits = []
+    for number in range(min(mask.shape[1] for mask in masks.values())):
+        split = split_of_masks({key: mask[:, number] for key, mask in masks.items()}, labels)
+        untold = sorted(set(range(len(classes))) - set(labels[split.train].tolist()))
+        if untold:
+            raise _fault(path, target, "train_mask", "a node of each class", f"none of {classes[untold[0]]!r}")
+        splits.append(split)
+    return tuple(splits), "as the masks say"
+
+
+def _fault(path: Path, where: object, key: str, expected: str, actual: Any) -> InvalidInputError:
+    return InvalidInputError(argument=f"{path}, {where!r}, {key}", expected=expected, actual=actual)
