@@ -1,10 +1,11 @@
-"""The pairs of a pattern that lists them as edges: how many there are, which, and as a matrix."""
+"""The pairs of a pattern that lists them as edges: how many there are, which, as a matrix, and where they lead."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from anyattention.geometry.displacement import edge_displacements
 from anyattention.patterns.base import Pattern
 from anyattention.patterns.graph_arrays import require_sizes
 from anyattention.patterns.spans import Spans
@@ -25,6 +26,7 @@ class EdgePattern(Pattern):
     edge_index: Tensor
     query_offsets: Tensor
     key_offsets: Tensor
+    shifts: Tensor | None
 
     @property
     def num_queries(self) -> int:
@@ -93,3 +95,36 @@ class EdgePattern(Pattern):
         pairs = torch.zeros(self.num_queries, self.num_keys, dtype=torch.bool, device=self.device)
         pairs[self.query_index, self.key_index] = True
         return pairs.to(device)
+
+    def displacements(
+        self,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        *,
+        queries: Tensor | None = None,
+        batch: Tensor | None = None,
+    ) -> Tensor:
+        """From query to key, for each edge: (x_key - x_query) + shift @ cell.
+
+        Differentiable to any order in positions, queries and cell, so that forces and the stress come of it.
+
+        Args:
+            positions: `(num_keys, dim)`, floating; cell: `(dim, dim)` or `(clouds, dim, dim)`, where the graph has
+                shifts; queries: `(num_queries, dim)`, where they are other points; batch: `(num_keys,)` int64, the
+                cloud of each of positions, where there are several cells.
+
+        Returns:
+            `(edges, dim)`, in the caller's edge order.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, GraphStructureError: tensors that do not fit the graph.
+
+        Example:
+            >>> from anyattention import Graph
+            >>> points, cell = torch.tensor([[1.0], [9.0]]), torch.tensor([[10.0]])
+            >>> Graph.radius(points, 3.0, cell=cell).displacements(points, cell)
+            tensor([[-2.],
+                    [ 2.]])
+        """
+        sizes = (self.num_queries, self.num_keys)
+        return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)

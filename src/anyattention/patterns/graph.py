@@ -11,7 +11,6 @@ from torch import Tensor
 
 from anyattention._checks import allocation_failures_named, require_count
 from anyattention.errors import GraphStructureError, SparseMatrixError
-from anyattention.geometry.displacement import edge_displacements
 from anyattention.geometry.nearest import nearest_neighbours
 from anyattention.geometry.neighbours import radius_neighbours
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
@@ -385,38 +384,6 @@ class Graph(EdgePattern):
         order, edge_index = reordered(self, method)
         sizes = (self.num_queries, self.num_keys)
         return Graph.of_known(edge_index, *sizes, self.values, self.shifts, self.search_radius), order
-
-    def displacements(
-        self,
-        positions: Tensor,
-        cell: Tensor | None = None,
-        *,
-        queries: Tensor | None = None,
-        batch: Tensor | None = None,
-    ) -> Tensor:
-        """From query to key, for each edge: (x_key - x_query) + shift @ cell.
-
-        Differentiable to any order in positions, queries and cell, so that forces and the stress come of it.
-
-        Args:
-            positions: `(num_keys, dim)`, floating; cell: `(dim, dim)` or `(clouds, dim, dim)`, where the graph has
-                shifts; queries: `(num_queries, dim)`, where they are other points; batch: `(num_keys,)` int64, the
-                cloud of each of positions, where there are several cells.
-
-        Returns:
-            `(edges, dim)`, in the caller's edge order.
-
-        Raises:
-            DimensionMismatchError, InvalidInputError, GraphStructureError: tensors that do not fit the graph.
-
-        Example:
-            >>> points, cell = torch.tensor([[1.0], [9.0]]), torch.tensor([[10.0]])
-            >>> Graph.radius(points, 3.0, cell=cell).displacements(points, cell)
-            tensor([[-2.],
-                    [ 2.]])
-        """
-        sizes = (self.num_queries, self.num_keys)
-        return edge_displacements(self.edge_index, *sizes, positions, self.shifts, cell, queries, batch)
 
     def sample(
         self,
