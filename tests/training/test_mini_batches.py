@@ -269,8 +269,8 @@ def test_the_batches_do_not_depend_on_the_number_of_threads(monkeypatch) -> None
 def test_without_a_fanout_it_is_ten_and_ten() -> None:
     assert FitSettings(batch_size=7).fanout == (10, 10)
     assert (FitSettings().batch_size, FitSettings().fanout) == (None, None)
-    assert FitSettings(batch_size=7, fanout=[-1, 3]).fanout == (-1, 3)  # pyright: ignore[reportArgumentType]
-    told = json.loads(json.dumps(vars(FitSettings(batch_size=7, fanout=torch.tensor([2, 3]).numpy()))))  # pyright: ignore
+    assert FitSettings(batch_size=7, fanout=[-1, 3]).fanout == (-1, 3)
+    told = json.loads(json.dumps(vars(FitSettings(batch_size=7, fanout=torch.tensor([2, 3]).numpy()))))
     assert (told["batch_size"], told["fanout"]) == (7, [2, 3])
 
 
