@@ -32,8 +32,8 @@ def fanout(text: str) -> tuple[int, int]:
         first, second = [int(part) for part in text.split(",")]
     except ValueError:
         first = second = 0
-    # Sizes in the samplers are 64-bit numbers.
-    if any(number != -1 and not 1 <= number < 2**31 for number in (first, second)):
+    # The sampler counts with 64 bits.
+    if any(number != -1 and not 1 <= number < 2**63 for number in (first, second)):
         raise argparse.ArgumentTypeError(
             f"expected a number for each of the two layers, at least 1, or -1 for all neighbours, such as 10,10, "
             f"got {text!r}"
