@@ -202,6 +202,9 @@ def test_several_types_end_to_end(tmp_path: Path, capsys, require) -> None:
     assert main(["train", *command, "--epochs", "2", "--hidden", "8", "--heads", "2", "--out", str(run)]) == 0
     assert main(["predict", *command, "--model", str(run), "--out", str(out)]) == 0
     assert rows_of(out)[1][0] == "node 0"
+    batches = ["--batch-size", "7", "--fanout", "-1,4"]
+    assert main(["train", *command, *batches, "--epochs", "2", "--hidden", "8", "--heads", "2", "--out", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text())["training"]["fanout"] == [-1, 4]
     assert main(["predict", "--model", str(run)]) == 2
     assert "--data: expected data of several types, as in the training, got digits" in capsys.readouterr().err
 

@@ -125,6 +125,43 @@ def test_train_on_one_split(dense_file: Path, tmp_path: Path) -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "fanout"), [([], [10, 10]), (["--fanout", "-1,3"], [-1, 3]), (["--fanout=2,-1"], [2, -1])]
+)
+def test_train_on_mini_batches(given: list[str], fanout: list[int], dense_file: Path, tmp_path: Path, capsys) -> None:
+    command = ["train", "--data", str(dense_file), "--epochs", "3", "--split", "1", *SMALL, "--output-heads", "2"]
+    runs = []
+    for name in ("one", "again"):
+        out = tmp_path / name
+        assert main([*command, "--batch-size", "2", *given, "--out", str(out)]) == 0
+        assert names(out) == FILES
+        runs.append(anyattention.load(out).state_dict())
+    torch.testing.assert_close(runs[1], runs[0], atol=0, rtol=0)
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert (metrics["training"]["batch_size"], metrics["training"]["fanout"]) == (2, fanout)
+    assert metrics["splits"][0]["epochs"] == 3
+    # The test labels are scored over the whole graph.
+    model, data = anyattention.load(tmp_path / "one"), load_npz(dense_file)
+    test = data.splits[1].test
+    assert metrics["test_accuracy"] == accuracy(predict_logits(model, data)[test], data.labels[test])
+    assert "3/3" in capsys.readouterr().err, "the bar counts epochs"
+
+
+@pytest.mark.parametrize("data", ["sparse", "digits"])
+def test_mini_batches_of_sparse_features_and_of_edge_features(data: str, sparse_file: Path, tmp_path: Path) -> None:
+    name = str(sparse_file) if data == "sparse" else data
+    out = tmp_path / "run"
+    command = ["train", "--data", name, "--epochs", "2", *SMALL, "--batch-size", "30", "--fanout", "3,4"]
+    assert main([*command, "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training"]["fanout"] == [3, 4]
+    assert (metrics["model"]["edge_dim"] is None) == (data == "sparse")
+    assert main([*command[:-4], "--out", str(tmp_path / "whole")]) == 0
+    assert json.loads((tmp_path / "whole/metrics.json").read_text())["training"]["batch_size"] is None
+    pairs = zip(*(anyattention.load(folder).parameters() for folder in (out, tmp_path / "whole")), strict=True)
+    assert not any(torch.equal(one, other) for one, other in pairs)
+
+
 def predict(model: Path, data: Path, out: Path) -> np.ndarray:
     assert main(["predict", "--model", str(model), "--data", str(data), "--out", str(out)]) == 0
     with np.load(out) as file:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from anyattention.training.data import AnyData
     from anyattention.training.reading import Reading, ReadOptions
 
-__all__ = ["add_data", "count", "load_data", "print_notes", "seed", "use_threads"]
+__all__ = ["add_data", "count", "fanout", "load_data", "print_notes", "seed", "use_threads"]
 
 # Edges, self-loops included.
 _SMALL_GRAPH = 100_000
@@ -24,6 +24,21 @@ def count(text: str) -> int:
 def seed(text: str) -> int:
     """A whole number from 0."""
     return _whole(text, 0)
+
+
+def fanout(text: str) -> tuple[int, int]:
+    """Two whole numbers with a comma between, each at least 1, or -1."""
+    try:
+        first, second = [int(part) for part in text.split(",")]
+    except ValueError:
+        first = second = 0
+    # The sampler counts with 64 bits.
+    if any(number != -1 and not 1 <= number < 2**63 for number in (first, second)):
+        raise argparse.ArgumentTypeError(
+            f"expected a number for each of the two layers, at least 1, or -1 for all neighbours, such as 10,10, "
+            f"got {text!r}"
+        )
+    return first, second
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from anyattention.signals import uninterrupted
 
 __all__ = ["Parser", "run_command"]
 
+_NUMBERS = re.compile(r"-\d+(,-?\d+)+")
 _MISTAKE, _INTERRUPTED, _NO_READER, _TERMINATED = 2, 130, 141, 143
 
 
@@ -51,7 +53,7 @@ def run_command(parser: Parser, argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
     try:
         try:
-            arguments = parser.parse_args(argv)
+            arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
             with uninterrupted():
                 # Libraries in C make other errors of a Ctrl-C while they are imported.
                 for module in vars(arguments).get("imports", ()):
@@ -77,6 +79,17 @@ def run_command(parser: Parser, argv: Sequence[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--fanout=-1,5` for `--fanout -1,5`, whose second argparse takes for an option."""
+    joined: list[str] = []
+    for text in arguments:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _NUMBERS.fullmatch(text):
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

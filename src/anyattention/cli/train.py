@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from anyattention.cli.arguments import add_data, count, load_data, print_notes, seed, use_threads
+from anyattention.cli.arguments import add_data, count, fanout, load_data, print_notes, seed, use_threads
 
 __all__ = ["add_parser"]
 
@@ -76,10 +76,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Options of the training."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=count, metavar="N", help="at most so many steps over all nodes")
+    group.add_argument("--epochs", type=count, metavar="N", help="at most so many passes over the training nodes")
     group.add_argument("--lr", type=float, metavar="RATE", help="Adam's learning rate")
     group.add_argument("--weight-decay", type=float, metavar="FACTOR", help="of Adam, at least 0")
     group.add_argument("--patience", type=count, metavar="N", help="stop after so many epochs without a better one")
+    group.add_argument(
+        "--batch-size", type=count, metavar="N", help="a step for each N training nodes (default: one for all nodes)"
+    )
+    group.add_argument(
+        "--fanout",
+        type=fanout,
+        metavar="N,N",
+        help="with --batch-size, the most edges that are drawn of each training node, and of each node that these lead "
+        "to; -1 for all (default: 10,10)",
+    )
     group.add_argument(
         "--split", type=seed, metavar="N", help="one of the file's splits, from 0 (default: all of them)"
     )
@@ -95,10 +105,17 @@ def _run(arguments: argparse.Namespace) -> int:
         settings_for,
         write_run,
     )
+    from anyattention.errors import InvalidInputError
     from anyattention.files import make_folder
     from anyattention.training import ReadOptions
     from anyattention.training.presets import told_choice
 
+    if arguments.fanout is not None and arguments.batch_size is None:
+        raise InvalidInputError(
+            argument="--fanout",
+            expected="--batch-size with it, since a step over all nodes takes all neighbours",
+            actual="--fanout alone",
+        )
     options = ReadOptions(
         arguments.seed, arguments.directed, tuple(arguments.category), tuple(arguments.ignore), arguments.target
     )
@@ -136,4 +153,6 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_decay": arguments.weight_decay,
         "patience": arguments.patience,
         "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        "fanout": arguments.fanout,
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anyattention._checks import keep_all_plain, require_number
 from anyattention.errors import InvalidConfigError
+from anyattention.loader import NeighborLoader
 from anyattention.output import AttentionOutput
 from anyattention.training.data import AnyData, NodeData, Split
 from anyattention.training.heterogeneous_model import (
@@ -19,6 +20,7 @@ from anyattention.training.heterogeneous_model import (
     HeterogeneousNodeClassifier,
     HeterogeneousNodeClassifierConfig,
 )
+from anyattention.training.mini_batches import DEFAULT_FANOUT, batch_loader, classify_seeds, require_fanout
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
 from anyattention.training.steps import require_finite_loss
@@ -42,11 +44,14 @@ class FitSettings:
     """How to train.
 
     Args:
-        epochs: at most so many steps; one step sees all nodes.
+        epochs: at most so many; one is a step that sees all nodes, or with batch_size a pass over the training nodes.
         learning_rate: Adam's.
         weight_decay: Adam's, the squared weights' factor.
         patience: stop after so many epochs without a better one.
-        seed: of the initial weights and of dropout.
+        seed: of the initial weights and of dropout, and of the batches and their neighbours.
+        batch_size: of how many training nodes a step is; None is all nodes in one step.
+        fanout: with batch_size, how many edges are drawn: of each training node of a batch, and of each node that these
+            lead to. -1 for all; None is (10, 10).
 
     Raises:
         InvalidConfigError: a value is out of range.
@@ -57,16 +62,29 @@ class FitSettings:
     weight_decay: float = 5e-4
     patience: int = 100
     seed: int = 0
+    batch_size: int | None = None
+    fanout: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         keep_all_plain(self)
-        for name, at_least in (("epochs", 1), ("patience", 1), ("seed", 0)):
+        for name, at_least in (("epochs", 1), ("patience", 1), ("seed", 0), ("batch_size", 1)):
             value = getattr(self, name)
+            if name == "batch_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
                 raise InvalidConfigError(argument=name, expected=f"an int of at least {at_least}", actual=repr(value))
         # Far beyond any use, and far below what overflows in float32.
         require_number("learning_rate", self.learning_rate, above=0.0, below=1e6, error=InvalidConfigError)
         require_number("weight_decay", self.weight_decay, at_least=0.0, below=1e6, error=InvalidConfigError)
+        if self.batch_size is not None:
+            fanout = DEFAULT_FANOUT if self.fanout is None else require_fanout(self.fanout)
+            object.__setattr__(self, "fanout", fanout)
+        elif self.fanout is not None:
+            raise InvalidConfigError(
+                argument="fanout",
+                expected="a batch_size with it, since a step over all nodes takes all neighbours",
+                actual=f"fanout={self.fanout!r} and batch_size=None",
+            )
 
 
 AnyClassifier = NodeClassifier | HeterogeneousNodeClassifier
@@ -124,8 +142,9 @@ def fit(
     Raises:
         NumericalInstabilityError: the loss is NaN or infinite.
 
-    Cost: a forward and backward pass for training and a forward pass for validation, each epoch. The same
-    arguments give the same weights; PyTorch's own random state is left as it was.
+    Cost: a forward and backward pass for training and a forward pass for validation, each epoch. With a batch_size
+    those of training are over the sampled neighbours of a batch at a time; the one of validation is over all nodes, and
+    exact. The same arguments give the same weights; PyTorch's own random state is left as it was.
     """
     # The epoch and its weights in one variable: an interrupt may come between any two lines.
     kept: tuple[Epoch, dict[str, Tensor]] | None = None
@@ -134,9 +153,10 @@ def fit(
         torch.manual_seed(settings.seed)
         model = _new_classifier(config, data)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        batches = _batches(data, split, settings)
         try:
             for number in range(1, settings.epochs + 1):
-                epoch = run_epoch(number, model, optimizer, data, split)
+                epoch = run_epoch(number, model, optimizer, data, split, batches)
                 if kept is None or _rank(epoch) > _rank(kept[0]):
                     kept = epoch, {key: value.clone() for key, value in model.state_dict().items()}
                 if on_epoch is not None:
@@ -164,6 +184,12 @@ def _new_classifier(config: AnyConfig, data: AnyData) -> AnyClassifier:
     if data.standardise:
         model.measure_features(data.features)
     return model
+
+
+def _batches(data: AnyData, split: Split, settings: FitSettings) -> NeighborLoader | None:
+    if settings.batch_size is None or settings.fanout is None:
+        return None
+    return batch_loader(data, split.train, settings.batch_size, settings.fanout, settings.seed)
 
 
 def classify(
@@ -206,20 +232,42 @@ def attention_within_classes(model: AnyClassifier, data: NodeData, nodes: Tensor
 
 
 def run_epoch(
-    number: int, model: AnyClassifier, optimizer: torch.optim.Optimizer, data: AnyData, split: Split
+    number: int,
+    model: AnyClassifier,
+    optimizer: torch.optim.Optimizer,
+    data: AnyData,
+    split: Split,
+    batches: NeighborLoader | None = None,
 ) -> Epoch:
-    """One step of training on all nodes, and the scores on the validation labels after it."""
+    """One step of training on all nodes, or one on each batch; and the scores on the validation labels after it.
+
+    The loss is the mean over the training nodes, of each as it was in the step of its batch.
+    """
     model.train()
-    optimizer.zero_grad(set_to_none=True)
-    logits = classify(model, data).output
-    loss = F.cross_entropy(logits[split.train], data.labels[split.train])
-    require_finite_loss(loss.item(), f"epoch {number}")
-    loss.backward()
-    optimizer.step()
+    if batches is None:
+        optimizer.zero_grad(set_to_none=True)
+        logits = classify(model, data).output[split.train]
+        loss = _descend(optimizer, logits, data.labels[split.train], f"epoch {number}")
+    else:
+        total = 0.0
+        for place, sampled in enumerate(batches, start=1):
+            optimizer.zero_grad(set_to_none=True)
+            logits, labels = classify_seeds(model, data, sampled)
+            total += len(labels) * _descend(optimizer, logits, labels, f"epoch {number}, batch {place}")
+        loss = total / len(split.train)
     logits = predict_logits(model, data)[split.validation]
     labels = data.labels[split.validation]
     validation_loss = F.cross_entropy(logits, labels).item()
-    return Epoch(number, loss.item(), validation_loss, metric_value(data.metric, logits, labels))
+    return Epoch(number, loss, validation_loss, metric_value(data.metric, logits, labels))
+
+
+def _descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor, step: str) -> float:
+    """Moves the weights by a step, and returns the loss before it."""
+    loss = F.cross_entropy(logits, labels)
+    require_finite_loss(loss.item(), step)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def _rank(epoch: Epoch) -> tuple[float, float]:

@@ -15,7 +15,9 @@ from anyattention.errors import InvalidConfigError
 from anyattention.nn import HeterogeneousGraphAttention
 from anyattention.nn.bare import is_bare
 from anyattention.ops.linear_maps import linear_maps
-from anyattention.patterns import HeterogeneousGraph
+from anyattention.patterns import HeterogeneousGraph, SampledHeterogeneousGraph
+from anyattention.training.model import require_two_hops
+from anyattention.training.rows import first_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -184,36 +186,55 @@ class HeterogeneousNodeClassifier(nn.Module):
     def forward(
         self,
         x: Mapping[str, Tensor],
-        graph: HeterogeneousGraph,
+        graph: HeterogeneousGraph | SampledHeterogeneousGraph,
         edge_features: Mapping[Relation, Tensor] | None = None,
         *,
         return_weights: bool | str = False,
     ) -> ClassScores:
-        """Class scores of all nodes of the target type.
+        """Class scores of all nodes of the target type, or of those that are a sample's seeds.
 
         Args:
-            x: `(nodes, in_features)` of each type, dense or sparse CSR.
-            graph: over the nodes, of relations of the config; some may be missing.
-            edge_features: `(edges, edge_dim)` of each relation that has an edge_dim; both layers see them.
+            x: `(nodes, in_features)` of each type, dense or sparse CSR; of a sample's nodes.
+            graph: over the nodes, of relations of the config; some may be missing. Or a sample of two hops, one for
+                each layer: only the seeds get scores, which are those of the whole graph where all of its edges were
+                drawn.
+            edge_features: `(edges, edge_dim)` of each relation that has an edge_dim, or of a sample's `edges[0]`; both
+                layers see them.
             return_weights: "mean" over heads (or True) or "heads": the second layer's attention weights, by relation.
 
         Returns:
             ClassScores(logits `(nodes, num_classes)`, weights by relation or None).
 
-        Raises: as `nn.HeterogeneousGraphAttention`.
+        Raises: as `nn.HeterogeneousGraphAttention`; InvalidInputError for a sample of another number of hops.
         """
-        first = self.first_layer(x, graph, edge_features).output
+        if not isinstance(graph, SampledHeterogeneousGraph):
+            hidden = self._hidden(x, self.first_layer(x, graph, edge_features).output)
+            second = self.second_layer(hidden, graph, edge_features, return_weights=return_weights)
+            return ClassScores(self._scores(second.output[self.config.target]), second.weights)
+        require_two_hops(graph)
+        outer, inner = graph.blocks
+        first = graph.queries_of(self.first_layer(x, outer, edge_features).output, 0)
+        own = {name: first_rows(x[name], inner.num_nodes[name]) for name in self.sources_alone}
+        # The edges of the inner block are the first of the outer one's.
+        if edge_features is not None:
+            edge_features = {name: each[: len(graph.edges[1][name])] for name, each in edge_features.items()}
+        second = self.second_layer(self._hidden(own, first), inner, edge_features, return_weights=return_weights)
+        seeds = second.output[self.config.target][: graph.num_seeds[self.config.target]]
+        return ClassScores(self._scores(seeds), second.weights)
+
+    def _hidden(self, x: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the second layer reads, from x of types that no relation ends in, and the first layer's output."""
         given = {
             name: linear_maps(x[name], [each.weight], [each.bias])[0] if is_bare(each) else each(x[name])
             for name, each in zip(self.sources_alone, self.input_maps, strict=True)
         }
-        hidden = {
+        return {
             name: self._activated(norm, given[name] if name in given else first[name])
             for name, norm in zip(self.types, self.norms, strict=True)
         }
-        second = self.second_layer(hidden, graph, edge_features, return_weights=return_weights)
-        logits = self.output_map(self._activated(self.output_norm, second.output[self.config.target]))
-        return ClassScores(logits, second.weights)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        return self.output_map(self._activated(self.output_norm, x))
 
     def _activated(self, norm: nn.Module, x: Tensor) -> Tensor:
         return F.dropout(F.gelu(norm(x)), self.config.dropout, self.training)

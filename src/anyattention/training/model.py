@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from anyattention._checks import keep_all_plain, require_number
 from anyattention.config import AttentionConfig, Config, GraphAttentionConfig
-from anyattention.errors import InvalidConfigError
+from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.nn import GraphAttention
 from anyattention.output import AttentionOutput
-from anyattention.patterns import Graph
+from anyattention.patterns import Graph, SampledGraph, SampledHeterogeneousGraph
+from anyattention.training.rows import first_rows, sparse_csr
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -182,34 +182,51 @@ class NodeClassifier(nn.Module):
         return cls(**vars(config))
 
     def forward(
-        self, x: Tensor, graph: Graph, edge_features: Tensor | None = None, *, return_weights: bool | str = False
+        self,
+        x: Tensor,
+        graph: Graph | SampledGraph,
+        edge_features: Tensor | None = None,
+        *,
+        return_weights: bool | str = False,
     ) -> AttentionOutput:
-        """Class scores of all nodes.
+        """Class scores of all nodes, or of a sample's seeds.
 
         Args:
-            x: `(nodes, in_features)`, dense or (without standardise) sparse CSR.
-            graph: over the nodes; self-loops are not added here.
-            edge_features: `(edges, edge_dim)`, in the graph's order, exactly when there is an edge_dim; both layers
-                see them.
+            x: `(nodes, in_features)`, dense or (without standardise) sparse CSR; of a sample's nodes.
+            graph: over the nodes; self-loops are not added here. Or a sample of two hops, one for each layer: only the
+                seeds get scores, which are those of the whole graph where all of its edges were drawn.
+            edge_features: `(edges, edge_dim)`, in the graph's order, or of a sample's `edges[0]`, exactly when there
+                is an edge_dim; both layers see them.
             return_weights: "mean" over heads (or True) or "heads": the second layer's attention weights.
 
         Returns:
             AttentionOutput(logits `(nodes, num_classes)`, weights `(edges,)` or `(edges, heads)` or None).
 
-        Raises: as `nn.GraphAttention`.
+        Raises: as `nn.GraphAttention`; InvalidInputError for a sample of another number of hops.
         """
         if self.config.standardise:
             x = (x - self.feature_mean) / self.feature_deviation
-        hidden = self.first_layer(self._drop(x), graph, edge_features).output
-        if self.norm is not None:
-            hidden = self.norm(hidden)
-        return self.second_layer(self._drop(F.elu(hidden)), graph, edge_features, return_weights=return_weights)
+        if not isinstance(graph, SampledGraph):
+            hidden = self.first_layer(self._drop(x), graph, edge_features).output
+            return self.second_layer(self._activated(hidden), graph, edge_features, return_weights=return_weights)
+        require_two_hops(graph)
+        outer, inner = graph.blocks
+        hidden = self.first_layer(_ends(self._drop(x), outer), outer, edge_features).output
+        # The edges of the inner block are the first of the outer one's.
+        inner_features = None if edge_features is None else edge_features[: inner.num_edges]
+        ends = _ends(self._activated(hidden), inner)
+        return self.second_layer(ends, inner, inner_features, return_weights=return_weights)
 
     def measure_features(self, x: Tensor) -> None:
         """Keep mean and deviation of the columns of x `(nodes, in_features)`, by which forward standardises."""
         mean, deviation = mean_and_deviation(x)
         self.feature_mean.copy_(mean)
         self.feature_deviation.copy_(deviation)
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return self._drop(F.elu(hidden))
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.config.dropout == 0:
@@ -221,15 +238,21 @@ class NodeClassifier(nn.Module):
         return sparse_csr(x.crow_indices(), x.col_indices(), values, (x.shape[0], x.shape[1]))
 
 
+def require_two_hops(sampled: SampledGraph | SampledHeterogeneousGraph) -> None:
+    """Raise InvalidInputError unless a sample has a block for each of two layers."""
+    if len(sampled.blocks) != 2:
+        raise InvalidInputError(
+            argument="graph", expected="a sample of two hops, one for each layer", actual=f"{len(sampled.blocks)}"
+        )
+
+
+def _ends(x: Tensor, block: Graph) -> tuple[Tensor, Tensor]:
+    """The features of a block's keys, and of its queries, which are the first of them."""
+    return x, first_rows(x, block.num_queries)
+
+
 def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the columns of x `(nodes, in_features)`; a constant column's deviation is 1."""
     # In float32 the squares of large features would overflow.
     deviation, mean = torch.std_mean(x.double(), 0, correction=0)
     return mean.to(x.dtype), deviation.where(deviation > 0, 1.0).to(x.dtype)
-
-
-def sparse_csr(offsets: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A sparse CSR matrix of parts that were checked before, without PyTorch's warning that it is in beta."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(offsets, columns, values, shape, device=values.device, check_invariants=False)

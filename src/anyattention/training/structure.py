@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention.patterns import Graph
-from anyattention.training.model import sparse_csr
+from anyattention.training.rows import sparse_csr
 
 __all__ = ["STRUCTURE_WIDTH", "structure_features"]
 
