@@ -120,6 +120,56 @@ def test_equal_eigenvalues_span_the_same_space(most_dense: int, monkeypatch: pyt
     assert np.allclose(values[0, :1], 0, atol=1e-10)
 
 
+def joined(*graphs: networkx.Graph) -> networkx.Graph:
+    return networkx.disjoint_union_all(graphs)
+
+
+REPEATED = {
+    "a large component and paths": (lambda: joined(lopsided(1100), *[networkx.path_graph(3)] * 40), 8),
+    "more than the zeros": (lambda: joined(lopsided(1100), *[networkx.path_graph(3)] * 5), 20),
+    "lone nodes": (lambda: joined(networkx.barabasi_albert_graph(1500, 3, seed=0), networkx.empty_graph(10)), 10),
+    "grid": (lambda: networkx.grid_2d_graph(30, 40), 20),
+    "torus": (lambda: networkx.grid_2d_graph(34, 34, periodic=True), 20),
+    "two large rings": (lambda: joined(networkx.cycle_graph(1030), networkx.cycle_graph(1030)), 5),
+    "star": (lambda: networkx.star_graph(1100), 6),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_none_of_the_equal_eigenvalues_of_a_large_graph_is_missed(name: str) -> None:
+    make, k = REPEATED[name]
+    made = networkx.convert_node_labels_to_integers(make())
+    matrix = torch.from_numpy(networkx.normalized_laplacian_matrix(made).toarray())
+    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), k, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(matrix)[1 : k + 1].clamp(0, 2)
+    torch.testing.assert_close(values[0], expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=0, atol=1e-11)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-11)
+    assert values.min() >= 0
+    assert values.max() <= 2
+
+
+def test_large_graphs_without_the_vector_of_the_degrees_of_the_largest_component() -> None:
+    """The others of eigenvalue 0 are those of one component each, larger ones first."""
+    made = joined(networkx.path_graph(3), lopsided(1100), networkx.star_graph(4))
+    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), 2, dtype=torch.float64)
+    expected = torch.zeros(len(made), 2, dtype=torch.float64)
+    expected[1103:, 0] = torch.tensor([4.0, 1, 1, 1, 1]).sqrt() / 8**0.5
+    expected[:3, 1] = torch.tensor([1.0, 2, 1]).sqrt() / 2
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-7)
+    assert values.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("most_dense", [1024, 1])
+def test_values_stay_from_0_to_2(most_dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for each component, and 2 for each without an odd cycle: rounding leads out of them."""
+    monkeypatch.setattr(laplacian, "_MOST_DENSE", most_dense)
+    made = joined(*[networkx.path_graph(nodes) for nodes in (2, 3, 5, 7, 11)])
+    _, values = laplacian_eigenvectors(Graph.from_networkx(made), 27, dtype=torch.float64)
+    assert values.min() >= 0
+    assert values.max() <= 2
+
+
 def test_the_first_of_the_largest_entries_is_positive() -> None:
     vectors, _ = laplacian_eigenvectors(Graph.from_networkx(networkx.path_graph(5)), 4, dtype=torch.float64)
     for vector in vectors.T.tolist():
@@ -154,6 +204,10 @@ def test_what_does_not_fit() -> None:
     bipartite = Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), num_queries=1, num_keys=2)
     with pytest.raises(GraphStructureError, match="graph: expected as many queries as keys"):
         laplacian_eigenvectors(bipartite, 1)
+    with pytest.raises(
+        GraphStructureError, match=r"graph: expected edges within each graph.*edge 2 from node 2 to node 1"
+    ):
+        laplacian_eigenvectors(graph, 1, sizes=[2, 3])
     with pytest.raises(InvalidInputError, match="vectors: expected a floating-point"):
         random_signs(torch.ones(3, 1, dtype=torch.int64))
     with pytest.raises(DimensionMismatchError, match=r"vectors: expected \(nodes, k\)"):

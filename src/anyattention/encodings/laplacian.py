@@ -15,7 +15,7 @@ from anyattention.errors import InvalidInputError, MatrixOperationError, Missing
 from anyattention.patterns import Graph
 from anyattention.patterns.graph_arrays import require_one_set
 from anyattention.patterns.regular import require_generator
-from anyattention.patterns.sizes import Sizes, graph_sizes
+from anyattention.patterns.sizes import Sizes, graph_sizes, require_edges_within
 
 __all__ = ["LaplacianEigenvectors", "laplacian_eigenvectors", "random_signs"]
 
@@ -23,6 +23,8 @@ __all__ = ["LaplacianEigenvectors", "laplacian_eigenvectors", "random_signs"]
 _MOST_DENSE = 1024
 # Entries within this share of the largest count as equally large.
 _TIE = 1e-6
+# Eigenvalues so close to each other count as equal.
+_SAME = 1e-10
 
 
 class LaplacianEigenvectors(NamedTuple):
@@ -71,12 +73,14 @@ def laplacian_eigenvectors(
 
     Raises:
         InvalidInputError, DimensionMismatchError: an argument does not fit, or k is too large.
-        GraphStructureError: queries and keys are different sets, or a batch that falls.
+        GraphStructureError: queries and keys are different sets, an edge from one graph to another, or a batch that
+            falls.
         MatrixOperationError: scipy finds no eigenvectors of a graph of more than 1,024 nodes.
         MissingExtraError: there is such a graph, and scipy is not installed (the extra "graphs").
 
     Cost: a dense decomposition, O(nodes^3), for each graph of up to 1,024 nodes, those of one size together, and where
-    k is half of the nodes or more; for others scipy's Lanczos method, some hundred products of O(edges) each.
+    k is half of the nodes or more. Others are cut into their components: those of up to 1,024 nodes are dense, the rest
+    goes to scipy's Lanczos method, some hundred products of O(edges + nodes x k) each, until it finds no more.
 
     Source: Dwivedi et al., 2020; Lim et al., 2023 (SignNet).
 
@@ -99,6 +103,7 @@ def laplacian_eigenvectors(
             hint="pad=True gives 0 for what a graph lacks",
         )
     with shielded():
+        require_edges_within(graph, own)
         matrix = _Adjacency(graph, own)
         vectors = torch.zeros(graph.num_queries, k, dtype=torch.float64, device="cpu")
         values = torch.zeros(len(own), k, dtype=torch.float64, device="cpu")
@@ -109,10 +114,10 @@ def laplacian_eigenvectors(
                 if size <= _MOST_DENSE or 2 * count >= size:
                     found, of = _dense(matrix.dense(graphs, size), count)
                 else:
-                    found, of = _sparse(matrix.sparse(graphs, size), count)
+                    found, of = _sparse(*matrix.sparse(graphs, size), count)
                 nodes = matrix.starts[graphs, None] + torch.arange(size, device="cpu")
                 vectors[nodes, :count] = _with_signs(of)
-                values[graphs, :count] = found
+                values[graphs, :count] = found.clamp(0.0, 2.0)
         device = graph.device
         return LaplacianEigenvectors(vectors.to(device, dtype), values.to(device, dtype))
 
@@ -164,8 +169,9 @@ class _Adjacency:
         halves = torch.full((len(self.rows),), 0.5, dtype=torch.float64, device="cpu")
         degree = torch.zeros(graph.num_queries, dtype=torch.float64, device="cpu").index_add_(0, self.rows, halves)
         self.has_edges = degree > 0
-        roots = torch.where(self.has_edges, degree, 1.0).rsqrt()
-        self.entries = 0.5 * roots[self.rows] * roots[self.columns]
+        # Those of a component's nodes are its eigenvector of eigenvalue 0.
+        self.roots = torch.where(self.has_edges, degree, 1.0).sqrt()
+        self.entries = 0.5 / (self.roots[self.rows] * self.roots[self.columns])
 
     def parts(self, size: int) -> list[Tensor]:
         """The graphs of a size: as many at a time as one large graph would take memory for."""
@@ -182,14 +188,15 @@ class _Adjacency:
         found.diagonal(dim1=1, dim2=2).add_(self.has_edges[nodes].to(torch.float64))
         return found
 
-    def sparse(self, graphs: Tensor, size: int) -> Any:
-        """I + D^(-1/2) A D^(-1/2) of a graph, whose largest eigenvalues are the Laplacian's smallest, for scipy."""
+    def sparse(self, graphs: Tensor, size: int) -> tuple[Any, np.ndarray]:
+        """Of one graph I + D^(-1/2) A D^(-1/2), whose largest eigenvalues are the Laplacian's smallest; D^(1/2) 1."""
         _, rows, columns, entries = (each.numpy() for each in self._of(graphs))
         sparse = _scipy("scipy.sparse")
-        nodes = self.starts[graphs] + torch.arange(size, device="cpu")
+        nodes = self.starts[graphs, None] + torch.arange(size, device="cpu")
         # A node without edges has 0 in the Laplacian.
-        ones = np.where(self.has_edges[nodes].numpy(), 1.0, 2.0)
-        return sparse.csr_array((entries, (rows, columns)), shape=(size, size)) + sparse.diags_array(ones)
+        ones = np.where(self.has_edges[nodes[0]].numpy(), 1.0, 2.0)
+        matrix = sparse.csr_array((entries, (rows, columns)), shape=(size, size)) + sparse.diags_array(ones)
+        return matrix, self.roots[nodes[0]].numpy()
 
     def _of(self, graphs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The entries of some graphs: the graph's place among them, row and column in it, and the number."""
@@ -207,18 +214,64 @@ def _dense(laplacians: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values[:, 1 : count + 1], vectors[..., 1 : count + 1]
 
 
-def _sparse(matrix: Any, count: int) -> tuple[Tensor, Tensor]:
-    """The same of one graph, by Lanczos' method from a fixed start."""
+def _sparse(matrix: Any, roots: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+    """The same of one graph, component by component: Lanczos' method alone would miss some of equal eigenvalues."""
+    components, of_node = _scipy("scipy.sparse.csgraph").connected_components(matrix, directed=False)
+    # The vector of the largest component is left out, which in a connected graph is the first.
+    largest_first = np.argsort(-np.bincount(of_node), kind="stable")
+    lacking = count + 1 - components
+    values, vectors = [], []
+    for component in largest_first[: count + 1]:
+        nodes = np.flatnonzero(of_node == component)
+        zero = roots[nodes] / np.linalg.norm(roots[nodes])
+        some, own = np.zeros(1), zero[:, None]
+        if lacking > 0 and len(nodes) > 1:
+            more, others = _of_component(matrix[nodes][:, nodes], zero, min(lacking, len(nodes) - 1))
+            some, own = np.append(some, more), np.column_stack([own, others])
+        whole = np.zeros((len(roots), len(some)))
+        whole[nodes] = own
+        values.append(some)
+        vectors.append(whole)
+    found = np.concatenate(values)
+    order = np.argsort(found, kind="stable")[1 : count + 1]
+    return torch.from_numpy(found[order])[None], torch.from_numpy(np.column_stack(vectors)[:, order])[None]
+
+
+def _of_component(matrix: Any, zero: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest eigenvalues of a component's Laplacian but for 0, and their vectors, from 2 less the Laplacian."""
+    size = len(zero)
+    if size <= _MOST_DENSE or 2 * count >= size:
+        values, vectors = np.linalg.eigh(2.0 * np.eye(size) - matrix.toarray())
+        return values[1 : count + 1], vectors[:, 1 : count + 1]
+    random, asked = np.random.default_rng(0), count
+    values, vectors = np.zeros(0), np.zeros((size, 0))
+    while True:
+        known = np.column_stack([zero, vectors])
+        more = _largest(matrix, known, asked, random.standard_normal(size))
+        # Lanczos' method sees one vector of a repeated eigenvalue, and others by rounding alone. So it goes on, without
+        # those that it has, until the next is no smaller.
+        if len(values) and 2.0 - np.vdot(more, matrix @ more) >= values[count - 1] - _SAME:
+            return values[:count], vectors[:, :count]
+        basis = np.linalg.qr(np.column_stack([known, more]))[0][:, 1:]
+        values, turn = np.linalg.eigh(2.0 * np.eye(basis.shape[1]) - basis.T @ (matrix @ basis))
+        vectors, asked = basis @ turn, 1
+
+
+def _largest(matrix: Any, known: np.ndarray, count: int, start: np.ndarray) -> np.ndarray:
+    """Eigenvectors of the largest eigenvalues of a matrix from 0 to 2, besides those that are known."""
     linalg = _scipy("scipy.sparse.linalg")
-    start = np.random.default_rng(0).standard_normal(matrix.shape[0])
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        # The known ones go below 0.
+        return matrix @ vector - 2.0 * (known @ (known.T @ vector))
+
+    others = linalg.LinearOperator(matrix.shape, matvec=product, dtype=np.float64)
     try:
-        values, vectors = linalg.eigsh(matrix, count + 1, which="LA", v0=start)
+        return linalg.eigsh(others, count, which="LA", v0=start)[1]
     except linalg.ArpackError as fault:
         raise MatrixOperationError(
             f"no eigenvectors of a graph of {matrix.shape[0]} nodes: {fault}", argument="graph"
         ) from fault
-    order = np.argsort(-values, kind="stable")[1:]
-    return torch.from_numpy(2.0 - values[order])[None], torch.from_numpy(vectors[:, order].copy())[None]
 
 
 def _with_signs(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from anyattention.ambient import shielded
 from anyattention.ops import edge_sum
 from anyattention.patterns import Graph
 from anyattention.patterns.graph_arrays import require_one_set
-from anyattention.patterns.sizes import Sizes, graph_sizes
+from anyattention.patterns.sizes import Sizes, graph_sizes, require_edges_within
 
 __all__ = ["random_walk_probabilities"]
 
@@ -45,7 +45,8 @@ def random_walk_probabilities(
 
     Raises:
         InvalidInputError, DimensionMismatchError: an argument does not fit.
-        GraphStructureError: queries and keys are different sets, or a batch that falls.
+        GraphStructureError: queries and keys are different sets, an edge from one graph to another, or a batch that
+            falls.
 
     Cost: O(steps x edges x nodes of the largest graph) time.
 
@@ -61,6 +62,7 @@ def random_walk_probabilities(
     require_floating_dtype("dtype", dtype)
     own = graph_sizes(graph.num_queries, sizes, batch)
     with shielded():
+        require_edges_within(graph, own)
         shares = 1.0 / graph.key_offsets.diff().to(torch.float64)
         weights = shares[graph.key_index].unsqueeze(-1)
         counts = torch.tensor(own, dtype=torch.int64, device=graph.device)

@@ -12,11 +12,10 @@ from torch.utils import _pytree
 
 from anyattention._checks import Axes, require_count, require_dense, require_device, require_floating
 from anyattention.ambient import shielded
-from anyattention.errors import GraphStructureError
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.graph_arrays import require_one_set
 from anyattention.patterns.regular import regular_edges
-from anyattention.patterns.sizes import Sizes, graph_sizes
+from anyattention.patterns.sizes import Sizes, graph_sizes, require_edges_within
 
 __all__ = ["ExpanderGraph"]
 
@@ -87,7 +86,7 @@ class ExpanderGraph:
         with shielded():
             counts = torch.tensor(own, dtype=torch.int64, device=graph.device)
             of_node = torch.arange(len(own), device=graph.device).repeat_interleave(counts)
-            _require_inside(graph, of_node)
+            require_edges_within(graph, own)
             parts = [graph.edge_index]
             parts.append(
                 (regular_edges(own, degree, generator) if is_regular else graph.edge_index[:, :0]).to(graph.device)
@@ -162,19 +161,6 @@ class ExpanderGraph:
     def __repr__(self) -> str:
         counts = f"num_virtual_nodes={self.num_virtual_nodes}, edge_counts={self.edge_counts}"
         return f"ExpanderGraph(num_nodes={self.num_nodes}, {counts})"
-
-
-def _require_inside(graph: Graph, of_node: Tensor) -> None:
-    """Raise unless both ends of each edge are of one graph."""
-    crosses = of_node[graph.key_index] != of_node[graph.query_index]
-    if crosses.any():
-        edge = int(crosses.nonzero()[0])
-        ends = graph.edge_index[:, edge].tolist()
-        raise GraphStructureError(
-            argument="graph",
-            expected="edges within each graph of the batch",
-            actual=f"edge {edge} from node {ends[0]} to node {ends[1]} of another graph",
-        )
 
 
 def _flatten(expander: ExpanderGraph) -> tuple[list[Any], Any]:

@@ -45,6 +45,8 @@ def _by_degree(graph: EdgePattern) -> Tensor:
 
 
 def _by_cuthill_mckee(graph: EdgePattern) -> Tensor:
+    if graph.num_queries == 0:  # which scipy refuses
+        return torch.arange(0, device="cpu")
     csgraph = _library("scipy.sparse.csgraph")
     matrix = _undirected(graph)
     return torch.from_numpy(csgraph.reverse_cuthill_mckee(matrix, symmetric_mode=True).astype(np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from anyattention._checks import describe_shape, plain, require_dense
 from anyattention.ambient import is_readable, shielded, values_of
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, UnsupportedError
 
-__all__ = ["Sizes", "graph_sizes"]
+if TYPE_CHECKING:
+    from anyattention.patterns.graph import Graph
+
+__all__ = ["Sizes", "graph_sizes", "require_edges_within"]
 
 Sizes = Sequence[int] | Tensor
 
@@ -50,6 +54,21 @@ def graph_sizes(num_nodes: int, sizes: Sizes | None = None, batch: Tensor | None
             argument="sizes", expected=f"numbers that add up to the {num_nodes} nodes", actual=f"{sum(listed)}"
         )
     return tuple(listed)
+
+
+def require_edges_within(graph: Graph, sizes: tuple[int, ...]) -> None:
+    """Raise unless both ends of each edge are of one of the graphs that have so many nodes."""
+    counts = torch.tensor(sizes, dtype=torch.int64, device=graph.device)
+    of_node = torch.arange(len(sizes), device=graph.device).repeat_interleave(counts)
+    crosses = of_node[graph.key_index] != of_node[graph.query_index]
+    if crosses.any():
+        edge = int(crosses.nonzero()[0])
+        ends = graph.edge_index[:, edge].tolist()
+        raise GraphStructureError(
+            argument="graph",
+            expected="edges within each graph of the batch",
+            actual=f"edge {edge} from node {ends[0]} to node {ends[1]} of another graph",
+        )
 
 
 def _sizes_of_batch(batch: Tensor, num_nodes: int) -> tuple[int, ...]:
