@@ -149,15 +149,39 @@ def test_none_of_the_equal_eigenvalues_of_a_large_graph_is_missed(name: str) -> 
     assert values.max() <= 2
 
 
-def test_large_graphs_without_the_vector_of_the_degrees_of_the_largest_component() -> None:
+@pytest.mark.parametrize("most_dense", [1024, 1])
+def test_the_vector_of_the_degrees_of_the_largest_component_is_left_out(
+    most_dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The others of eigenvalue 0 are those of one component each, larger ones first."""
-    made = joined(networkx.path_graph(3), lopsided(1100), networkx.star_graph(4))
-    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), 2, dtype=torch.float64)
-    expected = torch.zeros(len(made), 2, dtype=torch.float64)
-    expected[1103:, 0] = torch.tensor([4.0, 1, 1, 1, 1]).sqrt() / 8**0.5
-    expected[:3, 1] = torch.tensor([1.0, 2, 1]).sqrt() / 2
-    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-7)
-    assert values.tolist() == [[0.0, 0.0]]
+    monkeypatch.setattr(laplacian, "_MOST_DENSE", most_dense)
+    made = joined(networkx.path_graph(3), lopsided(23), networkx.empty_graph(1), networkx.star_graph(4))
+    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), 4, dtype=torch.float64)
+    expected = torch.zeros(len(made), 3, dtype=torch.float64)
+    expected[27:, 0] = torch.tensor([4.0, 1, 1, 1, 1], dtype=torch.float64).sqrt() / 8**0.5
+    expected[:3, 1] = torch.tensor([1.0, 2, 1], dtype=torch.float64).sqrt() / 2
+    expected[26, 2] = 1.0
+    torch.testing.assert_close(vectors[:, :3], expected, rtol=0, atol=1e-12)
+    of_largest, own = expected_of(lopsided(23), 1)
+    assert_equal_up_to_sign(vectors[3:26, 3:], of_largest)
+    assert values[0, :3].tolist() == [0.0, 0.0, 0.0]
+    assert values[0, 3].item() == pytest.approx(own.item(), abs=1e-12)
+    fewer = laplacian_eigenvectors(Graph.from_networkx(made), 2, dtype=torch.float64)
+    torch.testing.assert_close(fewer.vectors, expected[:, :2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_zeros_of_components_whose_nodes_are_mixed(seed: int) -> None:
+    """Each vector of eigenvalue 0 is of one of networkx's components, which none of the others touches."""
+    number = np.random.default_rng(seed).permutation(154).tolist()
+    made = joined(networkx.gnp_random_graph(53, 0.03, seed=seed), networkx.path_graph(101))
+    edges = torch.tensor([[number[u], number[v]] for u, v in made.edges]).T
+    vectors, values = laplacian_eigenvectors(Graph.from_edge_index(edges, num_nodes=154), 153, dtype=torch.float64)
+    components = sorted(networkx.connected_components(made), key=len, reverse=True)
+    is_zero = values[0] < 1e-12
+    assert is_zero.sum() == len(components) - 1
+    found = {frozenset(vector.nonzero()[:, 0].tolist()) for vector in vectors[:, is_zero].T}
+    assert found == {frozenset(number[node] for node in nodes) for nodes in components[1:]}
 
 
 @pytest.mark.parametrize("most_dense", [1024, 1])
