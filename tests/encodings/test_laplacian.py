@@ -120,6 +120,80 @@ def test_equal_eigenvalues_span_the_same_space(most_dense: int, monkeypatch: pyt
     assert np.allclose(values[0, :1], 0, atol=1e-10)
 
 
+def joined(*graphs: networkx.Graph) -> networkx.Graph:
+    return networkx.disjoint_union_all(graphs)
+
+
+REPEATED = {
+    "a large component and paths": (lambda: joined(lopsided(1100), *[networkx.path_graph(3)] * 40), 8),
+    "more than the zeros": (lambda: joined(lopsided(1100), *[networkx.path_graph(3)] * 5), 20),
+    "lone nodes": (lambda: joined(networkx.barabasi_albert_graph(1500, 3, seed=0), networkx.empty_graph(10)), 10),
+    "grid": (lambda: networkx.grid_2d_graph(30, 40), 20),
+    "torus": (lambda: networkx.grid_2d_graph(34, 34, periodic=True), 20),
+    "two large rings": (lambda: joined(networkx.cycle_graph(1030), networkx.cycle_graph(1030)), 5),
+    "star": (lambda: networkx.star_graph(1100), 6),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_none_of_the_equal_eigenvalues_of_a_large_graph_is_missed(name: str) -> None:
+    make, k = REPEATED[name]
+    made = networkx.convert_node_labels_to_integers(make())
+    matrix = torch.from_numpy(networkx.normalized_laplacian_matrix(made).toarray())
+    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), k, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(matrix)[1 : k + 1].clamp(0, 2)
+    torch.testing.assert_close(values[0], expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=0, atol=1e-11)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-11)
+    assert values.min() >= 0
+    assert values.max() <= 2
+
+
+@pytest.mark.parametrize("most_dense", [1024, 1])
+def test_the_vector_of_the_degrees_of_the_largest_component_is_left_out(
+    most_dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of eigenvalue 0 are those of one component each, larger ones first."""
+    monkeypatch.setattr(laplacian, "_MOST_DENSE", most_dense)
+    made = joined(networkx.path_graph(3), lopsided(23), networkx.empty_graph(1), networkx.star_graph(4))
+    vectors, values = laplacian_eigenvectors(Graph.from_networkx(made), 4, dtype=torch.float64)
+    expected = torch.zeros(len(made), 3, dtype=torch.float64)
+    expected[27:, 0] = torch.tensor([4.0, 1, 1, 1, 1], dtype=torch.float64).sqrt() / 8**0.5
+    expected[:3, 1] = torch.tensor([1.0, 2, 1], dtype=torch.float64).sqrt() / 2
+    expected[26, 2] = 1.0
+    torch.testing.assert_close(vectors[:, :3], expected, rtol=0, atol=1e-12)
+    of_largest, own = expected_of(lopsided(23), 1)
+    assert_equal_up_to_sign(vectors[3:26, 3:], of_largest)
+    assert values[0, :3].tolist() == [0.0, 0.0, 0.0]
+    assert values[0, 3].item() == pytest.approx(own.item(), abs=1e-12)
+    fewer = laplacian_eigenvectors(Graph.from_networkx(made), 2, dtype=torch.float64)
+    torch.testing.assert_close(fewer.vectors, expected[:, :2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_zeros_of_components_whose_nodes_are_mixed(seed: int) -> None:
+    """Each vector of eigenvalue 0 is of one of networkx's components, which none of the others touches."""
+    number = np.random.default_rng(seed).permutation(154).tolist()
+    made = joined(networkx.gnp_random_graph(53, 0.03, seed=seed), networkx.path_graph(101))
+    edges = torch.tensor([[number[u], number[v]] for u, v in made.edges]).T
+    vectors, values = laplacian_eigenvectors(Graph.from_edge_index(edges, num_nodes=154), 153, dtype=torch.float64)
+    components = sorted(networkx.connected_components(made), key=len, reverse=True)
+    is_zero = values[0] < 1e-12
+    assert is_zero.sum() == len(components) - 1
+    found = {frozenset(vector.nonzero()[:, 0].tolist()) for vector in vectors[:, is_zero].T}
+    assert found == {frozenset(number[node] for node in nodes) for nodes in components[1:]}
+
+
+@pytest.mark.parametrize("most_dense", [1024, 1])
+def test_values_stay_from_0_to_2(most_dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for each component, and 2 for each without an odd cycle: rounding leads out of them."""
+    monkeypatch.setattr(laplacian, "_MOST_DENSE", most_dense)
+    made = joined(*[networkx.path_graph(nodes) for nodes in (2, 3, 5, 7, 11)])
+    _, values = laplacian_eigenvectors(Graph.from_networkx(made), 27, dtype=torch.float64)
+    assert values.min() >= 0
+    assert values.max() <= 2
+
+
 def test_the_first_of_the_largest_entries_is_positive() -> None:
     vectors, _ = laplacian_eigenvectors(Graph.from_networkx(networkx.path_graph(5)), 4, dtype=torch.float64)
     for vector in vectors.T.tolist():
@@ -154,6 +228,10 @@ def test_what_does_not_fit() -> None:
     bipartite = Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), num_queries=1, num_keys=2)
     with pytest.raises(GraphStructureError, match="graph: expected as many queries as keys"):
         laplacian_eigenvectors(bipartite, 1)
+    with pytest.raises(
+        GraphStructureError, match=r"graph: expected edges within each graph.*edge 2 from node 2 to node 1"
+    ):
+        laplacian_eigenvectors(graph, 1, sizes=[2, 3])
     with pytest.raises(InvalidInputError, match="vectors: expected a floating-point"):
         random_signs(torch.ones(3, 1, dtype=torch.int64))
     with pytest.raises(DimensionMismatchError, match=r"vectors: expected \(nodes, k\)"):

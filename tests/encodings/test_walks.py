@@ -97,6 +97,12 @@ def test_what_does_not_fit() -> None:
         random_walk_probabilities(torch.zeros(2, 0), 1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DimensionMismatchError, match="sizes: expected numbers that add up to the 1 nodes, got 2"):
         random_walk_probabilities(graph, 1, sizes=[2])
+    path = Graph.from_edge_index(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), num_nodes=4)
+    for given in ({"sizes": [2, 2]}, {"batch": torch.tensor([0, 0, 1, 1])}):
+        with pytest.raises(
+            GraphStructureError, match=r"graph: expected edges within each.*edge 2 from node 1 to node 2"
+        ):
+            random_walk_probabilities(path, 2, **given)  # pyright: ignore[reportArgumentType]
     bipartite = Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), num_queries=1, num_keys=2)
     with pytest.raises(GraphStructureError, match="graph: expected as many queries as keys, got 1 queries and 2 keys"):
         random_walk_probabilities(bipartite, 1)

@@ -50,6 +50,7 @@ GRAPHS = {
     "directed multigraph": Graph.from_edge_index(EDGE_INDEX, num_nodes=6),
     "random": shuffled(networkx.gnp_random_graph(23, 0.2, seed=1)),
     "no edges": Graph.from_edge_index(EDGE_INDEX[:, :0], num_nodes=3),
+    "no nodes": Graph.from_edge_index(EDGE_INDEX[:, :0], num_nodes=0),
     "one node": Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), num_nodes=1),
 }
 

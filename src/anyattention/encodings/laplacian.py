@@ -53,7 +53,8 @@ def laplacian_eigenvectors(
         L = I - D^(-1/2) A D^(-1/2),   A = (number of edges i -> j + number of edges j -> i) / 2
 
     The first, of eigenvalue 0, is left out: in a connected graph it says only the degrees. A node without edges has the
-    row 0. A graph of several components has the eigenvalue 0 once more for each.
+    row 0. A graph of several components has the eigenvalue 0 once for each: with a vector that says the degrees in that
+    component, larger components first; a lone node is a component. That of the largest is left out.
 
     An eigenvector's sign is arbitrary. Here the first of its largest entries is positive, so that a call gives the same
     numbers each time; but the same graph with its nodes in another order may get the other sign. Train with
@@ -112,9 +113,9 @@ def laplacian_eigenvectors(
             for graphs in matrix.parts(size):
                 # scipy finds not all, and most of them slower than all.
                 if size <= _MOST_DENSE or 2 * count >= size:
-                    found, of = _dense(matrix.dense(graphs, size), count)
+                    found, of = _dense(matrix, graphs, size, count)
                 else:
-                    found, of = _sparse(*matrix.sparse(graphs, size), count)
+                    found, of = _sparse(matrix, graphs, size, count)
                 nodes = matrix.starts[graphs, None] + torch.arange(size, device="cpu")
                 vectors[nodes, :count] = _with_signs(of)
                 values[graphs, :count] = found.clamp(0.0, 2.0)
@@ -169,14 +170,23 @@ class _Adjacency:
         halves = torch.full((len(self.rows),), 0.5, dtype=torch.float64, device="cpu")
         degree = torch.zeros(graph.num_queries, dtype=torch.float64, device="cpu").index_add_(0, self.rows, halves)
         self.has_edges = degree > 0
-        # Those of a component's nodes are its eigenvector of eigenvalue 0.
         self.roots = torch.where(self.has_edges, degree, 1.0).sqrt()
         self.entries = 0.5 / (self.roots[self.rows] * self.roots[self.columns])
+        self.components = _components(graph.num_queries, self.rows, self.columns)
+        self.num_components = torch.bincount(self.graph_of[self.components.unique()], minlength=len(sizes))
 
     def parts(self, size: int) -> list[Tensor]:
         """The graphs of a size: as many at a time as one large graph would take memory for."""
         graphs = (self.sizes == size).nonzero()[:, 0]
         return list(graphs.split(max(1, (_MOST_DENSE // size) ** 2)))
+
+    def zeros(self, graph: Tensor, size: int, most: int) -> Tensor:
+        """A graph's eigenvectors of eigenvalue 0, `(size, most or fewer)`: D^(1/2) 1 in each component."""
+        nodes = self.starts[graph] + torch.arange(size, device="cpu")
+        _, of_node, sizes = self.components[nodes].unique(return_inverse=True, return_counts=True)
+        largest_first = sizes.argsort(descending=True, stable=True)[:most]
+        vectors = (of_node[:, None] == largest_first) * self.roots[nodes, None]
+        return vectors / vectors.norm(dim=0)
 
     def dense(self, graphs: Tensor, size: int) -> Tensor:
         """The Laplacians of graphs of one size, `(graphs, size, size)`."""
@@ -188,15 +198,14 @@ class _Adjacency:
         found.diagonal(dim1=1, dim2=2).add_(self.has_edges[nodes].to(torch.float64))
         return found
 
-    def sparse(self, graphs: Tensor, size: int) -> tuple[Any, np.ndarray]:
-        """Of one graph I + D^(-1/2) A D^(-1/2), whose largest eigenvalues are the Laplacian's smallest; D^(1/2) 1."""
+    def sparse(self, graphs: Tensor, size: int) -> Any:
+        """I + D^(-1/2) A D^(-1/2) of a graph, whose largest eigenvalues are the Laplacian's smallest, for scipy."""
         _, rows, columns, entries = (each.numpy() for each in self._of(graphs))
         sparse = _scipy("scipy.sparse")
-        nodes = self.starts[graphs, None] + torch.arange(size, device="cpu")
+        nodes = self.starts[graphs] + torch.arange(size, device="cpu")
         # A node without edges has 0 in the Laplacian.
-        ones = np.where(self.has_edges[nodes[0]].numpy(), 1.0, 2.0)
-        matrix = sparse.csr_array((entries, (rows, columns)), shape=(size, size)) + sparse.diags_array(ones)
-        return matrix, self.roots[nodes[0]].numpy()
+        ones = np.where(self.has_edges[nodes].numpy(), 1.0, 2.0)
+        return sparse.csr_array((entries, (rows, columns)), shape=(size, size)) + sparse.diags_array(ones)
 
     def _of(self, graphs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The entries of some graphs: the graph's place among them, row and column in it, and the number."""
@@ -209,29 +218,41 @@ class _Adjacency:
         return place[graph], rows - starts, columns - starts, self.entries[is_wanted]
 
 
-def _dense(laplacians: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(laplacians)
+def _components(num_nodes: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """The smallest node of each node's component, of edges that go both ways."""
+    smallest = torch.arange(num_nodes, device="cpu")
+    while True:
+        # The smallest of the neighbours', and then its own: so paths are halved in each round.
+        reached = smallest.scatter_reduce(0, rows, smallest[columns], "amin")
+        reached = reached.scatter_reduce(0, smallest, reached, "amin")
+        reached = reached[reached]
+        if torch.equal(reached, smallest):
+            return smallest
+        smallest = reached
+
+
+def _dense(matrix: _Adjacency, graphs: Tensor, size: int, count: int) -> tuple[Tensor, Tensor]:
+    """Values `(graphs, count)` and vectors `(graphs, size, count)` of graphs of one size."""
+    values, vectors = torch.linalg.eigh(matrix.dense(graphs, size))
+    for place in (matrix.num_components[graphs] > 1).nonzero()[:, 0].tolist():
+        zeros = matrix.zeros(graphs[place], size, count + 1)
+        values[place, : zeros.shape[1]], vectors[place, :, : zeros.shape[1]] = 0.0, zeros
     return values[:, 1 : count + 1], vectors[..., 1 : count + 1]
 
 
-def _sparse(matrix: Any, roots: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+def _sparse(matrix: _Adjacency, graph: Tensor, size: int, count: int) -> tuple[Tensor, Tensor]:
     """The same of one graph, component by component: Lanczos' method alone would miss some of equal eigenvalues."""
-    components, of_node = _scipy("scipy.sparse.csgraph").connected_components(matrix, directed=False)
-    # The vector of the largest component is left out, which in a connected graph is the first.
-    largest_first = np.argsort(-np.bincount(of_node), kind="stable")
-    lacking = count + 1 - components
-    values, vectors = [], []
-    for component in largest_first[: count + 1]:
-        nodes = np.flatnonzero(of_node == component)
-        zero = roots[nodes] / np.linalg.norm(roots[nodes])
-        some, own = np.zeros(1), zero[:, None]
+    whole, of_zero = matrix.sparse(graph, size), matrix.zeros(graph, size, count + 1).numpy()
+    lacking = count + 1 - of_zero.shape[1]
+    values, vectors = [np.zeros(of_zero.shape[1])], [of_zero]
+    for zero in of_zero.T:
+        nodes = np.flatnonzero(zero)
         if lacking > 0 and len(nodes) > 1:
-            more, others = _of_component(matrix[nodes][:, nodes], zero, min(lacking, len(nodes) - 1))
-            some, own = np.append(some, more), np.column_stack([own, others])
-        whole = np.zeros((len(roots), len(some)))
-        whole[nodes] = own
-        values.append(some)
-        vectors.append(whole)
+            some, of_nodes = _of_component(whole[nodes][:, nodes], zero[nodes], min(lacking, len(nodes) - 1))
+            own = np.zeros((size, len(some)))
+            own[nodes] = of_nodes
+            values.append(some)
+            vectors.append(own)
     found = np.concatenate(values)
     order = np.argsort(found, kind="stable")[1 : count + 1]
     return torch.from_numpy(found[order])[None], torch.from_numpy(np.column_stack(vectors)[:, order])[None]
@@ -243,18 +264,18 @@ def _of_component(matrix: Any, zero: np.ndarray, count: int) -> tuple[np.ndarray
     if size <= _MOST_DENSE or 2 * count >= size:
         values, vectors = np.linalg.eigh(2.0 * np.eye(size) - matrix.toarray())
         return values[1 : count + 1], vectors[:, 1 : count + 1]
-    random, known, values = np.random.default_rng(0), zero[:, None], np.zeros(0)
-    asked = count
+    random, asked = np.random.default_rng(0), count
+    values, vectors = np.zeros(0), np.zeros((size, 0))
     while True:
+        known = np.column_stack([zero, vectors])
         more = _largest(matrix, known, asked, random.standard_normal(size))
-        known = np.linalg.qr(np.column_stack([known, more]))[0]
-        inner, turn = np.linalg.eigh(-known.T @ (matrix @ known))
-        before, values, known = values, 2.0 + inner[1:], known @ turn
         # Lanczos' method sees one vector of a repeated eigenvalue, and others by rounding alone. So it goes on, without
         # those that it has, until the next is no smaller.
-        if len(before) >= count and values[count - 1] >= before[count - 1] - _SAME:
-            return values[:count], known[:, 1 : count + 1]
-        asked = 1
+        if len(values) and 2.0 - np.vdot(more, matrix @ more) >= values[count - 1] - _SAME:
+            return values[:count], vectors[:, :count]
+        basis = np.linalg.qr(np.column_stack([known, more]))[0][:, 1:]
+        values, turn = np.linalg.eigh(2.0 * np.eye(basis.shape[1]) - basis.T @ (matrix @ basis))
+        vectors, asked = basis @ turn, 1
 
 
 def _largest(matrix: Any, known: np.ndarray, count: int, start: np.ndarray) -> np.ndarray:

@@ -155,6 +155,9 @@ class GraphTransformerLayer(AttentionModule):
     ) -> AttentionOutput:
         """Attend, and feed forward.
 
+        **Without sizes or batch, "all" and "graph + all" take all nodes as one graph, and attend from one graph of a
+        batch to another, without an error.**
+
         Args:
             x: node features `(nodes, d_model)`, or `(batch, nodes, d_model)`: many feature sets over one graph.
             graph: a Graph, or an edge_index `(2, edges)` int64 (row 0 = source, row 1 = target) over x's nodes; for
