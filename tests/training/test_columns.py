@@ -135,6 +135,8 @@ def test_a_column_of_numbers_as_categories_and_one_left_out() -> None:
     [
         ([""] * 30, "not used, since no field is filled"),
         (["NA"] * 30, "not used, since no field is filled"),
+        (["0.1"] * 12, "not used, since its number is the same in every row"),
+        (["1e100"] * 7 + [""], "not used, since its number is the same in every row"),
         (["5"] * 30, "not used, since its number is the same in every row"),
         (["one"] * 30, "not used, since it is the same in every row"),
         ([f"title {row}" for row in range(30)], "not used, since it is text with 30 different fields in 30"),
@@ -167,6 +169,7 @@ def test_memory_is_bounded_by_the_table() -> None:
         {},
         [{"name": "x"}],
         [{"name": "x", "number": [0, 0]}],
+        [{"name": "x", "number": [0.1, 1.4e-17]}],
         [{"name": "x", "number": [0, float("nan")]}],
         [{"name": "x", "number": [0, "1"]}],
         [{"name": "x", "number": [True, True]}],

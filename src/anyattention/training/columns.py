@@ -21,6 +21,7 @@ __all__ = [
     "Column",
     "columns_from_json",
     "columns_to_json",
+    "deviates",
     "described",
     "measure_columns",
     "not_used",
@@ -29,6 +30,9 @@ __all__ = [
 
 MISSING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A"))
 """What is missing in a column of numbers; in one of categories only an empty field is: "None" may be a category."""
+
+# Below this share of the magnitude a deviation is rounding: that of twelve times 0.1 is 1e-17.
+_ROUNDING = 1e-12
 
 _MANY_CATEGORIES, _FEW_CATEGORIES = 1000, 20
 
@@ -53,6 +57,11 @@ class Column(NamedTuple):
     def width(self) -> int:
         """Number of features that it becomes."""
         return 1 if self.kind == "number" else len(self.categories)
+
+
+def deviates(deviation: Any, magnitude: Any) -> Any:
+    """Whether a standard deviation of numbers of at most a magnitude is more than rounding; of tensors, for each."""
+    return deviation > _ROUNDING * magnitude
 
 
 class Measured(NamedTuple):
@@ -100,7 +109,7 @@ def measure_columns(
             mean, deviation = float(filled.mean()), float(filled.std())
         if not math.isfinite(mean) or not math.isfinite(deviation):
             raise table.fault(name, None, "numbers with a finite deviation", f"up to {np.abs(filled).max():g}")
-        if deviation > 0:
+        if deviates(deviation, float(np.abs(filled).max())):
             columns.append(Column(name, "number", mean, deviation))
         else:
             notes.append(f"{table.place(name)}: not used, since its number is the same in every row.")
@@ -301,7 +310,7 @@ def _column_from_json(given: Any) -> Column:
             and isinstance(numbers, list)
             and len(numbers) == 2
             and all(type(each) in (int, float) and abs(each) < 1e308 for each in numbers)
-            and numbers[1] > 0
+            and deviates(numbers[1], abs(numbers[0]))
         ):
             return Column(name, "number", float(numbers[0]), float(numbers[1]))
         if (
@@ -313,6 +322,6 @@ def _column_from_json(given: Any) -> Column:
             return Column(name, "category", categories=tuple(categories))
     raise InvalidConfigError(
         argument="columns",
-        expected="a name with a number [mean, deviation above 0] or with different categories",
+        expected="a name with a number [mean, deviation above 0 and above rounding] or with different categories",
         actual=repr(given)[:200],
     )
