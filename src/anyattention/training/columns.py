@@ -47,7 +47,8 @@ class Column(NamedTuple):
     Attributes:
         name: of the column.
         kind: "number" or "category".
-        mean, deviation: of the numbers that there were.
+        mean, deviation: of the numbers that there were; an infinite deviation is that of an array's column that was the
+            same in all rows, which becomes 0.
         categories: that there were, in order; each has a column of zeros and ones.
         decimal_comma: whether numbers had a comma for the decimal point.
     """
@@ -320,7 +321,7 @@ def _number(value: str, decimal_comma: bool) -> float | None:
 def columns_to_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """The columns as JSON's types."""
     return [
-        {"name": column.name, "number": [column.mean, column.deviation]}
+        {"name": column.name, "number": [column.mean, column.deviation if math.isfinite(column.deviation) else None]}
         | ({"decimal_comma": True} if column.decimal_comma else {})
         if column.kind == "number"
         else {"name": column.name, "categories": list(column.categories)}
@@ -345,15 +346,18 @@ def columns_from_json(given: object) -> tuple[Column, ...]:
 def _column_from_json(given: Any) -> Column:
     if isinstance(given, dict) and isinstance(given.get("name"), str):
         name, numbers, categories = given["name"], given.get("number"), given.get("categories")
+        # JSON has no infinity.
+        is_constant = isinstance(numbers, list) and numbers[1:] == [None]
         if (
             set(given) - {"decimal_comma"} == {"name", "number"}
             and given.get("decimal_comma", True) is True
             and isinstance(numbers, list)
             and len(numbers) == 2
-            and all(type(each) in (int, float) and abs(each) < 1e308 for each in numbers)
-            and deviates(numbers[1], abs(numbers[0]))
+            and all(type(each) in (int, float) and abs(each) < 1e308 for each in numbers[: 1 if is_constant else 2])
+            and (is_constant or deviates(numbers[1], abs(numbers[0])))
         ):
-            return Column(name, "number", float(numbers[0]), float(numbers[1]), decimal_comma="decimal_comma" in given)
+            deviation = math.inf if is_constant else float(numbers[1])
+            return Column(name, "number", float(numbers[0]), deviation, decimal_comma="decimal_comma" in given)
         if (
             set(given) == {"name", "categories"}
             and isinstance(categories, list)

@@ -16,6 +16,7 @@ from anyattention.errors import InvalidConfigError
 from anyattention.nn import GraphAttention
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph
+from anyattention.training.columns import deviates
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -222,10 +223,17 @@ class NodeClassifier(nn.Module):
 
 
 def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the columns of x `(nodes, in_features)`; a constant column's deviation is 1."""
+    """Mean and standard deviation of the columns of x `(nodes, in_features)`.
+
+    A constant column's deviation is infinite, so that whatever it is in other data it becomes 0: its weights learnt
+    nothing.
+    """
+    if not len(x):
+        return x.new_zeros(x.shape[1]), x.new_full((x.shape[1],), torch.inf)
     # In float32 the squares of large features would overflow.
     deviation, mean = torch.std_mean(x.double(), 0, correction=0)
-    return mean.to(x.dtype), deviation.where(deviation > 0, 1.0).to(x.dtype)
+    deviation = deviation.where(deviates(deviation, x.double().abs().amax(0)), torch.inf)
+    return mean.to(x.dtype), deviation.to(x.dtype)
 
 
 def sparse_csr(offsets: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
