@@ -231,8 +231,10 @@ def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
     if not len(x):
         return x.new_zeros(x.shape[1]), x.new_full((x.shape[1],), torch.inf)
     # In float32 the squares of large features would overflow.
-    deviation, mean = torch.std_mean(x.double(), 0, correction=0)
-    deviation = deviation.where(deviates(deviation, x.double().abs().amax(0)), torch.inf)
+    wide = x.double()
+    deviation, mean = torch.std_mean(wide, 0, correction=0)
+    least, most = wide.aminmax(dim=0)
+    deviation = deviation.where(deviates(deviation, torch.maximum(-least, most)), torch.inf)
     return mean.to(x.dtype), deviation.to(x.dtype)
 
 
