@@ -67,6 +67,25 @@ def test_karate_club_from_tables(tmp_path: Path, capsys, require) -> None:
     assert np.mean(right) >= 0.9
 
 
+def test_predictions_do_not_replace_the_data(tmp_path: Path, capsys, require) -> None:
+    data, run = karate(require, tmp_path / "karate"), tmp_path / "run"
+    require("networkx").write_graphml(require("networkx").path_graph(3), tmp_path / "a.graphml")
+    (tmp_path / "linked.csv").symlink_to(data / "edges.csv")
+    (tmp_path / "linked.npz").symlink_to(tmp_path / "a.graphml")
+    before = (data / "nodes.csv").read_bytes(), (data / "edges.csv").read_bytes()
+    for source, out in (
+        (data, data / "nodes.csv"),
+        (data, data / "edges.csv"),
+        (data, tmp_path / "linked.csv"),
+        (data, run / ".." / "karate" / "nodes-found.csv"),
+        (tmp_path / "a.graphml", tmp_path / "linked.npz"),
+    ):
+        assert main(["predict", "--model", str(run), "--data", str(source), "--output", str(out)]) == 2
+        told = f"--out: expected another file than those of --data, which it would replace, got {str(out)!r}"
+        assert told in capsys.readouterr().err
+    assert before == ((data / "nodes.csv").read_bytes(), (data / "edges.csv").read_bytes())
+
+
 def test_karate_club_is_learnt_alike_from_every_format(tmp_path: Path, capsys, require) -> None:
     """The same members told apart by a column each, with the same split, in five formats."""
     networkx = require("networkx")

@@ -222,6 +222,21 @@ def test_a_folder_without_mean_and_deviation_still_predicts(dense_file: Path, tm
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
 
 
+def test_a_feature_that_was_constant_in_the_training_is_told(data_files, tmp_path: Path, capsys) -> None:
+    arrays, run = data_files.dense_arrays(), tmp_path / "run"
+    arrays["node_features"][:, 1] = 0.1
+    data = data_files.write(tmp_path / "a.npz", arrays)
+    assert main(["train", "--data", str(data), "--epochs", "4", "--out", str(run)]) == 0
+    capsys.readouterr()
+    before = predict(run, data, tmp_path / "out.npz")
+    assert capsys.readouterr().err == ""
+    arrays["node_features"][0, 1] = 1e6
+    other = data_files.write(tmp_path / "b.npz", arrays)
+    np.testing.assert_array_equal(predict(run, other, tmp_path / "out.npz"), before)
+    told = f"{other}: not used, since the training had the same number everywhere: feature 1.\n"
+    assert capsys.readouterr().err == told
+
+
 def test_what_is_not_used_is_told_in_a_line(data_files, tmp_path: Path, capsys) -> None:
     arrays = {**data_files.dense_arrays(), "edge_weight": np.ones(17)}
     arrays["edges"] = np.concatenate([arrays["edges"], arrays["edges"][:, ::-1]])

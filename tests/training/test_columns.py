@@ -80,10 +80,44 @@ def test_features_are_those_of_pandas(seed: int, require) -> None:
 def test_numbers_as_they_are_and_a_decimal_comma() -> None:
     read = table({"x": ["1,5", "2", "NA"]}, decimal_comma=True)
     measured = measure_columns(read, ["x"])
-    assert measured.columns == (Column("x", "number", 1.75, 0.25),)
+    assert measured.columns == (Column("x", "number", 1.75, 0.25, decimal_comma=True),)
+    assert measured.notes == ("nodes.csv, column 'x': a comma is the decimal point.",)
+    assert len(read_columns(read, measured.columns)[1]) == 1  # the missing one
+    assert columns_from_json(json.loads(json.dumps(columns_to_json(measured.columns)))) == measured.columns
     np.testing.assert_array_equal(read_columns(read, measured.columns, as_they_are=True)[0][:, 0], [1.5, 2, 1.75])
     # Where commas separate the fields, the same is text.
     assert measure_columns(table({"x": ["1,5", "2,5"]}), ["x"]).columns[0].kind == "category"
+
+
+@pytest.mark.parametrize("values", [["1,234", "2"], ["-1,234", "1,234,567", "5.5"], ["", "12,000"]])
+def test_commas_that_may_be_between_thousands(values: list[str]) -> None:
+    read = table({"x": values}, decimal_comma=True)
+    row = next(row for row, value in enumerate(values) if "," in value)
+    told = (
+        f"line {row + 2}, column 'x': expected numbers whose commas are clearly decimal points, got '{values[row]}', "
+    )
+    with pytest.raises(InvalidInputError, match=f"{told}which may be thousands.*--category x .* --ignore x "):
+        measure_columns(read, ["x"])
+    assert measure_columns(read, ["x"], categories=["x"]).columns[0].kind == "category"
+    # A training that had no such commas does not say what they are.
+    with pytest.raises(InvalidInputError, match=told):
+        read_columns(read, [Column("x", "number", 1.0, 1.0)])
+
+
+@pytest.mark.parametrize("values", [["1,234", "2,5"], ["0,125", "1,250"], ["1,2345", "1,234"]])
+def test_commas_that_are_decimal_points(values: list[str]) -> None:
+    read = table({"x": values}, decimal_comma=True)
+    (column,) = measure_columns(read, ["x"]).columns
+    numbers = [float(value.replace(",", ".")) for value in values]
+    assert column.mean == pytest.approx(np.mean(numbers))
+    # What the training found holds for other tables, whose fields alone do not say it.
+    later = table({"x": ["1,234", "2"]}, decimal_comma=True)
+    features, notes = read_columns(later, [column], as_they_are=True)
+    np.testing.assert_allclose(features[:, 0], [1.234, 2], rtol=1e-6)
+    assert notes == ()
+    assert read_columns(read, [column._replace(decimal_comma=False)])[1] == (
+        "nodes.csv, column 'x': a comma is the decimal point.",
+    )
 
 
 def test_what_a_training_did_not_have() -> None:
@@ -135,6 +169,8 @@ def test_a_column_of_numbers_as_categories_and_one_left_out() -> None:
     [
         ([""] * 30, "not used, since no field is filled"),
         (["NA"] * 30, "not used, since no field is filled"),
+        (["0.1"] * 12, "not used, since its number is the same in every row"),
+        (["1e100"] * 7 + [""], "not used, since its number is the same in every row"),
         (["5"] * 30, "not used, since its number is the same in every row"),
         (["one"] * 30, "not used, since it is the same in every row"),
         ([f"title {row}" for row in range(30)], "not used, since it is text with 30 different fields in 30"),
@@ -167,8 +203,10 @@ def test_memory_is_bounded_by_the_table() -> None:
         {},
         [{"name": "x"}],
         [{"name": "x", "number": [0, 0]}],
+        [{"name": "x", "number": [0.1, 1.4e-17]}],
         [{"name": "x", "number": [0, float("nan")]}],
         [{"name": "x", "number": [0, "1"]}],
+        [{"name": "x", "number": [0, 1], "decimal_comma": 1}],
         [{"name": "x", "number": [True, True]}],
         [{"name": 1, "number": [0, 1]}],
         [{"name": "x", "number": [0, 1], "more": 1}],

@@ -16,7 +16,12 @@ from anyattention.training import ReadOptions, load_graphml, load_tables
 @pytest.mark.parametrize("seed", range(5))
 def test_the_graph_is_that_of_networkx(seed: int, directed: bool, tmp_path: Path, require) -> None:
     networkx, generator = require("networkx"), random.Random(seed)
-    kind = generator.choice([networkx.Graph, networkx.DiGraph, networkx.MultiGraph])
+    kinds = (
+        [networkx.DiGraph, networkx.MultiDiGraph]
+        if directed
+        else [networkx.Graph, networkx.DiGraph, networkx.MultiGraph]
+    )
+    kind = generator.choice(kinds)
     graph = kind()
     names = [*(f"n{row}" for row in range(10)), "a, b", 'say "x" & <y>']
     for row, name in enumerate(names):
@@ -90,6 +95,96 @@ def test_what_is_refused(content, told: str, tmp_path: Path) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InvalidInputError, match=re.escape(told)):
         load_graphml(path)
+
+
+def keyed(*keys: str, nodes: str = "", edges: str = "", edgedefault: str = "directed", more: str = "") -> str:
+    labels = "".join(f'<node id="n{row}"><data key="label">{row % 2}</data></node>' for row in range(12))
+    label = '<key id="label" for="node" attr.name="label" attr.type="string"/>'
+    graph = f'<graph edgedefault="{edgedefault}">{labels}{nodes}{edges}</graph>'
+    return f"{HEAD}{label}{''.join(keys)}{graph}{more}</graphml>"
+
+
+def test_defaults_of_keys(tmp_path: Path, require) -> None:
+    require("networkx")
+    keys = [
+        f'<key id="{name}" for="{kind}" attr.name="{name}" attr.type="{type_}"><default>{value}</default></key>'
+        for name, kind, type_, value in (
+            ("age", "node", "int", "40"),
+            ("flag", "all", "boolean", "false"),
+            ("hours", "edge", "double", "2"),
+        )
+    ]
+    nodes = '<node id="x"><data key="age">20</data><data key="flag">true</data></node><node id="y"/>'
+    edges = "".join(f'<edge source="n{row}" target="n{row + 1}"/>' for row in range(3))
+    path = tmp_path / "graph.graphml"
+    path.write_text(
+        keyed(*keys, nodes=nodes, edges=edges + '<edge source="x" target="y"><data key="hours">4</data></edge>')
+    )
+    data = load_graphml(path, ReadOptions(directed=True))
+    ages = np.array([40] * 12 + [20, 40])
+    # Columns come as the file gives them: age, then flag's two categories.
+    np.testing.assert_allclose(data.features[:, 0], (ages - ages.mean()) / ages.std(), rtol=1e-5)
+    assert data.reading.nodes["node"].columns[-1].categories == ("False", "True")
+    assert [(c.name, c.mean) for c in data.reading.edges["node", "edge", "node"]] == [("hours", 2.5)]
+    path.write_text(keyed(keys[0].replace("40", "old")))
+    with pytest.raises(InvalidInputError, match="the default 'old' of 'age', which is no int"):
+        load_graphml(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (keyed(more='<graph edgedefault="directed"><node id="z"/></graph>'), "with all 13 nodes of the file"),
+        (
+            keyed(more='<graph edgedefault="directed"><edge source="n0" target="n1"/></graph>'),
+            "with all 1 edges of the file",
+        ),
+        (keyed(nodes='<node id="y"><graph><node id="z"/></graph></node>'), "all 14 nodes of the file, each by its own"),
+    ],
+)
+def test_more_than_one_graph(content: str, told: str, tmp_path: Path, require) -> None:
+    require("networkx")
+    (tmp_path / "graph.graphml").write_text(content)
+    with pytest.raises(InvalidInputError, match=told):
+        load_graphml(tmp_path / "graph.graphml")
+
+
+def test_undirected_edges_have_no_direction(tmp_path: Path, require) -> None:
+    require("networkx")
+    path = tmp_path / "graph.graphml"
+    path.write_text(keyed(edges='<edge source="n1" target="n0"/>'))
+    reading = load_graphml(path, ReadOptions(directed=True)).reading
+    path.write_text(keyed(edges='<edge source="n1" target="n0"/>', edgedefault="undirected"))
+    for more in ({"options": ReadOptions(directed=True)}, {"reading": reading}):
+        with pytest.raises(InvalidInputError, match=r'expected edgedefault="directed", .*, got "undirected"'):
+            load_graphml(path, **more)
+    assert load_graphml(path).graph.num_edges == 14
+
+
+def test_attributes_named_as_what_elements_have(tmp_path: Path, require) -> None:
+    require("networkx")
+    keys = [
+        f'<key id="{kind}{name}" for="{kind}" attr.name="{name}" attr.type="string"/>'
+        for kind, name in (("node", "id"), ("node", "source"), ("edge", "source"), ("edge", "id"))
+    ]
+    path = tmp_path / "graph.graphml"
+    path.write_text(keyed(*keys))
+    assert load_graphml(path).notes == (
+        f"{path}: not used, since each node has its own: node attribute 'id'.",
+        f"{path}: not used, since each edge has its own: edge attribute 'source', 'id'.",
+    )
+
+
+def test_attributes_that_would_fill_the_memory(tmp_path: Path, require) -> None:
+    require("networkx")
+    keys = [f'<key id="k{place}" for="node" attr.name="k{place}" attr.type="int"/>' for place in range(1500)]
+    own = "".join(f'<data key="k{place}">1</data>' for place in range(1500))
+    nodes = f'<node id="a">{own}</node>' + "".join(f'<node id="m{row}"/>' for row in range(20_000))
+    (tmp_path / "graph.graphml").write_text(keyed(*keys, nodes=nodes))
+    with pytest.raises(
+        InvalidInputError, match=r"expected attributes of at most .* got 1,501 attributes of 20,013 nodes"
+    ):
+        load_graphml(tmp_path / "graph.graphml")
 
 
 def test_a_mistake_names_node_and_attribute(tmp_path: Path, require) -> None:

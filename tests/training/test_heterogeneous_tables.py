@@ -49,6 +49,16 @@ def library(seed: int = 0) -> dict[str, list[list[Any]]]:
     }
 
 
+def test_labels_and_splits_of_other_types_are_told(tmp_path: Path) -> None:
+    tables = library()
+    tables["nodes-author.csv"] = [["id", "label", "split"], *([f"a{row}", "x", ""] for row in range(15))]
+    folder = write(tmp_path / "library", tables)
+    told = f"{folder / 'nodes-author.csv'}: not used, since the classes of paper are learnt: column 'label', 'split'."
+    data = load_heterogeneous_tables(folder, ReadOptions(target="paper"))
+    assert told in data.notes
+    assert told in load_heterogeneous_tables(folder, reading=data.reading).notes
+
+
 @pytest.mark.parametrize("directed", [False, True])
 def test_the_tables_make_one_graph(directed: bool, tmp_path: Path) -> None:
     tables = library()

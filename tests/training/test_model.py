@@ -152,6 +152,19 @@ def test_features_are_standardised_by_those_that_were_measured(tmp_path) -> None
     assert torch.equal(anyattention.load(tmp_path)(x, graph).output, model(x, graph).output)
 
 
+def test_a_feature_that_was_constant_becomes_zero() -> None:
+    model = NodeClassifier(5, 3, hidden=6, heads=2, standardise=True).eval()
+    x, graph = torch.randn(7, 5), graph_of()
+    x[:, 1], x[:, 2] = 0.1, 0.0
+    model.measure_features(x)
+    before = model(x, graph).output
+    x[:, 1], x[:, 2] = 1e6 * torch.rand(7), 5.0
+    assert torch.equal(model(x, graph).output, before)
+    # Twelve times 0.1 in float64 has a deviation of rounding.
+    assert mean_and_deviation(torch.full((12, 1), 0.1, dtype=torch.float64))[1].isinf().all()
+    assert [each.tolist() for each in mean_and_deviation(torch.empty(0, 1))] == [[0.0], [torch.inf]]
+
+
 def test_large_features_do_not_overflow() -> None:
     x = torch.randn(7, 5)
     plain, large = (mean_and_deviation(factor * x) for factor in (1, 1e38))

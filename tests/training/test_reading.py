@@ -17,7 +17,7 @@ from anyattention.training.columns import Column
 from anyattention.training.reading import NodeReading
 
 RELATION = ("author", "writes", "paper")
-COLUMNS = (Column("ä", "number", 1.5, 1e-30), Column("town", "category", categories=("", "a, b", '"')))
+COLUMNS = (Column("ä", "number", 1.5, 1e-9), Column("town", "category", categories=("", "a, b", '"')))
 READING = Reading(
     ("x", "y"),
     True,

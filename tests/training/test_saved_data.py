@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
-from anyattention.training import ReadOptions, load_saved, save_data
+from anyattention.training import Reading, ReadOptions, load_saved, save_data
 from anyattention.training.saved_data import read_saved
 
 NODES = torch.arange(15)
@@ -236,3 +236,90 @@ def test_no_file_and_no_edges(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({}, {"anyattention.data": json.dumps(GOOD)}))
     with pytest.raises(InvalidInputError, match="got no edge_index of"):
         read_saved(tmp_path / "a.safetensors")
+
+
+def test_nodes_of_which_the_file_has_nothing_are_bounded_by_it(tmp_path: Path, require) -> None:
+    data = require("torch_geometric.data").HeteroData()
+    data["paper"].y, data["paper"].num_nodes = torch.arange(12) % 2, 12
+    data["author"].num_nodes, data["shop"].num_nodes = 3_000_000, 5
+    data["author", "writes", "paper"].edge_index = torch.tensor([[0, 1], [2, 2]])
+    data["shop", "sells", "paper"].edge_index = torch.tensor([[0], [2]])
+    save_data(data, tmp_path / "a.safetensors")
+    with pytest.raises(
+        InvalidInputError, match=r"a.safetensors, 'author', num_nodes: expected at most \d\d,\d{3} nodes"
+    ):
+        load_saved(tmp_path / "a.safetensors")
+    # A tensor without numbers bounds nothing.
+    data["author"].x, data["author"].num_nodes = torch.empty(3_000_000, 0), 3_000_000
+    save_data(data, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidInputError, match="nodes without x, y and ids, for the file's size, got 3,000,000"):
+        load_saved(tmp_path / "a.safetensors")
+    del data["author"].x
+    data["author"].num_nodes = 1000
+    save_data(data, tmp_path / "a.safetensors")
+    assert load_saved(tmp_path / "a.safetensors").features["author"].shape == (1000, 257)
+
+
+def wide(count: int, start: int = 0) -> torch.Tensor:
+    """Times of which float32 would keep nothing."""
+    return 1.7e9 + torch.arange(start, start + count, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize("kind", ["float64", "int64"])
+def test_wide_numbers_are_standardised_before_they_are_rounded(kind: str, tmp_path: Path, require) -> None:
+    dtype = getattr(torch, kind)
+    x = wide(15)
+    expected = (x - x.mean(0)) / x.std(0, correction=0)
+    save_data(small(x=x.to(dtype), edge_attr=x.to(dtype)), tmp_path / "a.safetensors")
+    found = load_saved(tmp_path / "a.safetensors")
+    torch.testing.assert_close(found.features.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.edge_features[:15].double(), expected, rtol=1e-6, atol=1e-6)
+    assert not found.standardise
+    more = {"num_nodes": 5, "y": None, "train_mask": None, "val_mask": None, "test_mask": None}
+    edges = {"edge_index": torch.zeros(2, 1, dtype=torch.int64), "edge_attr": wide(1).to(dtype)}
+    save_data(small(x=wide(5, 3).to(dtype), **edges, **more), tmp_path / "b.safetensors")
+    new = load_saved(tmp_path / "b.safetensors", reading=found.reading, to_train=False)
+    torch.testing.assert_close(new.features, found.features[3:8])
+    data = several_types(require)
+    data["paper"].x = wide(12).to(dtype)
+    save_data(data, tmp_path / "a.safetensors")
+    features = load_saved(tmp_path / "a.safetensors").features["paper"].double()
+    expected = (wide(12) - wide(12).mean(0)) / wide(12).std(0, correction=0)
+    torch.testing.assert_close(features, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_constant_column_becomes_zero_whatever_it_is_later(tmp_path: Path, require) -> None:
+    data = several_types(require)
+    data["paper"].x[:, 1] = 0.1
+    data["author", "writes", "paper"].edge_attr = torch.stack([torch.full((12,), 7.0), torch.rand(12)], 1)
+    path = tmp_path / "a.safetensors"
+    save_data(data, path)
+    found = load_saved(path)
+    assert found.notes == ()
+    assert not found.features["paper"][:, 1].any()
+    data["paper"].x[3, 1] = 1e6
+    data["author", "writes", "paper"].edge_attr[0, 0] = 8
+    save_data(data, path)
+    reading = Reading.from_json(found.reading.to_json())
+    assert reading == found.reading
+    new = load_saved(path, reading=reading, to_train=False)
+    assert torch.equal(new.features["paper"], found.features["paper"])
+    writes = ("author", "writes", "paper")
+    assert torch.equal(new.edge_features[writes], found.edge_features[writes])
+    assert new.notes == (
+        f"{path}, {writes}, edge_attr: not used, since the training had the same number everywhere: column 0.",
+        f"{path}, 'paper', x: not used, since the training had the same number everywhere: column 1.",
+    )
+
+
+def test_labels_that_are_no_class_of_the_training_are_told(tmp_path: Path) -> None:
+    save_data(small(), tmp_path / "a.safetensors", class_names=["x", "y"])
+    reading = load_saved(tmp_path / "a.safetensors").reading
+    y = torch.tensor([0, 1, 2, 2, -1] * 3)
+    save_data(small(y=y), tmp_path / "b.safetensors", class_names=["x", "y", "new"])
+    found = load_saved(tmp_path / "b.safetensors", reading=reading, to_train=False)
+    assert found.labels.tolist() == [0, 1, -1, -1, -1] * 3
+    assert found.notes == (
+        f"{tmp_path / 'b.safetensors'}, 'node', y: 'new' in 6 rows is no class of the training; these labels are not "
+        "compared.",
+    )

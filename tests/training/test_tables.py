@@ -254,6 +254,29 @@ def test_options_that_name_no_column(options: ReadOptions, told: str, tmp_path: 
         load_tables(tmp_path, options)
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "reserved"),
+    [
+        ("nodes", "Split", "split"),
+        ("nodes", "Label", "label"),
+        ("nodes", "ID", "id"),
+        ("edges", "Source", "source"),
+        ("edges", "TARGET", "target"),
+    ],
+)
+def test_a_reserved_name_in_other_capitals(file: str, name: str, reserved: str, tmp_path: Path) -> None:
+    nodes = [["id", "label", "age"], *([f"n{row}", row % 2, row] for row in range(12))]
+    edges = [["source", "target", "hours"], *([f"n{row}", f"n{row + 1}", row] for row in range(11))]
+    {"nodes": nodes, "edges": edges}[file][0][2] = name
+    told = f"{file}.csv, line 1, column '{name}': expected '{reserved}' in small letters, or another name, got '{name}'"
+    write(tmp_path, nodes, edges)
+    with pytest.raises(InvalidInputError, match=re.escape(told)):
+        load_tables(tmp_path)
+    data = load_tables(tmp_path, ReadOptions(ignored=(name,)))
+    # What a training ignored is not used by a prediction either.
+    assert any(repr(name) in note for note in load_tables(tmp_path, reading=data.reading).notes)
+
+
 def test_other_tables_are_read_as_those_of_the_training(tmp_path: Path) -> None:
     town = ["Rom", "Bonn", "", "Rom"] * 3
     folder = write(

@@ -8,6 +8,7 @@ import io
 import sys
 from collections import Counter
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from anyattention.training.fitting import AnyClassifier, AnyConfig
 
 __all__ = ["add_parser"]
+
+_TABLES = ("nodes.csv", "edges.csv", "nodes-*.csv", "edges-*.csv")
 
 _DESCRIPTION = """\
 Load what `anyattention train` wrote and classify every node of the data, which must be of the kind it was trained on.
@@ -71,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.model / "predictions.csv"
     if out.suffix not in (".csv", ".npz"):
         raise InvalidInputError(argument="--out", expected="a file that ends in .csv or .npz", actual=repr(str(out)))
+    _require_no_input(out, arguments.data)
     model = anyattention.load(arguments.model)
     if not isinstance(model, NodeClassifier | HeterogeneousNodeClassifier):
         raise InvalidInputError(argument="--model", expected="a NodeClassifier", actual=type(model).__name__)
@@ -83,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print_notes(arguments.data, data)
     if isinstance(data, NodeData):
         data = _as_trained(model.config, data, arguments)
+        _tell_constant(model, data, arguments.data)
     probabilities = predict_logits(model, data).softmax(1)
     write_atomically(out, _as_npz(data, probabilities) if out.suffix == ".npz" else _as_csv(data, probabilities))
     print(f"Wrote the classes and probabilities of {data.num_nodes:,} nodes to {out}{_counted(data, probabilities)}")
@@ -92,6 +97,24 @@ def _run(arguments: argparse.Namespace) -> int:
         share = f"{right:,} of the {int(known.sum()):,} labelled nodes ({right / int(known.sum()):.1%})"
         print(f"The class is that of the label for {share}, those that the network was trained on included.")
     return 0
+
+
+def _require_no_input(out: Path, data: str) -> None:
+    """Raise where the predictions would replace a file of the data, or be one of its tables the next time."""
+    from anyattention.errors import InvalidInputError
+
+    source = Path(data)
+    if source.is_dir():
+        inputs = [path for pattern in _TABLES for path in source.glob(pattern)]
+        is_table = out.resolve().parent == source.resolve() and any(fnmatch(out.name, each) for each in _TABLES)
+    else:
+        inputs, is_table = [source], False
+    if is_table or (out.exists() and any(path.exists() and path.samefile(out) for path in inputs)):
+        raise InvalidInputError(
+            argument="--out",
+            expected="another file than those of --data, which it would replace",
+            actual=repr(str(out)),
+        )
 
 
 def _require_fit(model: AnyClassifier, data: AnyData) -> None:
@@ -148,6 +171,20 @@ def _as_trained(config: AnyConfig, data: NodeData, arguments: argparse.Namespace
         file=sys.stderr,
     )
     return _standardised_by_itself(data)
+
+
+def _tell_constant(model: AnyClassifier, data: NodeData, name: str) -> None:
+    """Say which features were the same for all nodes of the training and are others now."""
+    from anyattention.training.columns import deviates
+    from anyattention.training.delimited import listed
+
+    if not data.standardise or not getattr(model.config, "standardise", False):
+        return
+    mean, deviation = model.get_buffer("feature_mean"), model.get_buffer("feature_deviation")
+    is_changed = deviation.isinf() & deviates((data.features - mean).abs().amax(0), mean.abs())
+    if is_changed.any():
+        told = listed(is_changed.nonzero()[:, 0].tolist())
+        print(f"{name}: not used, since the training had the same number everywhere: feature {told}.", file=sys.stderr)
 
 
 def _standardised_by_itself(data: NodeData) -> NodeData:

@@ -6,6 +6,7 @@ What was measured on one table is kept, so that other tables with the same colum
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,7 @@ __all__ = [
     "columns_from_json",
     "columns_to_json",
     "described",
+    "deviates",
     "measure_columns",
     "not_used",
     "read_columns",
@@ -29,6 +31,12 @@ __all__ = [
 
 MISSING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A"))
 """What is missing in a column of numbers; in one of categories only an empty field is: "None" may be a category."""
+
+# Below this share of the magnitude a deviation is rounding: that of twelve times 0.1 is 1e-17.
+_ROUNDING = 1e-12
+
+# Zeros do not lead thousands: 0,125 is a decimal number.
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 _MANY_CATEGORIES, _FEW_CATEGORIES = 1000, 20
 
@@ -39,8 +47,10 @@ class Column(NamedTuple):
     Attributes:
         name: of the column.
         kind: "number" or "category".
-        mean, deviation: of the numbers that there were.
+        mean, deviation: of the numbers that there were; an infinite deviation is that of an array's column that was the
+            same in all rows, which becomes 0.
         categories: that there were, in order; each has a column of zeros and ones.
+        decimal_comma: whether numbers had a comma for the decimal point.
     """
 
     name: str
@@ -48,11 +58,17 @@ class Column(NamedTuple):
     mean: float = 0.0
     deviation: float = 1.0
     categories: tuple[str, ...] = ()
+    decimal_comma: bool = False
 
     @property
     def width(self) -> int:
         """Number of features that it becomes."""
         return 1 if self.kind == "number" else len(self.categories)
+
+
+def deviates(deviation: Any, magnitude: Any) -> Any:
+    """Whether a standard deviation of numbers of at most a magnitude is more than rounding; of tensors, for each."""
+    return deviation > _ROUNDING * magnitude
 
 
 class Measured(NamedTuple):
@@ -78,7 +94,8 @@ def measure_columns(
         ignored: columns that are left out.
 
     Raises:
-        InvalidInputError: a column that has numbers and text, or a number that is not finite; named with its line.
+        InvalidInputError: a column that has numbers and text, a number that is not finite, or commas that may be the
+            decimal point or between thousands; named with its line.
     """
     columns, notes = [], []
     for name in names:
@@ -100,8 +117,10 @@ def measure_columns(
             mean, deviation = float(filled.mean()), float(filled.std())
         if not math.isfinite(mean) or not math.isfinite(deviation):
             raise table.fault(name, None, "numbers with a finite deviation", f"up to {np.abs(filled).max():g}")
-        if deviation > 0:
-            columns.append(Column(name, "number", mean, deviation))
+        if deviates(deviation, float(np.abs(filled).max())):
+            has_commas = _has_commas(table, name)
+            notes += [_told_comma(table, name)] if has_commas else []
+            columns.append(Column(name, "number", mean, deviation, decimal_comma=has_commas))
         else:
             notes.append(f"{table.place(name)}: not used, since its number is the same in every row.")
     return Measured(tuple(columns), tuple(notes))
@@ -157,8 +176,10 @@ def read_columns(
     for column in columns:
         values = table.require(column.name, "the training had it")
         if column.kind == "number":
-            numbers = _numbers(table, column.name, must_be=True)
+            numbers = _numbers(table, column.name, must_be=True, decimal_comma=column.decimal_comma)
             assert numbers is not None
+            if not column.decimal_comma and _has_commas(table, column.name):
+                notes.append(_told_comma(table, column.name))
             is_missing = np.isnan(numbers)
             gaps[column.name] = int(is_missing.sum())
             numbers[is_missing] = column.mean
@@ -217,13 +238,43 @@ def _told_gaps(table: Table, gaps: dict[str, int]) -> tuple[str, ...]:
     )
 
 
-def _numbers(table: Table, name: str, *, must_be: bool = False) -> np.ndarray | None:
+def _has_commas(table: Table, name: str) -> bool:
+    return table.decimal_comma and any("," in value for value in table.columns[name])
+
+
+def _told_comma(table: Table, name: str) -> str:
+    return f"{table.place(name)}: a comma is the decimal point."
+
+
+def _refuse_thousands(table: Table, name: str, *, must_be: bool) -> None:
+    """Raise InvalidInputError where each field with a comma may be meant as thousands: 1,234."""
+    values = table.columns[name]
+    rows = [row for row, value in enumerate(values) if "," in value]
+    if rows and all(_THOUSANDS.fullmatch(values[row]) for row in rows):
+        hint = "write such numbers without commas, or with a decimal point"
+        raise table.fault(
+            name,
+            rows[0],
+            "numbers whose commas are clearly decimal points",
+            f"{values[rows[0]]!r}, which may be thousands",
+            hint=hint if must_be else f"{hint}; {_other_ways(table, name)}",
+        )
+
+
+def _other_ways(table: Table, name: str) -> str:
+    return f"--category {name} reads the {table.column_word} as categories, --ignore {name} leaves it out"
+
+
+def _numbers(table: Table, name: str, *, must_be: bool = False, decimal_comma: bool = False) -> np.ndarray | None:
     """The numbers `(rows,)` float64 of a column, NaN where they are missing; None where no field is one.
 
     Raises:
-        InvalidInputError: some fields are numbers and some are not (or must be), or one is not finite.
+        InvalidInputError: some fields are numbers and some are not (or must be), one is not finite, or commas may be
+            between thousands and are not known to be decimal points.
     """
     values = table.columns[name]
+    if table.decimal_comma and not decimal_comma:
+        _refuse_thousands(table, name, must_be=must_be)
     found = _converted(values)
     if found is None and table.decimal_comma:
         found = _converted([value.replace(",", ".") if value.count(",") == 1 else value for value in values])
@@ -238,9 +289,7 @@ def _numbers(table: Table, name: str, *, must_be: bool = False) -> np.ndarray | 
             wrong,
             "a number, as in the training" if must_be else f"a number, as in {counted(good, 'other row')}",
             repr(values[wrong]),
-            hint=None
-            if must_be
-            else f"--category {name} reads the {table.column_word} as categories, --ignore {name} leaves it out",
+            hint=None if must_be else _other_ways(table, name),
         )
     infinite = np.isinf(found)
     if infinite.any():
@@ -272,7 +321,8 @@ def _number(value: str, decimal_comma: bool) -> float | None:
 def columns_to_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """The columns as JSON's types."""
     return [
-        {"name": column.name, "number": [column.mean, column.deviation]}
+        {"name": column.name, "number": [column.mean, column.deviation if math.isfinite(column.deviation) else None]}
+        | ({"decimal_comma": True} if column.decimal_comma else {})
         if column.kind == "number"
         else {"name": column.name, "categories": list(column.categories)}
         for column in columns
@@ -296,14 +346,18 @@ def columns_from_json(given: object) -> tuple[Column, ...]:
 def _column_from_json(given: Any) -> Column:
     if isinstance(given, dict) and isinstance(given.get("name"), str):
         name, numbers, categories = given["name"], given.get("number"), given.get("categories")
+        # JSON has no infinity.
+        is_constant = isinstance(numbers, list) and numbers[1:] == [None]
         if (
-            set(given) == {"name", "number"}
+            set(given) - {"decimal_comma"} == {"name", "number"}
+            and given.get("decimal_comma", True) is True
             and isinstance(numbers, list)
             and len(numbers) == 2
-            and all(type(each) in (int, float) and abs(each) < 1e308 for each in numbers)
-            and numbers[1] > 0
+            and all(type(each) in (int, float) and abs(each) < 1e308 for each in numbers[: 1 if is_constant else 2])
+            and (is_constant or deviates(numbers[1], abs(numbers[0])))
         ):
-            return Column(name, "number", float(numbers[0]), float(numbers[1]))
+            deviation = math.inf if is_constant else float(numbers[1])
+            return Column(name, "number", float(numbers[0]), deviation, decimal_comma="decimal_comma" in given)
         if (
             set(given) == {"name", "categories"}
             and isinstance(categories, list)
@@ -313,6 +367,6 @@ def _column_from_json(given: Any) -> Column:
             return Column(name, "category", categories=tuple(categories))
     raise InvalidConfigError(
         argument="columns",
-        expected="a name with a number [mean, deviation above 0] or with different categories",
+        expected="a name with a number [mean, deviation above 0 and above rounding] or with different categories",
         actual=repr(given)[:200],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,18 @@ class Table:
     def fault(self, column: str | None, row: int | None, expected: str, actual: str, **more: Any) -> InvalidInputError:
         """The error that names a place."""
         return InvalidInputError(argument=self.place(column, row), expected=expected, actual=actual, **more)
+
+    def refuse_other_capitals(self, reserved: Sequence[str], ignored: Collection[str]) -> None:
+        """Raise InvalidInputError where a column is named as a reserved one but for its capitals, and not ignored."""
+        for name in self.columns:
+            if name.lower() in reserved and name not in reserved and name not in ignored:
+                source = f"{self.source}, line 1" if self.row_word == "line" else self.source
+                raise InvalidInputError(
+                    argument=f"{source}, {self.column_word} {name!r}",
+                    expected=f"{name.lower()!r} in small letters, or another name",
+                    actual=repr(name),
+                    hint=f"rename the {self.column_word}, or leave it out by --ignore {name}",
+                )
 
     def require(self, column: str, hint: str | None = None) -> Sequence[str]:
         """A column, or an error that names it and those that there are."""

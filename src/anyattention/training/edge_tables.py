@@ -24,6 +24,7 @@ def edge_columns(
     names = [name for name in table.columns if name not in ENDS]
     if columns is not None:
         return columns, not_used(table, names, columns)
+    table.refuse_other_capitals(ENDS, options.ignored)
     return measure_columns(table, names, categories=options.categories, ignored=options.ignored)
 
 

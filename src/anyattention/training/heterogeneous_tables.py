@@ -18,7 +18,7 @@ from anyattention.training.columns import described
 from anyattention.training.data import HeterogeneousNodeData
 from anyattention.training.delimited import Table, counted, listed, read_table
 from anyattention.training.edge_tables import ENDS, edge_columns, read_edges, told_repeated
-from anyattention.training.node_tables import ReadNodes, ids_of_table, read_nodes
+from anyattention.training.node_tables import NOT_FEATURES, ReadNodes, ids_of_table, read_nodes
 from anyattention.training.reading import NodeReading, Reading, ReadOptions
 from anyattention.training.splits import labels_of_table
 from anyattention.training.structure import structure_features
@@ -89,7 +89,13 @@ def load_heterogeneous_tables(
             columns,
         ),
         edge_features=edge_features,
-        notes=(*tables.notes, *(note for each in found.values() for note in each.notes), *notes, *labels.notes),
+        notes=(
+            *tables.notes,
+            *_told_other_labels(tables, target),
+            *(note for each in found.values() for note in each.notes),
+            *notes,
+            *labels.notes,
+        ),
         ids=tuple(ids[target]),
         facts=(
             *(f"{len(own):,} {name}. {_described(found[name])}" for name, own in ids.items()),
@@ -99,6 +105,16 @@ def load_heterogeneous_tables(
             *labels.facts[1:],
         ),
     )
+
+
+def _told_other_labels(tables: _Tables, target: str) -> list[str]:
+    """What is to be told of labels and splits of other types than the target."""
+    notes = []
+    for name, table in tables.nodes.items():
+        own = [column for column in NOT_FEATURES[1:] if column in table.columns]
+        if own and name != target:
+            notes.append(f"{table.source}: not used, since the classes of {target} are learnt: column {listed(own)}.")
+    return notes
 
 
 def _described(found: ReadNodes) -> str:

@@ -15,6 +15,7 @@ from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.nn import GraphAttention
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph, SampledGraph, SampledHeterogeneousGraph
+from anyattention.training.columns import deviates
 from anyattention.training.rows import first_rows, sparse_csr
 
 if TYPE_CHECKING:
@@ -252,7 +253,16 @@ def _ends(x: Tensor, block: Graph) -> tuple[Tensor, Tensor]:
 
 
 def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the columns of x `(nodes, in_features)`; a constant column's deviation is 1."""
+    """Mean and standard deviation of the columns of x `(nodes, in_features)`.
+
+    A constant column's deviation is infinite, so that whatever it is in other data it becomes 0: its weights learnt
+    nothing.
+    """
+    if not len(x):
+        return x.new_zeros(x.shape[1]), x.new_full((x.shape[1],), torch.inf)
     # In float32 the squares of large features would overflow.
-    deviation, mean = torch.std_mean(x.double(), 0, correction=0)
-    return mean.to(x.dtype), deviation.where(deviation > 0, 1.0).to(x.dtype)
+    wide = x.double()
+    deviation, mean = torch.std_mean(wide, 0, correction=0)
+    least, most = wide.aminmax(dim=0)
+    deviation = deviation.where(deviates(deviation, torch.maximum(-least, most)), torch.inf)
+    return mean.to(x.dtype), deviation.to(x.dtype)

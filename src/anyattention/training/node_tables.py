@@ -60,6 +60,7 @@ def read_nodes(table: Table, options: ReadOptions, reading: NodeReading | None) 
         columns, look = reading.columns, Look(reading.kind, "the training had such")
         notes = not_used(table, names, columns)
     else:
+        table.refuse_other_capitals(NOT_FEATURES, options.ignored)
         columns, notes = measure_columns(table, names, categories=options.categories, ignored=options.ignored)
         look = Look("structure", "there are no features") if not columns else _look_at_columns(table, columns)
     if look.kind == "structure":

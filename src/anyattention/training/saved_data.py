@@ -15,8 +15,9 @@ from torch import Tensor
 
 from anyattention._checks import Relation, require_relation
 from anyattention.errors import InvalidInputError
-from anyattention.files import require_file, write_atomically
+from anyattention.files import most_memory, require_file, write_atomically
 from anyattention.training.reading import HOMOGENEOUS_RELATION, HOMOGENEOUS_TYPE
+from anyattention.training.structure import STRUCTURE_WIDTH
 
 __all__ = ["SavedGraph", "read_saved", "save_data"]
 
@@ -129,18 +130,37 @@ def read_saved(path: Path) -> SavedGraph:
     """What `save_data` wrote. Shapes and values are not checked here, but for the names.
 
     Raises:
-        InvalidInputError: no such file, no safetensors, or not of `save_data`.
+        InvalidInputError: no such file, no safetensors, not of `save_data`, or nodes without features, labels and ids
+            whose structure would take far more memory than the file.
     """
     try:
-        require_file(path)
+        size = require_file(path)
         with safetensors.safe_open(path, "pt", "cpu") as file:
             about = (file.metadata() or {}).get(_ABOUT)
             if about is None:
                 raise _wrong(path, "tensors without their description")
-            return _parsed(path, about, file)
+            saved = _parsed(path, about, file)
     except (OSError, SafetensorError) as fault:
         actual = getattr(fault, "strerror", None) or str(fault)
         raise InvalidInputError(argument=str(path), expected="a readable safetensors file", actual=actual) from fault
+    _require_few_bare_nodes(path, saved, size)
+    return saved
+
+
+def _require_few_bare_nodes(path: Path, saved: SavedGraph, size: int) -> None:
+    """Raise InvalidInputError where the structure of nodes of which the file has nothing would fill the memory."""
+    most, total = most_memory(size) // (4 * STRUCTURE_WIDTH), 0
+    for name, count in saved.num_nodes.items():
+        own = saved.nodes[name]
+        if name in saved.ids or any(key in own and own[key].numel() >= count for key in ("x", "y")):
+            continue
+        total += count
+        if total > most:
+            raise InvalidInputError(
+                argument=f"{path}, {name!r}, num_nodes",
+                expected=f"at most {most:,} nodes without x, y and ids, for the file's size",
+                actual=f"{total:,}",
+            )
 
 
 def _parsed(path: Path, about: str, file: Any) -> SavedGraph:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +15,15 @@ from torch import Tensor
 
 from anyattention._checks import Relation
 from anyattention.errors import GraphStructureError, InvalidInputError
-from anyattention.patterns import HeterogeneousGraph
-from anyattention.training.array_features import read_array_features
-from anyattention.training.columns import Column
+from anyattention.patterns import Graph, HeterogeneousGraph
+from anyattention.training.array_features import ArrayFeatures, read_array_features
+from anyattention.training.columns import Column, deviates
 from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData, Split
-from anyattention.training.delimited import listed
+from anyattention.training.delimited import counted, listed
 from anyattention.training.edges import ListedEdges, looped_graph
 from anyattention.training.features import Look, look_at, rows_normalised, to_sparse
 from anyattention.training.heterogeneous_tables import structure_by_type, with_missing_reverses
+from anyattention.training.model import mean_and_deviation
 from anyattention.training.reading import (
     HOMOGENEOUS_RELATION,
     HOMOGENEOUS_TYPE,
@@ -113,15 +117,10 @@ def _homogeneous(
     count = saved.num_nodes[target]
     names = saved.ids.get(target, tuple(map(str, range(count))))
     own = None if reading is None else reading.edges[HOMOGENEOUS_RELATION]
-    edges, columns = _read_edges(path, saved, HOMOGENEOUS_RELATION, own)
+    edges, columns, notes = _read_edges(path, saved, HOMOGENEOUS_RELATION, own)
     graph, edge_features = looped_graph(edges, count, str(path))
-    x = _read_x(path, saved, target)
-    kind = None if reading is None else reading.nodes[target].kind
-    if x is None and kind in ("words", "numbers"):
-        raise _fault(path, target, "x", "features, as in the training", "none")
-    nothing = torch.zeros(count, 1, dtype=torch.float32, device="cpu")
-    found = read_array_features(nothing if x is None else x, kind, graph, names)
-    look = Look("structure", "there are no features") if x is None else found.look
+    known = None if reading is None else reading.nodes[target]
+    found, own_reading, more = _read_array(path, _read_x(path, saved, target), known, graph, names)
     return NodeData(
         name=path.stem,
         features=found.features,
@@ -131,17 +130,46 @@ def _homogeneous(
         splits=labels.splits,
         standardise=found.standardise,
         edge_features=edge_features,
-        notes=labels.notes,
+        notes=(*labels.notes, *more, *notes),
         ids=names,
-        look=look,
+        look=found.look,
         reading=Reading(
             labels.class_names,
             directed=True,
-            nodes={HOMOGENEOUS_TYPE: NodeReading(found.look.kind)},
+            nodes={HOMOGENEOUS_TYPE: own_reading},
             edges={HOMOGENEOUS_RELATION: columns},
         ),
         facts=(f"{count:,} nodes and {edges.ends.shape[1]:,} edges, from source to target only.", *labels.facts),
     )
+
+
+def _read_array(
+    path: Path, x: Tensor | None, known: NodeReading | None, graph: Graph, names: Sequence[str]
+) -> tuple[ArrayFeatures, NodeReading, tuple[str, ...]]:
+    """The features where there is one type of nodes, how they were read, and what is to be told.
+
+    The network standardises those that 32 bits hold. Of wider ones they would keep too little, so these are
+    standardised here.
+    """
+    kind = None if known is None else known.kind
+    if x is None:
+        if kind in ("words", "numbers"):
+            raise _fault(path, HOMOGENEOUS_TYPE, "x", "features, as in the training", "none")
+        nothing = torch.zeros(len(names), 1, dtype=torch.float32, device="cpu")
+        found = read_array_features(nothing, kind, graph, names)
+        return found._replace(look=Look("structure", "there are no features")), NodeReading("structure"), ()
+    if known is None:
+        is_wide = x.dtype == torch.float64 and not torch.equal(x, x.float().double())
+        look = look_at(x.numpy()) if is_wide else None
+        columns = _measured(x) if look is not None and look.kind == "numbers" else ()
+    else:
+        look, columns = Look(known.kind, "those of the training are"), known.columns
+    if look is None or not columns:
+        found = read_array_features(x.float(), kind, graph, names)
+        return found, NodeReading(found.look.kind), ()
+    features = _standardised(x, columns, path)
+    told = _told_constant(path, HOMOGENEOUS_TYPE, "x", x, columns)
+    return ArrayFeatures(features, look, False), NodeReading("numbers", columns), told
 
 
 def _heterogeneous(
@@ -151,9 +179,11 @@ def _heterogeneous(
     types = list(saved.nodes) if reading is None else list(reading.nodes)
     relations = [each for each in saved.edges if reading is None or each in reading.edges]
     edge_index, edge_features, columns = {}, {}, {}
+    notes = list(labels.notes)
     for relation in relations:
         own = None if reading is None else reading.edges[relation]
-        edges, columns[relation] = _read_edges(path, saved, relation, own)
+        edges, columns[relation], more = _read_edges(path, saved, relation, own)
+        notes += more
         edge_index[relation] = torch.from_numpy(edges.ends)
         if edges.features is not None:
             edge_features[relation] = torch.from_numpy(edges.features)
@@ -164,24 +194,27 @@ def _heterogeneous(
     if not directed:
         graph, edge_features = with_missing_reverses(graph, edge_features, all_of_them=False)
     found = {
-        name: _read_features(_read_x(path, saved, name), None if reading is None else reading.nodes[name], path)
+        name: _read_features(_read_x(path, saved, name), None if reading is None else reading.nodes[name], path, name)
         for name in types
     }
+    notes += [note for *_, more in found.values() for note in more]
     places: dict[str, Tensor] = {}
-    if any(features is None for features, _ in found.values()):
+    if any(features is None for features, *_ in found.values()):
         names = {name: list(saved.ids.get(name, map(str, range(saved.num_nodes[name])))) for name in types}
         places = structure_by_type(graph, names)
     return HeterogeneousNodeData(
         name=path.stem,
-        features={name: places[name] if features is None else features for name, (features, _) in found.items()},
+        features={name: places[name] if features is None else features for name, (features, *_) in found.items()},
         graph=graph,
         target=target,
         labels=labels.labels,
         num_classes=len(labels.class_names),
         splits=labels.splits,
-        reading=Reading(labels.class_names, directed, target, {name: own for name, (_, own) in found.items()}, columns),
+        reading=Reading(
+            labels.class_names, directed, target, {name: own for name, (_, own, _) in found.items()}, columns
+        ),
         edge_features=edge_features,
-        notes=labels.notes,
+        notes=tuple(notes),
         ids=saved.ids.get(target, tuple(map(str, range(saved.num_nodes[target])))),
         facts=(
             "Nodes: " + ", ".join(f"{saved.num_nodes[name]:,} {name} ({found[name][1].kind})" for name in types) + ".",
@@ -205,28 +238,36 @@ def _read_x(path: Path, saved: SavedGraph, name: str) -> Tensor | None:
 
 
 def _finite(path: Path, name: object, key: str, x: Tensor) -> Tensor:
-    x = x.to(torch.float32)
-    if not bool(x.isfinite().all()):
+    """Features as float64 where the file has wider numbers than float32, else as float32.
+
+    What is large and differs little, such as times, would be one number in float32.
+    """
+    narrow = x.to(torch.float32)
+    if not bool(narrow.isfinite().all()):
         raise _fault(path, name, key, "finite numbers of 32 bits", "NaN or Inf")
-    return x
+    return x.to(torch.float64) if x.dtype in (torch.float64, torch.int64, torch.int32) else narrow
 
 
-def _read_features(x: Tensor | None, own: NodeReading | None, path: Path) -> tuple[Tensor | None, NodeReading]:
-    """The features of one type, ready for a network, and how they were read; None where it is the structure."""
+def _read_features(
+    x: Tensor | None, own: NodeReading | None, path: Path, name: str
+) -> tuple[Tensor | None, NodeReading, tuple[str, ...]]:
+    """The features of one type, ready for a network, None where it is the structure; how they were read, and what is
+    to be told.
+    """
     kind = own.kind if own is not None else "structure" if x is None else look_at(x.numpy()).kind
     if kind == "structure":
-        return None, NodeReading("structure")
+        return None, NodeReading("structure"), ()
     if x is None:
         raise InvalidInputError(argument=str(path), expected="features, as in the training", actual="no x")
     if kind == "words":
-        return rows_normalised(to_sparse(x.numpy())), NodeReading("words")
+        return rows_normalised(to_sparse(x.numpy())), NodeReading("words"), ()
     columns = own.columns if own is not None else _measured(x)
-    return _standardised(x, columns, path), NodeReading("numbers", columns)
+    features = _standardised(x, columns, path)
+    return features, NodeReading("numbers", columns), _told_constant(path, name, "x", x, columns)
 
 
 def _measured(x: Tensor) -> tuple[Column, ...]:
-    deviation, mean = torch.std_mean(x.double(), 0, correction=0)
-    deviation = deviation.where(deviation > 0, 1.0)
+    mean, deviation = mean_and_deviation(x.double())
     return tuple(
         Column(str(place), "number", *each)
         for place, each in enumerate(zip(mean.tolist(), deviation.tolist(), strict=True))
@@ -243,17 +284,30 @@ def _standardised(x: Tensor, columns: tuple[Column, ...], path: Path) -> Tensor:
     return ((x.double() - mean) / deviation).float()
 
 
+def _told_constant(path: Path, name: object, key: str, x: Tensor, columns: tuple[Column, ...]) -> tuple[str, ...]:
+    """What is to be told of columns that were the same in all rows of the training and are others now."""
+    changed = [
+        place
+        for place, column in enumerate(columns)
+        if len(x)
+        and math.isinf(column.deviation)
+        and deviates(float((x[:, place].double() - column.mean).abs().max()), abs(column.mean))
+    ]
+    told = f"{path}, {name!r}, {key}: not used, since the training had the same number everywhere: column "
+    return (f"{told}{listed(changed)}.",) if changed else ()
+
+
 def _read_edges(
     path: Path, saved: SavedGraph, relation: Relation, own: tuple[Column, ...] | None
-) -> tuple[ListedEdges, tuple[Column, ...]]:
-    """The edges of a relation, and how their features were read; own: as those of the training, None to train."""
+) -> tuple[ListedEdges, tuple[Column, ...], tuple[str, ...]]:
+    """The edges of a relation, how their features were read, and what is to be told; own: as in the training."""
     parts = saved.edges[relation]
     ends, features = parts["edge_index"], parts.get("edge_attr")
     if ends.ndim != 2 or ends.shape[0] != 2 or ends.dtype not in (torch.int64, torch.int32):
         raise _fault(path, relation, "edge_index", "(2, edges) int64", f"{ends.dtype} {tuple(ends.shape)}")
     found = ListedEdges(np.ascontiguousarray(ends.to(torch.int64).numpy()))
     if own == () or (own is None and features is None):
-        return found, ()
+        return found, (), ()
     if features is None:
         raise _fault(path, relation, "edge_attr", "features of the edges, as in the training", "none")
     features = features[:, None] if features.ndim == 1 else features
@@ -262,7 +316,8 @@ def _read_edges(
         raise _fault(path, relation, "edge_attr", expected, f"{features.dtype} {tuple(features.shape)}")
     features = _finite(path, relation, "edge_attr", features)
     columns = _measured(features) if own is None else own
-    return found._replace(features=_standardised(features, columns, path).numpy()), columns
+    told = _told_constant(path, relation, "edge_attr", features, columns)
+    return found._replace(features=_standardised(features, columns, path).numpy()), columns, told
 
 
 def _read_labels(
@@ -294,11 +349,19 @@ def _read_labels(
         device="cpu",
     )
     if not to_train:
-        return _Labels(labels, classes, (), (), ())
+        unknown = Counter(by_number[n] for n in numbers.tolist() if n >= 0 and by_number[n] not in places)
+        return _Labels(labels, classes, (), _told_unknown(path, target, unknown), ())
     if len(classes) < 2:
         raise _fault(path, target, "y", "at least two classes", listed(classes))
     splits, how = _read_splits(path, own, target, labels, classes, options)
     return _Labels(labels, classes, splits, (), told_labels(labels, classes, splits, how))
+
+
+def _told_unknown(path: Path, target: str, unknown: Counter[str]) -> tuple[str, ...]:
+    if not unknown:
+        return ()
+    told = f"{path}, {target!r}, y: {listed(sorted(unknown))} in {counted(sum(unknown.values()), 'row')} is no "
+    return (told + "class of the training; these labels are not compared.",)
 
 
 def _read_splits(
