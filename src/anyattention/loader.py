@@ -15,7 +15,6 @@ from anyattention._checks import Relation, no_graph, require_count
 from anyattention.ambient import shielded
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.native.neighbour_sampling import NeighbourRows
-from anyattention.native.philox import philox_words
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
 from anyattention.patterns.sampled import SampledGraph, rows_of, sample_rows
@@ -26,11 +25,10 @@ from anyattention.patterns.sampled_heterogeneous import (
     sample_typed_rows,
     typed_rows_of,
 )
-from anyattention.patterns.sampling import draw_seed, require_fanouts, require_seeds
+from anyattention.patterns.sampling import draw_seed, mixed_seed, require_fanouts, require_seeds
 
 __all__ = ["NeighborLoader"]
 
-_LOW = 0xFFFFFFFF
 # What the loader itself gives to PyTorch's.
 _OWN = ("dataset", "sampler", "batch_sampler", "collate_fn")
 
@@ -169,7 +167,7 @@ class _Batches(Sampler[Batch]):
 
     def _of_epoch(self, epoch: int) -> Iterator[Batch]:
         with shielded():
-            generator = torch.Generator().manual_seed(_epoch_seed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             numbers = torch.randint(2**63 - 1, (len(self),), generator=generator, dtype=torch.int64, device="cpu")
             order = torch.randperm(len(self.seeds), generator=generator, device="cpu") if self.shuffle else None
         for place, number in enumerate(numbers.tolist()):
@@ -206,13 +204,6 @@ def _require_each_once(seeds: Any, num_nodes: int) -> Tensor:
             argument="seeds", expected="each node once", actual=f"{different} different nodes in {len(seeds)}"
         )
     return seeds
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """A number of 63 bits; epochs of one loader have different ones, as have those of different loaders."""
-    words = [torch.tensor(word, dtype=torch.int64, device="cpu") for word in (epoch & _LOW, epoch >> 32 & _LOW, 0, 0)]
-    low, high, *_ = philox_words(words, torch.tensor(seed, dtype=torch.int64, device="cpu"))
-    return int(low) | (int(high) & _LOW >> 1) << 32
 
 
 def _as_it_is(made: Any) -> Any:

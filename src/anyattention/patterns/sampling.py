@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation, describe_shape, plain, require_dense, require_device
-from anyattention.ambient import is_readable, lasting
+from anyattention.ambient import is_readable, lasting, shielded
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, UnsupportedError
 from anyattention.native.compressed_rows import CompressedRows
 from anyattention.native.neighbour_sampling import (
@@ -18,13 +18,15 @@ from anyattention.native.neighbour_sampling import (
     sampled_offsets,
     sampled_rows,
 )
+from anyattention.native.philox import philox_words
 
-__all__ = ["Drawn", "Found", "draw_seed", "neighbour_rows", "require_fanouts", "require_seeds", "walk"]
+__all__ = ["Drawn", "Found", "draw_seed", "mixed_seed", "neighbour_rows", "require_fanouts", "require_seeds", "walk"]
 
 _CPU = torch.device("cpu")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Each row of Philox's counter that tells draws apart has 32 bits.
 _STREAMS = 2**32
+_LOW = 0xFFFFFFFF
 
 
 class Found:
@@ -148,6 +150,14 @@ def draw_seed(generator: torch.Generator | None) -> int:
         raise InvalidInputError(argument="generator", expected="a torch.Generator", actual=type(generator).__name__)
     device = _CPU if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device))
+
+
+def mixed_seed(seed: int, first: int, second: int = 0) -> int:
+    """A seed of 63 bits for each pair of numbers of 64 bits: one seed gives different ones, as do different seeds."""
+    with shielded():
+        words = [torch.tensor(each >> shift & _LOW) for each in (first, second) for shift in (0, 32)]
+        low, high, *_ = philox_words(words, torch.tensor(seed))
+        return int(low) | (int(high) & _LOW >> 1) << 32
 
 
 def neighbour_rows(rows: CompressedRows, num_keys: int, weights: Tensor | None, argument: str) -> NeighbourRows:
