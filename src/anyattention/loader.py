@@ -46,7 +46,9 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
             loss = cross_entropy(x, labels[sampled.nodes[:sampled.num_seeds]])
 
     What a batch holds depends on the loader's seed, on `epoch` and on the batch's place in it, and on nothing else: not
-    on the number of workers. Each pass over the loader is an epoch, and adds 1 to `epoch`, which may be set.
+    on the number of workers. Each pass over the loader is an epoch, and adds 1 to `epoch`. `epoch` and `seed` may
+    be set, and count from the next pass. The attributes `batch_size` and `drop_last` are those of a DataLoader that does
+    not batch, None and False; `len` is the number of batches.
 
     Args:
         graph: a Graph, square, or a HeterogeneousGraph; on the CPU.
@@ -112,9 +114,11 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
 
     def __iter__(self) -> Any:
         """The batches of the next epoch."""
-        self.batches.epoch = require_count("epoch", self.epoch, 0)
-        self.epoch = self.batches.epoch + 1
-        return super().__iter__()
+        epoch, self.batches.seed = require_count("epoch", self.epoch, 0), require_count("seed", self.seed, 0)
+        self.batches.epoch, self.epoch = epoch, epoch + 1
+        # PyTorch's loader draws its own number with a generator that is on the CPU.
+        with torch.device("cpu"):
+            return super().__iter__()
 
 
 class _Samples(Dataset):  # pyright: ignore[reportMissingTypeArgument]
@@ -195,7 +199,7 @@ def _is_pair(seeds: object) -> TypeGuard[tuple[Any, Any]]:
 def _require_each_once(seeds: Any, num_nodes: int) -> Tensor:
     if seeds is None:
         return torch.arange(num_nodes, device="cpu")
-    seeds = require_seeds("seeds", seeds, num_nodes).clone()
+    seeds = require_seeds("seeds", seeds, num_nodes)
     is_there = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
     is_there[seeds] = True
     different = int(is_there.sum())

@@ -55,8 +55,8 @@ class NeighborSampler(BaseSampler):
         weight_attr: the name of an edge attribute, `(edges,)`, finite and >= 0: edges are drawn with odds in
             proportion to it.
         replace, disjoint, time_attr: must keep their defaults.
-        generator: gives one number, from which all draws follow, in a worker of a loader together with that worker's
-            seed, which PyTorch's generator gives anew in each epoch. Without one, PyTorch's gives a number for each batch.
+        generator: gives one number, from which all draws follow; in a loader's workers together with the worker's seed,
+            which PyTorch gives anew in each epoch. Without one, PyTorch's own gives a number for each batch.
 
     Raises:
         InvalidInputError, GraphStructureError, DimensionMismatchError: data, numbers or weights that are none.
