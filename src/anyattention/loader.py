@@ -47,8 +47,8 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
 
     What a batch holds depends on the loader's seed, on `epoch` and on the batch's place in it, and on nothing else: not
     on the number of workers. Each pass over the loader is an epoch, and adds 1 to `epoch`. `epoch` and `seed` may be
-    set, for the next pass on. The attributes `batch_size` and `drop_last` are those of a DataLoader that does not batch, None
-    and False; `len` is the number of batches.
+    set, for the next pass on. The attributes `batch_size` and `drop_last` are those of a DataLoader that does not
+    batch, None and False; `len` is the number of batches.
 
     Args:
         graph: a Graph, square, or a HeterogeneousGraph; on the CPU.
