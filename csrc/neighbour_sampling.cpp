@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 #include "anyattention.h"
@@ -76,13 +77,30 @@ struct Weights {
   bool is_double;
   int64_t num_edges;
 
-  // 0 where the slot's edge is not there.
+  // 0 where the slot's edge is not there. Subnormal numbers are 0, as threads that flush them read them.
   double of(int64_t slot) const {
     const int64_t place = edges ? read_once(edges + slot) : slot;
     if (!is_below(place, num_edges)) return 0;
-    return is_double ? static_cast<const double *>(numbers)[place] : static_cast<const float *>(numbers)[place];
+    return is_double ? normal(static_cast<const double *>(numbers)[place])
+                     : normal(static_cast<const float *>(numbers)[place]);
+  }
+
+ private:
+  template <class Number>
+  static double normal(Number weight) {
+    return weight >= std::numeric_limits<Number>::min() ? weight : 0;
   }
 };
+
+// The exponential time at the rate of a weight, relative to the largest; where it could be infinite, what it becomes there
+// still rises with it.
+inline double waiting_time(double uniform, double weight, double largest) {
+  constexpr double least_rate = 0x1p-990, far = 0x1p996, log_far = 690.3745;
+  const double rate = weight / largest;
+  if (rate >= least_rate) return -std::log(uniform) / rate;
+  const double log_time = std::log(-std::log(uniform)) - std::log(weight) + std::log(largest);
+  return log_time < log_far ? std::exp(log_time) : far * (1 + log_time - log_far);
+}
 
 // Draws slots of a row of d slots and writes them, counted from the row's first, in ascending order.
 class Drawer {
@@ -120,7 +138,7 @@ class Drawer {
   }
 
   // Each slot waits for an exponential time at the rate of its weight (Efraimidis and Spirakis, 2006): the k slots that
-  // come first. Rates are relative to the largest, so that no time is infinite that counts.
+  // come first.
   int32_t weighted(Draws draws, const Weights &weights, int64_t begin, int64_t d, int64_t k, int64_t *slots) {
     if (!reserve(2 * k, waiting_, num_waiting_)) return ANYATTENTION_OUT_OF_MEMORY;
     auto *heap = reinterpret_cast<Waiting *>(waiting_.get());
@@ -132,7 +150,7 @@ class Drawer {
       if (!(weight > 0)) continue;
       // 53 bits, above 0 and up to 1.
       const double uniform = (static_cast<double>(draws(s) >> 11) + 1) * 0x1p-53;
-      const Waiting next{-std::log(uniform) / (weight / largest), s};
+      const Waiting next{waiting_time(uniform, weight, largest), s};
       if (found < k) {
         heap[found++] = next;
         std::push_heap(heap, heap + found);

@@ -84,6 +84,24 @@ def test_epochs_differ_and_are_known_by_their_number() -> None:
     assert contents(another) != first
 
 
+def test_a_seed_may_be_set() -> None:
+    one, other = (NeighborLoader(random_graph(), None, [3], batch_size=16, generator=seeded(n)) for n in (3, 4))
+    other.seed = one.seed
+    assert contents(one) == contents(other)
+    other.seed = -1
+    with pytest.raises(InvalidInputError, match="seed: expected an int of at least 0, got -1"):
+        iter(other)
+    assert other.epoch == 1
+
+
+def test_a_default_device_elsewhere() -> None:
+    loader = NeighborLoader(random_graph(), None, [3], batch_size=16, generator=seeded(3))
+    expected = contents(loader)
+    loader.epoch = 0
+    with torch.device("meta"):
+        assert contents(loader) == expected
+
+
 def test_in_order_epochs_still_draw_anew() -> None:
     loader = NeighborLoader(random_graph(), None, [3, 2], batch_size=16)
     assert seeds_of(loader) == [list(range(first, min(first + 16, 60))) for first in range(0, 60, 16)]

@@ -15,7 +15,6 @@ from anyattention._checks import Relation, no_graph, require_count
 from anyattention.ambient import shielded
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.native.neighbour_sampling import NeighbourRows
-from anyattention.native.philox import philox_words
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
 from anyattention.patterns.sampled import SampledGraph, rows_of, sample_rows
@@ -26,11 +25,10 @@ from anyattention.patterns.sampled_heterogeneous import (
     sample_typed_rows,
     typed_rows_of,
 )
-from anyattention.patterns.sampling import draw_seed, require_fanouts, require_seeds
+from anyattention.patterns.sampling import draw_seed, mixed_seed, require_fanouts, require_seeds
 
 __all__ = ["NeighborLoader"]
 
-_LOW = 0xFFFFFFFF
 # What the loader itself gives to PyTorch's.
 _OWN = ("dataset", "sampler", "batch_sampler", "collate_fn")
 
@@ -48,7 +46,9 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
             loss = cross_entropy(x, labels[sampled.nodes[:sampled.num_seeds]])
 
     What a batch holds depends on the loader's seed, on `epoch` and on the batch's place in it, and on nothing else: not
-    on the number of workers. Each pass over the loader is an epoch, and adds 1 to `epoch`, which may be set.
+    on the number of workers. Each pass over the loader is an epoch, and adds 1 to `epoch`. `epoch` and `seed` may be
+    set, for the next pass on. The attributes `batch_size` and `drop_last` are those of a DataLoader that does not
+    batch, None and False; `len` is the number of batches.
 
     Args:
         graph: a Graph, square, or a HeterogeneousGraph; on the CPU.
@@ -114,9 +114,11 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
 
     def __iter__(self) -> Any:
         """The batches of the next epoch."""
-        self.batches.epoch = require_count("epoch", self.epoch, 0)
-        self.epoch = self.batches.epoch + 1
-        return super().__iter__()
+        epoch, self.batches.seed = require_count("epoch", self.epoch, 0), require_count("seed", self.seed, 0)
+        self.batches.epoch, self.epoch = epoch, epoch + 1
+        # PyTorch's loader draws its own number with a generator that is on the CPU.
+        with torch.device("cpu"):
+            return super().__iter__()
 
 
 class _Samples(Dataset):  # pyright: ignore[reportMissingTypeArgument]
@@ -169,7 +171,7 @@ class _Batches(Sampler[Batch]):
 
     def _of_epoch(self, epoch: int) -> Iterator[Batch]:
         with shielded():
-            generator = torch.Generator().manual_seed(_epoch_seed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             numbers = torch.randint(2**63 - 1, (len(self),), generator=generator, dtype=torch.int64, device="cpu")
             order = torch.randperm(len(self.seeds), generator=generator, device="cpu") if self.shuffle else None
         for place, number in enumerate(numbers.tolist()):
@@ -197,7 +199,7 @@ def _is_pair(seeds: object) -> TypeGuard[tuple[Any, Any]]:
 def _require_each_once(seeds: Any, num_nodes: int) -> Tensor:
     if seeds is None:
         return torch.arange(num_nodes, device="cpu")
-    seeds = require_seeds("seeds", seeds, num_nodes).clone()
+    seeds = require_seeds("seeds", seeds, num_nodes)
     is_there = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
     is_there[seeds] = True
     different = int(is_there.sum())
@@ -206,13 +208,6 @@ def _require_each_once(seeds: Any, num_nodes: int) -> Tensor:
             argument="seeds", expected="each node once", actual=f"{different} different nodes in {len(seeds)}"
         )
     return seeds
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """A number of 63 bits; epochs of one loader have different ones, as have those of different loaders."""
-    words = [torch.tensor(word, dtype=torch.int64, device="cpu") for word in (epoch & _LOW, epoch >> 32 & _LOW, 0, 0)]
-    low, high, *_ = philox_words(words, torch.tensor(seed, dtype=torch.int64, device="cpu"))
-    return int(low) | (int(high) & _LOW >> 1) << 32
 
 
 def _as_it_is(made: Any) -> Any:

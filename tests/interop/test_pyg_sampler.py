@@ -35,6 +35,11 @@ def some_data() -> Data:
     )  # fmt: skip
 
 
+def hub(degree: int) -> Tensor:
+    """The edges of node 0, to all nodes."""
+    return torch.stack([torch.arange(degree), torch.zeros(degree, dtype=torch.int64)])
+
+
 def typed_data() -> HeteroData:
     data = HeteroData()
     counts = {"author": 31, "paper": 47, "word": 13}
@@ -175,6 +180,34 @@ def test_a_generator_and_manual_seed_govern_what_is_drawn() -> None:
     first = drawn()
     torch.manual_seed(5)
     assert drawn() == first
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
+def test_workers_with_a_generator_draw_different_numbers(context: str) -> None:
+    """Of the same node in each batch."""
+    data = Data(edge_index=hub(200), num_nodes=200)
+    seeds = torch.zeros(8, dtype=torch.int64)
+
+    def two_epochs() -> list[tuple[int, ...]]:
+        sampler = NeighborSampler(data, [5], generator=seeded(1))
+        loader: Any = NodeLoader(data, sampler, seeds, num_workers=2, multiprocessing_context=context)
+        return [tuple(batch.e_id.tolist()) for _ in range(2) for batch in loader]
+
+    torch.manual_seed(3)
+    assert len(set(found := two_epochs())) == 16
+    torch.manual_seed(3)
+    assert two_epochs() == found
+
+
+def test_a_generator_alone_governs_what_the_main_process_draws() -> None:
+    data = Data(edge_index=hub(200), num_nodes=200)
+    found = []
+    for number in (3, 4):
+        torch.manual_seed(number)
+        loader = NodeLoader(data, NeighborSampler(data, [5], generator=seeded(1)), torch.zeros(4, dtype=torch.int64))
+        found.append([tuple(batch.e_id.tolist()) for _ in range(2) for batch in loader])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 8
 
 
 @pytest.mark.parametrize("amount", [None, 1.0])

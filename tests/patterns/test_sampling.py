@@ -15,6 +15,8 @@ import torch
 from hypothesis import strategies
 from scipy import stats
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from anyattention import Graph
 from anyattention.errors import (
@@ -24,9 +26,10 @@ from anyattention.errors import (
     InvalidInputError,
     UnsupportedError,
 )
-from anyattention.native import load
+from anyattention.native import load, neighbour_sampling
 from anyattention.native.neighbour_sampling import NeighbourRows, numbered_nodes, sampled_offsets, sampled_rows
 from anyattention.nn import GraphAttention
+from anyattention.patterns import sampling
 from anyattention.patterns.graph_arrays import fields_of
 from anyattention.patterns.sampled import SampledGraph, rows_of
 
@@ -184,8 +187,37 @@ def test_sets_have_the_odds_of_drawing_by_weight(k: int, scale: float, dtype: to
 def test_tiny_weights_beside_tiny_ones_still_count() -> None:
     """The time of each alone would be infinite."""
     rows = 5_000
-    found = drawn_keys(star(rows, 2), 2, 1, weights=torch.tensor([1e-310, 3e-310], dtype=torch.float64).repeat(rows))
+    found = drawn_keys(star(rows, 2), 2, 1, weights=torch.tensor([1e-307, 3e-307], dtype=torch.float64).repeat(rows))
     assert_distributed(np.bincount(found.flatten().numpy(), minlength=2), np.array([rows / 4, 3 * rows / 4]))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_tiny_weights_beside_huge_ones_still_count(
+    native: None, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
+    """The huge one comes first, and the tiny ones, whose times would all be infinite, in proportion."""
+    if not kernels:
+        monkeypatch.setattr(load, "available", lambda: False)
+    rows = 2_000
+    weights = torch.tensor([1e-307, 1e308, 3e-307], dtype=torch.float64).repeat(rows)
+    found = drawn_keys(star(rows, 3), 3, 2, weights=weights)
+    assert (found == 1).sum() == rows
+    others = np.bincount(found.flatten().numpy(), minlength=3)[[0, 2]]
+    assert_distributed(others, np.array([rows / 4, 3 * rows / 4]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_subnormal_weights_count_as_0(
+    native: None, monkeypatch: pytest.MonkeyPatch, kernels: bool, dtype: torch.dtype
+) -> None:
+    """Whether or not the thread flushes them."""
+    if not kernels:
+        monkeypatch.setattr(load, "available", lambda: False)
+    least = torch.finfo(dtype).tiny
+    weights = torch.tensor([least / 2, least, 0.0, least / 4, 2 * least], dtype=dtype)
+    graph = Graph.from_edge_index(torch.stack([torch.arange(5), torch.zeros(5, dtype=torch.int64)]), 5)
+    assert graph.sample(torch.tensor([0]), [5], weights=weights).edges[0].tolist() == [1, 4]
 
 
 def test_draws_of_hops_and_of_nodes_are_their_own() -> None:
@@ -466,6 +498,61 @@ def test_graphs_and_generators_that_are_none() -> None:
         graph.sample(torch.tensor([0]), [1], generator=3)
     with pytest.raises(UnsupportedError, match=r"graph: expected a graph on the CPU.*got a graph on meta"):
         graph.to("meta").sample(torch.tensor([0]), [1])
+
+
+def test_blocks_share_nothing_with_later_samples() -> None:
+    graph = random_graph(53, 2_000)
+    graph.sample(torch.arange(50), [-1])
+    first = graph.sample(torch.tensor([3]), [2])
+    (block,) = first.blocks
+    assert len(pickle.dumps(block)) < 5_000
+    assert block.edges_by_query.untyped_storage().nbytes() == 8 * block.num_edges
+    block.edges_by_query.zero_()
+    assert graph.sample(torch.tensor([3]), [2]).blocks[0].edges_by_query.tolist() == [0, 1]
+
+
+def test_kernels_run_under_a_mode(native: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode that looks on does not send each row through PyTorch."""
+    graph, seeds = random_graph(53, 311), torch.tensor([3, 1])
+    expected = graph.sample(seeds, [2, 2], generator=seeded())
+    monkeypatch.setattr(neighbour_sampling, "_drawn", None)
+    with FlopCounterMode(display=False):
+        assert_same(graph.sample(seeds, [2, 2], generator=seeded()), expected)
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    graph, seeds, weights = random_graph(53, 311), torch.tensor([3, 1]), torch.ones(311)
+    with FakeTensorMode() as mode:
+        expected = graph.sample(seeds, [2], generator=seeded())
+        with pytest.raises(UnsupportedError, match="seeds: expected a tensor outside of compiled"):
+            graph.sample(mode.from_tensor(seeds), [2])
+        with pytest.raises(UnsupportedError, match="weights: expected a tensor outside of compiled"):
+            graph.sample(seeds, [2], weights=mode.from_tensor(weights))
+    assert_same(expected, graph.sample(seeds, [2], generator=seeded()))
+    with pytest.raises(UnsupportedError, match="weights: expected a tensor outside of compiled"):
+        torch.func.vmap(lambda each: graph.sample(seeds, [2], weights=each).nodes)(torch.ones(2, 311))
+    with pytest.raises(UnsupportedError, match="seeds: expected a tensor outside of compiled"):
+        torch.func.vmap(lambda each: graph.sample(each, [2]).nodes)(torch.tensor([[3, 1], [2, 4]]))
+
+
+def test_a_compiled_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "is_readable", lambda *tensors: False)
+    with pytest.raises(UnsupportedError, match="outside of compiled and traced code, got a compiled or traced call"):
+        random_graph(53, 311).sample(torch.tensor([3]), [2])
+
+
+def test_weights_that_another_thread_mends_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, weights, extremes = random_graph(53, 311), torch.full((311,), -1.0), Tensor.aminmax
+
+    def then_mended(x: Tensor) -> Any:
+        found = extremes(x)
+        weights.fill_(1)
+        return found
+
+    monkeypatch.setattr(Tensor, "aminmax", then_mended)
+    sampled = graph.sample(torch.tensor([3]), [2], weights=weights, generator=seeded())
+    monkeypatch.undo()
+    assert_same(sampled, graph.sample(torch.tensor([3]), [2], weights=torch.ones(311), generator=seeded()))
 
 
 @pytest.mark.parametrize("kernels", [True, False])

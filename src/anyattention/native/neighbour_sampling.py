@@ -32,7 +32,8 @@ class NeighbourRows:
     Attributes:
         offsets, columns, edges: the rows, as those of `CompressedRows`.
         num_columns: how many there are.
-        weights: `(num_edges,)` float32 or float64, finite and not negative; None for none.
+        weights: `(num_edges,)` float32 or float64, finite and not negative; None for none. Subnormal ones count as 0,
+            since some threads may flush them.
         has_slot_weights: whether the weights are in the order of the slots, else in that of the edges.
 
     Raises:
@@ -236,7 +237,8 @@ def _slots(rows: NeighbourRows, nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weights_of(rows: NeighbourRows, slots: Tensor) -> Tensor:
     assert rows.weights is not None
-    return rows.weights[slots if rows.has_slot_weights else rows.edges[slots]]
+    weights = rows.weights[slots if rows.has_slot_weights else rows.edges[slots]]
+    return weights.where(weights >= torch.finfo(weights.dtype).tiny, 0)
 
 
 def _draws(count: int, row: int, seed: int, stream: int) -> np.ndarray:
@@ -254,14 +256,24 @@ def _draws(count: int, row: int, seed: int, stream: int) -> np.ndarray:
     return draws.reshape(-1)[:count]
 
 
+def _waiting_times(uniform: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """As the kernel's: relative to the largest weight, and where they could be infinite numbers that rise with them."""
+    least_rate, far, log_far = 2.0**-990, 2.0**996, 690.3745
+    largest = weights.max(initial=0)
+    with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+        waits, rates = -np.log(uniform), weights / largest
+        logs = np.log(waits) - np.log(weights) + np.log(largest)
+        late = np.where(logs < log_far, np.exp(logs), far * (1 + logs - log_far))
+        return np.where(rates >= least_rate, waits / rates, late)
+
+
 def _drawn(rows: NeighbourRows, row: int, begin: int, length: int, size: int, seed: int, stream: int) -> Tensor:
     """The slots that are drawn of one row, ascending: those that wait the shortest time, or Floyd's choice."""
     if rows.weights is not None:
         weights = _weights_of(rows, torch.arange(begin, begin + length, device="cpu")).to(torch.float64).numpy()
         there = weights.nonzero()[0]
         uniform = ((_draws(length, row, seed, stream)[there] >> 11).astype(np.float64) + 1) * 2.0**-53
-        times = -np.log(uniform) / (weights[there] / weights.max(initial=0))
-        chosen = there[np.argsort(times, kind="stable")[:size]]
+        chosen = there[np.argsort(_waiting_times(uniform, weights[there]), kind="stable")[:size]]
         return begin + torch.from_numpy(np.sort(chosen))
     if size == length:
         return torch.arange(begin, begin + length, device="cpu")

@@ -401,7 +401,7 @@ class Graph(EdgePattern):
             seeds: `(seeds,)` integers, each node once.
             fanouts: for each hop, from the seeds on, the most edges of a node; -1 for all. One for each layer.
             weights: `(edges,)` floating, finite, >= 0, in the caller's order: one edge after the other is drawn, with
-                odds in proportion to its weight; those of weight 0 never are.
+                odds in proportion to its weight; those of weight 0, or below the smallest normal number, never are.
             generator: gives one number, on which all draws depend, on any number of threads; else PyTorch's own.
 
         Returns:

@@ -159,7 +159,7 @@ def rows_of(graph: Graph, weights: Tensor | None) -> NeighbourRows:
 
 def sample_rows(rows: NeighbourRows, seeds: Tensor, fanouts: Sequence[int], seed: int) -> SampledGraph:
     """`Graph.sample` of what was checked, with a seed that was drawn."""
-    with lasting(rows.offsets), allocation_failures_named():
+    with shielded(), allocation_failures_named():
         found, drawn = walk({_ONLY: rows}, {"": seeds}, {"": rows.num_rows}, {_ONLY: fanouts}, seed)
         nodes, counts, edges = found[""].nodes, found[""].counts, drawn[_ONLY]
         sizes = [(*pair, num_edges) for pair, num_edges in zip(pairwise(counts), edges.counts, strict=True)]
@@ -173,25 +173,12 @@ def _assembled(
     """Of edges by query the first so many for each block, from its numbers of queries, keys and edges."""
     from anyattention.patterns.graph import Graph
 
-    blocks = []
+    blocks, slots = [], torch.arange(len(edges), device="cpu")
     for num_queries, num_keys, num_edges in sizes:
         ends = edge_index[:, :num_edges].contiguous()
         by_key = compressed_rows(ends[0], ends[1], num_keys, num_queries)
-        blocks.append(Graph(ends, offsets[: num_queries + 1], ends[0], _slots(num_edges), *by_key))
+        blocks.append(Graph(ends, offsets[: num_queries + 1], ends[0], slots[:num_edges], *by_key))
     return SampledGraph(nodes, tuple(blocks), tuple([edges[:num_edges] for *_, num_edges in sizes]))
-
-
-_kept_slots = torch.empty(0, dtype=torch.int64, device="cpu")
-
-
-def _slots(count: int) -> Tensor:
-    """Numbers from 0 on, which blocks share."""
-    global _kept_slots
-    kept = _kept_slots
-    if len(kept) < count:
-        with shielded():
-            _kept_slots = kept = torch.arange(2 * count, device="cpu")
-    return kept[:count]
 
 
 def _unpacked(numbers: Any, sizes: Any, device: str) -> SampledGraph:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation, describe_shape, plain, require_dense, require_device
-from anyattention.ambient import is_readable, lasting
+from anyattention.ambient import is_readable, shielded, values_of
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError, UnsupportedError
 from anyattention.native.compressed_rows import CompressedRows
 from anyattention.native.neighbour_sampling import (
@@ -18,13 +18,15 @@ from anyattention.native.neighbour_sampling import (
     sampled_offsets,
     sampled_rows,
 )
+from anyattention.native.philox import philox_words
 
-__all__ = ["Drawn", "Found", "draw_seed", "neighbour_rows", "require_fanouts", "require_seeds", "walk"]
+__all__ = ["Drawn", "Found", "draw_seed", "mixed_seed", "neighbour_rows", "require_fanouts", "require_seeds", "walk"]
 
 _CPU = torch.device("cpu")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Each row of Philox's counter that tells draws apart has 32 bits.
 _STREAMS = 2**32
+_LOW = 0xFFFFFFFF
 
 
 class Found:
@@ -147,7 +149,16 @@ def draw_seed(generator: torch.Generator | None) -> int:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidInputError(argument="generator", expected="a torch.Generator", actual=type(generator).__name__)
     device = _CPU if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device))
+    with shielded():
+        return int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device))
+
+
+def mixed_seed(seed: int, first: int, second: int = 0) -> int:
+    """A seed of 63 bits for each pair of numbers of 64 bits: one seed gives different ones, as do different seeds."""
+    with shielded():
+        words = [torch.tensor(each >> shift & _LOW) for each in (first, second) for shift in (0, 32)]
+        low, high, *_ = philox_words(words, torch.tensor(seed % 2**63))
+        return int(low) | (int(high) & _LOW >> 1) << 32
 
 
 def neighbour_rows(rows: CompressedRows, num_keys: int, weights: Tensor | None, argument: str) -> NeighbourRows:
@@ -156,13 +167,13 @@ def neighbour_rows(rows: CompressedRows, num_keys: int, weights: Tensor | None, 
     Raises:
         InvalidInputError: weights that are no floating-point numbers, negative or not finite, or on another device.
         DimensionMismatchError: not a weight for each edge.
-        UnsupportedError: the graph is not on the CPU, or hidden by a compiler or a mode.
+        UnsupportedError: the graph is not on the CPU, or it or the weights are hidden by a compiler, a mode or a vmap.
     """
     if rows.offsets.device != _CPU or not is_readable(*rows):
         raise UnsupportedError(
             argument="graph",
             expected="a graph on the CPU, outside of compiled and traced code",
-            actual=f"a graph on {rows.offsets.device}",
+            actual="a compiled or traced call" if rows.offsets.device == _CPU else f"a graph on {rows.offsets.device}",
             hint="sample before, and move what was sampled with .to(device)",
         )
     rows = CompressedRows(*[array.contiguous() for array in rows])
@@ -175,22 +186,46 @@ def neighbour_rows(rows: CompressedRows, num_keys: int, weights: Tensor | None, 
     if weights.shape != rows.edges.shape:
         expected = f"(edges={len(rows.edges)},)"
         raise DimensionMismatchError(argument=argument, expected=expected, actual=describe_shape(weights))
-    weights = weights.detach()
-    if weights.dtype != torch.float64:
-        weights = weights.to(torch.float32)
-    weights = weights.contiguous()
-    if len(weights):
-        low, high = weights.aminmax()
-        # NaN is in no range.
-        if not (low >= 0 and high < float("inf")):
-            bad = int((~((weights >= 0) & weights.isfinite())).nonzero()[0])
-            actual = f"{float(weights[bad])} at edge {bad}"
-            raise InvalidInputError(argument=argument, expected="finite numbers of at least 0", actual=actual)
+    _require_readable(argument, weights)
+    with shielded():
+        weights = values_of(weights)
+        weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32).contiguous()
+        if not _are_weights(weights):
+            # Another thread may mend the caller's.
+            weights = weights.clone()
+            bad = (~((weights >= 0) & weights.isfinite())).nonzero().flatten().tolist()
+            if bad:
+                actual = f"{float(weights[bad[0]])} at edge {bad[0]}"
+                raise InvalidInputError(argument=argument, expected="finite numbers of at least 0", actual=actual)
     return NeighbourRows(*rows, num_keys, weights)
 
 
+def _are_weights(weights: Tensor) -> bool:
+    if not len(weights):
+        return True
+    low, high = weights.aminmax()
+    # NaN is in no range.
+    return bool(low >= 0 and high < float("inf"))
+
+
+def _require_readable(argument: str, x: Tensor) -> None:
+    if not is_readable(x):
+        raise UnsupportedError(
+            argument=argument,
+            expected="a tensor outside of compiled and traced code, of torch.func.vmap and of fake tensors",
+            actual="a tensor whose numbers cannot be read",
+        )
+
+
 def require_seeds(argument: str, seeds: object, num_nodes: int) -> Tensor:
-    """The seeds `(seeds,)` as int64 on the CPU; raise unless they are nodes."""
+    """The seeds `(seeds,)` as int64 on the CPU; raise unless they are nodes.
+
+    Raises:
+        InvalidInputError: no integers, or on another device.
+        DimensionMismatchError: not of one dimension.
+        UnsupportedError: hidden by a compiler, a mode or a vmap.
+        GraphStructureError: no nodes.
+    """
     require_dense(argument, seeds)  # pyright: ignore[reportArgumentType]  # it checks that
     assert isinstance(seeds, Tensor)
     if seeds.dtype not in _INTEGERS:
@@ -199,16 +234,16 @@ def require_seeds(argument: str, seeds: object, num_nodes: int) -> Tensor:
     if seeds.ndim != 1:
         raise DimensionMismatchError(argument=argument, expected="(seeds,)", actual=describe_shape(seeds))
     require_device(argument, seeds, _CPU, "the graph")
-    with lasting(seeds):
-        seeds = seeds.to(torch.int64).contiguous()
-    if len(seeds):
-        low, high = seeds.aminmax()
-        if low < 0 or high >= num_nodes:
-            place = int(((seeds < 0) | (seeds >= num_nodes)).nonzero()[0])
+    _require_readable(argument, seeds)
+    with shielded():
+        # A copy, which no other thread changes.
+        seeds = values_of(seeds).to(torch.int64, copy=True).contiguous()
+        bad = ((seeds < 0) | (seeds >= num_nodes)).nonzero().flatten().tolist()
+        if bad:
             raise GraphStructureError(
                 argument=argument,
                 expected=f"nodes from 0 to {num_nodes - 1}",
-                actual=f"{int(seeds[place])} at position {place}",
+                actual=f"{int(seeds[bad[0]])} at position {bad[0]}",
             )
     return seeds
 

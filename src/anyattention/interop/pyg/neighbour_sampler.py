@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.sampler import (
     BaseSampler,
@@ -26,7 +27,14 @@ from anyattention.errors import AttentionError, InvalidInputError, UnsupportedEr
 from anyattention.native.compressed_rows import compressed_rows
 from anyattention.native.neighbour_sampling import NeighbourRows
 from anyattention.patterns.graph_arrays import require_edge_index, require_nodes
-from anyattention.patterns.sampling import draw_seed, neighbour_rows, require_fanouts, require_seeds, walk
+from anyattention.patterns.sampling import (
+    draw_seed,
+    mixed_seed,
+    neighbour_rows,
+    require_fanouts,
+    require_seeds,
+    walk,
+)
 
 __all__ = ["NeighborSampler"]
 
@@ -47,7 +55,8 @@ class NeighborSampler(BaseSampler):
         weight_attr: the name of an edge attribute, `(edges,)`, finite and >= 0: edges are drawn with odds in
             proportion to it.
         replace, disjoint, time_attr: must keep their defaults.
-        generator: gives one number for each batch; else PyTorch's own does, in workers too.
+        generator: gives one number, from which all draws follow; in a loader's workers together with the worker's seed,
+            which PyTorch gives anew in each epoch. Without one, PyTorch's own gives a number for each batch.
 
     Raises:
         InvalidInputError, GraphStructureError, DimensionMismatchError: data, numbers or weights that are none.
@@ -78,7 +87,9 @@ class NeighborSampler(BaseSampler):
     ) -> None:
         _refuse(replace=replace, disjoint=disjoint, time_attr=time_attr)
         self.subgraph_type = _subgraph_type(subgraph_type)
-        self.generator = generator
+        # Not the generator, of which every worker would hold a copy that draws the same.
+        self._seed = None if generator is None else draw_seed(generator)
+        self._num_batches = 0
         self.rows: dict[Relation, NeighbourRows] = {}
         if isinstance(data, Data):
             self.num_nodes: Any = _count("data", data)
@@ -135,7 +146,7 @@ class NeighborSampler(BaseSampler):
         given = seed if isinstance(seed, dict) else {"": seed}
         none = torch.empty(0, dtype=torch.int64, device="cpu")
         seeds = {kind: require_seeds("seeds", given.get(kind, none), count) for kind, count in self._counts.items()}
-        number = draw_seed(self.generator)
+        number = self._batch_seed()
         with shielded(), allocation_failures_named():
             found, drawn = walk(self.rows, seeds, self._counts, self._fanouts, number, is_repeated=True)
         nodes = {kind: each.nodes for kind, each in found.items()}
@@ -148,6 +159,14 @@ class NeighborSampler(BaseSampler):
             arrays = (nodes[""], row[_ONLY], col[_ONLY], edge[_ONLY])
             return SamplerOutput(*arrays, None, of_hops[""], edges_of_hops[_ONLY])
         return HeteroSamplerOutput(nodes, row, col, edge, None, of_hops, edges_of_hops)
+
+    def _batch_seed(self) -> int:
+        """The seed of the next batch of this process."""
+        if self._seed is None:
+            return draw_seed(None)
+        self._num_batches += 1
+        worker = get_worker_info()
+        return mixed_seed(self._seed, self._num_batches, 0 if worker is None else worker.seed)
 
     def _finished(self, output: SamplerOutput | HeteroSamplerOutput) -> SamplerOutput | HeteroSamplerOutput:
         return output.to_bidirectional() if self.subgraph_type == SubgraphType.bidirectional else output
