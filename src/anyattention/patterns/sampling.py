@@ -156,8 +156,9 @@ def draw_seed(generator: torch.Generator | None) -> int:
 def mixed_seed(seed: int, first: int, second: int = 0) -> int:
     """A seed of 63 bits for each pair of numbers of 64 bits: one seed gives different ones, as do different seeds."""
     with shielded():
-        words = [torch.tensor(each >> shift & _LOW, device=_CPU) for each in (first, second) for shift in (0, 32)]
-        low, high, *_ = philox_words(words, torch.tensor(seed % 2**63, device=_CPU))
+        parts = [each >> shift & _LOW for each in (first, second) for shift in (0, 32)]
+        *words, key = torch.tensor([*parts, seed % 2**63], dtype=torch.int64, device=_CPU)
+        low, high, *_ = philox_words(words, key)
         return int(low) | (int(high) & _LOW >> 1) << 32
 
 
