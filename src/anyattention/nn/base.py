@@ -40,6 +40,7 @@ __all__ = [
     "AttentionModule",
     "graph_of_edges",
     "plain_parameter",
+    "require_as_built",
     "require_factory",
     "require_finite",
     "require_parameter_kind",
@@ -267,6 +268,16 @@ def _label(place: Any) -> str:
 def _detached(result: Any) -> Any:
     parts = _parts_of(result)
     return _like(result, {place: part.detach() if isinstance(part, Tensor) else part for place, part in parts.items()})
+
+
+def require_as_built(argument: str, given: object, setting: str, value: object, expected: str) -> None:
+    """Raise InvalidInputError unless a tensor is there exactly where the module was built with a setting."""
+    if (given is None) != (value is None):
+        raise InvalidInputError(
+            argument=argument,
+            expected=f"None: the module was built without {setting}" if value is None else expected,
+            actual="None" if given is None else "a tensor",
+        )
 
 
 def require_factory(device: torch.device | str | None, dtype: torch.dtype | None) -> None:

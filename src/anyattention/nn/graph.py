@@ -17,6 +17,7 @@ from anyattention.nn.bare import initialise_projection, is_bare
 from anyattention.nn.base import (
     AttentionModule,
     graph_of_edges,
+    require_as_built,
     require_factory,
     require_finite,
     require_parameter_kind,
@@ -275,14 +276,7 @@ class GraphAttention(AttentionModule):
 
     def _read_edges(self, edge_attr: Tensor | None, graph: Graph) -> Tensor | None:
         width = self.config.edge_dim
-        if (edge_attr is None) != (width is None):
-            raise InvalidInputError(
-                argument="edge_attr",
-                expected=f"(edges, edge_dim={width})"
-                if edge_attr is None
-                else "None: the module was built without edge_dim",
-                actual="None" if edge_attr is None else "a tensor",
-            )
+        require_as_built("edge_attr", edge_attr, "edge_dim", width, f"(edges, edge_dim={width})")
         if edge_attr is not None and width is not None:
             if width == 1 and isinstance(edge_attr, Tensor) and edge_attr.ndim == 1:
                 edge_attr = edge_attr.unsqueeze(-1)

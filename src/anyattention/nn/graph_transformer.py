@@ -13,7 +13,13 @@ from anyattention.config import GraphBase, GraphTransformerConfig
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.bare import initialise_projection
-from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
+from anyattention.nn.base import (
+    AttentionModule,
+    require_as_built,
+    require_factory,
+    require_finite,
+    require_parameter_kind,
+)
 from anyattention.nn.dense import MultiHeadAttention
 from anyattention.nn.graph import GraphAttention
 from anyattention.nn.layer_norm import LayerNorm
@@ -256,19 +262,13 @@ class GraphTransformerLayer(AttentionModule):
 
     def _edges_of_each_kind(self, graph: ExpanderGraph, edge_attr: Tensor | None, rows: Tensor) -> Tensor:
         width = self.config.edge_dim
-        if (edge_attr is None) != (width is None):
-            raise InvalidInputError(
-                argument="edge_attr",
-                expected="None: the module was built without edge_dim"
-                if width is None
-                else f"(edges={graph.edge_counts[0]}, edge_dim={width})",
-                actual="None" if edge_attr is None else "a tensor",
-            )
+        shape = f"(edges={graph.edge_counts[0]}, edge_dim={width})"
+        require_as_built("edge_attr", edge_attr, "edge_dim", width, shape)
         features = graph.edge_features(edge_attr, rows.dtype)
         if features.shape[1] != self.config.get_edge_columns():
             raise DimensionMismatchError(
                 argument="edge_attr",
-                expected=f"(edges={graph.edge_counts[0]}, edge_dim={width})",
+                expected=shape,
                 actual=None if edge_attr is None else tuple(edge_attr.shape),
             )
         return features
@@ -298,14 +298,8 @@ class GraphTransformerLayer(AttentionModule):
     def _bias(self, distances: Tensor | None, rows: Tensor) -> Tensor | None:
         """`(heads, nodes, nodes)`, the learned numbers of the distances."""
         largest = self.config.max_distance
-        if (distances is None) != (largest is None):
-            raise InvalidInputError(
-                argument="distances",
-                expected="None: the module was built without max_distance"
-                if largest is None
-                else f"(nodes, nodes), as max_distance={largest}",
-                actual="None" if distances is None else "a tensor",
-            )
+        shape = f"(nodes, nodes), as max_distance={largest}"
+        require_as_built("distances", distances, "max_distance", largest, shape)
         if distances is None or largest is None:
             return None
         nodes = rows.shape[-2]

@@ -123,7 +123,7 @@ def _products(rows: Sequence[Tensor], matrix: Tensor, bias: Tensor | None, width
 
 def write_products(rows: Sequence[Tensor], matrix: Tensor, bias: Tensor | None, results: Sequence[Tensor]) -> None:
     """`_products`, into contiguous results."""
-    count, widths = len(results), [result.shape[1:].numel() for result in results]
+    count, widths = len(results), [result.shape[1] for result in results]
     native.run(
         "linear_map",
         *(rows[0].shape[0], *_columns(rows), matrix.data_ptr(), *matrix.stride()),
