@@ -243,6 +243,24 @@ def digits_attention(results: Results) -> str:
     return markdown(["share", "attention", "attention off: paid evenly", "aim"], rows)
 
 
+def mini_batches(results: Results) -> str:
+    """Training on all nodes at once and in batches, and whether the scores are as near as they are meant to be."""
+    cases = look_up(results, "mini_batches")
+    rows = [
+        [
+            name,
+            f"{100 * cases[name]['ROC AUC']:.2f} ± {100 * cases[name]['standard deviation']:.2f}",
+            figure(cases[name]["epochs"]),
+            f"{figure(cases[name]['seconds'])} s",
+            f"{figure(cases[name]['MiB of a step'])} MiB",
+        ]
+        for name in ("all nodes", "in batches")
+    ]
+    points = cases["points gained"]
+    table = markdown(["a step over", "test ROC AUC, points", "epochs", "a fit", "memory of a step"], rows)
+    return f"{table}\n\nIn batches: {points:+.2f} points (aim: within 0.5: {verdict(abs(points) <= 0.5)})."
+
+
 def language_steps(results: Results) -> str:
     """Time and memory of a training step of the language model."""
     steps = look_up(results, "sequence/step")
@@ -317,6 +335,7 @@ TABLES: dict[str, Table] = {
     "environments": environments,
     "accuracies": accuracies,
     "digits attention": digits_attention,
+    "mini-batches": mini_batches,
     "dense": _comparisons("dense"),
     "decode": _comparisons("decode"),
     "switch": _comparisons("switch"),
