@@ -13,6 +13,7 @@ from anyattention.ops.topk import cpu, reference
 from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.output import AttentionResult
 from anyattention.patterns import TopK
+from anyattention.scores import Dot
 
 __all__ = ["explain_topk", "topk_attention", "topk_search"]
 
@@ -46,7 +47,7 @@ def topk_search(query: Tensor, key: Tensor, k: int) -> Tensor:
     Cost: O(queries x keys x width) time; the kernel reads the keys where they lie, and keeps k a query.
     """
     query, key = query.detach()[None, :, None], key.detach()[None, :, None]
-    call = Arguments(query, key, key, TopK(k), scale=1.0)
+    call = Arguments(query, key, key, TopK(k), score=Dot(), scale=1.0)  # a compiler reads no default
     if dispatch.choose(_TABLE, call, None).name == "cpu":
         found = topk_indices(TopkIndices(query, key, None, None, None, None, scale=1.0, k=k))
     else:
