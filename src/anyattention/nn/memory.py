@@ -13,6 +13,7 @@ from anyattention._checks import Axes, require_dense, require_device, require_fl
 from anyattention.ambient import is_autocast_enabled
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
 from anyattention.memory.growing import GrowingRows
@@ -27,6 +28,7 @@ from anyattention.nn.memory_rows import (
     is_same_memory,
     over_memories,
     read_table,
+    searched_rows,
     without_excluded,
 )
 from anyattention.ops.arguments import weights_asked_for
@@ -113,7 +115,7 @@ class MemoryAttention(AttentionModule):
             self.query_projection = nn.Linear(base.d_model, queries, bias=base.use_bias, **kind)
             self.output_projection = nn.Linear(config.get_value_dim(), base.d_model, bias=base.use_bias, **kind)
         self._growing: dict[str, GrowingRows] = {}
-        self._searched: KeptOf[SearchedKeys] = KeptOf()
+        self._searched: KeptOf[SearchedKeys | IndexedRows] = KeptOf()
         self.reset_parameters()
 
     @classmethod
@@ -241,7 +243,7 @@ class MemoryAttention(AttentionModule):
             self._replace(name, self._grown(name).append(more))
         self.next_id.fill_(first + len(keys))
         if searched is not None:
-            searched.follow(self.keys)
+            searched.follow(self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return ids
 
@@ -261,7 +263,7 @@ class MemoryAttention(AttentionModule):
         for name in _ROWS:
             self._replace(name, self._grown(name).keep(kept))
         if searched is not None:
-            searched.keep(self.keys, kept)
+            searched.keep(self.keys, self.ids, kept)
             self._searched.keep(searched, self.keys)
 
     def search(self, queries: Tensor, k: int | None = None) -> SearchResult:
@@ -381,7 +383,7 @@ class MemoryAttention(AttentionModule):
         """The rows `(queries, k)` that the index finds, the best first, -1 where there are fewer."""
         searched = self._searched.of(self.keys)
         if searched is None:
-            searched = SearchedKeys(self.keys, self.config.measure)
+            searched = searched_rows(self.config, self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return searched.search(queries, k)
 
