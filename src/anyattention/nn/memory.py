@@ -25,6 +25,7 @@ from anyattention.nn.base import AttentionModule, require_factory, require_finit
 from anyattention.nn.memory_rows import (
     excluded_rows,
     fault_of,
+    index_of,
     is_same_memory,
     over_memories,
     read_table,
@@ -306,6 +307,23 @@ class MemoryAttention(AttentionModule):
             raise InvalidInputError(argument="queries", expected="at least one", actual="none")
         exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
         return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
+
+    def index_content(self) -> bytes | None:
+        """An approximate index as its library writes it, which `save` keeps; None where none is built."""
+        searched = self._searched.of(self.keys)
+        return searched.index.to_bytes() if isinstance(searched, IndexedRows) else None
+
+    def restore_index(self, content: bytes) -> None:
+        """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
+
+        Raises:
+            InvalidInputError: it is no index of the config's kind, or of other memories.
+        """
+        if self.config.index == "exact":
+            raise InvalidInputError(argument="index", expected="none: index='exact'", actual=f"{len(content)} bytes")
+        index = index_of(self.config)
+        index.restore(content)
+        self._searched.keep(IndexedRows(index, self.keys.detach(), self.ids), self.keys)
 
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
