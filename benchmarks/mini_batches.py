@@ -24,7 +24,7 @@ from anyattention.training.fitting import classify
 from anyattention.training.mini_batches import batch_loader, classify_seeds
 from benchmarks.accuracy import tasks
 from benchmarks.harness import write_result
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 IN_BATCHES: dict[str, Any] = {"batch_size": 1024, "fanout": (25, 25), "learning_rate": 0.02}
 
