@@ -202,19 +202,22 @@ class FewQueries {
       constexpr int together = lane < kKeysTogether ? lane : static_cast<int>(kKeysTogether), few = lane / together;
       const int64_t count = keys.end - keys.begin, D = channels<Width>(part.D);
       for (int64_t first = 0; first < count; first += lane) {
-        decltype(row_at(0)) key[lane];
-        for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
         int64_t begin = 0;
         for (int n = 0; n < lane; n += together) {
-          for (int m = n; m < n + together; ++m) row_at.ask_after(first + m);
+          decltype(row_at(0)) key[together];
+          for (int m = 0; m < together; ++m) key[m] = row_at(std::min(first + n + m, count - 1));
+          for (int m = 0; m < together; ++m) row_at.ask_after(first + n + m);
           for (begin = 0; few > 1 && begin + few <= all.rows; begin += few) {
-            const Lanes<T> products = products_of_block<few, together, Width>(key + n, memory.query + begin * D);
+            const Lanes<T> products = products_of_block<few, together, Width>(key, memory.query + begin * D);
             T *const to = memory.score + begin * kKeys + first + n;
             T numbers[lane];
             store<T, lane>(numbers, products);
             for (int i = 0; i < few; ++i) store<T, together>(to + i * kKeys, load<together>(numbers + i * together));
           }
         }
+        if (begin == all.rows) continue;
+        decltype(row_at(0)) key[lane];
+        for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
         for (int64_t r = begin; r < all.rows; ++r) {
           const T *query = memory.query + r * D;
           store<T, lane>(memory.score + r * kKeys + first,

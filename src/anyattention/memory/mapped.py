@@ -81,8 +81,8 @@ def attend_file(
     With k they are differentiable to any order, else once.
 
     Raises:
-        InvalidInputError: the file is none, is cut short or broken (see `MappedMemory`); a setting out of range; a query
-            that is no dense floating-point tensor on the CPU.
+        InvalidInputError: the file is none, is cut short or broken (see `MappedMemory`); a setting out of range; a
+            query that is no dense floating-point tensor on the CPU.
         DimensionMismatchError: the query's width is not that of the keys.
         UnsupportedError: a call under a compiler or a transform; a second derivative without k.
 
@@ -138,7 +138,7 @@ def _shaped(result: AttentionResult, query: Tensor, value_dim: int) -> Attention
     lead = query.shape[:-1]
     assert result.normalizer is not None
     largest, log_sum = (x.view(lead) for x in result.normalizer)
-    weights, indices = (None if x is None else x.reshape(*lead, -1) for x in (result.weights, result.indices))
+    weights, indices = (None if x is None else x.view(*lead, x.shape[1]) for x in (result.weights, result.indices))
     shaped = AttentionResult(
         result.output.reshape(*lead, value_dim).to(query.dtype),
         None if weights is None else weights.to(query.dtype),

@@ -131,7 +131,7 @@ def _read_header(path: Path, file: BinaryIO, size: int, names: Iterable[str]) ->
 def _read_place(path: Path, name: str, about: Any, first: int, size: int) -> _Place:
     try:
         dtype, shape, (begin, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
-        is_known = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        is_known = type(dtype) is str and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         is_known, dtype, shape, begin, end = False, "", (), 0, 0
     if not is_known:
