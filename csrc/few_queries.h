@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "anyattention.h"
 #include "products.h"
@@ -23,7 +24,36 @@
 
 namespace anyattention {
 
-constexpr int64_t kAhead = 32;  // keys
+// So many bytes of rows are asked for before they are read, into the first cache.
+constexpr int64_t kAheadBytes = 8192;
+constexpr int64_t kKeysTogether = 4;  // whose products with several rows of queries are in registers
+
+// Where a tile's keys or values lie: neighbours a stride apart, or in another order.
+template <class Number>
+struct NeighbouringRows {
+  const Number *first;
+  int64_t stride, lines, ahead;  // a row in lines of the cache
+
+  ANYATTENTION_INLINE const Number *operator()(int64_t j) const { return first + j * stride; }
+  ANYATTENTION_INLINE void ask_after(int64_t j) const {
+    const auto *row = static_cast<const char *>(address_of(first, j + ahead, stride));
+    if (lines == 4) return prefetch_row<256>(row);  // a loop of known length
+    for (int64_t n = 0; n < lines; ++n) __builtin_prefetch(row + 64 * n, 0, 3);
+  }
+};
+template <class Number>
+struct OrderedRows {
+  const Part &part;
+  const Number *first;
+  int64_t stride, lines, begin;
+
+  ANYATTENTION_INLINE const Number *operator()(int64_t j) const { return first + part.key_at(begin + j) * stride; }
+  ANYATTENTION_INLINE void ask_after(int64_t j) const {
+    const auto later = part.key_at(std::min(begin + j + kAheadBytes / (64 * lines), part.c.num_keys - 1));
+    const auto *row = reinterpret_cast<const char *>(first + later * stride);
+    for (int64_t n = 0; n < lines; ++n) __builtin_prefetch(row + 64 * n, 0, 3);
+  }
+};
 
 template <class T>
 class FewQueries {
@@ -32,6 +62,11 @@ class FewQueries {
       : part(p), group(p.H / p.G), rows(p.c.num_queries * group), row_size(p.C + 2), tile(p) {
     tile.move_to(0);
     pieces = std::max<int64_t>(1, static_cast<int64_t>((tile.keys.size() + kBlock - 1) / kBlock));
+    sees_all = !p.c.mask.numbers && !p.c.bias.numbers && !(p.c.dropout > 0) && !(p.c.softcap > 0);
+    for (int64_t i = 0; i < p.c.num_queries; ++i) {
+      const int64_t r = p.c.parts.offsets[i];
+      sees_all &= p.c.parts.offsets[i + 1] == r + 1 && p.c.parts.begins[r] == 0 && p.c.parts.ends[r] == p.c.num_keys;
+    }
   }
 
   void run(const RowResults<T> &results) {
@@ -53,6 +88,7 @@ class FewQueries {
   const int64_t group, rows, row_size;  // of sums: the channels, the largest score, the sum of weights relative to it
   QueryTile tile;
   int64_t pieces;
+  bool sees_all;  // each query each key, and scores are products alone
 
   double nanoseconds() const {
     const double keys = static_cast<double>(part.c.batch * part.G) * static_cast<double>(part.c.num_keys);
@@ -94,7 +130,14 @@ class FewQueries {
     }
 
     void add_keys(Range keys, T *sums) {
-      each_row(keys, part.c.key, part.c.head_dim, part.D, memory.key, [&](const auto &row) { score(keys, row); });
+      each_row(keys, part.c.key, part.c.head_dim, part.D, memory.key, [&](const auto &row) {
+        part.D == 64 ? score<64>(keys, row) : score<0>(keys, row);
+      });
+      if (all.sees_all && (keys.end - keys.begin) % kLane<T> == 0) {
+        for (int64_t r = 0; r < all.rows; ++r) weigh_all(r, keys.end - keys.begin, sums + r * all.row_size);
+        return each_row(keys, part.c.value, part.c.value_dim, part.C, memory.value,
+                        [&](const auto &row) { add_common({0, keys.end - keys.begin}, row, sums); });
+      }
       bool is_common = true;  // whether all rows see the same keys, which are neighbours
       uint64_t seen[kFewRows];
       for (int64_t h = 0; h < all.group; ++h) {
@@ -112,20 +155,22 @@ class FewQueries {
       const Range range = range_of(seen[0]);
       is_common &= range.begin == range.end || seen[0] == bits_of(range.begin, range.end);
       each_row(keys, part.c.value, part.c.value_dim, part.C, memory.value, [&](const auto &row) {
-        if (is_common) {
-          int64_t r = 0;
-          for (; r + 4 <= all.rows; r += 4) add_values<4>(r, range, row, sums);
-          for (; r + 2 <= all.rows; r += 2) add_values<2>(r, range, row, sums);
-          if (r < all.rows) add_values<1>(r, range, row, sums);
-          return;
-        }
+        if (is_common) return add_common(range, row, sums);
         for (int64_t r = 0; r < all.rows; ++r) {  // a hidden value may be NaN
           for (uint64_t left = seen[r]; left; left &= left - 1) {
             const int64_t j = __builtin_ctzll(left);
-            add_values<1>(r, {j, j + 1}, row, sums);
+            add_values<1>(r, {j, j + 1}, row, sums, false);
           }
         }
       });
+    }
+
+    template <class RowAt>
+    void add_common(Range keys, const RowAt &row, T *sums) {
+      int64_t r = 0;
+      for (; r + 4 <= all.rows; r += 4) add_values<4>(r, keys, row, sums, r == 0);
+      for (; r + 2 <= all.rows; r += 2) add_values<2>(r, keys, row, sums, r == 0);
+      if (r < all.rows) add_values<1>(r, keys, row, sums, r == 0);
     }
 
     // Calls with what finds the row of a tile's key: where it lies, or in a copy, if it is no whole number of vectors.
@@ -133,47 +178,139 @@ class FewQueries {
     void each_row(Range keys, const anyattention_head_rows &rows, int64_t width, int64_t padded, T *copy, const Take &take) {
       if (width != padded) {
         copy_keys(part, keys, b, g, rows, width, padded, copy);
-        take([=](int64_t j) { return static_cast<const T *>(copy + j * padded); });
+        take(NeighbouringRows<T>{copy, padded, 0, 0});
         return;
       }
       with_type_of<T>(rows.type, [&](auto zero) {
         using Number = decltype(zero);
         const Number *first = row_of<Number>(rows, b, 0, g);
-        take([&](int64_t j) {
-          const int64_t later = part.key_at(std::min(keys.begin + j + kAhead, part.c.num_keys - 1));
-          prefetch_row(first + later * rows.row_stride, width * static_cast<int64_t>(sizeof(Number)));
-          return first + part.key_at(keys.begin + j) * rows.row_stride;
-        });
+        const int64_t lines = (width * static_cast<int64_t>(sizeof(Number)) + 63) / 64;
+        if (part.c.parts.key_order) {
+          take(OrderedRows<Number>{part, first, rows.row_stride, lines, keys.begin});
+        } else {
+          const Number *own = first + keys.begin * rows.row_stride;
+          take(NeighbouringRows<Number>{own, rows.row_stride, lines, std::max<int64_t>(kAheadBytes / (64 * lines), 1)});
+        }
       });
     }
 
-    // The scores of all rows, [r][j], up to whole vectors of keys.
-    template <class RowAt>
+    // The scores of all rows, [r][j], up to whole vectors of keys. Some keys meet some rows at a time, so that a number is
+    // read less often than it is multiplied; the rows that are left over meet a vector's number of keys.
+    template <int Width, class RowAt>
     void score(Range keys, const RowAt &row_at) {
       constexpr int lane = kLane<T>;
-      const int64_t count = keys.end - keys.begin;
+      constexpr int together = lane < kKeysTogether ? lane : static_cast<int>(kKeysTogether), few = lane / together;
+      const int64_t count = keys.end - keys.begin, D = channels<Width>(part.D);
       for (int64_t first = 0; first < count; first += lane) {
+        int64_t begin = 0;
+        for (int n = 0; n < lane; n += together) {
+          decltype(row_at(0)) key[together];
+          for (int m = 0; m < together; ++m) key[m] = row_at(std::min(first + n + m, count - 1));
+          for (int m = 0; m < together; ++m) row_at.ask_after(first + n + m);
+          for (begin = 0; few > 1 && begin + few <= all.rows; begin += few) {
+            const Lanes<T> products = products_of_block<few, together, Width>(key, memory.query + begin * D);
+            T *const to = memory.score + begin * kKeys + first + n;
+            T numbers[lane];
+            store<T, lane>(numbers, products);
+            for (int i = 0; i < few; ++i) store<T, together>(to + i * kKeys, load<together>(numbers + i * together));
+          }
+        }
+        if (begin == all.rows) continue;
         decltype(row_at(0)) key[lane];
         for (int64_t n = 0; n < lane; ++n) key[n] = row_at(std::min(first + n, count - 1));
-        for (int64_t r = 0; r < all.rows; ++r) {
-          const T *query = memory.query + r * part.D;
+        for (int64_t r = begin; r < all.rows; ++r) {
+          const T *query = memory.query + r * D;
           store<T, lane>(memory.score + r * kKeys + first,
-                         products_of<T>(key, part.D, [query](int64_t d) { return load<lane>(query + d); }));
+                         products_of<T>(key, D, [query](int64_t d) { return load<lane>(query + d); }));
         }
       }
     }
 
+    // The products of some rows of queries, part.D apart, with some keys: [row][key].
+    template <int Rows, int Keys, int Width, class Number>
+    ANYATTENTION_INLINE Lanes<T> products_of_block(const Number *const *key, const T *query) const {
+      constexpr int lane = kLane<T>;
+      const int64_t D = channels<Width>(part.D);
+      Lanes<T> sums[lane]{};
+      for (int64_t d = 0; d < D; d += lane) {
+        Lanes<T> row[Rows];
+        for (int i = 0; i < Rows; ++i) row[i] = load<lane>(query + i * D + d);
+        for (int n = 0; n < Keys; ++n) {
+          const Lanes<T> x = load_wide<T, lane>(key[n] + d);
+          for (int i = 0; i < Rows; ++i) sums[i * Keys + n] += row[i] * x;
+        }
+      }
+      return sums_of_lanes<T>(sums);
+    }
+
     // Scores of a row become weights relative to its largest score so far; its sums are scaled anew where that has grown.
     void weigh(int64_t i, int64_t h, Range keys, T *sums) {
+      const int64_t count = keys.end - keys.begin;
+      T *score = memory.score + (i * all.group + h) * kKeys;
+      Lanes<T> total{};
+      const T shift = raised(largest_lane<kLane<T>>(largest_of_seen(score, i, count, total)), sums);
+      weights_of(score, count, shift, total);
+      if (part.c.dropout > 0) drop(i, h, count, score);
+      sums[part.C + 1] += sum_of<T, kLane<T>>(total);
+    }
+    // The same where all keys, whole vectors of them, are seen, and scores are products alone.
+    void weigh_all(int64_t r, int64_t count, T *sums) {
+      constexpr int lane = kLane<T>;
+      T *score = memory.score + r * kKeys;
+      Lanes<T> total{}, top = Lanes<T>{} + kMinusInfinity<T>;
+      for (int64_t j = 0; j < count; j += lane) {
+        const Lanes<T> x = load<lane>(score + j);
+        total += x * 0;  // of a score of -inf, too, which would pass for a hidden key
+        top = x > top ? x : top;
+      }
+      weights_of(score, count, raised(largest_lane<lane>(top), sums), total);
+      sums[part.C + 1] += sum_of<T, lane>(total);
+    }
+
+    // Takes a larger score, which sums are relative to from now on; returns what is taken from scores.
+    T raised(T top, T *sums) const {
+      T &largest = sums[part.C], &sum = sums[part.C + 1];
+      const T before = largest;
+      if (!(top > before)) return before == kMinusInfinity<T> ? T{0} : before;
+      largest = top;
+      if (sum != 0) {
+        const T factor = std::exp(before - top);
+        for (int64_t d = 0; d < part.C; ++d) sums[d] *= factor;
+        sum *= factor;
+      }
+      return top;
+    }
+
+    static ANYATTENTION_INLINE void weights_of(T *score, int64_t count, T shift, Lanes<T> &total) {
+      constexpr int lane = kLane<T>;
+      for (int64_t j = 0; j < count; j += lane) {
+        const Lanes<T> weight = Exponential<T, lane>::run(load<lane>(score + j) - shift);
+        store<T, lane>(score + j, weight);
+        total += weight;
+      }
+    }
+
+    // By halves, in registers.
+    template <int Count>
+    static ANYATTENTION_INLINE T largest_lane(Vector<T, Count> vector) {
+      if constexpr (Count == 1) {
+        return vector[0];
+      } else {
+        Vector<T, Count / 2> halves[2];
+        std::memcpy(halves, &vector, sizeof vector);
+        return largest_lane<Count / 2>(halves[0] > halves[1] ? halves[0] : halves[1]);
+      }
+    }
+
+    // The largest scores of those that are seen, which get their cap and bias; the others become -inf.
+    Lanes<T> largest_of_seen(T *score, int64_t i, int64_t count, Lanes<T> &total) const {
       constexpr int lane = kLane<T>;
       using Word = typename SeenLanes<T>::Word;
       using Words = typename SeenLanes<T>::Words;
       Words places;
       for (int n = 0; n < lane; ++n) places[n] = n;
-      const int64_t count = keys.end - keys.begin;
-      T *score = memory.score + (i * all.group + h) * kKeys;
       const T cap = cap_of<T>(part.c.softcap);
-      Lanes<T> top = Lanes<T>{} + kMinusInfinity<T>, total{};
+      Lanes<T> top = Lanes<T>{} + kMinusInfinity<T>;
       for (int64_t j = 0; j < count; j += lane) {
         const Words seen = (Words{} + static_cast<Word>(tile.seen[i] >> j)) >> places & 1;
         Lanes<T> x = seen ? load<lane>(score + j) : Lanes<T>{};
@@ -184,22 +321,7 @@ class FewQueries {
         store<T, lane>(score + j, x);
         top = x > top ? x : top;
       }
-      T &largest = sums[part.C], &sum = sums[part.C + 1];
-      const T before = largest;
-      for (int n = 0; n < lane; ++n) largest = std::max(largest, top[n]);
-      const T shift = largest == kMinusInfinity<T> ? T{0} : largest;
-      for (int64_t j = 0; j < count; j += lane) {
-        const Lanes<T> weight = Exponential<T, lane>::run(load<lane>(score + j) - shift);
-        store<T, lane>(score + j, weight);
-        total += weight;
-      }
-      if (part.c.dropout > 0) drop(i, h, count, score);
-      if (largest != before && sum != 0) {
-        const T factor = std::exp(before - shift);
-        for (int64_t d = 0; d < part.C; ++d) sums[d] *= factor;
-        sum *= factor;
-      }
-      sum += sum_of<T, lane>(total);
+      return top;
     }
 
     void drop(int64_t i, int64_t h, int64_t count, T *weights) const {
@@ -216,17 +338,25 @@ class FewQueries {
       return lanes;
     }
 
-    // Adds some neighbouring values to the sums of some rows.
+    // Adds some neighbouring values to the sums of some rows; the first that reads them asks for later ones.
     template <int Rows, class RowAt>
-    void add_values(int64_t r, Range keys, const RowAt &row_at, T *sums) {
+    void add_values(int64_t r, Range keys, const RowAt &row_at, T *sums, bool asks) {
       constexpr int lane = kLane<T>;
       int64_t d = 0;
       for (; d + kBlockVectors * lane <= part.C; d += kBlockVectors * lane) {
-        add_channels<Rows, kBlockVectors>(r, d, keys, row_at, sums);
+        if (asks && d == 0) {
+          add_channels<Rows, kBlockVectors, true>(r, d, keys, row_at, sums);
+        } else {
+          add_channels<Rows, kBlockVectors, false>(r, d, keys, row_at, sums);
+        }
       }
-      for (; d < part.C; d += lane) add_channels<Rows, 1>(r, d, keys, row_at, sums);
+      if (asks && d == 0) {
+        add_channels<Rows, 1, true>(r, d, keys, row_at, sums);
+        d += lane;
+      }
+      for (; d < part.C; d += lane) add_channels<Rows, 1, false>(r, d, keys, row_at, sums);
     }
-    template <int Rows, int Vectors, class RowAt>
+    template <int Rows, int Vectors, bool Asks, class RowAt>
     void add_channels(int64_t first, int64_t d, Range keys, const RowAt &row_at, T *all_sums) {
       constexpr int lane = kLane<T>;
       const T *weights = memory.score + first * kKeys;
@@ -237,6 +367,7 @@ class FewQueries {
       }
       for (int64_t j = keys.begin; j < keys.end; ++j) {
         const auto *value = row_at(j) + d;
+        if (Asks) row_at.ask_after(j);
         for (int v = 0; v < Vectors; ++v) {
           const Lanes<T> x = load_wide<T, lane>(value + v * lane);
           for (int r = 0; r < Rows; ++r) sums[r][v] += weights[r * kKeys + j] * x;

@@ -13,6 +13,19 @@
 
 namespace anyattention {
 
+// The sum of each of as many vectors as one has lanes.
+template <class T>
+ANYATTENTION_INLINE Lanes<T> sums_of_lanes(const Lanes<T> *sums) {
+  constexpr int lane = kLane<T>;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return sums_of<lane, lane>(sums);
+  } else {
+    Lanes<T> products;
+    for (int n = 0; n < lane; ++n) products[n] = sum_of<T, lane>(sums[n]);
+    return products;
+  }
+}
+
 // The products of as many rows as a vector has lanes with one more, whose channels from d on channels(d) gives.
 template <class T, class Number, class Channels>
 ANYATTENTION_INLINE Lanes<T> products_of(const Number *const *rows, int64_t padded, const Channels &channels) {
@@ -22,13 +35,7 @@ ANYATTENTION_INLINE Lanes<T> products_of(const Number *const *rows, int64_t padd
     const Lanes<T> x = channels(d);
     for (int n = 0; n < lane; ++n) sums[n] += x * load_wide<T, lane>(rows[n] + d);
   }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return sums_of<lane, lane>(sums);
-  } else {
-    Lanes<T> products;
-    for (int n = 0; n < lane; ++n) products[n] = sum_of<T, lane>(sums[n]);
-    return products;
-  }
+  return sums_of_lanes<T>(sums);
 }
 
 // Those of few queries, summed up as few_queries.h does.

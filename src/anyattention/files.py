@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from anyattention.errors import InvalidInputError
 from anyattention.signals import uninterrupted
@@ -17,7 +18,16 @@ try:
 except ImportError:  # no POSIX system
     fcntl = None
 
-__all__ = ["make_folder", "most_memory", "reading", "require_file", "to_path", "write_atomically", "write_together"]
+__all__ = [
+    "make_folder",
+    "most_memory",
+    "reading",
+    "require_file",
+    "to_path",
+    "whole_file",
+    "write_atomically",
+    "write_together",
+]
 
 _TEMPORARY = ".anyattention-"
 
@@ -118,11 +128,26 @@ def most_memory(size: int) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
+    with whole_file(path, path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the path's place at the end; where that is not reached nothing has changed.
+
+    Args:
+        path: of the file.
+        temporary: where it is until then, in the same folder; a name of its own where none is given.
+
+    Raises:
+        InvalidInputError: it cannot be written.
+    """
     # Not tempfile's, which are private: the result gets the permissions of any new file.
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}") if temporary is None else temporary
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
+        with open(temporary, "x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -224,7 +224,7 @@ def test_brute_force_catches_a_planted_fault(monkeypatch, fault):
             edges[0, :2] = edges[0, :2].flip(0)
         return found
 
-    monkeypatch.setattr("anyattention.patterns.graph.radius_neighbours", faulty)
+    monkeypatch.setattr("anyattention.patterns.points.radius_neighbours", faulty)
     failures = 0
     for seed in range(40):
         try:

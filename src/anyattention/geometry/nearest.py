@@ -1,4 +1,4 @@
-"""The nearest points, by scipy's tree; ties are settled by index.
+"""The nearest points, by scipy's tree or, in many dimensions, by products of every pair; ties are settled by index.
 
 In a periodic cell the points are brought into one cell, and each query looks for its neighbours there. That bounds how
 far its neighbours are. Only queries whose bound reaches across a boundary look again, from copies of themselves.
@@ -7,7 +7,7 @@ far its neighbours are. Only queries whose bound reaches across a boundary look 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anyattention import native
 from anyattention._checks import allocation_failures_named, require_count
-from anyattention.ambient import lasting
+from anyattention.ambient import lasting, values_of
 from anyattention.geometry.clouds import Clouds, read_clouds
 from anyattention.geometry.lattice import Copies, Wrapped, boxes, wrapped
 from anyattention.geometry.neighbours import (
@@ -25,10 +25,21 @@ from anyattention.geometry.neighbours import (
     sorted_neighbours,
     tree_of,
 )
+from anyattention.geometry.products import (
+    Found,
+    Measure,
+    directed,
+    found_by_index,
+    largest_dots,
+    near_by_products,
+    require_measure,
+)
 from anyattention.native.compressed_rows import compressed_rows, sort_rows
 
 __all__ = ["nearest_neighbours"]
 
+# From so many dimensions on a tree looks at most points, whatever they fill, and products are faster.
+_MANY_DIMENSIONS = 10
 # So many candidates are looked at together.
 _CANDIDATES = 1 << 22
 # Copies of a query farther away are looked at when those nearer by have said how near the neighbours are.
@@ -150,6 +161,8 @@ def nearest_neighbours(
     periodic: bool | Sequence[bool] | None = None,
     queries: Tensor | None = None,
     query_batch: Tensor | None = None,
+    measure: Measure = "euclidean",
+    index: Any = None,
 ) -> Neighbours:
     """The k nearest points of each; `Graph.nearest` describes the arguments.
 
@@ -158,19 +171,43 @@ def nearest_neighbours(
     """
     clouds = read_clouds(positions, batch, cell, periodic, queries, query_batch)
     k = require_count("k", k, 1)
+    require_measure(measure, clouds)
     num_queries, num_keys = len(clouds.queries), len(clouds.keys)
-    if num_queries == 0 or num_keys == 0:
-        return no_neighbours(clouds)
     with allocation_failures_named():
-        moved = wrapped(clouds) if any(clouds.periodic) else None
-        keys = _keys_at_home(clouds, moved)
-        found = _at_home(clouds, k, moved, keys)
-        if moved is None:
-            shifts = clouds.no_shifts(len(found.query))
+        if index is not None:
+            given = values_of(positions if queries is None else queries).detach()
+            found, shifts = found_by_index(index, measure, clouds, given, k, batch is not None), None
+        elif num_queries == 0 or num_keys == 0:
+            return no_neighbours(clouds)
+        elif measure == "dot":
+            found, shifts = largest_dots(clouds, k), None
+        elif measure == "cosine":
+            directions, kept_queries, kept_keys = directed(clouds)
+            found, shifts = _nearest(directions, k)
+            found = Found(kept_queries[found.query], kept_keys[found.key])
         else:
-            found = _with_copies(clouds, k, moved, keys, found)
-            shifts = moved.shifts(found.query, found.key, found.steps)
+            found, shifts = _nearest(clouds, k)
         return sorted_neighbours(found.query, found.key, shifts, num_queries, num_keys)
+
+
+def _nearest(clouds: Clouds, k: int) -> tuple[Found, Tensor | None]:
+    """The k nearest of each query by distance, and the shifts of the keys."""
+    if len(clouds.queries) == 0 or len(clouds.keys) == 0:
+        return Found(*torch.empty(2, 0, dtype=torch.int64, device="cpu")), clouds.no_shifts(0)
+    if clouds.cell is None and clouds.dim >= _MANY_DIMENSIONS:
+        near, left_open = near_by_products(clouds, k)
+        if len(left_open) == 0:
+            return near, None
+        rows = None if len(left_open) == len(clouds.queries) else left_open
+        rest = _at_home(clouds, k, None, _keys_at_home(clouds, None), rows)
+        return Found(torch.cat([near.query, rest.query]), torch.cat([near.key, rest.key])), None
+    moved = wrapped(clouds) if any(clouds.periodic) else None
+    keys = _keys_at_home(clouds, moved)
+    found = _at_home(clouds, k, moved, keys)
+    if moved is None:
+        return Found(found.query, found.key), clouds.no_shifts(len(found.query))
+    found = _with_copies(clouds, k, moved, keys, found)
+    return Found(found.query, found.key), moved.shifts(found.query, found.key, found.steps)
 
 
 def _keys_at_home(clouds: Clouds, moved: Wrapped | None) -> _Keys:
@@ -180,16 +217,17 @@ def _keys_at_home(clouds: Clouds, moved: Wrapped | None) -> _Keys:
     return _Keys(points, clouds.key_cloud, 1.0 + 2.0 * float((both.amax(0) - both.amin(0)).norm()))
 
 
-def _at_home(clouds: Clouds, k: int, moved: Wrapped | None, keys: _Keys) -> _Found:
-    """The k nearest keys of each query, of each key the one in the cell."""
+def _at_home(clouds: Clouds, k: int, moved: Wrapped | None, keys: _Keys, rows: Tensor | None = None) -> _Found:
+    """The k nearest keys of each query, or of some rows, of each key the one in the cell."""
     queries = clouds.queries if moved is None else moved.queries
     rounding = 0.0 if moved is None else moved.rounding(clouds, 0.0)
     repeats = 0 if moved is None else moved.lattice.repeats
     found: list[_Found] = []
-    alike = _Alike.of(clouds.queries, clouds.query_cloud)
+    alike = _Alike.of(clouds.queries, clouds.query_cloud) if rows is None else None
     # One more for the point itself, and one by whose distance a tie shows.
     count, wanted = k + int(clouds.is_one_set), k + 2
-    open_rows = torch.arange(len(queries), device="cpu") if alike is None else alike.first
+    every = torch.arange(len(queries), device="cpu") if rows is None else rows
+    open_rows = every if alike is None else alike.first
     while open_rows.numel():
         wanted = min(wanted, len(keys.kept))
         undecided = []

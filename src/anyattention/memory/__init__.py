@@ -2,7 +2,9 @@
 
 from anyattention.memory.exact import ExactIndex
 from anyattention.memory.faiss import FaissIndex
+from anyattention.memory.mapped import attend_file
+from anyattention.memory.mapped_file import MappedMemory, write_memory
 from anyattention.memory.measures import Measure
 from anyattention.memory.usearch import UsearchIndex
 
-__all__ = ["ExactIndex", "FaissIndex", "Measure", "UsearchIndex"]
+__all__ = ["ExactIndex", "FaissIndex", "MappedMemory", "Measure", "UsearchIndex", "attend_file", "write_memory"]

@@ -13,7 +13,6 @@ from anyattention.ambient import lasting, shielded
 from anyattention.errors import DimensionMismatchError, InvalidConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from anyattention.patterns.composed import Intersection, Union
     from anyattention.patterns.graph import Graph
     from anyattention.patterns.spans import Spans
 
@@ -163,12 +162,12 @@ class Pattern(ABC):
         axes.set(xlabel="key", ylabel="query", title=f"{self}\n{self.density(num_queries, num_keys):.1%} of all pairs")
         return axes
 
-    def __and__(self, other: Pattern) -> Intersection:
+    def __and__(self, other: Pattern) -> Pattern:
         from anyattention.patterns.composed import Intersection
 
         return Intersection(self, other) if isinstance(other, Pattern) else NotImplemented
 
-    def __or__(self, other: Pattern) -> Union:
+    def __or__(self, other: Pattern) -> Pattern:
         from anyattention.patterns.composed import Union
 
         return Union(self, other) if isinstance(other, Pattern) else NotImplemented

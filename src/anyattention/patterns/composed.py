@@ -1,4 +1,4 @@
-"""Patterns made of two: the pairs that both allow, and the pairs that either does."""
+"""Patterns made of two: the pairs that both allow, and the pairs that either does. Two Graphs make one Graph."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from anyattention.errors import GraphStructureError, InvalidConfigError
+from anyattention.errors import InvalidConfigError
 from anyattention.patterns.base import Align, Pattern
 from anyattention.patterns.graph import Graph
+from anyattention.patterns.graph_sets import repeated_edge
 from anyattention.patterns.spans import Spans, concatenate
 
 __all__ = ["Intersection", "Union", "require_simple"]
@@ -114,9 +115,7 @@ class Union(_Composed):
 def require_simple(pattern: Pattern) -> None:
     """Raise where a pattern is a Graph in which an edge is repeated: in a composed one a pair has no count."""
     if isinstance(pattern, Graph) and not pattern.is_simple():
-        raise GraphStructureError(
-            argument="graph", expected="each edge once in a composed pattern", actual="an edge that is repeated"
-        )
+        raise repeated_edge()
 
 
 def _merged(runs: Spans, num_keys: int) -> Spans:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from anyattention._checks import allocation_failures_named, require_count
 from anyattention.errors import GraphStructureError, SparseMatrixError
-from anyattention.geometry.nearest import nearest_neighbours
-from anyattention.geometry.neighbours import radius_neighbours
 from anyattention.patterns.adjacency import read_adjacency, read_networkx
-from anyattention.patterns.edges import EdgePattern
+from anyattention.patterns.base import Pattern
 from anyattention.patterns.graph_arrays import (
     all_pairs_arrays,
     edges_as_keys_arrays,
@@ -22,7 +20,6 @@ from anyattention.patterns.graph_arrays import (
     joined_radius,
     loops_added,
     moved_arrays,
-    neighbour_arrays,
     own_edges,
     require_edge_index,
     require_nodes,
@@ -31,7 +28,9 @@ from anyattention.patterns.graph_arrays import (
     row_arrays,
     sorted_arrays,
 )
+from anyattention.patterns.graph_sets import shared_pairs, united_pairs
 from anyattention.patterns.graph_state import checked_state, register_with_pytree
+from anyattention.patterns.points import PointPattern
 from anyattention.patterns.regular import regular_edges
 from anyattention.patterns.reorder import ReorderMethod, reordered
 from anyattention.patterns.sampled import SampledGraph, sample_graph
@@ -41,11 +40,15 @@ __all__ = ["Graph"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Graph(EdgePattern):
+class Graph(PointPattern):
     """The (query, key) pairs of a graph: a multiset, in the caller's edge order.
 
     Build one with `from_edge_index`, `from_adjacency`, `from_networkx`, `radius`, `nearest` or `batch`; the
     constructor itself checks nothing. Its tensors must not be changed.
+
+    `a | b` is the Graph of the pairs of either of two, `a & b` that of the pairs of both: each once, edges by query,
+    then key, without `values`, `shifts` and `search_radius`, so that weights have the order of the new edges. Both have
+    the same numbers of queries and keys, and each edge once.
 
     Attributes:
         edge_index: `(2, edges)` int64; row 0 = source = key, row 1 = target = query.
@@ -67,6 +70,13 @@ class Graph(EdgePattern):
         Graph(num_queries=3, num_keys=3, num_edges=2)
         >>> graph.query_offsets
         tensor([0, 0, 0, 2])
+        >>> other = Graph.from_edge_index(torch.tensor([[2, 1], [0, 2]]), num_nodes=3)
+        >>> (graph | other).edge_index
+        tensor([[2, 0, 1],
+                [0, 2, 2]])
+        >>> (graph & other).edge_index
+        tensor([[1],
+                [2]])
     """
 
     edge_index: Tensor
@@ -196,97 +206,6 @@ class Graph(EdgePattern):
                     [1]])
         """
         return cls.from_adjacency(read_networkx(graph))
-
-    @classmethod
-    def radius(
-        cls,
-        positions: Tensor,
-        r: float,
-        batch: Tensor | None = None,
-        *,
-        cell: Tensor | None = None,
-        periodic: bool | Sequence[bool] | None = None,
-        queries: Tensor | None = None,
-        query_batch: Tensor | None = None,
-        max_neighbours: int | None = None,
-    ) -> Graph:
-        """Each point attends to all points at a distance of at most r, and not to itself.
-
-            |(x_key - x_query) + shift @ cell| <= r
-
-        Exact: compared in float64, the coordinates as they are, r rounded to their dtype first (as PyTorch does in
-        `distance <= r`), so that a distance of exactly r is in. Without queries the graph is symmetric.
-
-        Args:
-            positions: `(points, dim)`, floating, finite: the keys, and the queries where none are given.
-            r: the radius, above 0, in the positions' unit.
-            batch: `(points,)` int64, the cloud of each point, from 0 and never falling; clouds do not see each other.
-            cell: `(dim, dim)`, in each row a vector along which the points repeat, of any shape and shorter than r if
-                need be; or `(clouds, dim, dim)`. Each image of a key is a neighbour of its own, a point's own images
-                among them; `graph.shifts` tells them apart. Points may lie outside of the cell.
-            periodic: which vectors of the cell repeat, all or one bool for each; all where a cell is given.
-            queries: `(queries, dim)`, other points that attend to positions; one at a key's place attends to it.
-            query_batch: `(queries,)` int64, the cloud of each query; together with batch.
-            max_neighbours: raise where a query has more. Nothing is ever cut off.
-
-        Returns:
-            The Graph, on the positions' device, edges by query, then key, then shift; `shifts` where a cell is given,
-            and r as `search_radius`. No points: no edges.
-
-        Raises:
-            InvalidInputError, DimensionMismatchError: points above 1e150, infinite or NaN, and what does not fit.
-            GraphStructureError: more than max_neighbours; a batch that falls.
-            MatrixOperationError: the vectors that repeat are not independent.
-            MissingExtraError: vesin or scipy is not installed (the extra "geometry").
-
-        Cost: O(points + edges) time and memory for one cloud in up to 3 dimensions (vesin's cell list); scipy's k-d
-        tree for others, O(points log points + edges). On the CPU, whatever the device.
-
-        Example:
-            >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [9.0, 0.0]])
-            >>> Graph.radius(points, 5.0).edge_index
-            tensor([[1, 0],
-                    [0, 1]])
-            >>> Graph.radius(points, 1.0, cell=torch.diag(torch.tensor([10.0, 10.0]))).shifts
-            tensor([[-1,  0],
-                    [ 1,  0]])
-        """
-        found = radius_neighbours(positions, r, batch, cell, periodic, queries, query_batch, max_neighbours)
-        return cls(*neighbour_arrays(found, len(positions), positions.device), search_radius=float(r))
-
-    @classmethod
-    def nearest(
-        cls,
-        positions: Tensor,
-        k: int,
-        batch: Tensor | None = None,
-        *,
-        cell: Tensor | None = None,
-        periodic: bool | Sequence[bool] | None = None,
-        queries: Tensor | None = None,
-        query_batch: Tensor | None = None,
-    ) -> Graph:
-        """Each point attends to the k nearest other points of its cloud; to all of them where there are fewer.
-
-        Distances are those of `radius`. Between equal ones the lower key, then the lower shift, is the nearer.
-
-        Args:
-            k: number of neighbours, at least 1. In a periodic cell every image counts.
-            positions, batch, cell, periodic, queries, query_batch: as in `radius`, which also raises the same errors.
-
-        Returns:
-            The Graph, on the positions' device, edges by query, then key, then shift: not by distance.
-
-        Cost: scipy's k-d tree, O(points log points + edges); ties at the k-th place look further.
-
-        Example:
-            >>> points = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
-            >>> Graph.nearest(points, 1).edge_index  # 0 and 2 are equally near to 1
-            tensor([[1, 0, 1, 2],
-                    [0, 1, 2, 3]])
-        """
-        found = nearest_neighbours(positions, k, batch, cell, periodic, queries, query_batch)
-        return cls(*neighbour_arrays(found, len(positions), positions.device))
 
     @classmethod
     def expander(
@@ -436,6 +355,24 @@ class Graph(EdgePattern):
         if self.device == torch.device(device):
             return self
         return Graph(*moved_arrays(self, device), search_radius=self.search_radius)
+
+    @overload
+    def __and__(self, other: Graph) -> Graph: ...
+    @overload
+    def __and__(self, other: Pattern) -> Pattern: ...
+    def __and__(self, other: Pattern) -> Pattern:
+        if not isinstance(other, Graph):
+            return super().__and__(other)
+        return Graph.of_known(shared_pairs(self, other), self.num_queries, self.num_keys)
+
+    @overload
+    def __or__(self, other: Graph) -> Graph: ...
+    @overload
+    def __or__(self, other: Pattern) -> Pattern: ...
+    def __or__(self, other: Pattern) -> Pattern:
+        if not isinstance(other, Graph):
+            return super().__or__(other)
+        return Graph.of_known(united_pairs(self, other), self.num_queries, self.num_keys)
 
     def __setstate__(self, state: object) -> None:
         # A file can hold anything, and kernels read what the arrays say.
