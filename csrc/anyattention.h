@@ -547,7 +547,7 @@ ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk_in
  *   half_keys  (halves = 2, heads, num_half_keys, half_dim)
  *
  * indices (tokens, heads, k): the slots of the largest sums of both halves' products, best first; NaN is larger than any
- * number, of equal sums the lowest slot is best. k is at most num_half_keys^2. */
+ * number, of equal sums the lowest slot is best. scores (tokens, heads, k): the sums. k is at most num_half_keys^2. */
 #define ANYATTENTION_MOST_HALF_KEYS 65536
 typedef struct anyattention_product_key_indices_call {
   int64_t tokens, heads, halves, half_dim, num_half_keys;
@@ -556,22 +556,23 @@ typedef struct anyattention_product_key_indices_call {
   int32_t is_double;
 } anyattention_product_key_indices_call;
 ANYATTENTION_EXPORT int32_t anyattention_product_key_indices(const anyattention_product_key_indices_call *call,
-                                                             int64_t *indices);
+                                                             int64_t *indices, void *scores);
 
 /* Attention to chosen slots, summed over heads:
  *
- *   weights = softmax over k of query . (the pair of half keys)      (tokens, heads, k), out
+ *   weights = softmax over k of the scores                           (tokens, heads, k), out
  *   output  = sum over heads and k of weights keep values            (tokens, value_dim), out
  *
  *   values   (num_slots = num_half_keys^2, value_dim)   rows row_stride apart, of half precision at rest too
  *   indices  (tokens, heads, k)                         slots
+ *   scores   (tokens, heads, k)                         of query and half keys, which the gradients alone read
  *   keep     (tokens, heads, k)                         dropout's factors, null for none */
 typedef struct anyattention_slot_attention_call {
   int64_t tokens, heads, halves, half_dim, num_half_keys, num_slots, value_dim, k;
   const void *query, *half_keys;
   anyattention_head_rows values;
   const int64_t *indices;
-  const void *keep;
+  const void *scores, *keep;
   int64_t num_threads;
   int32_t is_double;
 } anyattention_slot_attention_call;

@@ -186,13 +186,16 @@ class Task {
  public:
   Task(const Memory &memory, const T *turned, const Scratch<T> &scratch) : s_(memory), turned_(turned), own_(scratch) {}
 
-  void run(int64_t h, int64_t block, int64_t *indices) const {
+  void run(int64_t h, int64_t block, int64_t *indices, T *scores) const {
     const int64_t first = block * kRows, rows = std::min(kRows, s_.c.tokens - first);
     for (int64_t a = 0; a < 2; ++a) {
       multiply(h, a, first, rows);
       for (int64_t r = 0; r < rows; ++r) choose_half_keys(a, r);
     }
-    for (int64_t r = 0; r < rows; ++r) choose_pairs(r, indices + ((first + r) * s_.c.heads + h) * s_.c.k);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t place = ((first + r) * s_.c.heads + h) * s_.c.k;
+      choose_pairs(r, indices + place, scores + place);
+    }
   }
 
  private:
@@ -235,7 +238,7 @@ class Task {
 
   // The k best pairs of one row. A pair is looked at once those that are surely better are taken: the one before it of its
   // first half, and the first one of the first half before.
-  void choose_pairs(int64_t r, int64_t *indices) const {
+  void choose_pairs(int64_t r, int64_t *indices, T *scores) const {
     const int64_t m = s_.m;
     const T *first = own_.half_scores + r * m, *second = own_.half_scores + (kRows + r) * m;
     const int64_t *i = own_.half_keys + r * m, *j = own_.half_keys + (kRows + r) * m;
@@ -255,6 +258,7 @@ class Task {
         best = is_better ? p : best;
       }
       indices[taken] = own_.ids[best];
+      scores[taken] = first[best] + second[own_.next[best]];
       if (own_.next[best] == 0 && count < m) look_at(count++, 0);
       if (own_.next[best] + 1 < m) {
         look_at(best, own_.next[best] + 1);
@@ -283,11 +287,11 @@ void turn_half_keys(const Memory &s, int64_t row, T *turned) {
 }
 
 template <class T>
-void select(const Memory &s, int64_t *indices) {
+void select(const Memory &s, int64_t *indices, T *scores) {
   const int64_t heads = s.c.heads, tasks = heads * s.blocks;
   const int team = team_size(s.c.num_threads, tasks, s.nanoseconds(sizeof(T)));
   const int64_t groups = (2 * s.m + 2 * kLane<T>), m = s.m;
-  const Workspace<T> turned(2 * heads * s.c.half_dim * s.padded, false), scores(team * kRows * s.padded, false);
+  const Workspace<T> turned(2 * heads * s.c.half_dim * s.padded, false), products(team * kRows * s.padded, false);
   const Workspace<Ranks<T>> largest(team * groups, false);
   const Workspace<Packed<T>> candidates(team * (s.padded + kLane<T>), false);
   const Workspace<T> half_scores(team * 2 * kRows * m, false);
@@ -298,7 +302,7 @@ void select(const Memory &s, int64_t *indices) {
     const int64_t thread = thread_number();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t row = 0; row < 2 * heads; ++row) turn_half_keys<T>(s, row, turned.get());
-    const Scratch<T> own{scores.get() + thread * kRows * s.padded,
+    const Scratch<T> own{products.get() + thread * kRows * s.padded,
                          largest.get() + thread * groups,
                          candidates.get() + thread * (s.padded + kLane<T>),
                          half_scores.get() + thread * 2 * kRows * m,
@@ -308,7 +312,7 @@ void select(const Memory &s, int64_t *indices) {
                          next.get() + thread * m};
     const Task<T> task(s, turned.get(), own);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < tasks; ++n) task.run(n / s.blocks, n % s.blocks, indices);
+    for (int64_t n = 0; n < tasks; ++n) task.run(n / s.blocks, n % s.blocks, indices, scores);
   }
 }
 
@@ -322,14 +326,16 @@ bool is_valid(const anyattention_product_key_indices_call *c) {
 }  // namespace
 }  // namespace anyattention
 
-extern "C" int32_t anyattention_product_key_indices(const anyattention_product_key_indices_call *call, int64_t *indices) {
+extern "C" int32_t anyattention_product_key_indices(const anyattention_product_key_indices_call *call, int64_t *indices,
+                                                   void *scores) {
   using namespace anyattention;
   if (!is_valid(call)) return ANYATTENTION_INVALID_ARGUMENT;
   if (call->tokens == 0 || call->heads == 0) return ANYATTENTION_OK;
-  if (!indices) return ANYATTENTION_INVALID_ARGUMENT;
+  if (!indices || !scores) return ANYATTENTION_INVALID_ARGUMENT;
   try {
     const Memory memory(*call);
-    call->is_double ? select<double>(memory, indices) : select<float>(memory, indices);
+    call->is_double ? select(memory, indices, static_cast<double *>(scores))
+                    : select(memory, indices, static_cast<float *>(scores));
     return ANYATTENTION_OK;
   } catch (const std::bad_alloc &) {
     return ANYATTENTION_OUT_OF_MEMORY;

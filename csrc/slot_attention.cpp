@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <type_traits>
 
 #include "anyattention.h"
 #include "half.h"
@@ -25,7 +26,7 @@
 namespace anyattention {
 namespace {
 
-constexpr int64_t kRowsAhead = 16;
+constexpr int64_t kRowsAhead = 8;
 constexpr int64_t kTokensPerTurn = 8;
 constexpr int64_t kChannels = 32;  // of half keys whose gradient one thread sums
 
@@ -47,9 +48,8 @@ class ValueRows {
     with_type_of<T>(type_, [=](auto kind) { widen(reinterpret_cast<const decltype(kind) *>(at), width); });
     return width;
   }
-  ANYATTENTION_INLINE void prefetch(int64_t slot) const {
-    prefetch_row(address_of(numbers_, slot, stride_ * bytes_), width_ * bytes_);
-  }
+  // Where a row is, or would be: for prefetches.
+  ANYATTENTION_INLINE const void *address(int64_t slot) const { return address_of(numbers_, slot, stride_ * bytes_); }
 
  private:
   template <class Half>
@@ -63,6 +63,52 @@ class ValueRows {
   const char *numbers_;
   int64_t type_, bytes_, stride_, width_;
 };
+
+// Vectors of sums that stay in registers: half of these, or less.
+#if defined(__AVX512F__)
+constexpr int kSums = 16;
+#elif defined(__AVX__)
+constexpr int kSums = 4;
+#else
+constexpr int kSums = 2;
+#endif
+template <class T>
+constexpr int kWide = 64 / static_cast<int>(sizeof(T));
+
+// Calls body(vectors, c) for blocks of channels from c on, `vectors` (a constant) of kWide each, and rest(c) for the last
+// channels, which fill no vector.
+template <class T, class Body, class Rest>
+ANYATTENTION_INLINE void each_block(int64_t count, const Body &body, const Rest &rest) {
+  int64_t c = 0;
+  for (; c + kSums * kWide<T> <= count; c += kSums * kWide<T>) body(std::integral_constant<int, kSums>{}, c);
+  for (; c + kWide<T> <= count; c += kWide<T>) body(std::integral_constant<int, 1>{}, c);
+  if (c < count) rest(c);
+}
+
+// sum[c] = sum over n of weights[n] rows[n][c]. Waiting for rows is all that this does: sums stay in registers, so that a row
+// takes few instructions and several are waited for at once, and a row is asked for line by line between the products of
+// another.
+template <class T, class Stored>
+void sum_rows(const T *weights, const Stored *const *rows, int64_t num_rows, int64_t count, T *sum) {
+  const auto block = [=](auto vectors, int64_t c) {
+    Vector<T, kWide<T>> sums[vectors]{};
+    for (int64_t n = 0; n < num_rows; ++n) {
+      const Stored *row = rows[n] + c, *ahead = rows[n + kRowsAhead < num_rows ? n + kRowsAhead : n] + c;
+      for (int v = 0; v < vectors; ++v) {
+        __builtin_prefetch(ahead + v * kWide<T>, 0, 3);
+        sums[v] += weights[n] * load_wide<T, kWide<T>>(row + v * kWide<T>);
+      }
+    }
+    for (int v = 0; v < vectors; ++v) store<T, kWide<T>>(sum + c + v * kWide<T>, sums[v]);
+  };
+  each_block<T>(count, block, [=](int64_t c) {
+    for (; c < count; ++c) {
+      T total = 0;
+      for (int64_t n = 0; n < num_rows; ++n) total += weights[n] * load_wide<T, 1>(rows[n] + c)[0];
+      sum[c] = total;
+    }
+  });
+}
 
 // A slot's half keys.
 struct HalfKeys {
@@ -80,7 +126,7 @@ struct Sizes {
     const auto whole = static_cast<uint32_t>(slot), size = static_cast<uint32_t>(n);
     return {whole / size, whole % size};
   }
-  double nanoseconds() const { return static_cast<double>(entries) * (static_cast<double>(2 * D + C) * kPerNumber + 40); }
+  double nanoseconds() const { return static_cast<double>(entries) * (static_cast<double>(C) * kPerNumber + 40); }
 };
 
 bool is_valid(const anyattention_slot_attention_call &c) {
@@ -90,7 +136,7 @@ bool is_valid(const anyattention_slot_attention_call &c) {
   if ((c.is_double && c.values.type != ANYATTENTION_FULL) || c.values.row_stride < 0) return false;
   if (c.tokens == 0 || c.heads == 0) return true;
   if (c.tokens > (int64_t{1} << 32) / c.heads / c.k) return false;
-  return c.query && c.half_keys && c.indices && (c.values.numbers || c.value_dim == 0);
+  return c.query && c.half_keys && c.indices && c.scores && (c.values.numbers || c.value_dim == 0);
 }
 
 // The softmax of `count` scores where they lie, with room up to a vector's width.
@@ -111,45 +157,30 @@ class Forward {
   Forward(const anyattention_slot_attention_call &call, T *output, T *weights)
       : c_(call), s_(call), values_(call), output_(output), weights_(weights) {}
 
-  int64_t scratch_size() const { return s_.k + 16 + s_.C + 16; }
-
-  // Whether all slots of a token are there.
-  bool run(int64_t t, int64_t *slots, T *scratch) const {
-    const int64_t *given = c_.indices + t * s_.of_token;
-    copy_once(given, s_.of_token, slots);
+  // Whether all slots of a token are there; with memory for a number and a pointer of each of its entries, and a vector more.
+  bool run(int64_t t, T *kept, const void **rows) const {
+    const int64_t first = t * s_.of_token;
     for (int64_t e = 0; e < s_.of_token; ++e) {
-      if (!is_below(slots[e], c_.num_slots)) return false;
+      const int64_t slot = read_once(c_.indices + first + e);
+      if (!is_below(slot, c_.num_slots)) return false;
+      rows[e] = values_.address(slot);
     }
-    T *widened = scratch + s_.k + 16, *sum = output_ + t * s_.C;
-    for (int64_t e = 0; e < std::min(kRowsAhead, s_.of_token); ++e) values_.prefetch(slots[e]);
-    std::fill_n(sum, s_.C, T{0});
+    const T *scores = static_cast<const T *>(c_.scores) + first, *keep = static_cast<const T *>(c_.keep);
     for (int64_t h = 0; h < s_.H; ++h) {
-      const int64_t first = t * s_.of_token + h * s_.k;
-      score(t, h, slots + h * s_.k, scratch);
-      softmax(scratch, s_.k);
-      std::copy_n(scratch, s_.k, weights_ + first);
-      for (int64_t e = 0; e < s_.k; ++e) {
-        const int64_t place = h * s_.k + e;
-        if (place + kRowsAhead < s_.of_token) values_.prefetch(slots[place + kRowsAhead]);
-        const T kept = c_.keep ? static_cast<const T *>(c_.keep)[first + e] : T{1};
-        add_scaled<0>(sum, scratch[e] * kept, values_.row(slots[place], widened), s_.C);
-      }
+      T *own = kept + h * s_.k, *weights = weights_ + first + h * s_.k;
+      for (int64_t e = 0; e < s_.k; ++e) own[e] = scores[h * s_.k + e] + scores[h * s_.k + e] * 0;  // infinity is NaN
+      softmax(own, s_.k);
+      std::copy_n(own, s_.k, weights);
+      for (int64_t e = 0; keep && e < s_.k; ++e) own[e] *= keep[first + h * s_.k + e];
     }
+    with_type_of<T>(c_.values.type, [=](auto kind) {
+      using Stored = decltype(kind);
+      sum_rows(kept, reinterpret_cast<const Stored *const *>(rows), s_.of_token, s_.C, output_ + t * s_.C);
+    });
     return true;
   }
 
  private:
-  void score(int64_t t, int64_t h, const int64_t *slots, T *scores) const {
-    const int64_t D = s_.D;
-    const T *query = static_cast<const T *>(c_.query) + (t * s_.H + h) * 2 * D;
-    const T *first = static_cast<const T *>(c_.half_keys) + h * s_.n * D, *second = first + s_.H * s_.n * D;
-    for (int64_t e = 0; e < s_.k; ++e) {
-      const HalfKeys at = s_.half_keys(slots[e]);
-      const T sum = dot<0>(query, first + at.i * D, D) + dot<0>(query + D, second + at.j * D, D);
-      scores[e] = sum + sum * 0;  // infinity is NaN, as where slots are chosen
-    }
-  }
-
   const anyattention_slot_attention_call &c_;
   Sizes s_;
   ValueRows<T> values_;
@@ -166,15 +197,15 @@ bool run_forward(const anyattention_slot_attention_call &c, T *output, T *weight
   const Forward<T> forward(c, output, weights);
   const int64_t turns = (c.tokens + kTokensPerTurn - 1) / kTokensPerTurn;
   const int team = team_size(c.num_threads, turns, s.nanoseconds());
-  const Workspace<int64_t> slots(team * (s.of_token + 16), false);
-  const int64_t own = forward.scratch_size() + 64;
-  const Workspace<T> scratch(team * own);
+  const int64_t own = s.of_token + 32;
+  const Workspace<T> kept(team * own);
+  const Workspace<const void *> rows(team * own, false);
   std::atomic<bool> valid{true};
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1) if (team > 1)
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t thread = thread_number(), last = std::min(c.tokens, (turn + 1) * kTokensPerTurn);
     for (int64_t t = turn * kTokensPerTurn; t < last; ++t) {
-      if (!forward.run(t, slots.get() + thread * (s.of_token + 16), scratch.get() + thread * own)) valid = false;
+      if (!forward.run(t, kept.get() + thread * own, rows.get() + thread * own)) valid = false;
     }
   }
   return valid;
@@ -189,7 +220,8 @@ struct GradRows {
 
 // Sums of the output's gradient over the entries of each used row, and its products with the row where it is there.
 template <class T>
-struct SlotRows {
+class SlotRows {
+ public:
   static constexpr bool kWritesEdges = true;
   int64_t C, of_token, num_slots;
   const T *weights, *keep, *grad_output;
@@ -202,7 +234,7 @@ struct SlotRows {
   int64_t accumulator_size() const { return C; }
   int64_t scratch_size(int64_t) const { return C + 16; }
   int64_t slot_size() const { return 2 * C + 200; }
-  void start(T *sum) const { std::fill_n(sum, C, T{0}); }
+  void start(T *) const {}  // reduce writes all of it
   void combine(T *sum, const T *next) const { add(sum, next, C); }
 
   bool reduce(int64_t u, int64_t begin, int64_t end, T *sum, T *scratch) const {
@@ -210,26 +242,64 @@ struct SlotRows {
     if (values) {
       const int64_t slot = read_once(slots + u);
       if (!is_below(slot, num_slots)) return false;
-      if (u + kRowsAhead < rows.num_rows) values->prefetch(slots[u + kRowsAhead]);
       value = values->row(slot, scratch);
     }
-    for (int64_t s = begin; s < end; ++s) {
-      if (s + kRowsAhead < rows.num_edges) {
-        prefetch_row(address_of(grad_output, rows.columns.unchecked(s + kRowsAhead) / of_token, C), C * int64_t{sizeof(T)});
-      }
-      const int64_t e = rows.columns[s];
-      const T *grad = grad_output + e / of_token * C;
-      if (values) by_weight[e] = dot<0>(grad, value, C);
-      if (to.rows) add_scaled<0>(sum, keep ? weights[e] * keep[e] : weights[e], grad, C);
-    }
+    const void *ahead = values ? values->address(slots[std::min(u + kRowsAhead, rows.num_rows - 1)]) : nullptr;
+    add_entries(begin, end, value, static_cast<const char *>(ahead), sum);
     return true;
   }
-
   void finish(int64_t u, const T *sum) const {
-    if (!to.rows) return;
-    const int64_t row = to.at_slots ? read_once(slots + u) : u;
-    if (!to.at_slots || is_below(row, num_slots)) std::copy_n(sum, C, to.rows + row * C);
+    T *row = row_of(u);
+    if (row) std::copy_n(sum, C, row);
   }
+
+  bool takes_rows_together() const { return true; }
+  // Sums of short rows go to their places at once.
+  bool reduce_together(int64_t first, int64_t count, const int64_t *bounds, T *sum, T *scratch, T *) const {
+    bool valid = true;
+    for (int64_t u = first; u < first + count; ++u) {
+      T *row = row_of(u);
+      valid &= reduce(u, bounds[u - first], bounds[u - first + 1], row ? row : sum, scratch);
+    }
+    return valid;
+  }
+
+ private:
+  T *row_of(int64_t u) const {
+    if (!to.rows || !to.at_slots) return to.rows ? to.rows + u * C : nullptr;
+    const int64_t slot = read_once(slots + u);
+    return is_below(slot, num_slots) ? to.rows + slot * C : nullptr;
+  }
+
+  // `ahead` is the row of values of a slot that comes later.
+  void add_entries(int64_t begin, int64_t end, const T *value, const char *ahead, T *sum) const {
+    const auto block = [=](auto vectors, int64_t c) {
+      Vector<T, kWide<T>> sums[vectors]{};
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t e = rows.columns[s];
+        const T *grad = grad_output + e / of_token * C + c, weight = weight_of(e);
+        Vector<T, kWide<T>> products{};
+        for (int v = 0; v < vectors; ++v) {
+          const Vector<T, kWide<T>> part = load<kWide<T>>(grad + v * kWide<T>);
+          if (value) __builtin_prefetch(ahead + (c + v * kWide<T>) * int64_t{sizeof(T)}, 0, 3);
+          if (value) products += part * load<kWide<T>>(value + c + v * kWide<T>);
+          sums[v] += weight * part;
+        }
+        if (value) by_weight[e] += sum_of<T, kWide<T>>(products);
+      }
+      for (int v = 0; v < vectors; ++v) store<T, kWide<T>>(sum + c + v * kWide<T>, sums[v]);
+    };
+    each_block<T>(C, block, [=](int64_t c) {
+      std::fill_n(sum + c, C - c, T{0});
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t e = rows.columns[s];
+        const T *grad = grad_output + e / of_token * C;
+        if (value) by_weight[e] += dot<0>(grad + c, value + c, C - c);
+        add_scaled<0>(sum + c, weight_of(e), grad + c, C - c);
+      }
+    });
+  }
+  T weight_of(int64_t e) const { return keep ? weights[e] * keep[e] : weights[e]; }
 };
 
 template <class T>
@@ -307,7 +377,7 @@ class Backward {
 };
 
 template <class T>
-bool sum_rows(const anyattention_slot_attention_backward_call &b, const anyattention_used_slots &used, GradRows<T> to,
+bool reduce_slots(const anyattention_slot_attention_backward_call &b, const anyattention_used_slots &used, GradRows<T> to,
               T *by_weight) {
   const anyattention_slot_attention_call &c = b.call;
   const Sizes s(c);
@@ -332,7 +402,7 @@ bool run_backward(const anyattention_slot_attention_backward_call &b, const anya
   const anyattention_slot_attention_call &c = b.call;
   const Sizes s(c);
   const Backward<T> backward(b, grad_query, grad_half_keys);
-  if (b.grad_output && s.entries > 0 && !sum_rows(b, used, to, backward.by_weight())) return false;
+  if (b.grad_output && s.entries > 0 && !reduce_slots(b, used, to, backward.by_weight())) return false;
   if (!grad_query && !grad_half_keys) return true;
   std::atomic<bool> valid{true};
   const int64_t turns = (c.tokens + kTokensPerTurn - 1) / kTokensPerTurn, parts = backward.num_parts();

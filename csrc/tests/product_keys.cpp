@@ -39,14 +39,16 @@ bool same(const Array<T> &a, const Array<T> &b) {
 
 // Each query's slots are different and there, and the same for any number of threads.
 template <class T>
-void drive_choice(const MemorySizes &s, const Array<T> &query, const Array<T> &half_keys, const Array<int64_t> &indices) {
+void drive_choice(const MemorySizes &s, const Array<T> &query, const Array<T> &half_keys, const Array<int64_t> &indices,
+                  const Array<T> &scores) {
   const Array<int64_t> others(s.entries());
+  const Array<T> other_scores(s.entries());
   anyattention_product_key_indices_call call{s.tokens, s.heads, 2, s.half_dim, s.n, query.get(), half_keys.get(),
                                              s.k,      1,       sizeof(T) == 8};
-  require(anyattention_product_key_indices(&call, indices.get()) == ANYATTENTION_OK, "choosing slots");
+  require(anyattention_product_key_indices(&call, indices.get(), scores.get()) == ANYATTENTION_OK, "choosing slots");
   call.num_threads = 3;
-  require(anyattention_product_key_indices(&call, others.get()) == ANYATTENTION_OK, "choosing slots in threads");
-  require(same(indices, others), "the same slots for any number of threads");
+  require(anyattention_product_key_indices(&call, others.get(), other_scores.get()) == ANYATTENTION_OK, "choosing slots in threads");
+  require(same(indices, others) && same(scores, other_scores), "the same slots for any number of threads");
   for (int64_t row = 0; row < s.tokens * s.heads; ++row) {
     int64_t *chosen = others.get() + row * s.k;
     std::sort(chosen, chosen + s.k);
@@ -54,9 +56,9 @@ void drive_choice(const MemorySizes &s, const Array<T> &query, const Array<T> &h
     require(std::adjacent_find(chosen, chosen + s.k) == chosen + s.k, "no slot twice");
   }
   call.k = s.slots() + 1;
-  require(anyattention_product_key_indices(&call, others.get()) == ANYATTENTION_INVALID_ARGUMENT, "more slots than there are");
+  require(anyattention_product_key_indices(&call, others.get(), other_scores.get()) == ANYATTENTION_INVALID_ARGUMENT, "more slots than there are");
   call.k = 0;
-  require(anyattention_product_key_indices(&call, others.get()) == ANYATTENTION_INVALID_ARGUMENT, "no slots");
+  require(anyattention_product_key_indices(&call, others.get(), other_scores.get()) == ANYATTENTION_INVALID_ARGUMENT, "no slots");
 }
 
 template <class T>
@@ -117,7 +119,8 @@ void drive(bool faulty) {
   const Array<T> query = random_numbers<T>(s.tokens * s.heads * 2 * s.half_dim);
   const Array<T> half_keys = random_numbers<T>(2 * s.heads * s.n * s.half_dim), keep = random_numbers<T>(s.entries());
   const Array<int64_t> indices(s.entries());
-  drive_choice(s, query, half_keys, indices);
+  const Array<T> scores(s.entries());
+  drive_choice(s, query, half_keys, indices, scores);
   const int64_t type = sizeof(T) == 4 ? one_of<int64_t>({ANYATTENTION_FULL, ANYATTENTION_BFLOAT16, ANYATTENTION_FLOAT16}) : 0;
   const int64_t stride = s.value_dim + up_to(2), size = (s.slots() - 1) * stride + s.value_dim;
   const Array<T> full = random_numbers<T>(type == 0 ? size : 0);
@@ -126,7 +129,7 @@ void drive(bool faulty) {
   const void *values = type == 0 ? static_cast<const void *>(full.get()) : half.get();
   const anyattention_slot_attention_call call{
       s.tokens,       s.heads, 2, s.half_dim, s.n, s.slots(), s.value_dim, s.k, query.get(), half_keys.get(), {values, 0, stride, 0, type},
-      indices.get(), chance(0.3) ? keep.get() : nullptr, 1 + up_to(2), sizeof(T) == 8};
+      indices.get(), scores.get(), chance(0.3) ? keep.get() : nullptr, 1 + up_to(2), sizeof(T) == 8};
   const bool broken = faulty && s.entries() > 0;
   if (broken) indices[up_to(s.entries() - 1)] = one_of<int64_t>({-1, s.slots(), INT64_MAX, INT64_MIN});
   const Array<T> output(s.tokens * s.value_dim), weights(s.entries());
@@ -137,7 +140,7 @@ void drive(bool faulty) {
 }
 
 void refuse() {
-  require(anyattention_product_key_indices(nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
+  require(anyattention_product_key_indices(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_slot_attention(nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT, "no call");
   require(anyattention_slot_attention_backward(nullptr, nullptr, 0, nullptr, nullptr, nullptr) == ANYATTENTION_INVALID_ARGUMENT,
           "no call");

@@ -4,17 +4,22 @@ from typing import Any
 
 import pytest
 import torch
+from product_keys import by_all_slots, leaves
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.ops.product_keys import SlotGradient, product_key_attention
-from test_product_keys import by_all_slots, implementation, leaves
-
-__all__ = ["implementation"]
 
 _F64 = torch.float64
+
+
+@pytest.fixture(params=["cpu", "reference"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu":
+        request.getfixturevalue("native")
+    return request.param
 
 
 def gradient_of_values(inputs: list[Tensor], by: Tensor, **settings: Any) -> Tensor:

@@ -138,7 +138,7 @@ def product_key_search(
     Raises:
         DimensionMismatchError, InvalidInputError, UnsupportedError: as `product_key_attention`.
 
-    Cost: O(tokens x heads x (n + k) x key_dim) time; memory O(tokens x heads x k x key_dim).
+    Cost: O(tokens x heads x n x key_dim) time; memory O(tokens x heads x k) above the half keys once more.
 
     Example:
         >>> import torch
@@ -146,15 +146,7 @@ def product_key_search(
         >>> product_key_search(torch.ones(1, 1, 2), half_keys, k=3)
         (tensor([[[3, 1, 2]]]), tensor([[[3., 2., 1.]]]))
     """
-    call = _checked(query, half_keys, None, k, 1.0, False)
-    indices = _run(_CHOICE, call, implementation)
-    n, heads = call.num_half_keys, torch.arange(query.shape[1], device=query.device)[:, None]
-    with torch.no_grad(), without_autocast(query.device):
-        parts = [
-            (call.query[:, :, half, None] * call.half_keys[half][heads, places]).sum(-1)
-            for half, places in enumerate((indices // n, indices % n))
-        ]
-    return indices, parts[0] + parts[1]
+    return _run(_CHOICE, _checked(query, half_keys, None, k, 1.0, False), implementation)
 
 
 def explain_product_keys(
@@ -179,9 +171,7 @@ def _of_dtype(x: Tensor, other: Tensor) -> Tensor:
     return x.to(other.dtype) if both else x
 
 
-def _checked(
-    query: Tensor, half_keys: Tensor, values: Tensor | None, k: int, scale: float, sparse_grad: bool
-) -> Call:
+def _checked(query: Tensor, half_keys: Tensor, values: Tensor | None, k: int, scale: float, sparse_grad: bool) -> Call:
     require_floating("query", query)
     axes = Axes()
     axes.bind("query", query, "tokens heads key_dim")

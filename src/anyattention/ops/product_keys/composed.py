@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 from anyattention.ops.edges.arrays import arrays_of
 from anyattention.ops.edges.composed import recorded_gradients

@@ -31,8 +31,8 @@ def refusal(call: Call) -> str | None:
     return None
 
 
-def choose(call: Call) -> Tensor:
-    """The slots `(T, H, k)`.
+def choose(call: Call) -> tuple[Tensor, Tensor]:
+    """The slots and their scores `(T, H, k)`, without gradients.
 
     Cost: O(T x H x (n x D + k x k)) time; memory the half keys once more, and a block of scores for each thread.
     """
@@ -45,8 +45,8 @@ def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     Cost: that of `choose` and O(T x H x k x (D + C)) time; memory O(T x H x k) above the results, backward too.
     """
     assert call.values is not None
-    indices = choose(call)
+    indices, scores = choose(call)
     output, weights = slot_attention(
-        SlotAttention(call.query, call.half_keys, call.values, indices, call.keep, call.sparse_grad)
+        SlotAttention(call.query, call.half_keys, call.values, indices, scores, call.keep, call.sparse_grad)
     )
     return output, weights, indices

@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class ProductKeyIndices:
-    """The slots of each query's largest scores, `(T, H, k)`, the largest first.
+    """The slots of each query's largest scores, `(T, H, k)`, the largest first, and these scores.
 
     The score of slot i n + j is the sum of the products with half key i of the first half and j of the second. NaN is
     larger than any number, and of equal scores the lowest slot is taken first.
@@ -57,7 +57,7 @@ class SlotAttention:
     Attributes:
         query, half_keys: as above.
         values: `(S, C)`, of half precision too where the query is float32.
-        indices: `(T, H, k)`, slots.
+        indices, scores: `(T, H, k)`, slots, and what query and half keys give for them: a gradient comes to those.
         keep: `(T, H, k)`, the factors of dropout, a constant; None for none.
         sparse_grad: whether the gradient of the values is a sparse tensor.
     """
@@ -66,6 +66,7 @@ class SlotAttention:
     half_keys: Annotated[Tensor, Numbers("halves heads num_half_keys half_dim")]
     values: Annotated[Tensor, MatrixRows("num_slots value_dim")]
     indices: Annotated[Tensor, Indices("tokens heads k")]
+    scores: Annotated[Tensor, Numbers("tokens heads k")]
     keep: Annotated[Tensor | None, Numbers("tokens heads k")]
     sparse_grad: Annotated[bool, Untold]
 
@@ -110,7 +111,9 @@ def _gradient(
     return {"query": grad_query, "half_keys": grad_half_keys, "values": used.as_sparse(rows, len(call.values))}
 
 
-product_key_indices = operator(ProductKeyIndices, [Result("indices", "tokens heads k", dtype=torch.int64)])
+product_key_indices = operator(
+    ProductKeyIndices, [Result("indices", "tokens heads k", dtype=torch.int64), Result("scores", "tokens heads k")]
+)
 product_key_indices.c_kernel()
 slot_attention = operator(
     SlotAttention,

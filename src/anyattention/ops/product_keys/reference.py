@@ -23,10 +23,12 @@ def refusal(call: Call) -> str | None:
     return None
 
 
-def choose(call: Call) -> Tensor:
-    """The slots `(T, H, k)`, the best first."""
+def choose(call: Call) -> tuple[Tensor, Tensor]:
+    """The slots and their scores `(T, H, k)`, the best first, without gradients."""
     with torch.no_grad():
-        return _chosen(call, _half_scores(call))
+        scores = _half_scores(call)
+        indices = _chosen(call, scores)
+        return indices, _scores_of(scores, indices)
 
 
 def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,10 +37,10 @@ def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     Cost: O(T x H x (n x (D + log n) + k^2 log k + k x C)) time; memory O(T x H x (n + k^2 + k x C)).
     """
     assert call.values is not None
-    scores, n = _half_scores(call), call.num_half_keys
+    scores = _half_scores(call)
     with torch.no_grad():
         indices = _chosen(call, scores)
-    chosen = scores[0].gather(-1, indices // n) + scores[1].gather(-1, indices % n)
+    chosen = _scores_of(scores, indices)
     # Infinity is NaN, as where slots are chosen.
     weights = (chosen + chosen * 0).softmax(-1)
     kept = weights if call.keep is None else weights * call.keep
@@ -62,6 +64,11 @@ def _half_scores(call: Call) -> tuple[Tensor, Tensor]:
         padded = F.pad(call.half_keys, (0, 0, 0, -n % _TILE))
         first, second = ((query[:, :, half].transpose(0, 1) @ padded[half].mT).transpose(0, 1) for half in range(2))
     return first[..., :n], second[..., :n]
+
+
+def _scores_of(scores: tuple[Tensor, Tensor], indices: Tensor) -> Tensor:
+    n = scores[0].shape[-1]
+    return scores[0].gather(-1, indices // n) + scores[1].gather(-1, indices % n)
 
 
 def _chosen(call: Call, scores: tuple[Tensor, Tensor]) -> Tensor:

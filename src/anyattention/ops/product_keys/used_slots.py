@@ -80,9 +80,7 @@ def used_slots(indices: Tensor, num_slots: int) -> UsedSlots:
     slots, entries = torch.empty_like(flat), torch.empty_like(flat)
     offsets, count = flat.new_empty(len(flat) + 1), ctypes.c_int64()
     sizes = flat.data_ptr(), len(flat), num_slots
-    load.run(
-        "sorted_slots", *sizes, slots.data_ptr(), offsets.data_ptr(), entries.data_ptr(), ctypes.addressof(count)
-    )
+    load.run("sorted_slots", *sizes, slots.data_ptr(), offsets.data_ptr(), entries.data_ptr(), ctypes.addressof(count))
     return UsedSlots(slots[: count.value], offsets[: count.value + 1], entries)
 
 
