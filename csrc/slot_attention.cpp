@@ -222,7 +222,6 @@ struct GradRows {
 template <class T>
 class SlotRows {
  public:
-  static constexpr bool kWritesEdges = true;
   int64_t C, of_token, num_slots;
   const T *weights, *keep, *grad_output;
   const int64_t *slots = nullptr;
@@ -300,6 +299,12 @@ class SlotRows {
     });
   }
   T weight_of(int64_t e) const { return keep ? weights[e] * keep[e] : weights[e]; }
+};
+
+// The same over all entries, each of which must be there.
+template <class T>
+struct AllSlotRows : SlotRows<T> {
+  static constexpr bool kWritesEdges = true;
 };
 
 template <class T>
@@ -382,17 +387,17 @@ bool reduce_slots(const anyattention_slot_attention_backward_call &b, const anya
   const anyattention_slot_attention_call &c = b.call;
   const Sizes s(c);
   const ValueRows<T> values(c);
-  SlotRows<T> reduction{s.C,
-                        s.of_token,
-                        c.num_slots,
-                        static_cast<const T *>(b.weights),
-                        static_cast<const T *>(c.keep),
-                        static_cast<const T *>(b.grad_output),
-                        used.slots,
-                        &values,
-                        by_weight,
-                        to,
-                        {used.num_used, s.entries, s.entries, used.offsets, used.entries, used.entries}};
+  const AllSlotRows<T> reduction{{s.C,
+                                  s.of_token,
+                                  c.num_slots,
+                                  static_cast<const T *>(b.weights),
+                                  static_cast<const T *>(c.keep),
+                                  static_cast<const T *>(b.grad_output),
+                                  used.slots,
+                                  &values,
+                                  by_weight,
+                                  to,
+                                  {used.num_used, s.entries, s.entries, used.offsets, used.entries, used.entries}}};
   return reduce_rows<T>(reduction.rows, c.num_threads, reduction);
 }
 
@@ -510,7 +515,7 @@ extern "C" int32_t anyattention_slot_rows(const void *weights, const void *grad_
   if (used->num_entries > 0 && value_dim > 0 && (!grad_output || !result)) return ANYATTENTION_INVALID_ARGUMENT;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    SlotRows<T> reduction{value_dim,
+    const SlotRows<T> reduction{value_dim,
                           of_token,
                           0,
                           static_cast<const T *>(weights),

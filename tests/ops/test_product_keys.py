@@ -134,13 +134,15 @@ def test_gradients_of_some_inputs(implementation: str, missing: int) -> None:
     inputs[missing] = inputs[missing].detach()
     some = [x for n, x in enumerate(inputs) if n != missing]
     result = product_key_attention(inputs[0], inputs[1], inputs[2], k=4, implementation=implementation)
-    torch.testing.assert_close(gradients(result, some, by), tuple(x for n, x in enumerate(whole) if n != missing))
+    expected = tuple(x for n, x in enumerate(whole) if n != missing)
     assert result.weights is not None
-    # And of one result alone.
-    torch.testing.assert_close(
-        torch.autograd.grad(result.output, some, by[0], retain_graph=True, allow_unused=True, materialize_grads=True),
-        gradients(result._replace(weights=result.weights * 1), some, (by[0], torch.zeros_like(by[1]))),
+    by_output, by_weights = (
+        torch.autograd.grad(each, some, cotangent, retain_graph=True, materialize_grads=True)
+        for each, cotangent in zip((result.output, result.weights), by, strict=True)
     )
+    # Of each result alone, and of both.
+    torch.testing.assert_close(tuple(x + y for x, y in zip(by_output, by_weights, strict=True)), expected)
+    torch.testing.assert_close(gradients(result, some, by), expected)
 
 
 def test_scale_is_a_factor_of_the_scores(implementation: str) -> None:
@@ -185,8 +187,8 @@ class TestNumbersThatAreNotFinite:
         result = product_key_attention(query, half_keys, values, k=4, implementation=implementation)
         assert result.indices is not None
         assert result.weights is not None
-        # The lowest of the slots whose second half is that key.
-        assert torch.equal(result.indices[:, 0], torch.tensor([6, 13, 20, 27]).expand(5, 4))
+        assert (result.indices[:, 0] % 7 == 6).all()
+        assert not (result.indices[:, 1:] % 7 == 6).all()
         assert result.output.isnan().all()
         assert result.weights[:, 0].isnan().all()
         assert result.weights[:, 1:].isfinite().all()

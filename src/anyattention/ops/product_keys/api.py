@@ -17,7 +17,15 @@ from anyattention._checks import (
     require_number,
     require_same_kind,
 )
-from anyattention.ambient import Moment, is_autocast_enabled, is_compiling, is_transformed, moment_of, without_autocast
+from anyattention.ambient import (
+    Moment,
+    is_autocast_enabled,
+    is_compiling,
+    is_transformed,
+    moment_of,
+    untraced,
+    without_autocast,
+)
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.ops import dispatch
 from anyattention.ops.dispatch import Explanation, Implementation
@@ -57,7 +65,7 @@ def product_key_attention(
         output = sum over heads and the k slots of the largest scores of p value,  p = dropout(softmax(scores))
 
     The scores are sums of halves, so that the k best slots are found among the k x k pairs of the best half keys: this
-    is exact. Of equal scores the lowest slot is taken first. Sums of float32 are compared in float64, where they are exact.
+    is exact. Of equal scores the lowest slot is taken first; sums of float32 are compared in float64.
 
     Args:
         query: `(tokens, heads, key_dim)`; its first and its second half meet the first and the second half keys.
@@ -74,13 +82,15 @@ def product_key_attention(
 
     Returns:
         output `(tokens, value_dim)`, weights `(tokens, heads, k)` before dropout, and indices `(tokens, heads, k)` int64,
-        the best slot first. NaN or infinity in a query or a chosen key makes the weights of its token and head NaN. Output
-        and weights are differentiable to any order, but not where the gradient of the values is sparse or handed on.
+        the best slot first. NaN or infinity in a query or a half key is larger than any score, and makes the weights of
+        its tokens and heads NaN; which of several such slots are taken is left open. Output and weights are differentiable
+        to any order, but not where the gradient of the values is sparse or handed on.
 
     Raises:
-        DimensionMismatchError, InvalidInputError: an argument does not fit the others, key_dim is odd, k is more than n * n.
-        UnsupportedError: the forced implementation cannot run the call, or the gradient of the values is to be sparse or
-            handed on where the call is compiled, traced or transformed.
+        DimensionMismatchError, InvalidInputError: an argument does not fit the others, key_dim is odd, or k is more than
+            n * n.
+        UnsupportedError: the forced implementation cannot run the call, or the gradient of the values is to be sparse
+            or handed on where the call is traced or transformed; `torch.compile` leaves such a call to eager mode.
         OutOfMemoryError: memory ran out.
 
     Cost: O(tokens x heads x (n x key_dim + k x (key_dim + value_dim))) time; memory O(tokens x heads x k) above the
@@ -97,6 +107,19 @@ def product_key_attention(
         >>> result.indices.flatten(), result.output
         (tensor([3, 1]), tensor([[34.6212]]))
     """
+    if is_compiling() and (sparse_grad or slot_gradient is not None):
+        # How many rows there are, no trace can know.
+        return untraced(product_key_attention)(
+            query,
+            half_keys,
+            values,
+            k=k,
+            scale=scale,
+            dropout=dropout,
+            sparse_grad=sparse_grad,
+            slot_gradient=slot_gradient,
+            implementation=implementation,
+        )
     dropout = require_number("dropout", dropout, at_least=0.0, below=1.0)
     require_number("scale", scale)
     if is_autocast_enabled(query.device) if isinstance(query, Tensor) else False:
@@ -175,7 +198,7 @@ def _checked(query: Tensor, half_keys: Tensor, values: Tensor | None, k: int, sc
     require_floating("query", query)
     axes = Axes()
     axes.bind("query", query, "tokens heads key_dim")
-    heads, key_dim = query.shape[1:]
+    key_dim = query.shape[2]
     if key_dim < 2 or key_dim % 2:
         raise DimensionMismatchError(
             argument="query",
@@ -203,8 +226,8 @@ def _checked(query: Tensor, half_keys: Tensor, values: Tensor | None, k: int, sc
 def _refuse_traces(call: Call, argument: str) -> None:
     """Raise where the rows of the values' gradient could not be counted, or no backward of this call would come."""
     tensors = (call.query, call.half_keys, call.values)
-    if is_compiling() or moment_of(tensors) is not Moment.PLAIN or is_transformed(*tensors):
+    if moment_of(tensors) is not Moment.PLAIN or is_transformed(*tensors):
         raise UnsupportedError(
-            f"{argument}: calls that are compiled, traced or transformed have a dense gradient of the values only",
+            f"{argument}: calls that are traced or transformed have a dense gradient of the values only",
             argument=argument,
         )

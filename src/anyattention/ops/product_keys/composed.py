@@ -42,7 +42,7 @@ def _results(
     query: Tensor, half_keys: Tensor, values: Tensor, indices: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Output `(T, C)` and weights `(T, H, k)`."""
-    tokens, heads, k = indices.shape
+    tokens, heads, _ = indices.shape
     num_half_keys = half_keys.shape[2]
     first = torch.arange(heads, device=indices.device)[:, None] * num_half_keys
     scores = query.new_zeros(indices.shape)

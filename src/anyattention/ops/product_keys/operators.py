@@ -1,6 +1,7 @@
 """The choice of slots by product keys, and attention to the chosen ones, as operators.
 
-The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of edges.
+The gradient is fused too; where it is differentiated again, it is that of the same computation in the primitives of
+edges.
 
 Axes: T tokens, H heads, D half_dim, n half keys of a half, S = n x n slots, C value_dim, k slots chosen.
 """
@@ -37,7 +38,7 @@ class ProductKeyIndices:
     """The slots of each query's largest scores, `(T, H, k)`, the largest first, and these scores.
 
     The score of slot i n + j is the sum of the products with half key i of the first half and j of the second. NaN is
-    larger than any number, and of equal scores the lowest slot is taken first.
+    larger than any number, and of equal numbers the lowest slot is taken first.
 
     Attributes:
         query: `(T, H, 2, D)`.

@@ -75,7 +75,7 @@ def _chosen(call: Call, scores: tuple[Tensor, Tensor]) -> Tensor:
     """The k best of all pairs, which are among the pairs of the m best half keys of each half."""
     n = call.num_half_keys
     m = min(call.k, n)
-    # Ascending, so that pairs stand in the order of their slots, and a stable sort keeps the lowest of equal ones first.
+    # Ascending, so that pairs stand in the order of their slots: a stable sort keeps the lowest of equal ones first.
     first, second = (_largest_first(x + x * 0)[..., :m].sort(-1).values for x in scores)
     # The sum of two floats is exact in float64.
     sums = scores[0].double().gather(-1, first).unsqueeze(-1) + scores[1].double().gather(-1, second).unsqueeze(-2)

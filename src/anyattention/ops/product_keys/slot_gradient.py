@@ -26,8 +26,8 @@ class SlotGradient:
         row of slot s = sum over the tokens t, heads h and places c with indices[t, h, c] = s of
                         weights[t, h, c] grad_output[t]
 
-    The rows of a million used numbers take a thousand times the memory of these factors, and an optimizer reads each row
-    once. `parts` gives some rows at a time.
+    The rows may take a hundred times the memory of these factors, and an optimizer reads each row once: `parts` gives
+    some of them at a time.
 
     Attributes:
         indices: `(T, H, k)` int64, slots.
