@@ -70,7 +70,7 @@ def product_key_attention(
     Args:
         query: `(tokens, heads, key_dim)`; its first and its second half meet the first and the second half keys.
         half_keys: `(2, heads, n, key_dim / 2)`.
-        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast the values' is taken.
+        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast that of the values.
         k: how many slots each token and head attends to.
         scale: the factor of the scores.
         dropout: the probability that a weight is 0.
@@ -81,14 +81,14 @@ def product_key_attention(
         implementation: force "cpu" or "reference"; None takes the first that can run the call.
 
     Returns:
-        output `(tokens, value_dim)`, weights `(tokens, heads, k)` before dropout, and indices `(tokens, heads, k)` int64,
-        the best slot first. NaN or infinity in a query or a half key is larger than any score, and makes the weights of
-        its tokens and heads NaN; which of several such slots are taken is left open. Output and weights are differentiable
-        to any order, but not where the gradient of the values is sparse or handed on.
+        output `(tokens, value_dim)`, weights `(tokens, heads, k)` before dropout, and indices `(tokens, heads, k)`
+        int64, the best slot first. NaN or infinity in a query or a half key is larger than any score, and makes the
+        weights of its tokens and heads NaN; which of several such slots are taken is left open. Output and weights are
+        differentiable to any order, but not where the gradient of the values is sparse or handed on.
 
     Raises:
-        DimensionMismatchError, InvalidInputError: an argument does not fit the others, key_dim is odd, or k is more than
-            n * n.
+        DimensionMismatchError, InvalidInputError: an argument does not fit the others, key_dim is odd, or k is more
+            than n * n.
         UnsupportedError: the forced implementation cannot run the call, or the gradient of the values is to be sparse
             or handed on where the call is traced or transformed; `torch.compile` leaves such a call to eager mode.
         OutOfMemoryError: memory ran out.

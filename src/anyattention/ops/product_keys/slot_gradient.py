@@ -110,7 +110,9 @@ class _Received(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *by: Tensor
+    ) -> tuple[Tensor | None, ...]:
         weights, indices = ctx.saved_tensors
         ctx.receive(SlotGradient(indices, weights, by[0].to(weights.dtype), ctx.num_slots))
         return by[0], None, None, None, None
