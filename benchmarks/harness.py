@@ -24,7 +24,7 @@ import torch
 import anyattention
 from anyattention import native
 from anyattention.files import write_atomically
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 __all__ = [
     "RESULTS",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from anyattention import Causal, Pattern, explain
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 from examples.language_model.generate import generate, speed_of_reading_again
 from examples.language_model.model import LanguageModel, Settings
 from examples.language_model.text import Text, pair_entropy, unigram_entropy

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         GraphAttentionConfig,
         GraphTransformerConfig,
         HeterogeneousGraphAttentionConfig,
+        MemoryAttentionConfig,
         SparseAttentionConfig,
     )
     from anyattention.loader import NeighborLoader
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         AttentionResult,
         EquivariantOutput,
         HeterogeneousOutput,
+        MemoryOutput,
+        SearchResult,
     )
     from anyattention.patterns import (
         Blocks,
@@ -86,12 +89,15 @@ __all__ = [
     "HeterogeneousGraph",
     "HeterogeneousGraphAttentionConfig",
     "HeterogeneousOutput",
+    "MemoryAttentionConfig",
+    "MemoryOutput",
     "NeighborLoader",
     "Pattern",
     "RandomBlocks",
     "RelativeBias",
     "SampledGraph",
     "SampledHeterogeneousGraph",
+    "SearchResult",
     "SparseAttentionBuilder",
     "SparseAttentionConfig",
     "Strided",
@@ -120,14 +126,15 @@ _HOMES = {
     "builder": ("AttentionBuilder", "GraphAttentionBuilder", "SparseAttentionBuilder"),
     "config": (
         *("AttentionConfig", "GeometricAttentionConfig", "GraphAttentionConfig"),
-        *("GraphTransformerConfig", "HeterogeneousGraphAttentionConfig", "SparseAttentionConfig"),
+        *("GraphTransformerConfig", "HeterogeneousGraphAttentionConfig", "MemoryAttentionConfig"),
+        "SparseAttentionConfig",
     ),
     "loader": ("NeighborLoader",),
     "masks": ("mask_from_blocked",),
     "ops": ("attend", "edge_dot", "edge_softmax", "edge_sum", "explain", "merge"),
     "output": (
         *("AttentionCache", "AttentionGradients", "AttentionOutput", "AttentionResult"),
-        *("EquivariantOutput", "HeterogeneousOutput"),
+        *("EquivariantOutput", "HeterogeneousOutput", "MemoryOutput", "SearchResult"),
     ),
     "patterns": (
         *("Blocks", "Causal", "Documents", "ExpanderGraph", "Fixed", "Full", "Global"),

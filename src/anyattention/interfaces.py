@@ -4,12 +4,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput
+from anyattention.output import AttentionCache, AttentionGradients, AttentionOutput, SearchResult
 
 __all__ = [
     "Attention",
     "GeometricAttention",
     "GraphAttention",
+    "MemoryIndex",
     "SparseAttention",
     "TrainableAttention",
 ]
@@ -161,4 +162,42 @@ class GeometricAttention(Attention, Protocol):
 
     def distance_attention(self, positions: Tensor, features: Tensor, radius: float) -> AttentionOutput:
         """Output per point from the points within the radius, itself included."""
+        ...
+
+
+@runtime_checkable
+class MemoryIndex(Protocol):
+    """Memories by their keys: what finds those that are most like a query.
+
+    A memory has an id, int64, in order of appending from 0, which is never given again. -1 is an unused slot.
+
+    Example:
+        >>> from anyattention.memory import ExactIndex
+        >>> isinstance(ExactIndex(64), MemoryIndex)
+        True
+    """
+
+    @property
+    def key_dim(self) -> int:
+        """Width of the keys."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of memories."""
+        ...
+
+    def append(self, keys: Tensor) -> Tensor:
+        """Take memories of keys `(count, key_dim)`; returns their ids `(count,)`."""
+        ...
+
+    def delete(self, ids: Tensor) -> None:
+        """Forget memories."""
+        ...
+
+    def search(self, queries: Tensor, k: int) -> SearchResult:
+        """Ids and scores `(n, k)` of queries `(n, key_dim)`, the best first; -1 and -inf where there are fewer."""
+        ...
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """The keys `(..., key_dim)` of ids `(...)`; an id of -1 has zeros."""
         ...

@@ -18,6 +18,8 @@ __all__ = [
     "AttentionResult",
     "EquivariantOutput",
     "HeterogeneousOutput",
+    "MemoryOutput",
+    "SearchResult",
     "spread_by",
 ]
 
@@ -182,6 +184,48 @@ class HeterogeneousOutput(NamedTuple):
     output: Mapping[str, Tensor]
     weights: Mapping[tuple[str, str, str], Tensor] | None = None
     relation_weights: Mapping[tuple[str, str, str], Tensor] | None = None
+
+
+class MemoryOutput(NamedTuple):
+    """What `MemoryAttention.memory_forward` returns.
+
+    Attributes:
+        output: `(..., d_model)`.
+        weights: probabilities of the chosen memories before dropout, `(..., heads, k)`, 0 in an unused slot.
+        indices: the ids of the chosen memories, int64 `(..., heads, k)`, the best first; -1 in an unused slot.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.nn import MemoryAttention
+        >>> memory = MemoryAttention(2, 1, project=False, k=1)
+        >>> ids = memory.append(torch.eye(2), 5 * torch.eye(2))
+        >>> memory.memory_forward(torch.tensor([[0.0, 1.0]]))
+        MemoryOutput(output=tensor([[0., 5.]]), weights=tensor([[[1.]]]), indices=tensor([[[1]]]))
+    """
+
+    output: Tensor
+    weights: Tensor
+    indices: Tensor
+
+
+class SearchResult(NamedTuple):
+    """What a search of an index returns: `ids, scores = index.search(queries, k)`.
+
+    Attributes:
+        ids: int64 `(queries, k)`, the best first; -1 where there are fewer than k.
+        scores: `(queries, k)`, how alike they are; -inf beside an id of -1.
+
+    Example:
+        >>> import torch
+        >>> from anyattention.memory import ExactIndex
+        >>> index = ExactIndex(2)
+        >>> ids = index.append(torch.eye(2))
+        >>> index.search(torch.tensor([[3.0, 4.0]]), k=2)
+        SearchResult(ids=tensor([[1, 0]]), scores=tensor([[4., 3.]]))
+    """
+
+    ids: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +37,7 @@ _MODULES = {
         "anyattention.config",
         "HeterogeneousGraphAttentionConfig",
     ),
+    "MemoryAttention": ("anyattention.nn", "anyattention.config", "MemoryAttentionConfig"),
     "SparseAttention": ("anyattention.nn", "anyattention.config", "SparseAttentionConfig"),
     "DistanceAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),
     "EquivariantAttention": ("anyattention.nn", "anyattention.config", "GeometricAttentionConfig"),
@@ -150,12 +151,16 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
                 "change settings, build the module and load the weights into it",
                 stacklevel=2,
             )
+    _require_one_dtype(weights, kind, weights_path)
     try:
         # First without memory: settings that do not fit the weights may ask for any amount of it.
         with torch.device("meta"):
             hollow = kind.from_config(config, **more)
             _require_small_tables(hollow, weights, path)
+            begins_with = _size_of(hollow.parameters())
             hollow.load_state_dict(weights, assign=True)
+            # A memory takes weights of any number of memories.
+            _require_small(begins_with, weights, path, "a smaller num_memories")
         module: nn.Module = kind.from_config(config, **more)
         # assign=True: the weights keep the dtype they were saved in.
         module.load_state_dict(weights, assign=True)
@@ -192,34 +197,47 @@ def _opened(path: Path, device: str) -> Iterator[Any]:
 
 
 def _read_weights(path: Path, device: torch.device) -> tuple[str | None, dict[str, Tensor]]:
-    """The settings among a file's metadata, None where it has none, and the weights: of one dtype, without NaN."""
+    """The settings among a file's metadata, None where it has none, and the weights, without NaN."""
     with _opened(path, str(device)) as file:
         settings = (file.metadata() or {}).get(_SETTINGS)
         # Clones lie where torch allocates; what lies as the file has it may be multiplied with other rounding.
         weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    dtypes = {x.dtype for x in weights.values()}
-    if len(dtypes) > 1 or not dtypes <= set(FLOATING):
-        raise InvalidInputError(
-            argument=str(path),
-            expected="weights of one floating-point dtype of 16, 32 or 64 bits",
-            actual=", ".join(sorted(map(str, dtypes))) or "none",
-        )
     for name, x in weights.items():
         if x.isnan().any():
             raise InvalidInputError(argument=str(path), expected="weights that are numbers", actual=f"NaN in {name}")
     return settings, weights
 
 
+def _require_one_dtype(weights: Mapping[str, Tensor], kind: type, path: Path) -> None:
+    """Raise unless the weights, but for those that the class says are whole numbers, have one floating dtype."""
+    whole = getattr(kind, "whole_numbers", ())
+    dtypes = {x.dtype for name, x in weights.items() if not (name in whole and x.dtype == torch.int64)}
+    if len(dtypes) > 1 or not dtypes <= set(FLOATING):
+        raise InvalidInputError(
+            argument=str(path),
+            expected="weights of one floating-point dtype of 16, 32 or 64 bits",
+            actual=", ".join(sorted(map(str, dtypes))) or "none",
+        )
+
+
 def _require_small_tables(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise where tables that are computed, of positions say, would take far more memory than the weights."""
-    tables = sum(x.numel() * x.element_size() for name, x in module.named_buffers() if name not in weights)
-    most = most_memory(sum(x.numel() * x.element_size() for x in weights.values()))
-    if tables > most:
+    tables = _size_of(x for name, x in module.named_buffers() if name not in weights)
+    _require_small(tables, weights, path, "a smaller max_seq_len")
+
+
+def _require_small(size: int, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    most = most_memory(_size_of(weights.values()))
+    if size > most:
         raise InvalidConfigError(
             argument=str(path),
             expected=f"settings that ask for at most {most:,} bytes beside such weights",
-            actual=f"{tables:,} bytes: a smaller max_seq_len",
+            actual=f"{size:,} bytes: {remedy}",
         )
+
+
+def _size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _read_settings(path: Path) -> tuple[type, Any, dict[str, Any]]:

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from anyattention import Graph, nn
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 EDGES, POINTS, HEADS = 400_000, 1_000, 4
 WIDTH = 128 * HEADS

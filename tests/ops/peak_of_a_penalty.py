@@ -8,7 +8,7 @@ import sys
 import torch
 
 from anyattention import Causal, attend
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 HEADS, CHANNELS = 2, 32
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from anyattention import Additive, Dot, Dynamic, EdgeFeatures, Graph, attend
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 EDGES, NODES, HEADS, CHANNELS = 400_000, 1_000, 2, 128
 

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from anyattention import Additive, Dot, Graph, attend
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 EDGES, NODES, HEADS = 5, 3, 300_000
 

@@ -8,6 +8,7 @@ from anyattention.nn.graph import GraphAttention
 from anyattention.nn.graph_transformer import GraphTransformerLayer
 from anyattention.nn.heterogeneous import HeterogeneousGraphAttention
 from anyattention.nn.key_value_cache import KeyValueCache
+from anyattention.nn.memory import MemoryAttention
 from anyattention.nn.sparse import SparseAttention
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GraphTransformerLayer",
     "HeterogeneousGraphAttention",
     "KeyValueCache",
+    "MemoryAttention",
     "MultiHeadAttention",
     "ScaledDotProductAttention",
     "SparseAttention",

@@ -235,7 +235,7 @@ class AttentionModule(nn.Module):
             yield parameter, part.reshape(parameter.shape)
 
     def _flatten(self, tensors: Iterable[Tensor]) -> Tensor:
-        flat = [tensor.reshape(-1) for tensor in tensors]
+        flat = [(tensor.to_dense() if tensor.is_sparse else tensor).reshape(-1) for tensor in tensors]
         if not flat:
             return torch.zeros(0, dtype=torch.float32, device="cpu")
         return torch.cat([part.to(flat[0].device) for part in flat])

@@ -320,7 +320,7 @@ def _graph(module: Any, inputs: tuple[Any, ...]) -> Graph | None:
 
 
 def _gradient(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.to_dense()
 
 
 def _flat(tensors: Iterable[Tensor], like: Tensor) -> Tensor:

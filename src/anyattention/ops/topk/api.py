@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from anyattention._checks import Axes, require_same_kind
 from anyattention.errors import UnsupportedError
 from anyattention.ops import dispatch
 from anyattention.ops.arguments import Arguments, of_pairs, read_pairs, refuse_graph_settings, require_sinks
 from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.topk import cpu, reference
+from anyattention.ops.topk.operators import TopkIndices, topk_indices
 from anyattention.output import AttentionResult
+from anyattention.patterns import TopK
+from anyattention.scores import Dot
 
-__all__ = ["explain_topk", "topk_attention"]
+__all__ = ["explain_topk", "topk_attention", "topk_search"]
 
 _TABLE = (
     Implementation("cpu", cpu.run, cpu.refusal),
@@ -27,6 +32,27 @@ def topk_attention(arguments: Arguments) -> AttentionResult:
 def explain_topk(arguments: Arguments) -> Explanation:
     """`explain` for a selection."""
     return dispatch.explain(_TABLE, _check(arguments), arguments.implementation)
+
+
+def topk_search(query: Tensor, key: Tensor, k: int) -> Tensor:
+    """The rows `(queries, k)` of the keys whose products with a query are the largest, -1 where there are fewer.
+
+    The largest first, and the first key among equal ones; NaN above all. No gradient.
+
+    Args:
+        query: `(queries, width)`, float32.
+        key: `(keys, width)`, float32; at least one.
+        k: how many.
+
+    Cost: O(queries x keys x width) time; the kernel reads the keys where they lie, and keeps k a query.
+    """
+    query, key = query.detach()[None, :, None], key.detach()[None, :, None]
+    call = Arguments(query, key, key, TopK(k), score=Dot(), scale=1.0)  # a compiler reads no default
+    if dispatch.choose(_TABLE, call, None).name == "cpu":
+        found = topk_indices(TopkIndices(query, key, None, None, None, None, scale=1.0, k=k))
+    else:
+        found = reference.chosen(call, query.transpose(1, 2), key.transpose(1, 2)).transpose(1, 2)
+    return found[0, :, 0]
 
 
 def _check(arguments: Arguments) -> Arguments:

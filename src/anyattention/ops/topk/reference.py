@@ -20,7 +20,7 @@ from anyattention.ops.topk.chosen import at_keys
 from anyattention.output import AttentionResult
 from anyattention.patterns import TopK
 
-__all__ = ["refusal", "run"]
+__all__ = ["chosen", "refusal", "run"]
 
 _SCORES_AT_ONCE = 1 << 23
 _TILE = 16
@@ -42,7 +42,7 @@ def run(call: Arguments) -> AttentionResult:
     query = call.query.transpose(1, 2).to(dtype)
     key, value = (x.transpose(1, 2).to(dtype).repeat_interleave(group, dim=1) for x in (call.key, call.value))
     with torch.no_grad():
-        indices = _chosen(call, query, key)
+        indices = chosen(call, query, key)
     is_used = indices >= 0
     places = indices.clamp(min=0)
     if key.shape[2] == 0:
@@ -73,7 +73,7 @@ def run(call: Arguments) -> AttentionResult:
     return with_normalizer(result, largest.transpose(1, 2), log_sum.transpose(1, 2))
 
 
-def _chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
+def chosen(call: Arguments, query: Tensor, key: Tensor) -> Tensor:
     """The keys `(B, H, L, k)` that `TopK` ranks first, the first one first; -1 for slots that are not used."""
     assert isinstance(call.pattern, TopK)
     batch, heads, num_queries, head_dim = query.shape

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.memory import peak_memory
+from benchmarks.peak_memory import peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")

@@ -1,0 +1,430 @@
+"""Attention to memories: the k most like a query among any number of keys with values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from anyattention._checks import Axes, require_dense, require_device, require_floating
+from anyattention.ambient import is_autocast_enabled
+from anyattention.config import MemoryAttentionConfig, MemoryBase
+from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import IndexedRows
+from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
+from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
+from anyattention.memory.growing import GrowingRows
+from anyattention.memory.ids import read_keys, require_memories, rows_without
+from anyattention.memory.kept import KeptOf
+from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
+from anyattention.nn.bare import initialise_projection
+from anyattention.nn.base import AttentionModule, require_factory, require_finite, require_parameter_kind
+from anyattention.nn.memory_rows import (
+    excluded_rows,
+    fault_of,
+    is_same_memory,
+    over_memories,
+    read_table,
+    searched_rows,
+    without_excluded,
+)
+from anyattention.ops.arguments import weights_asked_for
+from anyattention.output import AttentionOutput, MemoryOutput, SearchResult
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MemoryAttention"]
+
+_ROWS = ("keys", "values", "ids")
+
+
+@dataclass(frozen=True)
+class MemoryArguments(ParameterArguments, MemoryAttentionConfig, MemoryBase):
+    """The arguments of `MemoryAttention`."""
+
+
+class MemoryAttention(AttentionModule):
+    """Attention to the k memories that are most like a query, among any number of keys with values.
+
+        q_h = (x W_Q)_h,   chosen_h = the k memories j of the largest measure(q_h, key_j)
+        output = (sum over h and chosen j of p_hj value_j) W_O,   p_h = softmax(scale measure(q_h, key_j))
+
+    All heads share the memories, and their sums are added. The gradients to query, keys and values are those of dense
+    attention in which the other memories are hidden; the choice has none.
+
+    A memory has an id, which `append` gives and `delete` takes. With trainable=False keys and values are buffers, such
+    as latent vectors that an encoder made; `forward(keys=..., values=...)` takes others in their place, with gradients
+    to what made them.
+
+    Args: the fields of `MemoryArguments`.
+
+    Parameters, in the order of `get_parameters()`: keys `(memories, key_dim)` and values `(memories, value_dim)`
+    (trainable=True); query_projection, `num_heads x key_dim` outputs, and output_projection (project=True).
+
+    Raises:
+        InvalidConfigError: a setting is out of range, or is set and cannot be used.
+
+    Cost: O(queries x num_heads x memories x key_dim) time to find the memories and O(queries x num_heads x k x (key_dim
+    + value_dim)) to attend to them; memory for the chosen ones. "cosine" and "euclidean" keep a second copy of the
+    keys, in float32, and so do all where the keys are of another dtype. Dense gradients of a trainable memory are as
+    large as it is.
+
+    Source: Weston et al., 2014 (memory networks); Lample et al., 2019 (heads that are added); Wu et al., 2022
+    (Memorizing Transformers: the k nearest of many keys). Here gradients reach the keys and values that are chosen.
+
+    Example:
+        >>> memory = MemoryAttention(8, 2, value_dim=3, k=2)
+        >>> ids = memory.append(torch.randn(5, 4), torch.randn(5, 3))
+        >>> memory(torch.zeros(1, 7, 8)).output.shape
+        torch.Size([1, 7, 8])
+        >>> memory.delete(ids[:2])
+        >>> memory.num_memories, memory.memory_forward(torch.zeros(3, 8)).indices.shape
+        (3, torch.Size([3, 2, 2]))
+    """
+
+    supports_masking: bool = False
+    whole_numbers = ("ids", "next_id")
+    keys: Tensor
+    values: Tensor
+    ids: Tensor
+    next_id: Tensor
+
+    @takes(MemoryArguments)
+    def __init__(
+        self, config: MemoryAttentionConfig, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        require_factory(device, dtype)
+        kind: dict[str, Any] = {"device": device, "dtype": dtype}
+        count, base = config.num_memories or 0, config.base
+        for name, width in (("keys", config.get_key_dim()), ("values", config.get_value_dim())):
+            rows = torch.empty(count, width, device=device, dtype=dtype)
+            if config.trainable:
+                self.register_parameter(name, nn.Parameter(rows))
+            else:
+                self.register_buffer(name, rows)
+        self.register_buffer("ids", torch.arange(count, device=device))
+        self.register_buffer("next_id", torch.tensor(count, dtype=torch.int64, device=device))
+        if config.project:
+            queries = base.num_heads * config.get_key_dim()
+            self.query_projection = nn.Linear(base.d_model, queries, bias=base.use_bias, **kind)
+            self.output_projection = nn.Linear(config.get_value_dim(), base.d_model, bias=base.use_bias, **kind)
+        self._growing: dict[str, GrowingRows] = {}
+        self._searched: KeptOf[SearchedKeys | IndexedRows] = KeptOf()
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: MemoryAttentionConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module of a config, without what was appended."""
+        return cls(**arguments_of(config, MemoryArguments), device=device, dtype=dtype)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the output: d_model, and without projections that of the values."""
+        return self.config.base.d_model if self.config.project else self.config.get_value_dim()
+
+    @property
+    def num_memories(self) -> int:
+        """How many memories there are."""
+        return len(self.ids)
+
+    def reset_parameters(self) -> None:
+        """As newly built: Xavier-uniform projections, biases 0, no memories but `num_memories` drawn anew."""
+        count = self.config.num_memories or 0
+        for name in _ROWS:
+            rows = getattr(self, name)
+            if len(rows) != count:
+                self._replace(name, rows.detach().new_empty(count, *rows.shape[1:]))
+        with torch.no_grad():
+            self.ids.copy_(torch.arange(count, device=self.ids.device))
+            self.next_id.fill_(count)
+            if count:
+                nn.init.normal_(self.keys, std=self.keys.shape[1] ** -0.5)
+                nn.init.normal_(self.values, std=self.values.shape[1] ** -0.5)
+        for projection in self.children():
+            initialise_projection(projection)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        exclude: Tensor | None = None,
+        return_weights: bool | str = False,
+    ) -> AttentionOutput:
+        """Attend to the k memories most like each query.
+
+        Args:
+            x: `(batch, length, d_model)` or `(queries, d_model)`.
+            keys: `(memories, key_dim)`, attended to in place of the module's own, such as an encoder's output of this
+                step, which gets gradients. They are searched exactly, and their ids are their rows. With values.
+            values: `(memories, value_dim)`, in place of the module's own.
+            exclude: int64 `(batch, length)` or `(queries,)`: of each query the id of one memory that it does not attend
+                to, such as its own; -1 is none.
+            return_weights: "mean" over heads (or True), "heads", or False.
+
+        Returns:
+            AttentionOutput(output, `(..., d_model)`, without projections `(..., value_dim)`; weights, a sparse COO
+            tensor, coalesced, `(..., memories)`, or by head `(batch, heads, length, memories)`, `(heads, queries,
+            memories)`: its last axis is the memories by their ids). `memory_forward` has them by id.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: an argument does not fit, there is no memory, or there are fewer
+                than k.
+        """
+        wanted = weights_asked_for(return_weights)
+        output, weights, rows = self._attend(x, keys, values, exclude)
+        if wanted is None:
+            return AttentionOutput(output)
+        count = self.num_memories if keys is None else len(keys)
+        return AttentionOutput(output, over_memories(weights, rows, count, wanted == "heads"))
+
+    def memory_forward(
+        self,
+        x: Tensor,
+        *,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        exclude: Tensor | None = None,
+    ) -> MemoryOutput:
+        """`forward`, with which memories each query and head attends to.
+
+        Args: as `forward`.
+
+        Returns:
+            MemoryOutput(output, weights `(..., num_heads, k)`, indices: ids of the same shape, the best first; -1, with
+            weight 0, in a slot that an excluded memory left).
+        """
+        output, weights, rows = self._attend(x, keys, values, exclude)
+        if keys is not None:
+            return MemoryOutput(output, weights, rows)
+        return MemoryOutput(output, weights, torch.where(rows < 0, -1, self.ids[rows.clamp(min=0)]))
+
+    def append(self, keys: Tensor, values: Tensor) -> Tensor:
+        """Take more memories.
+
+        With trainable=True the parameters stay the same objects and become longer: an optimizer that keeps numbers for
+        each of theirs, as Adam does, must be made anew.
+
+        Args:
+            keys: `(count, key_dim)`, finite; kept in the dtype of the module's.
+            values: `(count, value_dim)`, finite.
+
+        Returns:
+            Their ids `(count,)` int64, in order, which no memory of this module had before.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: another width or number, or a NaN or infinity.
+            UnsupportedError: under a compiler, a transform or a mode.
+
+        Cost: in the long run that of copying what is given; "cosine" and "euclidean" prepare it once more.
+        """
+        keys = read_keys("keys", keys, self.config.get_key_dim())
+        values = read_keys("values", values, self.config.get_value_dim(), "value_dim")
+        for name, given in (("keys", keys), ("values", values)):
+            require_device(name, given, self.ids.device, "the module")
+        Axes("keys", count=len(keys)).bind("values", values, "count value_dim")
+        first = int(self.next_id)
+        ids = torch.arange(first, first + len(keys), device=self.ids.device)
+        searched = self._searched.of(self.keys)
+        for name, more in (("keys", keys), ("values", values), ("ids", ids)):
+            self._replace(name, self._grown(name).append(more))
+        self.next_id.fill_(first + len(keys))
+        if searched is not None:
+            searched.follow(self.keys, self.ids)
+            self._searched.keep(searched, self.keys)
+        return ids
+
+    def delete(self, ids: Tensor) -> None:
+        """Forget memories; their ids are not given again, and the others keep theirs.
+
+        Args:
+            ids: `(count,)` int64, or a list.
+
+        Raises:
+            InvalidInputError: an id that is not there, or one twice. Nothing is deleted then.
+
+        Cost: that of copying the memories that stay.
+        """
+        kept = rows_without(ids, self.ids)
+        searched = self._searched.of(self.keys)
+        for name in _ROWS:
+            self._replace(name, self._grown(name).keep(kept))
+        if searched is not None:
+            searched.keep(self.keys, self.ids, kept)
+            self._searched.keep(searched, self.keys)
+
+    def search(self, queries: Tensor, k: int | None = None) -> SearchResult:
+        """The memories most like some queries, without attending.
+
+        Args:
+            queries: `(queries, key_dim)`, in the space of the keys.
+            k: how many; None is the module's k.
+
+        Returns:
+            SearchResult(ids, scores), both `(queries, k)`, the best first; -1 and -inf where there are fewer.
+        """
+        queries, k = read_queries(queries, self.config.get_key_dim(), self.config.k if k is None else k)
+        require_device("queries", queries, self.ids.device, "the module")
+        return ranked(queries, self.keys, self.ids, self._rows_of(queries, k), self.config.measure)
+
+    def gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys `(..., key_dim)` and values `(..., value_dim)` of memories by their ids; -1 has zeros.
+
+        Raises:
+            InvalidInputError: an id that is not there.
+        """
+        return gathered(ids, self.keys, self.ids), gathered(ids, self.values, self.ids)
+
+    def recall(self, queries: Tensor, k: int | None = None) -> float:
+        """Which share of the k most alike memories of some queries the index finds: 1 for an exact one.
+
+        Args:
+            queries: `(queries, key_dim)`, in the space of the keys.
+            k: how many; None is the module's k.
+
+        Raises:
+            InvalidInputError: there are fewer than k memories, or no queries.
+
+        Cost: a search of the index and an exact one.
+        """
+        found = self.search(queries, k).ids
+        require_memories(self.num_memories, found.shape[1])
+        if len(found) == 0:
+            raise InvalidInputError(argument="queries", expected="at least one", actual="none")
+        exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
+        return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
+
+    def extra_repr(self) -> str:
+        """The settings and the number of memories, for `print(module)`."""
+        settings = shown_settings(self.config, "k", "measure", "index")
+        return f"{settings}, memories={self.num_memories}"
+
+    def _attend(
+        self, x: Tensor, keys: Tensor | None, values: Tensor | None, exclude: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, the weights `(..., heads, k)` and the rows of the same shape among the memories."""
+        config, heads = self.config, self.config.base.num_heads
+        self._check_input(x)
+        own_keys = keys is None
+        keys, values = self._memories(keys, values)
+        require_memories(len(keys), config.k)
+        leading = x.shape[:-1]
+        query = (self.query_projection(x) if config.project else x).reshape(-1, config.get_key_dim())
+        query = query.to(keys.dtype)  # autocast has its own
+        rows = self._chosen(x, query, None if own_keys else keys, exclude).view(-1, heads, config.k)
+        output, weights = attend_to_chosen(
+            ChosenMemories(
+                query.view(-1, heads, query.shape[-1]),
+                keys,
+                values,
+                rows,
+                config.measure,
+                config.get_scale(),
+                dropout=config.base.dropout if self.training else 0.0,
+                sparse_grad=config.sparse_grad and own_keys,
+            )
+        )
+        output = output.reshape(*leading, output.shape[-1])
+        if config.project:
+            output = self.output_projection(output)
+        if config.base.check_finite:
+            require_finite(self.name, output)
+        return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
+
+    def _check_input(self, x: Tensor) -> None:
+        width = self.config.base.d_model
+        require_floating("x", x)
+        require_dense("x", x)
+        axes = Axes("the module", d_model=width)
+        axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
+        if self.config.project:
+            require_parameter_kind("x", x, self)
+        else:
+            require_device("x", x, self.keys.device, "the memories")
+            if x.dtype != self.keys.dtype and not is_autocast_enabled(x.device):
+                raise InvalidInputError(argument="x", expected=f"{self.keys.dtype}, as the memories", actual=x.dtype)
+
+    def _memories(self, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to: the module's own, or those of a call, checked."""
+        if keys is not None and values is None:
+            raise InvalidInputError(argument="values", expected="a tensor, beside keys", actual="None")
+        found_keys = self.keys if keys is None else read_table("keys", keys, self.keys)
+        found_values = self.values if values is None else read_table("values", values, self.values)
+        axes = Axes("the module", key_dim=self.config.get_key_dim(), value_dim=self.config.get_value_dim())
+        axes.bind("keys", found_keys, "memories key_dim")
+        axes.bind("values", found_values, "memories value_dim")
+        return found_keys, found_values
+
+    def _chosen(self, x: Tensor, query: Tensor, given_keys: Tensor | None, exclude: Tensor | None) -> Tensor:
+        """The rows `(queries x heads, k)` of the memories to attend to, -1 for none."""
+        k, heads = self.config.k, self.config.base.num_heads
+        search = self._rows_of if given_keys is None else SearchedKeys(given_keys, self.config.measure).search
+        queries = query.reshape(-1, self.config.get_key_dim())
+        if exclude is None:
+            return search(queries, k)
+        known = self.ids if given_keys is None else torch.arange(len(given_keys), device=x.device)
+        excluded = excluded_rows(exclude, x, known).repeat_interleave(heads)
+        return without_excluded(search(queries, k + 1), excluded)
+
+    def _rows_of(self, queries: Tensor, k: int) -> Tensor:
+        """The rows `(queries, k)` that the index finds, the best first, -1 where there are fewer."""
+        searched = self._searched.of(self.keys)
+        if searched is None:
+            searched = searched_rows(self.config, self.keys, self.ids)
+            self._searched.keep(searched, self.keys)
+        return searched.search(queries, k)
+
+    def _grown(self, name: str) -> GrowingRows:
+        """The rows of a name, which may lie at the beginning of larger memory of this module."""
+        rows, growing = getattr(self, name).detach(), self._growing.get(name)
+        if growing is None or not is_same_memory(growing.rows, rows):
+            growing = self._growing[name] = GrowingRows(rows)
+        return growing
+
+    def _replace(self, name: str, rows: Tensor) -> None:
+        """Put other rows in the place of those of a name: a parameter stays the same object."""
+        if name in self._parameters:
+            parameter = getattr(self, name)
+            parameter.grad = None
+            parameter.data = rows
+        else:
+            setattr(self, name, rows)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As every module's, of another number of memories too."""
+        given = {name: state_dict.get(prefix + name) for name in (*_ROWS, "next_id")}
+        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+        if len(tensors) == len(given):
+            fault = fault_of(**tensors)
+            if fault is not None:
+                error_msgs.append(f"{prefix}ids: {fault}")
+                return
+            for name in _ROWS:
+                rows, count = getattr(self, name), len(tensors[name])
+                if len(rows) != count and tensors[name].shape[1:] == rows.shape[1:]:
+                    self._replace(name, rows.detach().new_empty(count, *rows.shape[1:]))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
