@@ -540,6 +540,79 @@ typedef struct anyattention_topk_indices_call {
 } anyattention_topk_indices_call;
 ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk_indices_call *call, int64_t *indices);
 
+/* Product-key memory. A slot's key is a pair of half keys, its number i * num_half_keys + j; num_half_keys is at most
+ * ANYATTENTION_MOST_HALF_KEYS, so that slots have 32 bits.
+ *
+ *   query      (tokens, heads, halves = 2, half_dim)           float, or double where is_double
+ *   half_keys  (halves = 2, heads, num_half_keys, half_dim)
+ *
+ * indices (tokens, heads, k): the slots of the largest sums of both halves' products, best first; NaN is larger than any
+ * number, of equal sums the lowest slot is best. scores (tokens, heads, k): the sums. k is at most num_half_keys^2. */
+#define ANYATTENTION_MOST_HALF_KEYS 65536
+typedef struct anyattention_product_key_indices_call {
+  int64_t tokens, heads, halves, half_dim, num_half_keys;
+  const void *query, *half_keys;
+  int64_t k, num_threads;
+  int32_t is_double;
+} anyattention_product_key_indices_call;
+ANYATTENTION_EXPORT int32_t anyattention_product_key_indices(const anyattention_product_key_indices_call *call,
+                                                             int64_t *indices, void *scores);
+
+/* Attention to chosen slots, summed over heads:
+ *
+ *   weights = softmax over k of the scores                           (tokens, heads, k), out
+ *   output  = sum over heads and k of weights keep values            (tokens, value_dim), out
+ *
+ *   values   (num_slots = num_half_keys^2, value_dim)   rows row_stride apart, of half precision at rest too
+ *   indices  (tokens, heads, k)                         slots
+ *   scores   (tokens, heads, k)                         of query and half keys, which the gradients alone read
+ *   keep     (tokens, heads, k)                         dropout's factors, null for none */
+typedef struct anyattention_slot_attention_call {
+  int64_t tokens, heads, halves, half_dim, num_half_keys, num_slots, value_dim, k;
+  const void *query, *half_keys;
+  anyattention_head_rows values;
+  const int64_t *indices;
+  const void *scores, *keep;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_slot_attention_call;
+ANYATTENTION_EXPORT int32_t anyattention_slot_attention(const anyattention_slot_attention_call *call, void *output,
+                                                        void *weights);
+
+/* The slots that entries of indices name, each once and in order, and their entries: those of slots[u] are entries[offsets[u]]
+ * up to entries[offsets[u + 1]], in order. */
+typedef struct anyattention_used_slots {
+  int64_t num_used, num_entries;
+  const int64_t *slots, *offsets, *entries;
+} anyattention_used_slots;
+
+/* Finds them: slots (num_entries), offsets (num_entries + 1), entries (num_entries) and num_used (1) are out; of the first two
+ * num_used numbers, and one more, are written. Time O(num_entries) for each 11 bits of num_slots. */
+ANYATTENTION_EXPORT int32_t anyattention_sorted_slots(const int64_t *indices, int64_t num_entries, int64_t num_slots,
+                                                      int64_t *slots, int64_t *offsets, int64_t *entries,
+                                                      int64_t *num_used);
+
+/* Gradients by query, half_keys and values, each null where it is not wanted, from those of output and weights, either of which
+ * may be null. That of the values has float or double rows: of the used slots, in order, or with `at_slots` at the places of
+ * the slots, where other rows stay as they are. */
+typedef struct anyattention_slot_attention_backward_call {
+  anyattention_slot_attention_call call;
+  const void *weights, *grad_output, *grad_weights;
+  int64_t num_threads;
+  int32_t is_double;
+} anyattention_slot_attention_backward_call;
+ANYATTENTION_EXPORT int32_t anyattention_slot_attention_backward(const anyattention_slot_attention_backward_call *call,
+                                                                 const anyattention_used_slots *used, int32_t at_slots,
+                                                                 void *grad_query, void *grad_half_keys,
+                                                                 void *grad_values);
+
+/* The rows of the values' gradient of some used slots: result (num_used, value_dim), each the sum of weights[e]
+ * grad_output[e / of_token] over its entries. used->num_entries counts the entries of these slots, num_entries all weights. */
+ANYATTENTION_EXPORT int32_t anyattention_slot_rows(const void *weights, const void *grad_output, int64_t num_entries,
+                                                   int64_t of_token, int64_t value_dim,
+                                                   const anyattention_used_slots *used, int64_t num_threads,
+                                                   int32_t is_double, void *result);
+
 /* What attention between points adds to scores, of displacements x (rows, dim) of length d:
  *
  *   terms[o] = sum over k of radial_weight[o, k] exp(-(d / w - k)^2 / 2)

@@ -34,6 +34,10 @@ constexpr Structure kStructures[] = {
     {"run_attention_weights", sizeof(anyattention_run_attention_weights_call)},
     {"run_attention_weights_backward", sizeof(anyattention_run_attention_weights_backward_call)},
     {"topk_indices", sizeof(anyattention_topk_indices_call)},
+    {"product_key_indices", sizeof(anyattention_product_key_indices_call)},
+    {"slot_attention", sizeof(anyattention_slot_attention_call)},
+    {"used_slots", sizeof(anyattention_used_slots)},
+    {"slot_attention_backward", sizeof(anyattention_slot_attention_backward_call)},
     {"distance_terms", sizeof(anyattention_distance_terms_call)},
     {"distance_terms_backward", sizeof(anyattention_distance_terms_backward_call)},
 };

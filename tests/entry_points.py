@@ -26,6 +26,8 @@ from anyattention.ops.edges.dynamic import DynamicDot, DynamicSums
 from anyattention.ops.edges.operators import EdgeArgmax, EdgeDot, EdgeSoftmax, EdgeSum, EdgeTotal
 from anyattention.ops.graph.operators import GraphAttention, GraphAttentionBackward, GraphAttentionWeights
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward
+from anyattention.ops.product_keys.operators import ProductKeyIndices, SlotAttention, SlotAttentionBackward
+from anyattention.ops.product_keys.used_slots import slot_rows, used_slots
 from anyattention.ops.runs import runs_of
 from anyattention.ops.runs.call import RunAttention, RunAttentionBackward
 from anyattention.ops.runs.second import RunAttentionDoubleBackward
@@ -64,6 +66,14 @@ def calls() -> dict[str, Callable[[], Results]]:
     terms = DistanceTerms(numbers(9_000, 3), numbers(2), numbers(4, 3), 9.0, 9.0, 1e-6)
     found["distance_terms"] = terms
     found["distance_terms_backward"] = DistanceTermsBackward(terms, numbers(9_000, 4), (True,) * 3)
+    found["product_key_indices"] = ProductKeyIndices(numbers(90, 3, 2, 5), numbers(2, 3, 40, 5), 7)
+    slots = torch.randint(1_600, (900, 3, 7))
+    slots[::2] %= 7  # of which some are used by more entries than a piece has
+    keys = numbers(900, 3, 2, 5), numbers(2, 3, 40, 5)
+    attention = SlotAttention(*keys, numbers(1_600, 9), slots, numbers(900, 3, 7), None, False)
+    found["slot_attention"] = attention
+    weights, by = torch.rand(900, 3, 7), numbers(900, 9)
+    found["slot_attention_backward"] = SlotAttentionBackward(attention, weights, by, numbers(900, 3, 7), (True,) * 3)
     made = {name: _call(name, record) for name, record in found.items()}
     x, weight, grad = numbers(3_000, 9), numbers(11, 9), numbers(3_000, 11)
     rows, columns = torch.randint(1_000, (2, 70_000))
@@ -74,6 +84,7 @@ def calls() -> dict[str, Callable[[], Results]]:
         "compressed_rows": lambda: compressed_rows(rows, columns, 1_000, 1_000),
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
         "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
+        "slot_rows": lambda: [slot_rows(used_slots(slots, 1_600), weights, by)],
         "sorted_rows": _sorted(rows, columns),
         "sampled_offsets": lambda: [sampled_offsets(neighbours, nodes, 9, 0)],
         "sampled_rows": lambda: [_sampled(neighbours, nodes)],

@@ -21,6 +21,14 @@ from anyattention.ops.graph.operators import GraphAttention, GraphAttentionBackw
 from anyattention.ops.linear_map_operators import LinearMap, LinearMapByWeight, linear_map, linear_map_by_weight
 from anyattention.ops.operator import Operator
 from anyattention.ops.points.distance_terms import DistanceTerms, DistanceTermsBackward, _backward, _distance_terms
+from anyattention.ops.product_keys.operators import (
+    ProductKeyIndices,
+    SlotAttention,
+    SlotAttentionBackward,
+    product_key_indices,
+    slot_attention,
+    slot_attention_backward,
+)
 from anyattention.ops.runs import operators as run_operators
 from anyattention.ops.runs import runs_of
 from anyattention.ops.runs import weights as run_weights
@@ -53,6 +61,9 @@ OPERATORS: dict[str, Operator[Any]] = {
         run_weights.run_attention_weights,
         run_weights._backward,
         topk_indices,
+        product_key_indices,
+        slot_attention,
+        slot_attention_backward,
         _distance_terms,
         _backward,
         torch_kernel.fused_dense,
@@ -126,7 +137,11 @@ def records() -> dict[str, Any]:
         "plain": FusedDense(*dense, None, False, 0.4),
         "causal, bias": FusedDense(*dense, numbers(1, 4, 3, 6), True, 0.4),
     }
+    slots = SlotAttention(leaf(5, 2, 2, 3), leaf(2, 2, 4, 3), leaf(16, 7), torch.randint(16, (5, 2, 3)),
+                          numbers(5, 2, 3), None, False)  # fmt: skip
+    chosen = {"plain": slots, "keep": replace(slots, keep=torch.rand(5, 2, 3, dtype=_F64))}
     found: dict[str, Any] = {
+        "product_key_indices": ProductKeyIndices(numbers(5, 2, 2, 3), numbers(2, 2, 4, 3), 6),
         "edge_dot": EdgeDot(graph, query, key),
         "edge_dot: transposed": EdgeDot(graph.transposed, leaf(2, 7, 6, 3), leaf(2, 5, 2, 3)),
         "edge_sum": EdgeSum(graph, edges, key),
@@ -143,7 +158,7 @@ def records() -> dict[str, Any]:
     }
     for name, made in (
         ("graph_attention", attention), ("dynamic_dot", scores), ("run_attention", runs), ("distance_terms", terms),
-        ("fused_dense", fused),
+        ("fused_dense", fused), ("slot_attention", chosen),
     ):  # fmt: skip
         found |= {f"{name}: {case}": record for case, record in made.items()}
     for case, call in attention.items():
@@ -174,6 +189,12 @@ def records() -> dict[str, Any]:
         output, logsumexp = torch_kernel.fused_dense(plain)
         by = torch.randn_like(output), torch.randn_like(logsumexp) if call.causal else None
         found[f"fused_dense_backward: {case}"] = FusedDenseBackward(plain, output, logsumexp, *by)
+    for case, call in chosen.items():
+        plain = detached(call)
+        _, weights = slot_attention(plain)
+        by = numbers(5, 7), None if call.keep is None else numbers(5, 2, 3)
+        needed = (True, call.keep is None, True)
+        found[f"slot_attention_backward: {case}"] = SlotAttentionBackward(plain, weights, *by, needed)
     found |= {
         "dynamic_sums: all": DynamicSums(scores["features"], leaf(2, 23, 6), (True,) * 5),
         "dynamic_sums: some": DynamicSums(scores["nodes"], leaf(2, 23, 6), (False, True, True, False, False)),
@@ -197,7 +218,7 @@ NAMES = [
     "edge_dot", "edge_dot: transposed", "edge_sum", "edge_softmax", "edge_total: transposed", "edge_spread",
     "edge_argmax", "edge_argmax: without features", "topk_indices", "topk_indices: mask, bias", "dynamic_sums: all",
     "dynamic_sums: some", "distance_terms_backward", "distance_terms_backward: some",
-    "linear_map", "linear_map: no bias", "linear_map_by_weight",
+    "linear_map", "linear_map: no bias", "linear_map_by_weight", "product_key_indices",
     *[
         f"{name}: {case}"
         for names, cases in (
@@ -215,6 +236,7 @@ NAMES = [
             ),
             (("distance_terms",), ("radial", "decay alone")),
             (("fused_dense", "fused_dense_backward"), ("plain", "causal, bias")),
+            (("slot_attention", "slot_attention_backward"), ("plain", "keep")),
         )
         for name in names
         for case in cases

@@ -23,6 +23,7 @@
 #include "random_arrays.h"
 
 void drive_neighbour_sampling(bool faulty);
+void drive_product_keys(bool faulty);
 
 namespace {
 
@@ -836,6 +837,7 @@ int main(int argc, char **argv) {
     drive_symmetric_rows(faulty);
     drive_sorted_rows(faulty);
     drive_neighbour_sampling(faulty);
+    drive_product_keys(faulty);
     drive_products();
   }
   std::printf("%lld rounds in %.0f s, %lld of them with a planted fault, %lld with another thread's writes: clean\n",

@@ -115,6 +115,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_int32,
         [_POINTER, *[_SIZE] * 2, _POINTER, ctypes.c_int32, _POINTER, _SIZE, _POINTER],
     ),
+    "anyattention_sorted_slots": (ctypes.c_int32, [_POINTER, *[_SIZE] * 2, *[_POINTER] * 4]),
+    "anyattention_slot_attention_backward": (ctypes.c_int32, [*[_POINTER] * 2, ctypes.c_int32, *[_POINTER] * 3]),
+    "anyattention_slot_rows": (
+        ctypes.c_int32,
+        [*[_POINTER] * 2, *[_SIZE] * 3, _POINTER, _SIZE, ctypes.c_int32, _POINTER],
+    ),
     "anyattention_run_attention_forward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 3]),
     "anyattention_run_attention_backward": (ctypes.c_int32, [_POINTER, ctypes.c_int32, *[_POINTER] * 4]),
     "anyattention_run_attention_weights": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _POINTER]),

@@ -29,6 +29,7 @@ __all__ = [
     "Indices",
     "Kind",
     "Layout",
+    "MatrixRows",
     "Numbers",
     "Order",
     "Pairs",
@@ -179,6 +180,16 @@ class HeadRows(Kind):
             strides = x.stride()
         batch, rows, heads, _ = strides if len(strides) == 4 else (0, *strides)
         return x, (HeadNumbers(x.data_ptr(), batch, rows, heads, _TYPES[x.dtype]),)
+
+
+class MatrixRows(HeadRows):
+    """Rows of contiguous numbers `(positions, width)`, any stride apart, and of half precision at rest."""
+
+    def read(self, x: Tensor, sizes: Mapping[str, int]) -> tuple[Tensor, tuple[Any, ...]]:
+        """As they lie; copied where a row's numbers lie apart."""
+        x, _ = super().read(x.unsqueeze(1), sizes)
+        x = x.squeeze(1)
+        return x, (HeadNumbers(x.data_ptr(), 0, x.stride(0), 0, _TYPES[x.dtype]),)
 
 
 class PerEdge(Kind):
