@@ -426,6 +426,15 @@ class MemoryAttention(AttentionModule):
         else:
             setattr(self, name, rows)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As every module's; ids that had no memory are those of a module as built."""
+        was_hollow = self.ids.is_meta
+        super()._apply(fn, recurse)
+        if was_hollow and not self.ids.is_meta:
+            self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
+            self.next_id.fill_(len(self.ids))
+        return self
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
