@@ -13,7 +13,7 @@ from anyattention._checks import Axes, require_dense, require_device, require_fl
 from anyattention.ambient import is_autocast_enabled
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
-from anyattention.memory.approximate import IndexedRows
+from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
 from anyattention.memory.growing import GrowingRows
@@ -308,10 +308,15 @@ class MemoryAttention(AttentionModule):
         exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
         return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
 
-    def index_content(self) -> bytes | None:
-        """An approximate index as its library writes it, which `save` keeps; None where none is built."""
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
         searched = self._searched.of(self.keys)
-        return searched.index.to_bytes() if isinstance(searched, IndexedRows) else None
+        return searched.index if isinstance(searched, IndexedRows) else None
+
+    def index_content(self) -> bytes | None:
+        """The approximate index as its library writes it, which `save` keeps; None where none is built."""
+        return None if self.index is None else self.index.to_bytes()
 
     def restore_index(self, content: bytes) -> None:
         """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
@@ -420,6 +425,15 @@ class MemoryAttention(AttentionModule):
             parameter.data = rows
         else:
             setattr(self, name, rows)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As every module's; ids that had no memory are those of a module as built."""
+        was_hollow = self.ids.is_meta
+        super()._apply(fn, recurse)
+        if was_hollow and not self.ids.is_meta:
+            self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
+            self.next_id.fill_(len(self.ids))
+        return self
 
     def _load_from_state_dict(
         self,
