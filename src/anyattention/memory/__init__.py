@@ -3,6 +3,7 @@
 from anyattention.memory.exact import ExactIndex
 from anyattention.memory.faiss import FaissIndex
 from anyattention.memory.measures import Measure
+from anyattention.memory.product_keys import ProductKeys
 from anyattention.memory.usearch import UsearchIndex
 
-__all__ = ["ExactIndex", "FaissIndex", "Measure", "UsearchIndex"]
+__all__ = ["ExactIndex", "FaissIndex", "Measure", "ProductKeys", "UsearchIndex"]

@@ -70,12 +70,13 @@ def product_key_attention(
     Args:
         query: `(tokens, heads, key_dim)`; its first and its second half meet the first and the second half keys.
         half_keys: `(2, heads, n, key_dim / 2)`.
-        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast that of the values.
+        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast it is the values'.
         k: how many slots each token and head attends to.
         scale: the factor of the scores.
         dropout: the probability that a weight is 0.
-        sparse_grad: `values.grad` is a coalesced COO tensor with a row for each used slot, as `torch.optim.SparseAdam`
-            and `SGD` take it, in place of a dense one.
+        sparse_grad: the gradient of the values is a coalesced COO tensor with a row for each used slot, as
+            `torch.optim.SparseAdam` and `SGD` take it, in place of a dense one. (A leaf's `.grad` has each row once too,
+            but PyTorch does not mark it so.)
         slot_gradient: instead, a function that the backward calls with the values' gradient as a `SlotGradient`; the
             values themselves get none. No row of the gradient is in memory before it is asked for.
         implementation: force "cpu" or "reference"; None takes the first that can run the call.
