@@ -116,6 +116,13 @@ AIMS: Aims = {
     "startup/help/*": [below(150, "milliseconds")],
     "sampling/batches/uniform": [faster(1.5, "DGL"), faster(1.5, "DGL, fused")],
     "sampling/workers/*": [faster(1.5, f"{OURS}, 1 worker")],
+    "product_keys/training/forward+backward, ? thread*": [
+        faster(3, "PyTorch"),
+        Aim(
+            "in factors a quarter of its memory",
+            lambda case: 4 * case.found[f"{OURS}, in factors"]["peak_bytes"] <= case.found["PyTorch"]["peak_bytes"],
+        ),
+    ],
     "searches/*/*": [Aim("at most 3 x the better", lambda case: all(case.over(name) >= 1 / 3 for name in case.others))],
 }
 
@@ -365,6 +372,7 @@ TABLES: dict[str, Table] = {
     "points all pairs": _comparisons("geometric/all_pairs"),
     "points neighbours": _comparisons("geometric/neighbours"),
     "search growth": search_growth,
+    "product keys": _comparisons("product_keys/training"),
     "searches radius": _comparisons("searches/radius"),
     "searches nearest": _comparisons("searches/nearest"),
     "sampling": _comparisons("sampling/batches", "sampling/workers"),

@@ -70,7 +70,7 @@ def calls() -> dict[str, Callable[[], Results]]:
     slots = torch.randint(1_600, (900, 3, 7))
     slots[::2] %= 7  # of which some are used by more entries than a piece has
     keys = numbers(900, 3, 2, 5), numbers(2, 3, 40, 5)
-    attention = SlotAttention(*keys, numbers(1_600, 9), slots, numbers(900, 3, 7), None, False)
+    attention = SlotAttention(*keys, numbers(1_600, 9), slots, numbers(900, 3, 7), None, False, False)
     found["slot_attention"] = attention
     weights, by = torch.rand(900, 3, 7), numbers(900, 9)
     found["slot_attention_backward"] = SlotAttentionBackward(attention, weights, by, numbers(900, 3, 7), (True,) * 3)

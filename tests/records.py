@@ -137,8 +137,8 @@ def records() -> dict[str, Any]:
         "plain": FusedDense(*dense, None, False, 0.4),
         "causal, bias": FusedDense(*dense, numbers(1, 4, 3, 6), True, 0.4),
     }
-    slots = SlotAttention(leaf(5, 2, 2, 3), leaf(2, 2, 4, 3), leaf(16, 7), torch.randint(16, (5, 2, 3)),
-                          numbers(5, 2, 3), None, False)  # fmt: skip
+    halves = leaf(5, 2, 2, 3), leaf(2, 2, 4, 3)
+    slots = SlotAttention(*halves, leaf(16, 7), torch.randint(16, (5, 2, 3)), numbers(5, 2, 3), None, False, False)
     chosen = {"plain": slots, "keep": replace(slots, keep=torch.rand(5, 2, 3, dtype=_F64))}
     found: dict[str, Any] = {
         "product_key_indices": ProductKeyIndices(numbers(5, 2, 2, 3), numbers(2, 2, 4, 3), 6),

@@ -147,10 +147,40 @@ class TestSlotGradient:
         product_key_attention(query.detach(), half_keys.detach(), values, **settings).output.sum().backward()
         assert len(received) == 1
         assert values.grad is None
+        # Values that want no gradient hand on none.
         result = product_key_attention(query, half_keys, values.detach(), **settings)
         result.output.sum().backward()
-        assert len(received) == 2
+        assert len(received) == 1
         assert query.grad is not None
+        # Nor does a gradient of the weights alone, which is not theirs.
+        weights = product_key_attention(query, half_keys, values, **settings).weights
+        assert weights is not None
+        weights.sum().backward()
+        assert len(received) == 1
+
+    def test_may_change_the_values_at_once(self, implementation: str) -> None:
+        inputs = leaves()
+        by, before = torch.randn(5, 11, dtype=_F64), inputs[2].detach().clone()
+        result = product_key_attention(inputs[0], inputs[1], inputs[2], k=4, implementation=implementation)
+        expected = torch.autograd.grad(result.output, inputs, by)
+        result = product_key_attention(
+            inputs[0],
+            inputs[1],
+            inputs[2],
+            k=4,
+            slot_gradient=lambda gradient: gradient.add_to_(inputs[2], alpha=-0.5),
+            implementation=implementation,
+        )
+        result.output.backward(by)
+        torch.testing.assert_close(inputs[2].detach(), before - 0.5 * expected[2])
+        for x, gradient in zip(inputs[:2], expected[:2], strict=True):
+            torch.testing.assert_close(x.grad, gradient)
+
+    def test_has_no_derivative(self, native: Any) -> None:
+        query, half_keys, values = leaves()
+        result = product_key_attention(query, half_keys, values, k=4, slot_gradient=print, implementation="cpu")
+        with pytest.raises(UnsupportedError, match="a sparse gradient of the values has no derivative"):
+            torch.autograd.grad(result.output.sum(), values, create_graph=True, allow_unused=True)
 
     def test_has_the_factors_of_dropout(self, implementation: str) -> None:
         query, half_keys, values = leaves(30)

@@ -12,7 +12,7 @@ from anyattention.settings import Config, documented, require_defaults, require_
 
 __all__ = ["IndexKind", "MeasureName", "MemoryAttentionConfig", "MemoryBase"]
 
-IndexKind = Literal["exact", "faiss", "usearch"]
+IndexKind = Literal["exact", "product", "faiss", "usearch"]
 MeasureName = Literal["dot", "cosine", "euclidean"]
 
 _NO_SEQUENCE = {"unused": "memories have no order"}
@@ -65,7 +65,9 @@ class MemoryAttentionConfig(Config):
     ] = "dot"
     index: Annotated[
         IndexKind,
-        'what finds the memories: "exact" compares the query with each; "usearch" and "faiss" walk through a graph of '
+        'what finds the memories: "exact" compares the query with each; "product" has trainable keys, the pairs of two '
+        "times sqrt(num_memories) half keys of each head, and finds the best of all pairs exactly; "
+        '"usearch" and "faiss" walk through a graph of '
         "near ones, of extras of their names, and miss a few",
     ] = "exact"
     ef_search: Annotated[
@@ -84,8 +86,8 @@ class MemoryAttentionConfig(Config):
     ] = None
     sparse_grad: Annotated[
         bool,
-        "of a trainable memory: keys and values get sparse gradients, of the memories that were attended to alone, as "
-        "torch.optim.SparseAdam takes them",
+        "of a trainable memory: keys and values (with product keys the values) get sparse gradients, of the memories "
+        "that were attended to alone, as torch.optim.SparseAdam takes them",
     ] = False
 
     def __post_init__(self) -> None:
@@ -106,9 +108,29 @@ class MemoryAttentionConfig(Config):
                 )
         if self.index == "exact":
             require_defaults(self, ("ef_search",), "an exact index compares all memories")
+        if self.index == "product":
+            self._require_product()
         if not self.trainable:
             reason = "keys and values are buffers with trainable=False"
             require_defaults(self, ("num_memories", "sparse_grad"), reason)
+
+    def _require_product(self) -> None:
+        require_defaults(self, ("ef_search", "measure"), "product keys are compared exactly, by their dot product")
+        if not self.trainable:
+            raise InvalidConfigError(
+                argument="trainable", expected='True with index="product": half keys are parameters', actual=False
+            )
+        count = self.num_memories
+        if count is None or math.isqrt(count) ** 2 != count or count < 1:
+            raise InvalidConfigError(
+                argument="num_memories", expected='a square with index="product", such as 1024 ** 2', actual=count
+            )
+        if self.get_key_dim() % 2:
+            raise InvalidConfigError(
+                argument="key_dim", expected='an even number with index="product"', actual=self.get_key_dim()
+            )
+        if self.k > count:
+            raise InvalidConfigError(argument="k", expected=f"at most num_memories={count}", actual=self.k)
 
     def get_key_dim(self) -> int:
         """`key_dim`, or d_model / num_heads."""

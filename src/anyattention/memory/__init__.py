@@ -5,6 +5,16 @@ from anyattention.memory.faiss import FaissIndex
 from anyattention.memory.mapped import attend_file
 from anyattention.memory.mapped_file import MappedMemory, write_memory
 from anyattention.memory.measures import Measure
+from anyattention.memory.product_keys import ProductKeys
 from anyattention.memory.usearch import UsearchIndex
 
-__all__ = ["ExactIndex", "FaissIndex", "MappedMemory", "Measure", "UsearchIndex", "attend_file", "write_memory"]
+__all__ = [
+    "ExactIndex",
+    "FaissIndex",
+    "MappedMemory",
+    "Measure",
+    "ProductKeys",
+    "UsearchIndex",
+    "attend_file",
+    "write_memory",
+]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anyattention._checks import Axes, require_dense, require_device, require_floating
 from anyattention.ambient import is_autocast_enabled
 from anyattention.config import MemoryAttentionConfig, MemoryBase
-from anyattention.errors import InvalidInputError
+from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
@@ -31,6 +31,13 @@ from anyattention.nn.memory_rows import (
     read_table,
     searched_rows,
     without_excluded,
+)
+from anyattention.nn.product_memory import (
+    add_product_keys,
+    attend_to_slots,
+    index_of_head,
+    refuse_rows,
+    reset_product_keys,
 )
 from anyattention.ops.arguments import weights_asked_for
 from anyattention.output import AttentionOutput, MemoryOutput, SearchResult
@@ -61,10 +68,16 @@ class MemoryAttention(AttentionModule):
     as latent vectors that an encoder made; `forward(keys=..., values=...)` takes others in their place, with gradients
     to what made them.
 
+    With index="product" keys are learnt: every pair of a first and a second half key, of each head its own, is a memory
+    with a value, and the id of (i, j) is i sqrt(num_memories) + j. So a million memories have 2 x 1,024 half keys by
+    head, and are searched exactly all the same. None can be appended or deleted, and `keys`, `values` and `exclude` of
+    a call are refused; `search` and `gather` are of one head (with several, `memory.ProductKeys(half_keys[:, head])`).
+
     Args: the fields of `MemoryArguments`.
 
     Parameters, in the order of `get_parameters()`: keys `(memories, key_dim)` and values `(memories, value_dim)`
-    (trainable=True); query_projection, `num_heads x key_dim` outputs, and output_projection (project=True).
+    (trainable=True), with product keys half_keys `(2, num_heads, sqrt(memories), key_dim / 2)` and values;
+    query_projection, `num_heads x key_dim` outputs, and output_projection (project=True).
 
     Raises:
         InvalidConfigError: a setting is out of range, or is set and cannot be used.
@@ -93,6 +106,7 @@ class MemoryAttention(AttentionModule):
     values: Tensor
     ids: Tensor
     next_id: Tensor
+    half_keys: Tensor
 
     @takes(MemoryArguments)
     def __init__(
@@ -103,14 +117,17 @@ class MemoryAttention(AttentionModule):
         require_factory(device, dtype)
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         count, base = config.num_memories or 0, config.base
-        for name, width in (("keys", config.get_key_dim()), ("values", config.get_value_dim())):
-            rows = torch.empty(count, width, device=device, dtype=dtype)
-            if config.trainable:
-                self.register_parameter(name, nn.Parameter(rows))
-            else:
-                self.register_buffer(name, rows)
-        self.register_buffer("ids", torch.arange(count, device=device))
-        self.register_buffer("next_id", torch.tensor(count, dtype=torch.int64, device=device))
+        if config.index == "product":
+            add_product_keys(self, config, kind)
+        else:
+            for name, width in (("keys", config.get_key_dim()), ("values", config.get_value_dim())):
+                rows = torch.empty(count, width, device=device, dtype=dtype)
+                if config.trainable:
+                    self.register_parameter(name, nn.Parameter(rows))
+                else:
+                    self.register_buffer(name, rows)
+            self.register_buffer("ids", torch.arange(count, device=device))
+            self.register_buffer("next_id", torch.tensor(count, dtype=torch.int64, device=device))
         if config.project:
             queries = base.num_heads * config.get_key_dim()
             self.query_projection = nn.Linear(base.d_model, queries, bias=base.use_bias, **kind)
@@ -138,10 +155,18 @@ class MemoryAttention(AttentionModule):
     @property
     def num_memories(self) -> int:
         """How many memories there are."""
-        return len(self.ids)
+        return len(self.values)
 
     def reset_parameters(self) -> None:
         """As newly built: Xavier-uniform projections, biases 0, no memories but `num_memories` drawn anew."""
+        if self.config.index == "product":
+            reset_product_keys(self.half_keys, self.values)
+        else:
+            self._reset_rows()
+        for projection in self.children():
+            initialise_projection(projection)
+
+    def _reset_rows(self) -> None:
         count = self.config.num_memories or 0
         for name in _ROWS:
             rows = getattr(self, name)
@@ -153,8 +178,6 @@ class MemoryAttention(AttentionModule):
             if count:
                 nn.init.normal_(self.keys, std=self.keys.shape[1] ** -0.5)
                 nn.init.normal_(self.values, std=self.values.shape[1] ** -0.5)
-        for projection in self.children():
-            initialise_projection(projection)
 
     def forward(
         self,
@@ -209,7 +232,7 @@ class MemoryAttention(AttentionModule):
             weight 0, in a slot that an excluded memory left).
         """
         output, weights, rows = self._attend(x, keys, values, exclude)
-        if keys is not None:
+        if keys is not None or self.config.index == "product":
             return MemoryOutput(output, weights, rows)
         return MemoryOutput(output, weights, torch.where(rows < 0, -1, self.ids[rows.clamp(min=0)]))
 
@@ -228,10 +251,11 @@ class MemoryAttention(AttentionModule):
 
         Raises:
             DimensionMismatchError, InvalidInputError: another width or number, or a NaN or infinity.
-            UnsupportedError: under a compiler, a transform or a mode.
+            UnsupportedError: under a compiler, a transform or a mode, or with product keys.
 
         Cost: in the long run that of copying what is given; "cosine" and "euclidean" prepare it once more.
         """
+        self._refuse_product("appended")
         keys = read_keys("keys", keys, self.config.get_key_dim())
         values = read_keys("values", values, self.config.get_value_dim(), "value_dim")
         for name, given in (("keys", keys), ("values", values)):
@@ -256,9 +280,11 @@ class MemoryAttention(AttentionModule):
 
         Raises:
             InvalidInputError: an id that is not there, or one twice. Nothing is deleted then.
+            UnsupportedError: with product keys.
 
         Cost: that of copying the memories that stay.
         """
+        self._refuse_product("deleted")
         kept = rows_without(ids, self.ids)
         searched = self._searched.of(self.keys)
         for name in _ROWS:
@@ -278,7 +304,9 @@ class MemoryAttention(AttentionModule):
             SearchResult(ids, scores), both `(queries, k)`, the best first; -1 and -inf where there are fewer.
         """
         queries, k = read_queries(queries, self.config.get_key_dim(), self.config.k if k is None else k)
-        require_device("queries", queries, self.ids.device, "the module")
+        require_device("queries", queries, self.values.device, "the module")
+        if self.config.index == "product":
+            return index_of_head(self).search(queries, k)
         return ranked(queries, self.keys, self.ids, self._rows_of(queries, k), self.config.measure)
 
     def gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,6 +315,9 @@ class MemoryAttention(AttentionModule):
         Raises:
             InvalidInputError: an id that is not there.
         """
+        if self.config.index == "product":
+            slots = torch.arange(len(self.values), device=self.values.device)
+            return index_of_head(self).gather(ids), gathered(ids, self.values, slots)
         return gathered(ids, self.keys, self.ids), gathered(ids, self.values, self.ids)
 
     def recall(self, queries: Tensor, k: int | None = None) -> float:
@@ -302,6 +333,8 @@ class MemoryAttention(AttentionModule):
         Cost: a search of the index and an exact one.
         """
         found = self.search(queries, k).ids
+        if self.config.index == "product":
+            return 1.0
         require_memories(self.num_memories, found.shape[1])
         if len(found) == 0:
             raise InvalidInputError(argument="queries", expected="at least one", actual="none")
@@ -341,6 +374,9 @@ class MemoryAttention(AttentionModule):
         """The output, the weights `(..., heads, k)` and the rows of the same shape among the memories."""
         config, heads = self.config, self.config.base.num_heads
         self._check_input(x)
+        if config.index == "product":
+            refuse_rows(keys=keys, values=values, exclude=exclude)
+            return self._attend_by_product_keys(x)
         own_keys = keys is None
         keys, values = self._memories(keys, values)
         require_memories(len(keys), config.k)
@@ -360,12 +396,33 @@ class MemoryAttention(AttentionModule):
                 sparse_grad=config.sparse_grad and own_keys,
             )
         )
+        return self._finished(output, weights, rows, leading)
+
+    def _attend_by_product_keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        query = (self.query_projection(x) if config.project else x).reshape(
+            -1, config.base.num_heads, config.get_key_dim()
+        )
+        output, weights, slots = attend_to_slots(self, query.to(self.values.dtype))
+        return self._finished(output, weights, slots, x.shape[:-1])
+
+    def _finished(
+        self, output: Tensor, weights: Tensor, rows: Tensor, leading: torch.Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The projected output, and weights and rows `(..., heads, k)`."""
         output = output.reshape(*leading, output.shape[-1])
-        if config.project:
+        if self.config.project:
             output = self.output_projection(output)
-        if config.base.check_finite:
+        if self.config.base.check_finite:
             require_finite(self.name, output)
-        return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
+        own = (*leading, self.config.base.num_heads, self.config.k)
+        return output, weights.reshape(own), rows.reshape(own)
+
+    def _refuse_product(self, wanted: str) -> None:
+        if self.config.index == "product":
+            raise UnsupportedError(
+                f'index="product": every pair of half keys is a memory, and none can be {wanted}', argument="index"
+            )
 
     def _check_input(self, x: Tensor) -> None:
         width = self.config.base.d_model
@@ -376,9 +433,9 @@ class MemoryAttention(AttentionModule):
         if self.config.project:
             require_parameter_kind("x", x, self)
         else:
-            require_device("x", x, self.keys.device, "the memories")
-            if x.dtype != self.keys.dtype and not is_autocast_enabled(x.device):
-                raise InvalidInputError(argument="x", expected=f"{self.keys.dtype}, as the memories", actual=x.dtype)
+            require_device("x", x, self.values.device, "the memories")
+            if x.dtype != self.values.dtype and not is_autocast_enabled(x.device):
+                raise InvalidInputError(argument="x", expected=f"{self.values.dtype}, as the memories", actual=x.dtype)
 
     def _memories(self, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: the module's own, or those of a call, checked."""

@@ -32,7 +32,7 @@ from anyattention.ops.dispatch import Explanation, Implementation
 from anyattention.ops.dropout import draw_seed, keep_factors
 from anyattention.ops.product_keys import cpu, reference
 from anyattention.ops.product_keys.call import Call
-from anyattention.ops.product_keys.slot_gradient import SlotGradient, with_slot_gradient
+from anyattention.ops.product_keys.slot_gradient import Handover, SlotGradient
 from anyattention.output import AttentionResult
 
 __all__ = ["explain_product_keys", "product_key_attention", "product_key_search"]
@@ -70,14 +70,16 @@ def product_key_attention(
     Args:
         query: `(tokens, heads, key_dim)`; its first and its second half meet the first and the second half keys.
         half_keys: `(2, heads, n, key_dim / 2)`.
-        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast that of the values.
+        values: `(n * n, value_dim)`, which all heads share. All three have one dtype; under autocast it is the values'.
         k: how many slots each token and head attends to.
         scale: the factor of the scores.
         dropout: the probability that a weight is 0.
-        sparse_grad: `values.grad` is a coalesced COO tensor with a row for each used slot, as `torch.optim.SparseAdam`
-            and `SGD` take it, in place of a dense one.
-        slot_gradient: instead, a function that the backward calls with the values' gradient as a `SlotGradient`; the
-            values themselves get none. No row of the gradient is in memory before it is asked for.
+        sparse_grad: the gradient of the values is a coalesced COO tensor with a row for each used slot, as
+            `torch.optim.SparseAdam` and `SGD` take it, in place of a dense one. (A leaf's `.grad` has each row once
+            too, but PyTorch does not mark it so.)
+        slot_gradient: instead, a function that the backward calls with the gradient of values that require one, as a
+            `SlotGradient`; the values themselves get none. No row of the gradient is in memory before it is asked for,
+            and the function may change the values in place: nothing else reads them any more.
         implementation: force "cpu" or "reference"; None takes the first that can run the call.
 
     Returns:
@@ -127,21 +129,22 @@ def product_key_attention(
     call = _checked(query, half_keys, values, k, scale, sparse_grad)
     if sparse_grad or slot_gradient is not None:
         _refuse_traces(call, "sparse_grad" if sparse_grad else "slot_gradient")
-    given = values
+    handover = None
     if slot_gradient is not None:
         if sparse_grad:
             raise InvalidInputError(argument="sparse_grad", expected="False with slot_gradient", actual=True)
-        values = values.detach()
+        handover = Handover(slot_gradient)
     keep = None
     if dropout > 0:
         shape = (len(query), query.shape[1], call.k)
         keep = keep_factors(shape, dropout, draw_seed(query.device), call.sums_dtype)
-    call = Call(call.query, call.half_keys, values, call.k, keep, sparse_grad)
+    rows = values if handover is None else handover.values(values)
+    is_sparse, hands_on = sparse_grad or handover is not None, handover is not None
+    call = Call(call.query, call.half_keys, rows, call.k, keep, is_sparse, hands_on)
     output, weights, indices = _run(_TABLE, call, implementation)
-    if slot_gradient is not None:
-        kept = weights if keep is None else weights * keep
-        output = with_slot_gradient(output, given, (kept, indices), slot_gradient)
-    return AttentionResult(output.to(given.dtype), weights.to(given.dtype), indices=indices)
+    if handover is not None:
+        output = handover.output(output, weights if keep is None else weights * keep, indices)
+    return AttentionResult(output.to(values.dtype), weights.to(values.dtype), indices=indices)
 
 
 def product_key_search(

@@ -24,6 +24,7 @@ class Call:
         k: how many slots each query and head attends to.
         keep: `(T, H, k)`, the factors of dropout; None for none.
         sparse_grad: whether the gradient of the values is sparse.
+        hands_on: whether it is sparse and may be empty, since the caller has its factors.
     """
 
     query: Tensor
@@ -32,6 +33,7 @@ class Call:
     k: int
     keep: Tensor | None = None
     sparse_grad: bool = False
+    hands_on: bool = False
 
     @property
     def sums_dtype(self) -> torch.dtype:

@@ -47,6 +47,8 @@ def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     assert call.values is not None
     indices, scores = choose(call)
     output, weights = slot_attention(
-        SlotAttention(call.query, call.half_keys, call.values, indices, scores, call.keep, call.sparse_grad)
+        SlotAttention(
+            call.query, call.half_keys, call.values, indices, scores, call.keep, call.sparse_grad, call.hands_on
+        )
     )
     return output, weights, indices

@@ -61,6 +61,7 @@ class SlotAttention:
         indices, scores: `(T, H, k)`, slots, and what query and half keys give for them: a gradient comes to those.
         keep: `(T, H, k)`, the factors of dropout, a constant; None for none.
         sparse_grad: whether the gradient of the values is a sparse tensor.
+        hands_on: whether it is an empty one, since the caller has its factors.
     """
 
     query: Annotated[Tensor, Numbers("tokens heads halves half_dim")]
@@ -70,6 +71,7 @@ class SlotAttention:
     scores: Annotated[Tensor, Numbers("tokens heads k")]
     keep: Annotated[Tensor | None, Numbers("tokens heads k")]
     sparse_grad: Annotated[bool, Untold]
+    hands_on: Annotated[bool, Untold]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def _gradient(
                 "sparse_grad=True: a sparse gradient of the values has no derivative", argument="sparse_grad"
             )
         return gradients_again(call, by, needs)
-    needed = tuple([name in needs for name in _INPUTS])
+    needed = tuple([name in needs and not (name == "values" and call.hands_on) for name in _INPUTS])
     record = SlotAttentionBackward(call, results[1], grad_output, grad_weights, needed)
     if not is_sparse:
         return dict(zip(_INPUTS, slot_attention_backward(record), strict=True))
@@ -108,7 +110,9 @@ def _gradient(
         )
     used = used_slots(call.indices, len(call.values))
     grad_query, grad_half_keys, rows = _run(record, used, is_dense=False)
-    assert rows is not None
+    if rows is None:
+        empty = torch.sparse_coo_tensor(size=tuple(call.values.shape), dtype=call.values.dtype, check_invariants=False)
+        return {"query": grad_query, "half_keys": grad_half_keys, "values": empty}
     return {"query": grad_query, "half_keys": grad_half_keys, "values": used.as_sparse(rows, len(call.values))}
 
 

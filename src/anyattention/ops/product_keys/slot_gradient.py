@@ -16,7 +16,7 @@ from torch import Tensor
 from anyattention._checks import require_count
 from anyattention.ops.product_keys.used_slots import UsedSlots, slot_rows, used_slots
 
-__all__ = ["SlotGradient", "with_slot_gradient"]
+__all__ = ["Handover", "SlotGradient"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,34 +85,60 @@ class SlotGradient:
             values.index_add_(0, slots, rows.to(values.dtype), alpha=alpha)
 
 
-def with_slot_gradient(
-    output: Tensor, values: Tensor, factors: tuple[Tensor, Tensor], receive: Callable[[SlotGradient], None]
-) -> Tensor:
-    """The output, whose backward hands the gradient of the values to `receive`, and none to the values.
+@dataclass(eq=False)
+class Handover:
+    """What the backward of one call hands to a function.
 
-    Args:
-        output: `(T, C)`, of values without a gradient.
-        values: `(S, C)`, which may require one.
-        factors: weights after dropout, and slots, `(T, H, k)`.
-        receive: called in the backward.
+    Attributes:
+        receive: the function.
+        weights, indices: `(T, H, k)`, weights after dropout, and slots: known after the forward.
+        grad_output: `(T, C)`, known on the way back.
     """
-    return _Received.apply(output, values, *[x.detach() for x in factors], receive)
+
+    receive: Callable[[SlotGradient], None]
+    weights: Tensor | None = None
+    indices: Tensor | None = None
+    grad_output: Tensor | None = None
+
+    def values(self, values: Tensor) -> Tensor:
+        """The values, whose gradient is received in place of theirs, once all that reads them backward is done."""
+        return _Received.apply(values, self)
+
+    def output(self, output: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+        """The output of the call; notes its gradient."""
+        self.weights, self.indices = weights.detach(), indices
+        return _Noted.apply(output, self)
 
 
 class _Received(torch.autograd.Function):
-    """The output itself; values are an input so that it has a gradient where they want one."""
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, handover: Handover) -> Tensor:
+        ctx.handover, ctx.num_slots = handover, len(values)
+        return values.view_as(values)
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, values: Tensor, weights: Tensor, indices: Tensor, receive: Any) -> Tensor:
-        ctx.save_for_backward(weights, indices)
-        ctx.receive, ctx.num_slots = receive, len(values)
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *by: Tensor
+    ) -> tuple[None, None]:
+        given = ctx.handover
+        if given.grad_output is not None:
+            weights = given.weights
+            by_output, given.grad_output = given.grad_output.to(weights.dtype), None
+            given.receive(SlotGradient(given.indices, weights, by_output, ctx.num_slots))
+        return None, None
+
+
+class _Noted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, handover: Handover) -> Tensor:
+        ctx.handover = handover
         return output.view_as(output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
         ctx: Any, *by: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        weights, indices = ctx.saved_tensors
-        ctx.receive(SlotGradient(indices, weights, by[0].to(weights.dtype), ctx.num_slots))
-        return by[0], None, None, None, None
+    ) -> tuple[Tensor, None]:
+        ctx.handover.grad_output = by[0]
+        return by[0], None
