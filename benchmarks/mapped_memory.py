@@ -1,8 +1,8 @@
 """Attention to memories in a mapped file: 10,000,000 keys and values of width 64, float32, and 8 queries.
 
-`python -m benchmarks.mapped_memory`. The file has 5 GB, keys and values apart, and lies in the page cache: the limits are
-how fast the same bytes are read from there by as many threads, once where they are mapped (PyTorch's sum) and once as they
-are copied out of it (pread into a buffer that stays in the cache). MEMORIES=1000000 takes fewer.
+`python -m benchmarks.mapped_memory`. The file has 5 GB, keys and values apart, and lies in the page cache. The limits are
+how fast the same bytes are read from there by as many threads: where they are mapped (PyTorch's sum), and as they are
+copied out of it (pread into a buffer that stays in the cache). MEMORIES=1000000 takes fewer.
 """
 
 from __future__ import annotations
