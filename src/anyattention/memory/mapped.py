@@ -179,7 +179,7 @@ class _File:
     def chosen(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(..., D)` and `(..., C)` of some rows."""
         self.mapped.will_read(in_order=False)
-        keys, values = (x[ids.flatten()].view(*ids.shape, -1) for x in (self.mapped.keys, self.mapped.values))
+        keys, values = (x[ids.flatten()].view(*ids.shape, x.shape[1]) for x in (self.mapped.keys, self.mapped.values))
         self.mapped.will_read(in_order=True)
         return keys.to(self.dtype), values.to(self.dtype)
 
