@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError
+from anyattention.files import require_file
 
 __all__ = ["CLASSES", "SIDE", "Data", "Images", "load_data", "read_idx"]
 
@@ -90,14 +91,18 @@ def read_idx(path: Path, axes: int) -> Tensor:
 def _read_npz(path: Path) -> dict[str, Images]:
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
+        require_file(path)
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise _fault(path, "an .npz file", "an .npy")
+            missing = [name for name in names if name not in archive]
             if missing:
                 raise _fault(path, f"arrays {', '.join(names)}", f"none named {missing[0]}")
-            arrays = [np.ascontiguousarray(file[name]) for name in names]
+            arrays = [np.ascontiguousarray(archive[name]) for name in names]
     except InvalidInputError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as fault:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as fault:
         raise _fault(path, "a whole .npz file", getattr(fault, "strerror", None) or fault) from fault
     for name, array in zip(names, arrays, strict=True):
         if array.dtype != np.uint8:

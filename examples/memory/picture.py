@@ -21,7 +21,7 @@ _PURPOSE = "the picture of the attention"
 _OWN, _OTHER, _RIGHT, _WRONG = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 _COLUMNS, _ROWS, _SHOWN = 2, 3, 7
 # Room for an image and the words below it, in widths of an image.
-_STEP_ACROSS, _STEP_DOWN = 1.12, 1.62
+_STEP_ACROSS, _STEP_DOWN = 1.12, 1.85
 _POINTS = 100
 
 
@@ -51,17 +51,21 @@ def draw(done: Fit, data: Data, recalled: Recalled, pixels: Pixels, settings: Se
     """
     figures = import_demo("matplotlib.figure", _PURPOSE)
     agg = import_demo("matplotlib.backends.backend_agg", _PURPOSE)
+    pictures = import_demo("PIL.Image", _PURPOSE)
     figure = figures.Figure(figsize=(15, 10.5), facecolor="white", layout="constrained")
     agg.FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     _draw_queries(top.subplots(1, _COLUMNS), _choose_queries(data, recalled, settings), data)
     loss, space, classes, appended = bottom.subplots(1, 4, width_ratios=(0.9, 1.25, 1.1, 0.75))
     _draw_losses(loss, done, settings)
     _draw_space(space, recalled.keys, data.test.labels)
     _draw_classes(classes, recalled, pixels, data.test.labels)
     _draw_appending(appended, recalled, data.test.labels, settings)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    content, drawn = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    # Many greys make a large file; with a palette it is a quarter.
+    image = pictures.open(drawn).convert("RGB")
+    image.quantize(256, method=pictures.Quantize.FASTOCTREE, dither=pictures.Dither.NONE).save(content, "png")
     return content.getvalue()
 
 
@@ -87,9 +91,7 @@ def _first_of_classes(mask: Tensor, labels: Tensor) -> list[int]:
 def _draw_queries(columns: Any, queries: list[_Query], data: Data) -> None:
     """Each query on the left of a row, and the memories it attends to most, with their weights."""
     for axes in columns:
-        axes.set(
-            xlim=(-0.1, (_SHOWN + 1) * _STEP_ACROSS + 0.3), ylim=(_ROWS * _STEP_DOWN - 0.25, -0.45), aspect="equal"
-        )
+        axes.set(xlim=(-0.1, (_SHOWN + 1) * _STEP_ACROSS + 0.3), ylim=(_ROWS * _STEP_DOWN - 0.4, -0.5), aspect="equal")
         axes.axis("off")
     for position, query in enumerate(queries):
         axes, row = columns[position // _ROWS], position % _ROWS
@@ -143,9 +145,19 @@ def _draw_space(axes: Any, keys: Tensor, labels: Tensor) -> None:
     places = directions @ torch.linalg.svd(directions, full_matrices=False).Vh[:2].T
     for label, name in enumerate(CLASSES):
         x, y = places[labels == label][:_POINTS].T
-        axes.plot(x, y, ".", color=f"C{label}", markersize=5, alpha=0.6, mew=0, label=name)
+        axes.plot(x, y, ".", color=f"C{label}", markersize=6, alpha=0.6, mew=0, label=name)
     axes.set(xticks=[], yticks=[], title="Directions of keys, two main axes", aspect="equal", adjustable="datalim")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=4, markerscale=2, columnspacing=1)
+    legend = axes.legend(
+        fontsize=9,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=4,
+        markerscale=2,
+        columnspacing=0.8,
+        handletextpad=0,
+    )
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
 
 
 def _draw_classes(axes: Any, recalled: Recalled, pixels: Pixels, labels: Tensor) -> None:

@@ -72,10 +72,6 @@ def _shares(answered: Tensor, labels: Tensor, of_class: Tensor) -> Shares:
 
 def describe_scores(report: Report, done: Fit, recalled: Recalled, data: Data) -> str:
     """The accuracies with all classes as a table, and a verdict."""
-    gain = 100 * (report.memory - max(report.neighbours, report.logistic))
-    words = "The memory answers no better than pixels alone: train for longer."
-    if gain > 0:
-        words = f"Of 100 images the memory tells {gain:.1f} more right than the better of the others."
     size = sum(parameter.numel() for parameter in done.whole.encoder.parameters())
     count, asked = (len(images.labels) for images in data)
     return f"""
@@ -86,10 +82,17 @@ Test images told right:
   {report.neighbours:6.1%}  {NEIGHBOURS} nearest neighbours in pixels
   {report.logistic:6.1%}  logistic regression in pixels
 
-{words}
+{_verdict(report)}
 Encoding took {recalled.seconds["encoding"]:.1f} s; attending from {asked:,} images to {count:,} memories took \
 {recalled.seconds["attending"]:.2f} s.
 """
+
+
+def _verdict(report: Report) -> str:
+    gain = 100 * (report.memory - max(report.neighbours, report.logistic))
+    if gain > 0:
+        return f"Of 100 images the memory tells {gain:.1f} more right than the better of the others."
+    return "The memory answers no better than pixels alone: train for longer."
 
 
 def describe_appending(report: Report, settings: Settings) -> str:
