@@ -66,8 +66,11 @@ def measure(recalled: Recalled, pixels: Pixels, data: Data, settings: Settings) 
 
 
 def _shares(answered: Tensor, labels: Tensor, of_class: Tensor) -> Shares:
-    parts = ((answered[which], labels[which]) for which in (of_class, ~of_class))
-    return Shares(*[accuracy(*part) for part in parts], accuracy(answered, labels))
+    return Shares(
+        held_out=accuracy(answered[of_class], labels[of_class]),
+        others=accuracy(answered[~of_class], labels[~of_class]),
+        all=accuracy(answered, labels),
+    )
 
 
 def describe_scores(report: Report, done: Fit, recalled: Recalled, data: Data) -> str:
