@@ -1,6 +1,8 @@
 """Memories: keys and values with ids, indexes that search them, and attention over what was found."""
 
 from anyattention.memory.exact import ExactIndex
+from anyattention.memory.faiss import FaissIndex
 from anyattention.memory.measures import Measure
+from anyattention.memory.usearch import UsearchIndex
 
-__all__ = ["ExactIndex", "Measure"]
+__all__ = ["ExactIndex", "FaissIndex", "Measure", "UsearchIndex"]

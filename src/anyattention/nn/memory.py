@@ -13,6 +13,7 @@ from anyattention._checks import Axes, require_dense, require_device, require_fl
 from anyattention.ambient import is_autocast_enabled
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
 from anyattention.memory.growing import GrowingRows
@@ -24,9 +25,11 @@ from anyattention.nn.base import AttentionModule, require_factory, require_finit
 from anyattention.nn.memory_rows import (
     excluded_rows,
     fault_of,
+    index_of,
     is_same_memory,
     over_memories,
     read_table,
+    searched_rows,
     without_excluded,
 )
 from anyattention.ops.arguments import weights_asked_for
@@ -113,7 +116,7 @@ class MemoryAttention(AttentionModule):
             self.query_projection = nn.Linear(base.d_model, queries, bias=base.use_bias, **kind)
             self.output_projection = nn.Linear(config.get_value_dim(), base.d_model, bias=base.use_bias, **kind)
         self._growing: dict[str, GrowingRows] = {}
-        self._searched: KeptOf[SearchedKeys] = KeptOf()
+        self._searched: KeptOf[SearchedKeys | IndexedRows] = KeptOf()
         self.reset_parameters()
 
     @classmethod
@@ -241,7 +244,7 @@ class MemoryAttention(AttentionModule):
             self._replace(name, self._grown(name).append(more))
         self.next_id.fill_(first + len(keys))
         if searched is not None:
-            searched.follow(self.keys)
+            searched.follow(self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return ids
 
@@ -261,7 +264,7 @@ class MemoryAttention(AttentionModule):
         for name in _ROWS:
             self._replace(name, self._grown(name).keep(kept))
         if searched is not None:
-            searched.keep(self.keys, kept)
+            searched.keep(self.keys, self.ids, kept)
             self._searched.keep(searched, self.keys)
 
     def search(self, queries: Tensor, k: int | None = None) -> SearchResult:
@@ -304,6 +307,28 @@ class MemoryAttention(AttentionModule):
             raise InvalidInputError(argument="queries", expected="at least one", actual="none")
         exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
         return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
+
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
+        searched = self._searched.of(self.keys)
+        return searched.index if isinstance(searched, IndexedRows) else None
+
+    def index_content(self) -> bytes | None:
+        """The approximate index as its library writes it, which `save` keeps; None where none is built."""
+        return None if self.index is None else self.index.to_bytes()
+
+    def restore_index(self, content: bytes) -> None:
+        """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
+
+        Raises:
+            InvalidInputError: it is no index of the config's kind, or of other memories.
+        """
+        if self.config.index == "exact":
+            raise InvalidInputError(argument="index", expected="none: index='exact'", actual=f"{len(content)} bytes")
+        index = index_of(self.config)
+        index.restore(content)
+        self._searched.keep(IndexedRows(index, self.keys.detach(), self.ids), self.keys)
 
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
@@ -381,7 +406,7 @@ class MemoryAttention(AttentionModule):
         """The rows `(queries, k)` that the index finds, the best first, -1 where there are fewer."""
         searched = self._searched.of(self.keys)
         if searched is None:
-            searched = SearchedKeys(self.keys, self.config.measure)
+            searched = searched_rows(self.config, self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return searched.search(queries, k)
 

@@ -6,12 +6,46 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Axes, require_dense, require_device, require_floating
-from anyattention.ambient import is_autocast_enabled
-from anyattention.errors import InvalidInputError
-from anyattention.memory.ids import require_ids_of
+from anyattention.ambient import is_autocast_enabled, is_compiling, is_readable, shielded, values_of
+from anyattention.config import MemoryAttentionConfig
+from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.memory import FaissIndex, UsearchIndex
+from anyattention.memory.approximate import IndexedRows
+from anyattention.memory.exact import SearchedKeys
+from anyattention.memory.ids import require_finite_rows, require_ids_of
 from anyattention.nn.matrices import weights_at
 
-__all__ = ["excluded_rows", "fault_of", "is_same_memory", "over_memories", "read_table", "without_excluded"]
+__all__ = [
+    "excluded_rows",
+    "fault_of",
+    "index_of",
+    "is_same_memory",
+    "over_memories",
+    "read_table",
+    "searched_rows",
+    "without_excluded",
+]
+
+
+def index_of(config: MemoryAttentionConfig) -> FaissIndex | UsearchIndex:
+    """An approximate index without memories."""
+    kind = UsearchIndex if config.index == "usearch" else FaissIndex
+    return kind(config.get_key_dim(), measure=config.measure, ef_search=config.get_ef_search())
+
+
+def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> SearchedKeys | IndexedRows:
+    """What finds rows of the keys, by the index of a config."""
+    if config.index == "exact":
+        return SearchedKeys(keys, config.measure)
+    if is_compiling() or not is_readable(keys):
+        raise UnsupportedError(
+            f"index={config.index!r} is built where the keys can be read: neither compiled nor under vmap",
+            argument="index",
+        )
+    with shielded():
+        keys = values_of(keys)
+        require_finite_rows("keys", keys)
+        return IndexedRows(index_of(config), keys, values_of(ids))
 
 
 def read_table(argument: str, given: Tensor, own: Tensor) -> Tensor:
