@@ -1,7 +1,7 @@
-"""An example's figures as a result: `python -m benchmarks.examples sequence|points [the example's own options]`.
+"""An example's figures as a result: `python -m benchmarks.examples sequence|points|images [the example's own options]`.
 
 sequence, of examples.language_model: bits per byte, tokens per second, a training step's time and memory. points, of
-examples.particles: errors of energies and forces.
+examples.particles: errors of energies and forces. images, of examples.memory: accuracies of attention to a memory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from benchmarks.harness import write_result
 from examples.language_model import __main__ as language_model
+from examples.memory import __main__ as memory
 from examples.particles import __main__ as particles
 
-_EXAMPLES = {"sequence": language_model, "points": particles}
+_EXAMPLES = {"sequence": language_model, "points": particles, "images": memory}
 
 
 def main(arguments: list[str]) -> None:

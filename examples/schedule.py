@@ -1,4 +1,4 @@
-"""The learning rate of each step, in both trainings."""
+"""The learning rate of each step, in each training."""
 
 from __future__ import annotations
 

@@ -13,8 +13,11 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[2]
 _TINY = {
     "language_model": "--steps 2 --length 48 --window 8 --width 16 --heads 2 --blocks 1 --bytes 20000 --threads 1",
+    "memory": "--steps 2 --batch 50 --k 4 --key-dim 4 --channels 2 --threads 1",
     "particles": "--steps 2 --batch 2 --particles 4 --trajectories 5 --samples 1 --width 8 --plain-width 8 --blocks 1",
 }
+# The data set that an example reads, of those that tests find.
+_DATA = {"memory": "fashion_small.npz"}
 
 
 def test_every_example_is_tested():
@@ -22,8 +25,10 @@ def test_every_example_is_tested():
 
 
 @pytest.mark.parametrize("name", _TINY)
-def test_it_runs(name, tmp_path):
+def test_it_runs(name, tmp_path, request):
     command = [sys.executable, "-m", f"examples.{name}", *_TINY[name].split(), "--out", tmp_path]
+    if name in _DATA:
+        command += ["--data", request.getfixturevalue("data_folder").resolve() / _DATA[name]]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 2
@@ -97,3 +102,22 @@ def test_the_readme_of_the_particles_has_the_figures_of_its_result():
     assert f"within {cases['finite_difference_error']:.0e}" in text
     assert f"within {cases['rotation_error']['equivariant']:.0e}" in text
     assert f"miss by {cases['rotation_error']['plain']:.0f}" in " ".join(text.split())
+
+
+def test_the_readme_of_the_memory_has_the_figures_of_its_result():
+    text, cases = (_ROOT / "examples/memory/README.md").read_text(), _cases("images.json")
+    before, after = cases["held_out"]["before"], cases["held_out"]["after"]
+    for share in cases["accuracy"].values():
+        assert f"| {100 * share:.1f} % |" in text
+    for name in ("held_out", "others"):
+        assert f"| {100 * before[name]:.1f} % | {100 * after[name]:.1f} % |" in text
+    assert f"{cases['parameters']:,} parameters" in text
+
+
+def test_the_memory_does_what_it_is_for():
+    cases = _cases("images.json")
+    shares, held_out = cases["accuracy"], cases["held_out"]
+    assert cases["images"] == {"train": 60_000, "test": 10_000}
+    assert shares["memory"] - shares["neighbours"] >= 0.03
+    assert held_out["before"]["held_out"] == 0
+    assert held_out["after"]["held_out"] >= 0.7
