@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating
-from anyattention.ambient import is_autocast_enabled
+from anyattention._checks import Axes, require_device
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
@@ -29,6 +28,8 @@ from anyattention.nn.memory_rows import (
     is_same_memory,
     over_memories,
     read_table,
+    require_input,
+    require_query_kind,
     searched_rows,
     without_excluded,
 )
@@ -340,7 +341,11 @@ class MemoryAttention(AttentionModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the weights `(..., heads, k)` and the rows of the same shape among the memories."""
         config, heads = self.config, self.config.base.num_heads
-        self._check_input(x)
+        require_input(x, config.base.d_model)
+        if config.project:
+            require_parameter_kind("x", x, self)
+        else:
+            require_query_kind(x, self.keys)
         own_keys = keys is None
         keys, values = self._memories(keys, values)
         require_memories(len(keys), config.k)
@@ -366,19 +371,6 @@ class MemoryAttention(AttentionModule):
         if config.base.check_finite:
             require_finite(self.name, output)
         return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
-
-    def _check_input(self, x: Tensor) -> None:
-        width = self.config.base.d_model
-        require_floating("x", x)
-        require_dense("x", x)
-        axes = Axes("the module", d_model=width)
-        axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
-        if self.config.project:
-            require_parameter_kind("x", x, self)
-        else:
-            require_device("x", x, self.keys.device, "the memories")
-            if x.dtype != self.keys.dtype and not is_autocast_enabled(x.device):
-                raise InvalidInputError(argument="x", expected=f"{self.keys.dtype}, as the memories", actual=x.dtype)
 
     def _memories(self, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: the module's own, or those of a call, checked."""
