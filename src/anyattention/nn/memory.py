@@ -312,8 +312,7 @@ class MemoryAttention(AttentionModule):
     @property
     def index(self) -> ApproximateIndex | None:
         """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
-        searched = self._searched.of(self.keys)
-        return searched.index if isinstance(searched, IndexedRows) else None
+        return searched.index if isinstance(searched := self._searched.of(self.keys), IndexedRows) else None
 
     def index_content(self) -> bytes | None:
         """The approximate index as its library writes it, which `save` keeps; None where none is built."""
@@ -333,8 +332,7 @@ class MemoryAttention(AttentionModule):
 
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
-        settings = shown_settings(self.config, "k", "measure", "index")
-        return f"{settings}, memories={self.num_memories}"
+        return f"{shown_settings(self.config, 'k', 'measure', 'index')}, memories={self.num_memories}"
 
     def _attend(
         self, x: Tensor, keys: Tensor | None, values: Tensor | None, exclude: Tensor | None
@@ -366,8 +364,7 @@ class MemoryAttention(AttentionModule):
             )
         )
         output = output.reshape(*leading, output.shape[-1])
-        if config.project:
-            output = self.output_projection(output)
+        output = self.output_projection(output) if config.project else output
         if config.base.check_finite:
             require_finite(self.name, output)
         return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
@@ -438,11 +435,10 @@ class MemoryAttention(AttentionModule):
         error_msgs: list[str],
     ) -> None:
         """As every module's, of another number of memories too."""
-        given = {name: state_dict.get(prefix + name) for name in (*_ROWS, "next_id")}
-        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        if len(tensors) == len(given):
-            fault = fault_of(**tensors)
-            if fault is not None:
+        names = (*_ROWS, "next_id")
+        tensors = {name: x for name in names if isinstance(x := state_dict.get(prefix + name), Tensor)}
+        if len(tensors) == len(names):
+            if (fault := fault_of(**tensors)) is not None:
                 error_msgs.append(f"{prefix}ids: {fault}")
                 return
             for name in _ROWS:
