@@ -150,7 +150,9 @@ class _Taken(torch.autograd.Function):
                     argument="sparse_grad",
                 )
             shape = tuple(ctx.shape)
-            made = torch.sparse_coo_tensor(rows[None], grad, shape, is_coalesced=True, check_invariants=False)
+            made = torch.sparse_coo_tensor(
+                rows[None], grad, shape, device=grad.device, is_coalesced=True, check_invariants=False
+            )
             return made, None, None
         if torch.is_grad_enabled() or moment_of((grad,)) is not Moment.PLAIN:
             return grad.new_zeros(ctx.shape).index_copy(0, rows, grad), None, None
