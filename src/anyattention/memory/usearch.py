@@ -74,6 +74,15 @@ class UsearchIndex:
         """Number of memories."""
         return len(self._ids)
 
+    @property
+    def ef_search(self) -> int:
+        """How many candidates a search keeps; it may be set at any time."""
+        return self._index.expansion_search
+
+    @ef_search.setter
+    def ef_search(self, count: int) -> None:
+        self._index.expansion_search = require_count("ef_search", count, 1)
+
     def append(self, keys: Tensor, ids: Tensor | None = None) -> Tensor:
         """Take more memories.
 

@@ -13,7 +13,7 @@ from anyattention._checks import Axes, require_dense, require_device, require_fl
 from anyattention.ambient import is_autocast_enabled
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError, UnsupportedError
-from anyattention.memory.approximate import IndexedRows
+from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
 from anyattention.memory.growing import GrowingRows
@@ -25,6 +25,7 @@ from anyattention.nn.base import AttentionModule, require_factory, require_finit
 from anyattention.nn.memory_rows import (
     excluded_rows,
     fault_of,
+    index_of,
     is_same_memory,
     over_memories,
     read_table,
@@ -340,6 +341,31 @@ class MemoryAttention(AttentionModule):
         exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
         return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
 
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
+        if self.config.index == "product":
+            return None
+        searched = self._searched.of(self.keys)
+        return searched.index if isinstance(searched, IndexedRows) else None
+
+    def index_content(self) -> bytes | None:
+        """The approximate index as its library writes it, which `save` keeps; None where none is built."""
+        return None if self.index is None else self.index.to_bytes()
+
+    def restore_index(self, content: bytes) -> None:
+        """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
+
+        Raises:
+            InvalidInputError: it is no index of the config's kind, or of other memories.
+        """
+        if self.config.index in ("exact", "product"):
+            expected = f"none: index={self.config.index!r}"
+            raise InvalidInputError(argument="index", expected=expected, actual=f"{len(content)} bytes")
+        index = index_of(self.config)
+        index.restore(content)
+        self._searched.keep(IndexedRows(index, self.keys.detach(), self.ids), self.keys)
+
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
         settings = shown_settings(self.config, "k", "measure", "index")
@@ -459,6 +485,15 @@ class MemoryAttention(AttentionModule):
             parameter.data = rows
         else:
             setattr(self, name, rows)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As every module's; ids that had no memory are those of a module as built."""
+        was_hollow = self.ids.is_meta
+        super()._apply(fn, recurse)
+        if was_hollow and not self.ids.is_meta:
+            self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
+            self.next_id.fill_(len(self.ids))
+        return self
 
     def _load_from_state_dict(
         self,
