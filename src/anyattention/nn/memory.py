@@ -488,7 +488,7 @@ class MemoryAttention(AttentionModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As every module's; ids that had no memory are those of a module as built."""
-        was_hollow = self.ids.is_meta
+        was_hollow = self.config.index != "product" and self.ids.is_meta
         super()._apply(fn, recurse)
         if was_hollow and not self.ids.is_meta:
             self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
@@ -508,7 +508,7 @@ class MemoryAttention(AttentionModule):
         """As every module's, of another number of memories too."""
         given = {name: state_dict.get(prefix + name) for name in (*_ROWS, "next_id")}
         tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        if len(tensors) == len(given):
+        if len(tensors) == len(given) and self.config.index != "product":
             fault = fault_of(**tensors)
             if fault is not None:
                 error_msgs.append(f"{prefix}ids: {fault}")
