@@ -345,7 +345,10 @@ class MemoryAttention(AttentionModule):
     @property
     def index(self) -> ApproximateIndex | None:
         """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
-        return searched.index if isinstance(searched := self._searched.of(self.keys), IndexedRows) else None
+        if self.config.index == "product":
+            return None
+        searched = self._searched.of(self.keys)
+        return searched.index if isinstance(searched, IndexedRows) else None
 
     def index_content(self) -> bytes | None:
         """The approximate index as its library writes it, which `save` keeps; None where none is built."""
@@ -357,8 +360,9 @@ class MemoryAttention(AttentionModule):
         Raises:
             InvalidInputError: it is no index of the config's kind, or of other memories.
         """
-        if self.config.index == "exact":
-            raise InvalidInputError(argument="index", expected="none: index='exact'", actual=f"{len(content)} bytes")
+        if self.config.index in ("exact", "product"):
+            expected = f"none: index={self.config.index!r}"
+            raise InvalidInputError(argument="index", expected=expected, actual=f"{len(content)} bytes")
         index = index_of(self.config)
         index.restore(content)
         self._searched.keep(IndexedRows(index, self.keys.detach(), self.ids), self.keys)
@@ -475,7 +479,7 @@ class MemoryAttention(AttentionModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As every module's; ids that had no memory are those of a module as built."""
-        was_hollow = self.ids.is_meta
+        was_hollow = self.config.index != "product" and self.ids.is_meta
         super()._apply(fn, recurse)
         if was_hollow and not self.ids.is_meta:
             self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
@@ -495,7 +499,7 @@ class MemoryAttention(AttentionModule):
         """As every module's, of another number of memories too."""
         names = (*_ROWS, "next_id")
         tensors = {name: x for name in names if isinstance(x := state_dict.get(prefix + name), Tensor)}
-        if len(tensors) == len(names):
+        if len(tensors) == len(names) and self.config.index != "product":
             if (fault := fault_of(**tensors)) is not None:
                 error_msgs.append(f"{prefix}ids: {fault}")
                 return
