@@ -25,6 +25,11 @@ _LEFT_OUT = (
     "geometric/cases/neighbours/time per point over that of the fewest/[13]00000",
     "accuracy-*/runs/*",
     "accuracy-*/settings/*",
+    "images/cases/settings/*",
+    "images/cases/held_out/class",
+    "images/cases/held_out/before/held_out",  # 0, which stays 0
+    "images/cases/seconds/whole",
+    "images/cases/seconds/without",
     "nbody/cases/runs/*",
     "nbody/cases/validation error of the trials/*",
     "points/cases/settings/*",

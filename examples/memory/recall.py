@@ -151,8 +151,8 @@ def require_pixels() -> None:
 def ask_pixels(data: Data, threads: int, on_part: Callable[[], None] | None = None) -> Pixels:
     """What simpler methods say of the test's images, by scikit-learn; on so many threads.
 
-    `on_part` is called `number_of_pixel_parts(data)` times. Logistic regression ends after 100 iterations, where it
-    gains no more on the test.
+    `on_part` is called `number_of_pixel_parts(data)` times. Logistic regression ends after 100 iterations,
+    converged or not.
     """
     neighbours = import_demo("sklearn.neighbors", _PURPOSE)
     linear = import_demo("sklearn.linear_model", _PURPOSE)

@@ -108,6 +108,7 @@ were appended, without a step of training. Test images told right:
   before   after
   {before.held_out:6.1%}  {after.held_out:6.1%}  of the class "{name}"
   {before.others:6.1%}  {after.others:6.1%}  of the other classes
+  {before.all:6.1%}  {after.all:6.1%}  of all
 
 Afterwards images of this class pay {report.appended:.0%} of their attention to the memories that were appended.
 """

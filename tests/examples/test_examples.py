@@ -109,7 +109,7 @@ def test_the_readme_of_the_memory_has_the_figures_of_its_result():
     before, after = cases["held_out"]["before"], cases["held_out"]["after"]
     for share in cases["accuracy"].values():
         assert f"| {100 * share:.1f} % |" in text
-    for name in ("held_out", "others"):
+    for name in ("held_out", "others", "all"):
         assert f"| {100 * before[name]:.1f} % | {100 * after[name]:.1f} % |" in text
     assert f"{cases['parameters']:,} parameters" in text
 

@@ -51,7 +51,7 @@ def test_it_says_how_it_went(path: Path, tmp_path: Path, capsys) -> None:
         assert f"  {metrics['accuracy'][name]:6.1%}  {words}" in printed.out
     held_out = metrics["held_out"]
     assert (held_out["class"], held_out["before"]["held_out"]) == (1, 0)
-    for name, words in (("held_out", 'of the class "trouser"'), ("others", "of the other classes")):
+    for name, words in (("held_out", 'of the class "trouser"'), ("others", "of the other classes"), ("all", "of all")):
         assert f"  {held_out['before'][name]:6.1%}  {held_out['after'][name]:6.1%}  {words}" in printed.out
     assert f"{metrics['parameters']:,} parameters, 5 steps" in printed.out
     assert str(out / "attention.png") in printed.out
