@@ -209,9 +209,13 @@ def accuracies(results: Results) -> str:
         ("digits", "digits, 10 labels of each class"),
         ("cora", "Cora, public split"),
         ("tolokers", "Tolokers, ten splits"),
+        ("debian", "Debian's packages, 45 sections, 6,241 known"),
     ):
         content = results[f"accuracy-{name}"]
-        scores = {who: f"{s['mean']:.3f} ± {s['standard_deviation']:.3f}" for who, s in content["summary"].items()}
+        scores = {
+            who: f"{s['mean']:.3f}" + (f" ± {s['standard_deviation']:.3f}" if s["standard_deviation"] is not None else "")
+            for who, s in content["summary"].items()
+        }
         ours = scores.pop(OURS)
         others = [*(f"{who} {score}" for who, score in scores.items()), (content["published"] or "").replace("+-", "±")]
         rows.append(

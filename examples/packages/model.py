@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyattention.errors import InvalidConfigError
 from anyattention.nn import HeterogeneousGraphAttention
 from anyattention.ops import edge_sum
 from examples.packages.inputs import Batch, Inputs, Rows, role_of
@@ -40,6 +41,9 @@ class Settings:
     def __post_init__(self) -> None:
         check_settings(self)
         require_divisor(self, "heads", of="width")
+        for name in ("dropout", "word_dropout", "smoothing"):
+            if getattr(self, name) >= 1:
+                raise InvalidConfigError(argument=name, expected="a share below 1", actual=getattr(self, name))
 
 
 class WordFeatures(nn.Module):

@@ -14,6 +14,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _TINY = {
     "language_model": "--steps 2 --length 48 --window 8 --width 16 --heads 2 --blocks 1 --bytes 20000 --threads 1",
     "particles": "--steps 2 --batch 2 --particles 4 --trajectories 5 --samples 1 --width 8 --plain-width 8 --blocks 1",
+    "packages": "--steps 2 --width 8 --heads 2 --threads 1",
 }
 
 
@@ -22,8 +23,9 @@ def test_every_example_is_tested():
 
 
 @pytest.mark.parametrize("name", _TINY)
-def test_it_runs(name, tmp_path):
-    command = [sys.executable, "-m", f"examples.{name}", *_TINY[name].split(), "--out", tmp_path]
+def test_it_runs(name, tmp_path, packages_file):
+    data = ["--data", packages_file] if name == "packages" else []
+    command = [sys.executable, "-m", f"examples.{name}", *_TINY[name].split(), *data, "--out", tmp_path]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 2
