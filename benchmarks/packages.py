@@ -134,11 +134,11 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
     """Mean and standard deviation of the test accuracy; ours is the full batch."""
     names = {
         "full": "anyattention",
-        "sampled": "anyattention, sampled",
-        "HGTConv": "PyTorch Geometric's HGTConv in its place",
-        "GAT": "one graph of all relations, GATv2",
+        "sampled": "sampled",
+        "HGTConv": "HGTConv",
+        "GAT": "GATv2",
         "words": "logistic regression, words",
-        "neighbours": "logistic regression, words and neighbours' words",
+        "neighbours": "logistic regression, words along links too",
     }
     found = {}
     for kind, label in names.items():
