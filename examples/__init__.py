@@ -1,1 +1,1 @@
-"""Examples that run: `python -m examples.language_model` and `python -m examples.particles`, from a checkout."""
+"""Examples that run from a checkout, such as `python -m examples.particles`."""

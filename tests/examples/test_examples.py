@@ -15,6 +15,7 @@ _TINY = {
     "language_model": "--steps 2 --length 48 --window 8 --width 16 --heads 2 --blocks 1 --bytes 20000 --threads 1",
     "memory": "--steps 2 --batch 50 --k 4 --key-dim 4 --channels 2 --threads 1",
     "particles": "--steps 2 --batch 2 --particles 4 --trajectories 5 --samples 1 --width 8 --plain-width 8 --blocks 1",
+    "packages": "--steps 2 --width 8 --heads 2 --threads 1",
 }
 # The data set that an example reads, of those that tests find.
 _DATA = {"memory": "fashion_small.npz"}
@@ -27,6 +28,8 @@ def test_every_example_is_tested():
 @pytest.mark.parametrize("name", _TINY)
 def test_it_runs(name, tmp_path, request):
     command = [sys.executable, "-m", f"examples.{name}", *_TINY[name].split(), "--out", tmp_path]
+    if name == "packages":
+        command += ["--data", request.getfixturevalue("packages_file")]
     if name in _DATA:
         command += ["--data", request.getfixturevalue("data_folder").resolve() / _DATA[name]]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
