@@ -272,6 +272,8 @@ class TestCompiled:
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(torch.autograd.grad(ours, inputs, by), torch.autograd.grad(theirs, inputs, by))
 
+    # PyTorch's own, of what it wraps after a break of the graph.
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     def test_leaves_a_sparse_gradient_to_eager_mode(self, implementation: str) -> None:
         inputs = leaves(9, 2, 3, 5, 7)
 
