@@ -32,7 +32,14 @@ __all__ = [
 _TEMPORARY = ".anyattention-"
 
 
-def write_together(folder: Path, files: Mapping[str, bytes], *, without: Sequence[str] = ()) -> None:
+def write_together(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    without: Sequence[str] = (),
+    before: Mapping[str, bytes] | None = None,
+    outdated: Sequence[str] = (),
+) -> None:
     """Write files that belong together, in order, each under a temporary name and then renamed.
 
     Whatever ends the process leaves each file old or new, and no half-written one. The first one decides what the
@@ -44,6 +51,9 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, without: Sequenc
         folder: one that exists.
         files: by name.
         without: names of files to take away first.
+        before: files that the first one names, each under a name that its content has alone: they are written before
+            it, beside those that the old one names.
+        outdated: patterns of such names; what has one and is not among `before` is taken away in the end.
 
     Raises:
         InvalidInputError: the folder cannot be written.
@@ -59,8 +69,12 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, without: Sequenc
             raise InvalidInputError(
                 argument=str(folder), expected="a writable folder", actual=fault.strerror
             ) from fault
-        for name, content in files.items():
+        for name, content in {**(before or {}), **files}.items():
             _write(folder / name, content)
+        for path in [path for pattern in outdated for path in folder.glob(pattern)]:
+            if path.name not in (before or {}):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from anyattention.patterns.stored import pattern_from_dict, pattern_to_dict
 __all__ = ["load", "model_files", "read_metadata", "save"]
 
 _SETTINGS = "anyattention"  # their name among a file's metadata
+_INDEX = "anyattention index"  # the name of a memory's index file, and what it holds
+_INDEX_NAMES = ("index-*.faiss", "index-*.usearch")
 _LARGEST_CONFIG = 1 << 20
 
 # The closed set of modules that a folder may name: where each lives, and its config.
@@ -58,6 +62,8 @@ _WITH_PATTERN = ("ScaledDotProductAttention", "MultiHeadAttention")
 def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write a module's weights and settings: `model.safetensors`, and `config.json` to read.
 
+    A memory with an approximate index has a third file, the index as its library writes it, if it was built.
+
     `model.safetensors` holds the settings too, in its metadata, so that one renaming decides which model a folder has:
     whatever ends the process, the folder has the old model or the new one. Two processes may save at once.
 
@@ -77,8 +83,10 @@ def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
         ...     load(folder).config.num_heads
         2
     """
-    files = model_files(module)
-    write_together(make_folder(folder), files)
+    index = _index_of(module)
+    metadata = {_INDEX: json.dumps({name: _digest(content) for name, content in index.items()})} if index else None
+    files = model_files(module, metadata)
+    write_together(make_folder(folder), files, before=index, outdated=_INDEX_NAMES)
 
 
 def model_files(module: nn.Module, metadata: Mapping[str, str] | None = None) -> dict[str, bytes]:
@@ -128,7 +136,8 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
 
     Raises:
         InvalidInputError: a file is missing or broken, the weights do not fit the settings, are not of one floating
-            dtype, or have a NaN.
+            dtype, or have a NaN; or a memory's index is not the one that was saved with it.
+        MissingExtraError: it is of a library that is not installed.
         InvalidConfigError: the settings name an unknown module or field, are out of range, or ask for tables that are
             far larger than the weights.
     """
@@ -141,6 +150,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     with reading(path):
         told = _read_settings(config_path) if config_path.exists() else None
         kept, weights = _read_weights(weights_path, place)
+        index = _read_index(path)
     if kept is None:
         kind, config, more = told or _read_settings(config_path)
     else:
@@ -168,7 +178,15 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
         raise InvalidInputError(
             f"{weights_path}: the weights do not fit config.json: {fault}", argument="folder"
         ) from fault
-    return module.to(place).eval()
+    module = module.to(place).eval()
+    if index is not None:
+        restore: Any = getattr(module, "restore_index", None)
+        if restore is None:
+            raise InvalidInputError(
+                argument=str(weights_path), expected=f"no index beside a {kind.__name__}", actual="one"
+            )
+        restore(index)
+    return module
 
 
 def read_metadata(folder: str | os.PathLike[str], name: str) -> str | None:
@@ -178,8 +196,61 @@ def read_metadata(folder: str | os.PathLike[str], name: str) -> str | None:
         InvalidInputError: the file is missing or broken.
     """
     path = to_path(folder) / "model.safetensors"
-    with reading(path.parent), _opened(path, "cpu") as file:
+    with reading(path.parent):
+        return _metadata_of(path, name)
+
+
+def _metadata_of(path: Path, name: str) -> str | None:
+    with _opened(path, "cpu") as file:
         return (file.metadata() or {}).get(name)
+
+
+def _index_of(module: nn.Module) -> dict[str, bytes]:
+    """The file of a memory's index, under a name that its content has alone; none where there is no index."""
+    content_of: Any = getattr(module, "index_content", None)
+    content: bytes | None = None if content_of is None else content_of()
+    if content is None:
+        return {}
+    config: Any = module.config
+    return {f"index-{_digest(content)[:32]}.{config.index}": content}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_index(folder: Path) -> bytes | None:
+    """The index that a folder's `model.safetensors` names; None where it names none.
+
+    Raises:
+        InvalidInputError: it is not there, or another one.
+    """
+    text = _metadata_of(folder / "model.safetensors", _INDEX)
+    if text is None:
+        return None
+    try:
+        ((name, digest),) = json.loads(text).items()
+    except (AttributeError, TypeError, ValueError, RecursionError) as fault:
+        raise InvalidInputError(
+            argument=str(folder / "model.safetensors"), expected="the name of an index file", actual=repr(text[:99])
+        ) from fault
+    if not re.fullmatch(r"index-[0-9a-f]{32}\.(faiss|usearch)", name):
+        raise InvalidInputError(
+            argument=str(folder / "model.safetensors"), expected="the name of an index file", actual=repr(name[:99])
+        )
+    path = folder / name
+    try:
+        require_file(path)
+        content = path.read_bytes()
+    except OSError as fault:
+        raise InvalidInputError(
+            argument=str(path), expected="the memory's index", actual=fault.strerror or str(fault)
+        ) from fault
+    if _digest(content) != digest:
+        raise InvalidInputError(
+            argument=str(path), expected="the index that model.safetensors was saved with", actual="other bytes"
+        )
+    return content
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from anyattention.settings import Config, documented, require_defaults, require_
 
 __all__ = ["IndexKind", "MeasureName", "MemoryAttentionConfig", "MemoryBase"]
 
-IndexKind = Literal["exact"]
+IndexKind = Literal["exact", "faiss", "usearch"]
 MeasureName = Literal["dot", "cosine", "euclidean"]
 
 _NO_SEQUENCE = {"unused": "memories have no order"}
@@ -63,7 +63,16 @@ class MemoryAttentionConfig(Config):
         MeasureName,
         'how alike query and key are: "dot" (q . k), "cosine" (both of length 1) or "euclidean" (-|q - k|^2)',
     ] = "dot"
-    index: Annotated[IndexKind, 'what finds the memories: "exact" compares the query with each'] = "exact"
+    index: Annotated[
+        IndexKind,
+        'what finds the memories: "exact" compares the query with each; "usearch" and "faiss" walk through a graph of '
+        "near ones, of extras of their names, and miss a few",
+    ] = "exact"
+    ef_search: Annotated[
+        int | None,
+        'of "usearch" and "faiss": how many candidates a search keeps; more of them find more, in more time. None is '
+        "four times k, 64 at least",
+    ] = None
     project: Annotated[
         bool,
         "a projection of the input to the queries and one of the values' sum to d_model; False takes the input as the "
@@ -95,6 +104,8 @@ class MemoryAttentionConfig(Config):
                     expected=f"d_model={self.base.d_model} with project=False: the input is the query",
                     actual=self.key_dim,
                 )
+        if self.index == "exact":
+            require_defaults(self, ("ef_search",), "an exact index compares all memories")
         if not self.trainable:
             reason = "keys and values are buffers with trainable=False"
             require_defaults(self, ("num_memories", "sparse_grad"), reason)
@@ -106,6 +117,10 @@ class MemoryAttentionConfig(Config):
     def get_value_dim(self) -> int:
         """`value_dim`, or d_model."""
         return self.base.d_model if self.value_dim is None else self.value_dim
+
+    def get_ef_search(self) -> int:
+        """`ef_search`, or four times k, 64 at least."""
+        return max(64, 4 * self.k) if self.ef_search is None else self.ef_search
 
     def get_scale(self) -> float:
         """`base.scale`; where that is None, 1 / sqrt(key_dim) for "dot" and 1 for the other measures."""

@@ -34,12 +34,7 @@ class SearchedKeys:
         self.measure: Measure = measure
         self._prepare(keys)
 
-    @property
-    def shares_keys(self) -> bool:
-        """Whether the keys are read where they lie."""
-        return self._rows is None
-
-    def follow(self, keys: Tensor) -> None:
+    def follow(self, keys: Tensor, ids: Tensor) -> None:
         """Take more keys, which begin with those that are here."""
         count = len(self._keys)
         if self._rows is None or count == 0:
@@ -48,7 +43,7 @@ class SearchedKeys:
         self._keys = keys
         self._rows.append(self._compared(keys[count:]))
 
-    def keep(self, keys: Tensor, places: Tensor) -> None:
+    def keep(self, keys: Tensor, ids: Tensor, places: Tensor) -> None:
         """Take fewer keys: those at some places of the ones that are here."""
         if self._rows is None or len(places) == 0 or places[0] != 0:  # the first is the centre
             self._prepare(keys)
@@ -147,7 +142,7 @@ class ExactIndex:
         ids = torch.arange(self._next_id, self._next_id + len(keys), device=self.keys.device)
         self._next_id += len(keys)
         self._ids.append(ids)
-        self._searched.follow(self._keys.append(keys))
+        self._searched.follow(self._keys.append(keys), self.ids)
         return ids
 
     def delete(self, ids: Tensor) -> None:
@@ -158,7 +153,7 @@ class ExactIndex:
         """
         kept = rows_without(ids, self.ids)
         self._ids.keep(kept)
-        self._searched.keep(self._keys.keep(kept), kept)
+        self._searched.keep(self._keys.keep(kept), self.ids, kept)
 
     def search(self, queries: Tensor, k: int) -> SearchResult:
         """The k most alike memories of each query.

@@ -9,7 +9,7 @@ from anyattention._checks import Axes, require_dense, require_floating
 from anyattention.ambient import is_compiling, is_plainly_readable
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 
-__all__ = ["read_ids", "read_keys", "require_ids_of", "require_memories", "rows_without", "same_ids"]
+__all__ = ["read_ids", "read_keys", "require_finite_rows", "require_ids_of", "require_memories", "rows_without"]
 
 
 def read_keys(argument: str, keys: Tensor, width: int, axis: str = "key_dim") -> Tensor:
@@ -23,15 +23,19 @@ def read_keys(argument: str, keys: Tensor, width: int, axis: str = "key_dim") ->
         )
     axes = Axes("the memory", **{axis: width})
     axes.bind(argument, keys, f"count {axis}")
-    keys = keys.detach()
-    broken = (~keys.isfinite().all(1)).nonzero()
+    require_finite_rows(argument, keys.detach())
+    return keys.detach()
+
+
+def require_finite_rows(argument: str, rows: Tensor) -> None:
+    """Raise where a row holds what is no number."""
+    broken = (~rows.isfinite().all(1)).nonzero()
     if len(broken):
         raise InvalidInputError(
             argument=argument,
             expected="finite numbers",
-            actual=f"NaN or infinity in {len(broken)} of {len(keys)} rows, first in row {int(broken[0])}",
+            actual=f"NaN or infinity in {len(broken)} of {len(rows)} rows, first in row {int(broken[0])}",
         )
-    return keys
 
 
 def read_ids(argument: str, ids: Tensor) -> Tensor:
@@ -82,11 +86,6 @@ def rows_without(ids: Tensor, known: Tensor) -> Tensor:
     if len(known) - int(kept.sum()) != len(ids):
         raise InvalidInputError(argument="ids", expected="each id once", actual="one of them twice")
     return kept.nonzero().flatten()
-
-
-def same_ids(one: Tensor, other: Tensor) -> bool:
-    """Whether two lists of ascending ids are the same."""
-    return len(one) == len(other) and bool((one == other).all())
 
 
 def require_memories(count: int, k: int) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating
-from anyattention.ambient import is_autocast_enabled
+from anyattention._checks import Axes, require_device
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.chosen import ChosenMemories, attend_to_chosen
 from anyattention.memory.exact import SearchedKeys, gathered, ranked, read_queries
 from anyattention.memory.growing import GrowingRows
@@ -24,9 +24,13 @@ from anyattention.nn.base import AttentionModule, require_factory, require_finit
 from anyattention.nn.memory_rows import (
     excluded_rows,
     fault_of,
+    index_of,
     is_same_memory,
     over_memories,
     read_table,
+    require_input,
+    require_query_kind,
+    searched_rows,
     without_excluded,
 )
 from anyattention.ops.arguments import weights_asked_for
@@ -113,7 +117,7 @@ class MemoryAttention(AttentionModule):
             self.query_projection = nn.Linear(base.d_model, queries, bias=base.use_bias, **kind)
             self.output_projection = nn.Linear(config.get_value_dim(), base.d_model, bias=base.use_bias, **kind)
         self._growing: dict[str, GrowingRows] = {}
-        self._searched: KeptOf[SearchedKeys] = KeptOf()
+        self._searched: KeptOf[SearchedKeys | IndexedRows] = KeptOf()
         self.reset_parameters()
 
     @classmethod
@@ -241,7 +245,7 @@ class MemoryAttention(AttentionModule):
             self._replace(name, self._grown(name).append(more))
         self.next_id.fill_(first + len(keys))
         if searched is not None:
-            searched.follow(self.keys)
+            searched.follow(self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return ids
 
@@ -261,7 +265,7 @@ class MemoryAttention(AttentionModule):
         for name in _ROWS:
             self._replace(name, self._grown(name).keep(kept))
         if searched is not None:
-            searched.keep(self.keys, kept)
+            searched.keep(self.keys, self.ids, kept)
             self._searched.keep(searched, self.keys)
 
     def search(self, queries: Tensor, k: int | None = None) -> SearchResult:
@@ -305,17 +309,41 @@ class MemoryAttention(AttentionModule):
         exact = SearchedKeys(self.keys.detach(), self.config.measure).search(queries, found.shape[1])
         return float((found.unsqueeze(2) == self.ids[exact].unsqueeze(1)).any(2).double().mean())
 
+    @property
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
+        return searched.index if isinstance(searched := self._searched.of(self.keys), IndexedRows) else None
+
+    def index_content(self) -> bytes | None:
+        """The approximate index as its library writes it, which `save` keeps; None where none is built."""
+        return None if self.index is None else self.index.to_bytes()
+
+    def restore_index(self, content: bytes) -> None:
+        """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
+
+        Raises:
+            InvalidInputError: it is no index of the config's kind, or of other memories.
+        """
+        if self.config.index == "exact":
+            raise InvalidInputError(argument="index", expected="none: index='exact'", actual=f"{len(content)} bytes")
+        index = index_of(self.config)
+        index.restore(content)
+        self._searched.keep(IndexedRows(index, self.keys.detach(), self.ids), self.keys)
+
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
-        settings = shown_settings(self.config, "k", "measure", "index")
-        return f"{settings}, memories={self.num_memories}"
+        return f"{shown_settings(self.config, 'k', 'measure', 'index')}, memories={self.num_memories}"
 
     def _attend(
         self, x: Tensor, keys: Tensor | None, values: Tensor | None, exclude: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the weights `(..., heads, k)` and the rows of the same shape among the memories."""
         config, heads = self.config, self.config.base.num_heads
-        self._check_input(x)
+        require_input(x, config.base.d_model)
+        if config.project:
+            require_parameter_kind("x", x, self)
+        else:
+            require_query_kind(x, self.keys)
         own_keys = keys is None
         keys, values = self._memories(keys, values)
         require_memories(len(keys), config.k)
@@ -336,24 +364,10 @@ class MemoryAttention(AttentionModule):
             )
         )
         output = output.reshape(*leading, output.shape[-1])
-        if config.project:
-            output = self.output_projection(output)
+        output = self.output_projection(output) if config.project else output
         if config.base.check_finite:
             require_finite(self.name, output)
         return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
-
-    def _check_input(self, x: Tensor) -> None:
-        width = self.config.base.d_model
-        require_floating("x", x)
-        require_dense("x", x)
-        axes = Axes("the module", d_model=width)
-        axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
-        if self.config.project:
-            require_parameter_kind("x", x, self)
-        else:
-            require_device("x", x, self.keys.device, "the memories")
-            if x.dtype != self.keys.dtype and not is_autocast_enabled(x.device):
-                raise InvalidInputError(argument="x", expected=f"{self.keys.dtype}, as the memories", actual=x.dtype)
 
     def _memories(self, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: the module's own, or those of a call, checked."""
@@ -381,7 +395,7 @@ class MemoryAttention(AttentionModule):
         """The rows `(queries, k)` that the index finds, the best first, -1 where there are fewer."""
         searched = self._searched.of(self.keys)
         if searched is None:
-            searched = SearchedKeys(self.keys, self.config.measure)
+            searched = searched_rows(self.config, self.keys, self.ids)
             self._searched.keep(searched, self.keys)
         return searched.search(queries, k)
 
@@ -401,6 +415,15 @@ class MemoryAttention(AttentionModule):
         else:
             setattr(self, name, rows)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As every module's; ids that had no memory are those of a module as built."""
+        was_hollow = self.ids.is_meta
+        super()._apply(fn, recurse)
+        if was_hollow and not self.ids.is_meta:
+            self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
+            self.next_id.fill_(len(self.ids))
+        return self
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -412,11 +435,10 @@ class MemoryAttention(AttentionModule):
         error_msgs: list[str],
     ) -> None:
         """As every module's, of another number of memories too."""
-        given = {name: state_dict.get(prefix + name) for name in (*_ROWS, "next_id")}
-        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        if len(tensors) == len(given):
-            fault = fault_of(**tensors)
-            if fault is not None:
+        names = (*_ROWS, "next_id")
+        tensors = {name: x for name in names if isinstance(x := state_dict.get(prefix + name), Tensor)}
+        if len(tensors) == len(names):
+            if (fault := fault_of(**tensors)) is not None:
                 error_msgs.append(f"{prefix}ids: {fault}")
                 return
             for name in _ROWS:

@@ -6,12 +6,63 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Axes, require_dense, require_device, require_floating
-from anyattention.ambient import is_autocast_enabled
-from anyattention.errors import InvalidInputError
-from anyattention.memory.ids import require_ids_of
+from anyattention.ambient import is_autocast_enabled, is_compiling, is_readable, shielded, values_of
+from anyattention.config import MemoryAttentionConfig
+from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.memory import FaissIndex, UsearchIndex
+from anyattention.memory.approximate import IndexedRows
+from anyattention.memory.exact import SearchedKeys
+from anyattention.memory.ids import require_finite_rows, require_ids_of
 from anyattention.nn.matrices import weights_at
 
-__all__ = ["excluded_rows", "fault_of", "is_same_memory", "over_memories", "read_table", "without_excluded"]
+__all__ = [
+    "excluded_rows",
+    "fault_of",
+    "index_of",
+    "is_same_memory",
+    "over_memories",
+    "read_table",
+    "require_input",
+    "require_query_kind",
+    "searched_rows",
+    "without_excluded",
+]
+
+
+def index_of(config: MemoryAttentionConfig) -> FaissIndex | UsearchIndex:
+    """An approximate index without memories."""
+    kind = UsearchIndex if config.index == "usearch" else FaissIndex
+    return kind(config.get_key_dim(), measure=config.measure, ef_search=config.get_ef_search())
+
+
+def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> SearchedKeys | IndexedRows:
+    """What finds rows of the keys, by the index of a config."""
+    if config.index == "exact":
+        return SearchedKeys(keys, config.measure)
+    if is_compiling() or not is_readable(keys):
+        raise UnsupportedError(
+            f"index={config.index!r} is built where the keys can be read: neither compiled nor under vmap",
+            argument="index",
+        )
+    with shielded():
+        keys = values_of(keys)
+        require_finite_rows("keys", keys)
+        return IndexedRows(index_of(config), keys, values_of(ids))
+
+
+def require_input(x: Tensor, width: int) -> None:
+    """Raise unless x is `(batch, length, d_model)` or `(queries, d_model)`."""
+    require_floating("x", x)
+    require_dense("x", x)
+    axes = Axes("the module", d_model=width)
+    axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
+
+
+def require_query_kind(x: Tensor, keys: Tensor) -> None:
+    """Raise unless x, which is the query as it is, has the device of the keys, and their dtype but for autocast."""
+    require_device("x", x, keys.device, "the memories")
+    if x.dtype != keys.dtype and not is_autocast_enabled(x.device):
+        raise InvalidInputError(argument="x", expected=f"{keys.dtype}, as the memories", actual=x.dtype)
 
 
 def read_table(argument: str, given: Tensor, own: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Attention to a million memories of width 64: 1,000 queries, the 32 most alike, exact and by an approximate index.
+
+`python -m benchmarks.memory [case ...]` runs the named cases (all by default) and keeps each one's result as soon as it
+is there: exact usearch. An environment variable takes the place of the number of memories: MEMORIES=100000.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention import TopK, attend, explain
+from anyattention.memory import UsearchIndex
+from anyattention.nn import MemoryAttention
+from benchmarks.harness import RESULTS, Timing, measure, print_table, require_tests, write_result
+
+MEMORIES, QUERIES, WIDTH, K = int(os.environ.get("MEMORIES", "1_000_000")), 1_000, 64, 32
+# Of usearch: the recall that decides how many candidates a search keeps, and the latent space that keys come from.
+RECALL, CANDIDATES, LATENT = 0.95, (32, 48, 64, 96, 128, 192, 256), 12
+
+
+def main(names: list[str]) -> None:
+    cases: dict[str, Callable[[], dict[str, Any]]] = {"exact": exact, "usearch": usearch}
+    require_tests("tests/memory", "tests/nn/test_memory_attention.py", "-m", "not exhaustive")
+    path = RESULTS / "memory.json"
+    results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
+    for name in names or cases:
+        print(f"\n== {name}: {(cases[name].__doc__ or '').splitlines()[0]}", flush=True)
+        results[name] = cases[name]()
+        for title, found in results[name].items():
+            if all(isinstance(each, Timing) for each in found.values()):
+                print_table(title, found)
+            else:
+                print(title, json.dumps(found, indent=1))
+        write_result("memory", results)
+
+
+def exact() -> dict[str, Any]:
+    """An exact memory beside TopK over the same keys; the gradients of a memory that is fixed, and that is trained."""
+    torch.manual_seed(0)
+    query, cotangent = torch.randn(QUERIES, WIDTH), torch.randn(QUERIES, WIDTH)
+    keys, values = torch.randn(2, MEMORIES, WIDTH)
+    given = query[None, :, None], keys[None, :, None], values[None, :, None]
+    assert explain(*given, TopK(K)).implementation == "cpu"
+    fixed, trained, sparse = (
+        of_module(keys, values, **settings)
+        for settings in ({}, {"trainable": True}, {"trainable": True, "sparse_grad": True})
+    )
+    expected = attend(*given, TopK(K)).output[0, :, 0]
+    with torch.no_grad():
+        torch.testing.assert_close(fixed(query).output, expected, rtol=1e-4, atol=1e-5)
+    leaf = query.clone().requires_grad_()
+
+    def both(memory: MemoryAttention) -> Callable[[], object]:
+        leaves = [leaf, *memory.parameters()]
+        return lambda: torch.autograd.grad(memory(leaf).output, leaves, cotangent)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return fixed(query).output
+
+    contestants: dict[str, Callable[[], object]] = {
+        "TopK, forward": lambda: attend(*given, TopK(K)).output,
+        "anyattention, forward": forward,
+        "anyattention, gradient to the queries": both(fixed),
+        "anyattention, sparse gradients to keys and values too": both(sparse),
+        "anyattention, dense gradients to keys and values too": both(trained),
+    }
+    return {"forward, and with backward": measure("TopK, forward", contestants, rounds=9)}
+
+
+def usearch() -> dict[str, Any]:
+    """usearch's graph beside an exact memory, of keys from a 12-dimensional latent space and of Gaussian ones."""
+    found: dict[str, Any] = {}
+    cases = (("keys of 12 dimensions mapped to 64", from_latent, MEMORIES), ("Gaussian keys", gaussian, MEMORIES // 10))
+    for title, drawn, count in cases:
+        torch.manual_seed(0)
+        title = f"{title}, {count:,}"
+        keys, query = drawn(count)
+        values = torch.randn(count, WIDTH)
+        memory, beside = of_module(keys, values, index="usearch"), of_module(keys, values)
+        started = time.perf_counter()
+        memory.search(query[:1])
+        seconds = time.perf_counter() - started
+        assert isinstance(memory.index, UsearchIndex)
+        for candidates in CANDIDATES:
+            memory.index.ef_search = candidates
+            recall = memory.recall(query)
+            if recall >= RECALL:
+                break
+        with torch.no_grad():
+            found[title] = measure(
+                "anyattention, usearch",
+                {"anyattention, usearch": forward_of(memory, query), "anyattention, exact": forward_of(beside, query)},
+                rounds=7,
+            )
+        found[f"{title}, recall"] = {
+            "recall at 32": round(recall, 4),
+            "candidates of a search": memory.index.ef_search,
+            "seconds to build": round(seconds, 1),
+        }
+    return found
+
+
+def of_module(keys: Tensor, values: Tensor, **settings: Any) -> MemoryAttention:
+    memory = MemoryAttention(WIDTH, 1, project=False, value_dim=values.shape[1], k=K, **settings)
+    memory.append(keys, values)
+    return memory.eval()
+
+
+def forward_of(memory: MemoryAttention, query: Tensor) -> Callable[[], Tensor]:
+    return lambda: memory(query).output
+
+
+def from_latent(count: int) -> tuple[Tensor, Tensor]:
+    """Keys and queries of the same kind, of a few dimensions that a random network maps to 64."""
+    first, second = torch.randn(LATENT, 4 * LATENT) / LATENT**0.5, torch.randn(4 * LATENT, WIDTH) / (4 * LATENT) ** 0.5
+    rows = torch.nn.functional.normalize((torch.randn(count + QUERIES, LATENT) @ first).tanh() @ second, dim=1)
+    return rows[:count].clone(), rows[count:].clone()
+
+
+def gaussian(count: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, WIDTH), torch.randn(QUERIES, WIDTH)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""What indexes of other libraries share: ids and keys as numpy has them, and rows of a table that such an index finds.
+
+Axes: n queries, M memories, D key_dim, k memories of a query.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import is_compiling, is_readable, shielded, values_of
+from anyattention.errors import InvalidInputError, MissingExtraError, UnsupportedError
+
+__all__ = ["ApproximateIndex", "IndexedRows", "as_array", "imported", "next_ids"]
+
+
+class ApproximateIndex(Protocol):
+    """An index of another library, as a module keeps it beside its keys."""
+
+    def take(self, keys: Tensor, ids: Tensor) -> None:
+        """Take memories with ids that are above all others."""
+        ...
+
+    def delete(self, ids: Tensor) -> None:
+        """Forget memories."""
+        ...
+
+    def find(self, queries: Tensor, k: int) -> Tensor:
+        """The ids `(n, k)` of the memories found, the best first; -1 for none."""
+        ...
+
+    def known_ids(self) -> Tensor:
+        """The ids of all memories, ascending."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """The index as its library writes it."""
+        ...
+
+
+class IndexedRows:
+    """Rows of a table of keys as an index of another library finds them; see `exact.SearchedKeys`.
+
+    Args:
+        index: which has the memories already, or none of them.
+        keys: `(M, D)`.
+        ids: `(M,)`, ascending.
+
+    Raises:
+        InvalidInputError: the index has other memories.
+    """
+
+    def __init__(self, index: ApproximateIndex, keys: Tensor, ids: Tensor) -> None:
+        self.index = index
+        known = index.known_ids()
+        if len(known) == 0 and len(ids):
+            index.take(keys, ids.cpu())
+        elif len(known) != len(ids) or not bool((known == ids.cpu()).all()):
+            raise InvalidInputError(
+                argument="index",
+                expected=f"the ids of the {len(ids)} memories",
+                actual=f"{len(known)} ids, others among them",
+            )
+        self._ids = ids
+
+    def follow(self, keys: Tensor, ids: Tensor) -> None:
+        """Take more keys, which begin with those that are here."""
+        count = len(self._ids)
+        self.index.take(keys[count:], ids[count:].cpu())
+        self._ids = ids
+
+    def keep(self, keys: Tensor, ids: Tensor, places: Tensor) -> None:
+        """Take fewer keys: those at some places of the ones that are here."""
+        is_gone = torch.ones(len(self._ids), dtype=torch.bool, device=self._ids.device)
+        is_gone[places] = False
+        self.index.delete(self._ids[is_gone])
+        self._ids = ids
+
+    def search(self, queries: Tensor, k: int) -> Tensor:
+        """The rows `(n, k)` that the index finds, the best first; -1 where there are fewer."""
+        if is_compiling() or not is_readable(queries):
+            raise UnsupportedError(
+                "an index of another library is searched where the queries can be read: neither compiled nor under "
+                "vmap; index='exact' has no such bound",
+                argument="index",
+            )
+        with shielded():
+            found = self.index.find(values_of(queries), k)
+            return torch.where(found < 0, -1, torch.searchsorted(self._ids, found))
+
+
+def imported(module: str, extra: str) -> Any:
+    """An optional module.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be loaded.
+    """
+    try:
+        return import_module(module)
+    except ImportError as missing:
+        raise MissingExtraError(
+            f"index={extra!r} needs {module} ({missing}): pip install 'anyattention[{extra}]'", argument="index"
+        ) from missing
+
+
+def as_array(x: Tensor) -> Any:
+    """Keys or queries as float32 in numpy."""
+    return x.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def next_ids(first: int, count: int, ids: Tensor | None) -> Tensor:
+    """The ids of memories to append: those of the caller, ascending and not below the first, or the next ones."""
+    if ids is None:
+        return torch.arange(first, first + count, device="cpu")
+    if len(ids) and (ids[0] < first or bool((ids.diff() <= 0).any())):
+        raise InvalidInputError(argument="ids", expected=f"ascending ids from {first} on", actual=int(ids[0]))
+    return ids.cpu()

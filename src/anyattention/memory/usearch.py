@@ -1,0 +1,186 @@
+"""Memories in a graph of near ones (HNSW), by the library usearch: the extra `usearch`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention._checks import require_count
+from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import as_array, imported, next_ids
+from anyattention.memory.exact import read_queries
+from anyattention.memory.ids import read_keys, require_ids_of, rows_without
+from anyattention.memory.measures import Measure, alike, read_measure
+from anyattention.output import SearchResult
+
+__all__ = ["UsearchIndex"]
+
+_METRICS = {"dot": "ip", "cosine": "cos", "euclidean": "l2sq"}
+
+
+class UsearchIndex:
+    """An index of memories that finds nearly all of the most alike ones, in a time that hardly grows with their number.
+
+    It walks through a graph of near memories (a hierarchical navigable small world). Built on several threads, it is
+    another one each time.
+
+    Args:
+        key_dim: width of the keys.
+        measure: "dot", "cosine" or "euclidean". "dot" over keys of very different lengths is found less often.
+        ef_search: how many candidates a search keeps; more of them find more, in more time.
+        ef_construction: the same when a memory is appended.
+        connectivity: how many near ones a memory has in the graph.
+
+    Raises:
+        InvalidInputError: an unknown measure, or a number below 1.
+        MissingExtraError: usearch is not installed.
+
+    Cost: O(log M) comparisons times ef_search a query, and times ef_construction an appended memory; memory for the
+    keys in float32 and the graph. usearch loads the library numkong, which brings an OpenMP runtime of its own.
+
+    Source: Malkov and Yashunin, 2018; usearch of Unum.
+
+    Example:
+        >>> index = UsearchIndex(2, measure="euclidean")  # doctest: +SKIP
+        >>> index.append(torch.eye(2))  # doctest: +SKIP
+        tensor([0, 1])
+    """
+
+    def __init__(
+        self,
+        key_dim: int,
+        *,
+        measure: Measure = "dot",
+        ef_search: int = 64,
+        ef_construction: int = 128,
+        connectivity: int = 16,
+    ) -> None:
+        self.key_dim: int = require_count("key_dim", key_dim, 1)
+        self.measure: Measure = read_measure(measure)
+        self._index: Any = imported("usearch.index", "usearch").Index(
+            ndim=self.key_dim,
+            metric=_METRICS[self.measure],
+            dtype="f32",
+            connectivity=require_count("connectivity", connectivity, 2),
+            expansion_add=require_count("ef_construction", ef_construction, 1),
+            expansion_search=require_count("ef_search", ef_search, 1),
+        )
+        self._ids = torch.zeros(0, dtype=torch.int64, device="cpu")
+        self._next_id = 0
+
+    def __len__(self) -> int:
+        """Number of memories."""
+        return len(self._ids)
+
+    @property
+    def ef_search(self) -> int:
+        """How many candidates a search keeps; it may be set at any time."""
+        return self._index.expansion_search
+
+    @ef_search.setter
+    def ef_search(self, count: int) -> None:
+        self._index.expansion_search = require_count("ef_search", count, 1)
+
+    def append(self, keys: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Take more memories.
+
+        Args:
+            keys: `(count, key_dim)`, finite.
+            ids: `(count,)`, ascending and above all that were given; None gives the next ones.
+
+        Returns:
+            Their ids `(count,)`.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
+        """
+        keys = read_keys("keys", keys, self.key_dim)
+        ids = next_ids(self._next_id, len(keys), ids)
+        self.take(keys, ids)
+        return ids.to(keys.device)
+
+    def take(self, keys: Tensor, ids: Tensor) -> None:
+        """`append` of keys and ids that were checked."""
+        if len(ids):
+            self._index.add(ids.numpy(), as_array(keys), threads=torch.get_num_threads())
+            self._ids = torch.cat([self._ids, ids])
+            self._next_id = int(ids[-1]) + 1
+
+    def delete(self, ids: Tensor) -> None:
+        """Forget memories.
+
+        Raises:
+            InvalidInputError: an id that is not there, or one twice.
+        """
+        kept = rows_without(ids, self._ids)
+        if len(kept) < len(self._ids):
+            gone = torch.ones(len(self._ids), dtype=torch.bool, device="cpu")
+            gone[kept] = False
+            self._index.remove(self._ids[gone].numpy())
+            self._ids = self._ids[kept]
+
+    def find(self, queries: Tensor, k: int) -> Tensor:
+        """The ids `(n, k)` of the memories found, the best first; -1 for none."""
+        found = torch.full((len(queries), k), -1, dtype=torch.int64, device="cpu")
+        if len(self._ids) and len(queries):
+            matches = self._index.search(as_array(queries), k, threads=torch.get_num_threads())
+            keys = torch.from_numpy(matches.keys.reshape(len(queries), -1).astype("int64"))
+            distances = torch.from_numpy(matches.distances.reshape(len(queries), -1).copy())
+            counts = torch.as_tensor(getattr(matches, "counts", [keys.shape[1]]), device="cpu")
+            is_there = (torch.arange(keys.shape[1], device="cpu") < counts.view(-1, 1)) & ~distances.isnan()
+            found[:, : keys.shape[1]] = torch.where(is_there, keys, -1)
+        return found.to(queries.device)
+
+    def search(self, queries: Tensor, k: int) -> SearchResult:
+        """The k most alike memories of each query, nearly all of them.
+
+        Args:
+            queries: `(n, key_dim)`.
+            k: how many; above ef_search as many candidates are kept.
+
+        Returns:
+            SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
+        """
+        queries, k = read_queries(queries, self.key_dim, k)
+        ids = self.find(queries, k)
+        scores = alike(queries, self.gather(ids).to(queries), self.measure)
+        return SearchResult(ids, scores.masked_fill(ids < 0, -torch.inf))
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """The keys `(..., key_dim)` of ids `(...)`, in float32; an id of -1 has zeros.
+
+        Raises:
+            InvalidInputError: an id that is not there.
+        """
+        require_ids_of("ids", ids.cpu(), self._ids)
+        keys = torch.zeros(*ids.shape, self.key_dim, dtype=torch.float32, device="cpu")
+        is_used = (ids >= 0).cpu()
+        if is_used.any():
+            keys[is_used] = torch.stack([torch.from_numpy(key) for key in self._index.get(ids.cpu()[is_used].numpy())])
+        return keys.to(ids.device)
+
+    def known_ids(self) -> Tensor:
+        """The ids of all memories, ascending."""
+        return self._ids
+
+    def to_bytes(self) -> bytes:
+        """The index as usearch writes it."""
+        return bytes(self._index.save())
+
+    def restore(self, content: bytes) -> None:
+        """Take the memories of an index that usearch wrote; its reader trusts what it reads.
+
+        Raises:
+            InvalidInputError: it is none, or of other keys.
+        """
+        try:
+            self._index.load(bytearray(content))
+        except (RuntimeError, ValueError) as fault:
+            raise InvalidInputError(argument="index", expected="an index of usearch", actual=str(fault)) from fault
+        if self._index.ndim != self.key_dim:
+            actual = f"{self._index.ndim}"
+            raise InvalidInputError(argument="index", expected=f"keys of width {self.key_dim}", actual=actual)
+        ids = torch.from_numpy(self._index.keys[:].astype("int64")).sort().values
+        self._ids, self._next_id = ids, int(ids[-1]) + 1 if len(ids) else 0
