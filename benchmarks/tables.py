@@ -213,7 +213,8 @@ def accuracies(results: Results) -> str:
     ):
         content = results[f"accuracy-{name}"]
         scores = {
-            who: f"{s['mean']:.3f}" + (f" ± {s['standard_deviation']:.3f}" if s["standard_deviation"] is not None else "")
+            who: f"{s['mean']:.3f}"
+            + (f" ± {s['standard_deviation']:.3f}" if s["standard_deviation"] is not None else "")
             for who, s in content["summary"].items()
         }
         ours = scores.pop(OURS)
@@ -222,7 +223,7 @@ def accuracies(results: Results) -> str:
             [
                 label,
                 content["metric"].replace("roc_auc", "ROC AUC"),
-                figure(len(content["runs"])),
+                figure(content.get("seeds", len(content["runs"]))),
                 ours,
                 "; ".join(filter(None, others)),
             ]

@@ -99,3 +99,11 @@ def test_the_readme_of_the_particles_has_the_figures_of_its_result():
     assert f"within {cases['finite_difference_error']:.0e}" in text
     assert f"within {cases['rotation_error']['equivariant']:.0e}" in text
     assert f"miss by {cases['rotation_error']['plain']:.0f}" in " ".join(text.split())
+
+
+def test_the_readme_of_the_packages_has_the_figures_of_its_result():
+    text = (_ROOT / "examples/packages/README.md").read_text()
+    found = json.loads((_ROOT / "benchmarks/results/accuracy-debian.json").read_text())
+    assert len(found["summary"]) == 6
+    for scores in found["summary"].values():
+        assert f"| {scores['mean']:.3f} |" in text
