@@ -154,6 +154,7 @@ def write(runs: dict[str, Any]) -> None:
         "workload": "accuracy debian",
         "metric": "test accuracy",
         "command": "python -m benchmarks.packages",
+        "seeds": sum(name.startswith("full") for name in runs),
         "summary": summary(runs),
         "published": None,
         "environment": environment(),

@@ -230,7 +230,7 @@ def accuracies(results: Results) -> str:
             [
                 label,
                 content["metric"].replace("roc_auc", "ROC AUC"),
-                figure(len(content["runs"])),
+                figure(content.get("seeds", len(content["runs"]))),
                 ours,
                 "; ".join(filter(None, others)),
             ]

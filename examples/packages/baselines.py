@@ -13,7 +13,7 @@ from examples.packages.inputs import Inputs, Table
 __all__ = ["BASELINES", "run_baseline"]
 
 BASELINES = ("words", "words and neighbours' words")
-_STRENGTHS = (0.1, 0.3, 1.0)
+_STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 
 
 def run_baseline(name: str, packages: Packages, inputs: Inputs) -> dict[str, Any]:

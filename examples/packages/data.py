@@ -76,7 +76,9 @@ def load_packages(path: Path) -> Packages:
         parts = [_whole(arrays[name]) for name in ("train", "val", "test")]
         sizes = torch.from_numpy(arrays["sizes"].astype(np.float32))
         graph = HeterogeneousGraph.from_edge_index(edges, num_nodes).with_reverse()
-    except (KeyError, IndexError, TypeError, ValueError, AttentionError) as fault:
+    except KeyError as fault:
+        raise InvalidInputError(argument=str(path), expected=_EXPECTED, actual=f"no array {fault}") from fault
+    except (IndexError, TypeError, ValueError, AttentionError) as fault:
         raise InvalidInputError(argument=str(path), expected=_EXPECTED, actual=str(fault)) from fault
     packages = Packages(graph, offsets, words, num_words, sizes, labels, classes, *parts)
     mistake = _mistake(packages)
@@ -86,8 +88,8 @@ def load_packages(path: Path) -> Packages:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    require_file(path)
     try:
+        require_file(path)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as fault:

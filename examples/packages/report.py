@@ -61,8 +61,8 @@ def describe_data(packages: Packages, settings: Settings) -> str:
 {counts["package"]:,} packages, {counts["source"]:,} sources and {counts["maintainer"]:,} maintainers, joined by \
 {edges // 2:,} links, and {packages.num_words:,} words of
 their descriptions. A network learns to tell which of {len(packages.classes)} sections a package is in, from \
-{len(packages.train):,} packages ({step});
-{len(packages.validation):,} are for validation and {len(packages.test):,} for the test.
+{len(packages.train):,} packages
+({step}); {len(packages.validation):,} are for validation and {len(packages.test):,} for the test.
 """
 
 
@@ -91,10 +91,10 @@ def describe_scores(report: Report, packages: Packages, baselines: dict[str, dic
     ]
     lines = ["Share of packages whose section is told:\n", *(f"  {score:.4f}  {name}" for score, name in rows), ""]
     best = max([commonest, *(scores["test"] for scores in baselines.values())])
-    if report.scores["test"] > best:
-        lines.append(f"That is {100 * (report.scores['test'] - best):.1f} points more than the best of the others.")
-    else:
+    if report.scores["test"] <= best:
         lines.append("It has not learnt more than the others: train for longer.")
+    elif baselines:
+        lines.append(f"That is {100 * (report.scores['test'] - best):.1f} points more than the best of the others.")
     if not baselines:
         lines.append(_NO_BASELINES)
     return "\n".join([*lines, ""])

@@ -22,14 +22,15 @@ def _threads() -> Iterator[None]:
 def packages_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 60 made-up packages in 3 sections, as `examples.packages.apt` writes it."""
     rng = np.random.default_rng(5)
-    words = [f"word{'abcdefghij'[number]}" for number in range(10)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
     fields = ("Depends", "Pre-Depends", "Recommends", "Suggests", "Enhances")
     stanzas = []
     for number in range(60):
         stanza = {"Package": f"p{number:02}", "Section": f"s{number % 3}", "Size": f"{rng.integers(9, 999)}"}
-        # The last two have no words, and the last of all no links.
+        # Each word of a section is in few descriptions. The last two have no words, and the last of all no links.
         if number < 58:
-            stanza["Description"] = " ".join([words[number % 3], *rng.choice(words[3:], 2)])
+            own, *others = letters[number % 3 + 3 * (number // 3 % 4)], *rng.choice(list(letters[12:]), 2)
+            stanza["Description"] = " ".join(f"word{letter}" for letter in (own, *others))
         for field in fields if number < 59 else ():
             stanza[field] = ", ".join(f"p{other:02}" for other in rng.choice(59, rng.integers(4), replace=False))
         stanza["Source"] = f"source{rng.integers(20)}"

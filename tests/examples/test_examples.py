@@ -124,3 +124,11 @@ def test_the_memory_does_what_it_is_for():
     assert shares["memory"] - shares["neighbours"] >= 0.03
     assert held_out["before"]["held_out"] == 0
     assert held_out["after"]["held_out"] >= 0.7
+
+
+def test_the_readme_of_the_packages_has_the_figures_of_its_result():
+    text = (_ROOT / "examples/packages/README.md").read_text()
+    found = json.loads((_ROOT / "benchmarks/results/accuracy-debian.json").read_text())
+    assert len(found["summary"]) == 6
+    for scores in found["summary"].values():
+        assert f"| {scores['mean']:.3f} |" in text

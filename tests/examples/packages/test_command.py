@@ -14,8 +14,8 @@ from examples.packages.baselines import run_baseline
 from examples.packages.data import load_packages
 from examples.packages.inputs import prepare_inputs
 from examples.packages.model import PackageClassifier, Settings
-from examples.packages.report import MEANINGS
-from examples.packages.train import accuracy, predict
+from examples.packages.report import MEANINGS, Report, describe_scores
+from examples.packages.train import Shares, accuracy, predict
 
 FILES = {"attention.png", "metrics.json", "model.safetensors"}
 SMALL = ["--width", "8", "--heads", "2"]
@@ -119,8 +119,24 @@ def test_logistic_regression_on_words_is_that_of_a_dense_matrix(packages_file: P
     train, test = packages.train.numpy(), packages.test.numpy()
     scores = {
         strength: LogisticRegression(C=strength, max_iter=100).fit(x[train], y[train]).score(x[test], y[test])
-        for strength in (0.1, 0.3, 1.0)
+        for strength in (0.3, 1.0, 3.0, 10.0)
     }
     assert found["test"] == pytest.approx(scores[found["C"]])
     neighbours = run_baseline("words and neighbours' words", packages, prepare_inputs(packages))
     assert 0 <= neighbours["test"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("score", "baselines", "words"),
+    [
+        (0.9, {"words": {"test": 0.8}}, "That is 10.0 points more than the best of the others."),
+        (0.8, {"words": {"test": 0.8}}, "It has not learnt more than the others: train for longer."),
+        (0.1, {}, "It has not learnt more than the others: train for longer."),
+        (0.9, {}, "is added by --baselines"),
+    ],
+)
+def test_the_verdict_is_honest(score: float, baselines, words: str, packages_file: Path) -> None:
+    packages = load_packages(packages_file)
+    scores = {"test": score, "validation": 0.5, "train": 0.5}
+    report = Report(scores, packages.labels[packages.test], Shares({}, {}))
+    assert words in describe_scores(report, packages, baselines)

@@ -158,7 +158,7 @@ def test_heads_divide_the_width() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"y": None}, "y is not a file in the archive"),
+        ({"y": None}, "no array 'y'"),
         ({"y": np.array([0.5])}, "numbers of dtype float64"),
         ({"sizes": np.zeros((3, 2))}, "sizes that are not two finite numbers for each package"),
         ({"words_indices": np.array([1])}, "words_indptr that does not divide words_indices"),
