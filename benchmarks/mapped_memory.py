@@ -44,9 +44,9 @@ def measured(path: Path) -> dict[str, Any]:
     assert explain(query[None, :, None], part, part).implementation == "cpu"
     leaf = query.clone().requires_grad_()
     forward = measure(
-        "anyattention, all keys",
+        "anyattention",
         {
-            "anyattention, all keys": lambda: attend_file(query, path),
+            "anyattention": lambda: attend_file(query, path),
             "limit: the sum of what is mapped": lambda: summed(path),
             "limit: read by pread": lambda: read(path),
             f"anyattention, the {K} best": lambda: attend_file(query, path, k=K),
@@ -54,9 +54,9 @@ def measured(path: Path) -> dict[str, Any]:
         rounds=15,
     )
     backward = measure(
-        "anyattention, all keys",
+        "anyattention",
         {
-            "anyattention, all keys": lambda: attend_file(query, path),
+            "anyattention": lambda: attend_file(query, path),
             "anyattention, with the gradient": lambda: gradient(leaf, path, cotangent),
         },
         rounds=3,

@@ -116,6 +116,19 @@ AIMS: Aims = {
     "startup/help/*": [below(150, "milliseconds")],
     "sampling/batches/uniform": [faster(1.5, "DGL"), faster(1.5, "DGL, fused")],
     "sampling/workers/*": [faster(1.5, f"{OURS}, 1 worker")],
+    "memory/exact/*": [
+        faster(0.95, "TopK, forward"),
+        Aim(
+            "with any gradients at most 1.3 x TopK's forward",
+            lambda case: all(
+                case.over(name) <= 1.3 * case.over("TopK, forward") for name in case.others if "gradient" in name
+            ),
+        ),
+    ],
+    "memory/usearch/keys of 12*": [faster(10, f"{OURS}, exact")],
+    "mapped_memory/forward": [
+        Aim("0.7 of the rate of pread", lambda case: case.over("limit: read by pread") >= 0.7),
+    ],
     "product_keys/training/forward+backward, ? thread*": [
         faster(3, "PyTorch"),
         Aim(
@@ -386,6 +399,9 @@ TABLES: dict[str, Table] = {
     "points all pairs": _comparisons("geometric/all_pairs"),
     "points neighbours": _comparisons("geometric/neighbours"),
     "search growth": search_growth,
+    "memory": _comparisons("memory/exact", "memory/usearch"),
+    "memory recall": _numbers("memory/usearch", "keys"),
+    "mapped memory": _comparisons("mapped_memory"),
     "product keys": _comparisons("product_keys/training"),
     "searches radius": _comparisons("searches/radius"),
     "searches nearest": _comparisons("searches/nearest"),
