@@ -50,6 +50,7 @@ _PACKAGES = (
     "pymetis",
     "vesin",
     "egnn-pytorch",
+    "usearch",
 )
 
 

@@ -33,6 +33,7 @@ from anyattention.nn import (
     GraphAttention,
     GraphTransformerLayer,
     HeterogeneousGraphAttention,
+    MemoryAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -150,7 +151,7 @@ def module(
             found = torch.func.functional_call(
                 caller, {f"layer.{name}": x for name, x in parameters.items()}, (), {**arguments, **given}
             )
-            return _finite(*[x for x in found if x is not None and not x.is_sparse])
+            return _finite(*[x for x in found if x is not None and not x.is_sparse and x.is_floating_point()])
 
         return Subject(of, {**inputs, **{name: x.detach() for name, x in names.items()}})
 
@@ -338,6 +339,19 @@ MODULES: dict[str, Callable[[], Subject]] = {
         {"x": random(6, 4), "edge_attr": random(9, 1)},
         graph=_EXPANDER,
         return_weights="heads",
+    ),
+    "MemoryAttention, dot": module(
+        lambda: MemoryAttention(4, 2, value_dim=3, k=2, trainable=True, num_memories=5), {"x": random(3, 4)}
+    ),
+    "MemoryAttention, euclidean": module(
+        lambda: MemoryAttention(4, 2, value_dim=3, k=2, measure="euclidean", trainable=True, num_memories=5),
+        {"x": random(3, 4)},
+        "memory_forward",
+    ),
+    "MemoryAttention, cosine": module(
+        lambda: MemoryAttention(4, 1, value_dim=3, k=2, measure="cosine", project=False),
+        {"x": random(3, 4), "keys": random(5, 4), "values": random(5, 3)},
+        exclude=torch.tensor([0, -1, 4]),
     ),
     "HeterogeneousGraphAttention, dot": _typed("dot", "node", residual=True),
     "HeterogeneousGraphAttention, additive": _typed("additive", "relation"),

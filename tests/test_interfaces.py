@@ -121,8 +121,9 @@ def test_geometric_calls_return_weights(module):
 @pytest.mark.parametrize("protocol", interfaces.__all__)
 def test_a_stranger_with_the_members_is_one(protocol):
     kind = getattr(interfaces, protocol)
-    names = {name for base in kind.__mro__ if base is not object for name in vars(base) if not name.startswith("_")}
-    members = {name: (lambda *arguments: None) for name in [*names, "__call__"]}
+    given = {name for base in kind.__mro__ if base.__module__ == kind.__module__ for name in vars(base)}
+    names = {name for name in given if not name.startswith("_")} | given & {"__call__", "__len__"}
+    members = {name: (lambda *arguments: None) for name in names}
     assert isinstance(type("Stranger", (), members)(), kind)
     for name in members:
         lacking = {other: member for other, member in members.items() if other != name}

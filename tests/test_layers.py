@@ -59,7 +59,18 @@ _FLOORS = (
 _EXCEPTIONS = {("native.load", "")}
 
 _IMPLEMENTATIONS = ("reference", "torch_fused", "cpu", "triton", "cuda")
-_HEAVY = ("matplotlib", "networkx", "pymetis", "scipy", "sklearn", "torch_geometric", "tqdm", "vesin")
+_HEAVY = (
+    "faiss",
+    "matplotlib",
+    "networkx",
+    "pymetis",
+    "scipy",
+    "sklearn",
+    "torch_geometric",
+    "tqdm",
+    "usearch",
+    "vesin",
+)
 
 
 def _dotted(path):

@@ -52,6 +52,7 @@ from anyattention.nn import (
     EquivariantAttention,
     GraphAttention,
     GraphTransformerLayer,
+    MemoryAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -266,6 +267,9 @@ _SUBJECTS: dict[str, Callable[[], Subject]] = {
     ),
     "GraphTransformerLayer": lambda: module(
         lambda: GraphTransformerLayer(8, 2, attention="graph + all"), random(5, 8), graph()
+    ),
+    "MemoryAttention": lambda: module(
+        lambda: MemoryAttention(8, 2, k=2, measure="euclidean", trainable=True, num_memories=5), random(1, 6, 8)
     ),
     "HeterogeneousGraphAttention": lambda: module(
         lambda: Typed("dot", "relation"), random(5, 2), random(3, 3), random(9, 2)

@@ -19,6 +19,7 @@ from anyattention.nn import (
     GraphAttention,
     GraphTransformerLayer,
     HeterogeneousGraphAttention,
+    MemoryAttention,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SparseAttention,
@@ -76,6 +77,10 @@ MODULES: dict[str, tuple[Build, tuple[Any, ...]]] = {
         f"several types, {score}": (typed_layer(score), ((6, 6), (3, 4), (8, 3)))
         for score in ("additive", "dynamic", "dot")
     },
+    "memory": (
+        lambda **kind: MemoryAttention(6, 2, value_dim=3, k=2, trainable=True, num_memories=5, **kind),
+        ((2, 5, 6),),
+    ),
     "equivariant": (lambda **kind: EquivariantAttention(6, 2, radius=2.0, **kind), ((5, 6), (5, 3))),
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

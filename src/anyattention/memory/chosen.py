@@ -110,7 +110,8 @@ def _gathered(call: ChosenMemories) -> tuple[Tensor, Tensor]:
     is_used = call.rows >= 0
     places = call.rows.clamp(min=0)
     # An unused slot may stand for a row that is not attended to, and 0 x NaN is NaN.
-    keys, values = (torch.where(is_used.unsqueeze(-1), x[places], 0.0) for x in (call.keys, call.values))
+    taken = [x.index_select(0, places.flatten()).view(*places.shape, -1) for x in (call.keys, call.values)]
+    keys, values = (torch.where(is_used.unsqueeze(-1), x, 0.0) for x in taken)
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     scores = alike(call.query.to(dtype), keys.to(dtype), call.measure) * call.scale
     scores = torch.where(is_used, scores, -torch.inf)
@@ -150,7 +151,9 @@ class _Taken(torch.autograd.Function):
                     argument="sparse_grad",
                 )
             shape = tuple(ctx.shape)
-            made = torch.sparse_coo_tensor(rows[None], grad, shape, is_coalesced=True, check_invariants=False)
+            made = torch.sparse_coo_tensor(
+                rows[None], grad, shape, device=grad.device, is_coalesced=True, check_invariants=False
+            )
             return made, None, None
         if torch.is_grad_enabled() or moment_of((grad,)) is not Moment.PLAIN:
             return grad.new_zeros(ctx.shape).index_copy(0, rows, grad), None, None

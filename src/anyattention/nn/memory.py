@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyattention._checks import Axes, require_dense, require_device, require_floating
-from anyattention.ambient import is_autocast_enabled
+from anyattention._checks import Axes, require_device
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
@@ -29,6 +28,8 @@ from anyattention.nn.memory_rows import (
     is_same_memory,
     over_memories,
     read_table,
+    require_input,
+    require_query_kind,
     searched_rows,
     without_excluded,
 )
@@ -311,8 +312,7 @@ class MemoryAttention(AttentionModule):
     @property
     def index(self) -> ApproximateIndex | None:
         """The approximate index of the keys as they are; None where none is built, as for an exact memory."""
-        searched = self._searched.of(self.keys)
-        return searched.index if isinstance(searched, IndexedRows) else None
+        return searched.index if isinstance(searched := self._searched.of(self.keys), IndexedRows) else None
 
     def index_content(self) -> bytes | None:
         """The approximate index as its library writes it, which `save` keeps; None where none is built."""
@@ -332,15 +332,18 @@ class MemoryAttention(AttentionModule):
 
     def extra_repr(self) -> str:
         """The settings and the number of memories, for `print(module)`."""
-        settings = shown_settings(self.config, "k", "measure", "index")
-        return f"{settings}, memories={self.num_memories}"
+        return f"{shown_settings(self.config, 'k', 'measure', 'index')}, memories={self.num_memories}"
 
     def _attend(
         self, x: Tensor, keys: Tensor | None, values: Tensor | None, exclude: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, the weights `(..., heads, k)` and the rows of the same shape among the memories."""
         config, heads = self.config, self.config.base.num_heads
-        self._check_input(x)
+        require_input(x, config.base.d_model)
+        if config.project:
+            require_parameter_kind("x", x, self)
+        else:
+            require_query_kind(x, self.keys)
         own_keys = keys is None
         keys, values = self._memories(keys, values)
         require_memories(len(keys), config.k)
@@ -361,24 +364,10 @@ class MemoryAttention(AttentionModule):
             )
         )
         output = output.reshape(*leading, output.shape[-1])
-        if config.project:
-            output = self.output_projection(output)
+        output = self.output_projection(output) if config.project else output
         if config.base.check_finite:
             require_finite(self.name, output)
         return output, weights.reshape(*leading, heads, config.k), rows.reshape(*leading, heads, config.k)
-
-    def _check_input(self, x: Tensor) -> None:
-        width = self.config.base.d_model
-        require_floating("x", x)
-        require_dense("x", x)
-        axes = Axes("the module", d_model=width)
-        axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
-        if self.config.project:
-            require_parameter_kind("x", x, self)
-        else:
-            require_device("x", x, self.keys.device, "the memories")
-            if x.dtype != self.keys.dtype and not is_autocast_enabled(x.device):
-                raise InvalidInputError(argument="x", expected=f"{self.keys.dtype}, as the memories", actual=x.dtype)
 
     def _memories(self, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: the module's own, or those of a call, checked."""
@@ -426,6 +415,15 @@ class MemoryAttention(AttentionModule):
         else:
             setattr(self, name, rows)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As every module's; ids that had no memory are those of a module as built."""
+        was_hollow = self.ids.is_meta
+        super()._apply(fn, recurse)
+        if was_hollow and not self.ids.is_meta:
+            self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
+            self.next_id.fill_(len(self.ids))
+        return self
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -437,11 +435,10 @@ class MemoryAttention(AttentionModule):
         error_msgs: list[str],
     ) -> None:
         """As every module's, of another number of memories too."""
-        given = {name: state_dict.get(prefix + name) for name in (*_ROWS, "next_id")}
-        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        if len(tensors) == len(given):
-            fault = fault_of(**tensors)
-            if fault is not None:
+        names = (*_ROWS, "next_id")
+        tensors = {name: x for name in names if isinstance(x := state_dict.get(prefix + name), Tensor)}
+        if len(tensors) == len(names):
+            if (fault := fault_of(**tensors)) is not None:
                 error_msgs.append(f"{prefix}ids: {fault}")
                 return
             for name in _ROWS:

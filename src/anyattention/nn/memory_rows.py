@@ -22,6 +22,8 @@ __all__ = [
     "is_same_memory",
     "over_memories",
     "read_table",
+    "require_input",
+    "require_query_kind",
     "searched_rows",
     "without_excluded",
 ]
@@ -46,6 +48,21 @@ def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> S
         keys = values_of(keys)
         require_finite_rows("keys", keys)
         return IndexedRows(index_of(config), keys, values_of(ids))
+
+
+def require_input(x: Tensor, width: int) -> None:
+    """Raise unless x is `(batch, length, d_model)` or `(queries, d_model)`."""
+    require_floating("x", x)
+    require_dense("x", x)
+    axes = Axes("the module", d_model=width)
+    axes.bind("x", x, "batch length d_model" if x.ndim == 3 else "queries d_model")
+
+
+def require_query_kind(x: Tensor, keys: Tensor) -> None:
+    """Raise unless x, which is the query as it is, has the device of the keys, and their dtype but for autocast."""
+    require_device("x", x, keys.device, "the memories")
+    if x.dtype != keys.dtype and not is_autocast_enabled(x.device):
+        raise InvalidInputError(argument="x", expected=f"{keys.dtype}, as the memories", actual=x.dtype)
 
 
 def read_table(argument: str, given: Tensor, own: Tensor) -> Tensor:
