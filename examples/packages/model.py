@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyattention import edge_sum
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import HeterogeneousGraphAttention
-from anyattention.ops import edge_sum
 from examples.packages.inputs import Batch, Inputs, Rows, role_of
 from examples.settings import About, check_settings, require_divisor
 
