@@ -125,7 +125,7 @@ AIMS: Aims = {
             ),
         ),
     ],
-    "memory/usearch/keys of 12*": [faster(10, f"{OURS}, exact")],
+    "memory/usearch/keys of 12*000": [faster(10, f"{OURS}, exact")],
     "mapped_memory/forward": [
         Aim("0.7 of the rate of pread", lambda case: case.over("limit: read by pread") >= 0.7),
     ],
