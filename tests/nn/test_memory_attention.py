@@ -480,8 +480,8 @@ def test_a_module_made_in_inference_mode_takes_memories_outside():
 
 def test_memory_that_processes_share_is_not_appended_to():
     memory = MemoryAttention(6, 2, k=2)
-    for _ in range(2):  # leaves room behind
-        memory.append(torch.ones(3, 3), torch.ones(3, 6))
+    for count in (4, 1):  # leaves room behind
+        memory.append(torch.ones(count, 3), torch.ones(count, 6))
     memory.share_memory()
     twin = copy.copy(memory)  # as another process has it
     twin._buffers, twin._growing = (
