@@ -168,7 +168,8 @@ def test_bad_input_is_named():
         keys = torch.ones(4, 2)
         keys[2, 1] = broken
         with pytest.raises(
-            InvalidInputError, match="keys: expected finite numbers, got NaN or infinity in 1 of 4 rows"
+            InvalidInputError,
+            match=r"keys: expected finite numbers in .*, got NaN or infinity in 1 of 4 rows",
         ):
             index.append(keys)
     assert len(index) == 3
@@ -220,3 +221,30 @@ def test_the_number_of_threads_changes_no_bit(threads):
         found.append(index.search(queries.round(), 9))
     assert torch.equal(found[0].ids, found[1].ids)
     assert torch.equal(found[0].scores, found[1].scores)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1.0, 1e25])
+def test_cosine_of_keys_whose_squares_are_no_numbers(factor):
+    index = ExactIndex(3, measure="cosine")
+    index.append(torch.eye(3) * factor)
+    ids, scores = index.search(torch.eye(3) * factor, k=1)
+    assert ids.flatten().tolist() == [0, 1, 2]
+    assert (scores == 1).all()
+
+
+@pytest.mark.parametrize("first", ["at once", "before the others"])
+def test_a_first_key_far_from_the_others_leaves_their_distances_digits(first):
+    keys = torch.cat([torch.zeros(1, 11), torch.randn(300, 11) + 1000])
+    index = ExactIndex(11, measure="euclidean")
+    for some in [keys] if first == "at once" else keys.split([1, 150, 150]):
+        index.append(some)
+    queries = torch.randn(30, 11) + 1000
+    distances = (queries.double()[:, None] - keys.double()).square().sum(-1)
+    assert (index.search(queries, k=1).ids == distances.argmin(1, keepdim=True)).float().mean() > 0.95
+
+
+def test_float64_keys_are_compared_by_more_digits_than_float32_has():
+    keys = torch.arange(700, dtype=torch.float64)[:, None] + 1.7e9
+    index = ExactIndex(1, measure="euclidean", dtype=torch.float64)
+    index.append(keys)
+    assert torch.equal(index.search(keys, k=1).ids.flatten(), torch.arange(700))

@@ -261,3 +261,10 @@ def test_the_library_of_an_index_is_named_where_it_is_missing(tmp_path, require,
     monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
     with pytest.raises(MissingExtraError, match="index='usearch' needs usearch"):
         load(tmp_path)
+
+
+def test_saving_leaves_index_files_of_others(tmp_path):
+    own = tmp_path / "index-of-mine.faiss"
+    own.write_bytes(b"mine")
+    save(MemoryAttention(8, 2), tmp_path)
+    assert own.read_bytes() == b"mine"

@@ -410,7 +410,9 @@ def test_bad_input_is_named():
         memory.append(torch.randn(1, 4), torch.randn(1, 3))
     with pytest.raises(DimensionMismatchError, match=r"values: expected \(count=2, value_dim\), got \(1, 3\)"):
         memory.append(torch.randn(2, 3), torch.randn(1, 3))
-    with pytest.raises(InvalidInputError, match="values: expected finite numbers, got NaN or infinity in 1 of 1 rows"):
+    with pytest.raises(
+        InvalidInputError, match=r"values: expected finite numbers in torch.float32, got NaN or infinity in 1 of 1 rows"
+    ):
         memory.append(torch.randn(1, 3), torch.full((1, 3), torch.nan))
     assert memory.num_memories == 6
     with pytest.raises(InvalidInputError, match="values: expected a tensor, beside keys, got None"):
@@ -431,3 +433,110 @@ def test_bad_input_is_named():
     bare.append(torch.eye(3), torch.eye(3))
     with pytest.raises(InvalidInputError, match=r"x: expected torch.float32, as the memories, got torch.float64"):
         bare(torch.eye(3, dtype=F64))
+
+
+@pytest.mark.parametrize("measure", ["cosine", "euclidean"])
+def test_a_step_that_leaves_the_version_is_seen(measure):
+    memory = MemoryAttention(6, 2, k=2, measure=measure, trainable=True, num_memories=11)
+    queries = torch.randn(40, 3)
+    memory.search(queries)
+    memory.keys.grad = torch.randn_like(memory.keys)
+    torch.optim.SGD([memory.keys], lr=9.0, fused=True).step()
+    best = likeness(queries, memory.keys.detach(), measure).argmax(-1)
+    assert torch.equal(memory.search(queries, 1).ids[:, 0], best)
+
+
+def test_other_numbers_in_the_same_memory_are_seen():
+    memory = MemoryAttention(7, 1, project=False, k=1, measure="cosine", trainable=True, num_memories=7)
+    memory.keys.requires_grad_(False)  # read by their address and version alone
+    queries = torch.randn(40, 7)
+    memory.search(queries)
+    memory.keys.data = memory.keys.data.T  # the same address, shape and version
+    assert torch.equal(memory.search(queries).ids[:, 0], likeness(queries, memory.keys, "cosine").argmax(-1))
+    for _ in range(11):
+        memory.search(queries)
+        for _ in range(2):  # the second may lie where the one of the search lay
+            memory.keys.data = torch.randn(7, 7)
+        assert torch.equal(memory.search(queries).ids[:, 0], likeness(queries, memory.keys, "cosine").argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_numbers_that_the_modules_dtype_cannot_hold_are_refused(name):
+    memory = MemoryAttention(6, 2, k=2, dtype=torch.float16)
+    given = {"keys": torch.ones(5, 3), "values": torch.ones(5, 6)}
+    given[name][3, 1] = 1e6
+    with pytest.raises(InvalidInputError, match=rf"{name}: expected finite numbers in torch.float16, .* in row 3"):
+        memory.append(**given)
+    assert memory.num_memories == 0
+
+
+def test_a_module_made_in_inference_mode_takes_memories_outside():
+    with torch.inference_mode():
+        memory = MemoryAttention(6, 2, k=2)
+    for first in (0, 2):
+        assert memory.append(torch.ones(2, 3), torch.ones(2, 6)).tolist() == [first, first + 1]
+    assert memory.ids.tolist() == [0, 1, 2, 3]
+
+
+def test_memory_that_processes_share_is_not_appended_to():
+    memory = MemoryAttention(6, 2, k=2)
+    for count in (4, 1):  # leaves room behind
+        memory.append(torch.ones(count, 3), torch.ones(count, 6))
+    memory.share_memory()
+    twin = copy.copy(memory)  # as another process has it
+    twin._buffers, twin._growing = (
+        dict(memory._buffers),
+        {name: copy.copy(rows) for name, rows in memory._growing.items()},
+    )
+    memory.append(torch.full((1, 3), 5.0), torch.ones(1, 6))
+    twin.append(torch.full((1, 3), 7.0), torch.ones(1, 6))
+    assert (memory.keys[-1] == 5).all()
+    assert (twin.keys[-1] == 7).all()
+
+
+def test_values_of_a_call_get_dense_gradients_beside_sparse_ones():
+    memory = MemoryAttention(6, 2, k=2, trainable=True, num_memories=5, sparse_grad=True)
+    values = torch.randn(5, 6, requires_grad=True)
+    memory(torch.randn(3, 6), values=values * 2).output.sum().backward()
+    assert not values.grad.is_sparse
+    assert memory.keys.grad.is_sparse
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("measure", MEASURES[1:])
+def test_half_precision_weights_are_those_of_float32(measure, dtype):
+    memory = MemoryAttention(64, 1, project=False, k=8, value_dim=3, measure=measure, scale=0.2, dtype=dtype)
+    size = 400.0 if measure == "cosine" else 1.0  # whose squares float16 does not hold
+    memory.append(torch.randn(70, 64) * size, torch.randn(70, 3))
+    x = torch.randn(5, 64).to(dtype)
+    _, weights, indices = memory.memory_forward(x)
+    keys = memory.keys[indices[:, 0]].float()
+    scores = torch.stack([likeness(q, key, measure) for q, key in zip(x.float(), keys, strict=True)])
+    expected = (scores * 0.2).softmax(-1)
+    torch.testing.assert_close(weights[:, 0].float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True])
+def test_distances_within_clusters_that_are_far_apart(sparse_grad):
+    memory = MemoryAttention(
+        7, 1, project=False, k=4, measure="euclidean", trainable=True, num_memories=22, sparse_grad=sparse_grad
+    )
+    far = torch.where(torch.arange(22) % 2 == 0, 1000.0, -1000.0)[:, None]
+    with torch.no_grad():
+        memory.keys.copy_(torch.randn(22, 7) + far)
+    x = torch.randn(22, 7) + far
+    output, weights, indices = memory.memory_forward(x)
+    scores = -(x[:, None].double() - memory.keys.double()[indices[:, 0]]).square().sum(-1)
+    torch.testing.assert_close(weights[:, 0].double(), scores.softmax(-1), rtol=1e-4, atol=1e-5)
+    output.sum().backward()
+    assert memory.keys.grad.is_sparse == sparse_grad
+
+
+def test_autocast_chooses_the_same_memories_under_a_transform():
+    memory = MemoryAttention(64, 1, project=False, k=8)
+    memory.append(torch.randn(700, 64), torch.randn(700, 64))
+    x = torch.randn(11, 64)
+    plain = memory.memory_forward(x).indices
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mapped = torch.func.vmap(lambda x: memory.memory_forward(x).indices)(x[None])[0]
+    assert (mapped == plain).float().mean() > 0.99

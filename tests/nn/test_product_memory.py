@@ -165,3 +165,8 @@ class TestIndex:
             index.append(torch.ones(1, 6))
         with pytest.raises(UnsupportedError, match="none can be deleted"):
             index.delete(torch.tensor([1]))
+
+
+def test_a_module_changes_its_dtype():
+    memory = nn.MemoryAttention(8, 2, index="product", trainable=True, num_memories=16, k=2).to(torch.float64)
+    assert memory(torch.randn(3, 8, dtype=torch.float64)).output.dtype == torch.float64

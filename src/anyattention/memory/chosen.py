@@ -6,7 +6,7 @@ C value_dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyattention.ambient import Moment, lasting, moment_of, without_autocast
 from anyattention.errors import UnsupportedError
-from anyattention.memory.measures import Measure, alike, rows_of_keys, rows_of_queries
+from anyattention.memory.measures import Measure, alike, centre_of, rows_of_keys, rows_of_queries
 from anyattention.native import available, large_empty
 from anyattention.ops.arguments import Arguments
 from anyattention.ops.dropout import draw_seed, keep_factors
@@ -22,6 +22,8 @@ from anyattention.ops.graph import graph_attention
 from anyattention.patterns import Graph
 
 __all__ = ["ChosenMemories", "attend_to_chosen"]
+
+_LARGEST_ERROR = 2**-10  # of a score
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class ChosenMemories:
         measure: how alike a query and a key are.
         scale: the factor of the measure.
         dropout: the probability with which a weight is dropped.
-        sparse_grad: whether keys and values get sparse gradients.
+        sparse_grad: whether keys, and whether values, get sparse gradients.
     """
 
     query: Tensor
@@ -46,7 +48,7 @@ class ChosenMemories:
     measure: Measure
     scale: float
     dropout: float = 0.0
-    sparse_grad: bool = False
+    sparse_grad: tuple[bool, bool] = (False, False)
 
 
 def attend_to_chosen(call: ChosenMemories) -> tuple[Tensor, Tensor]:
@@ -56,8 +58,9 @@ def attend_to_chosen(call: ChosenMemories) -> tuple[Tensor, Tensor]:
     all gradients are.
 
     Cost: O(n x H x k x (D + C)) time, and memory for the different ones among the chosen memories. Dense gradients of
-    keys and values take the time of writing M rows of zeros. Under a compiler or a transform of torch.func the keys
-    and values of each query are gathered: memory O(n x H x k x (D + C)).
+    keys and values take the time of writing M rows of zeros. Under a compiler or a transform of torch.func, and where
+    distances are tiny beside those of all chosen keys to their mean, the keys and values of each query are gathered:
+    memory O(n x H x k x (D + C)).
     """
     is_plain = moment_of((call.query, call.keys, call.values, call.rows)) is Moment.PLAIN
     with without_autocast(call.query.device):
@@ -75,8 +78,16 @@ def _over_edges(call: ChosenMemories) -> tuple[Tensor, Tensor]:
         if has_unused:  # an unused slot has a key of its own, that nobody attends to
             slots[is_used] = places
             slots = slots.view(n * heads, k)
-    keys, values = (_taken(x, chosen, call.sparse_grad) for x in (call.keys, call.values))
-    query, keys = _comparable(call.query, keys, call.measure)
+    pairs = zip((call.keys, call.values), call.sparse_grad, strict=True)
+    taken, values = (_taken(x, chosen, sparse_grad) for x, sparse_grad in pairs)
+    dtype = call.query.dtype
+    if call.measure != "dot":  # lengths and their squares have too few digits in half precision
+        dtype = torch.promote_types(dtype, torch.float32)
+    query, keys = _comparable(call.query.to(dtype), taken.to(dtype), call.measure)
+    if call.measure == "euclidean" and _cancels(query, keys, call.scale):
+        rows = torch.where(is_used, slots.view(call.rows.shape), -1)
+        return _gathered(replace(call, keys=taken, values=values, rows=rows))
+    values = values.to(dtype)
     if has_unused:
         keys, values = (torch.cat([x, x.new_zeros(1, x.shape[1])]) for x in (keys, values))
     found = graph_attention(
@@ -92,16 +103,21 @@ def _over_edges(call: ChosenMemories) -> tuple[Tensor, Tensor]:
         )
     )
     assert found.weights is not None
-    return found.output.view(n, heads, -1).sum(1), found.weights.view(n, heads, k)
+    output = found.output.view(n, heads, -1).sum(1).to(call.query.dtype)
+    return output, found.weights.view(n, heads, k).to(call.query.dtype)
+
+
+def _cancels(query: Tensor, keys: Tensor, scale: float) -> bool:
+    """Whether rows of `_comparable` are so far from their centre that the squares have no digits for the distances."""
+    with torch.no_grad():
+        largest = max(float(keys[:, -1].max()), float(query[..., :-1].square().sum(-1).max()) / 4)
+    return _LARGEST_ERROR < abs(scale) * largest * torch.finfo(keys.dtype).eps < torch.inf  # an infinity is to show
 
 
 def _comparable(query: Tensor, keys: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
     """Queries and keys whose dot product is the measure, but for a number that all keys of a query share."""
-    centre = None
-    if measure == "euclidean":
-        # Any would do, but far from the origin no digits would be left. A key that is no number is that query's alone.
-        centre = keys.detach().nan_to_num(0.0, 0.0, 0.0).mean(0).nan_to_num(0.0, 0.0, 0.0) if len(keys) else 0.0
-        centre = torch.zeros_like(keys[:1]).sum(0) + centre
+    # Any would do, but far from the origin no digits would be left.
+    centre = centre_of(keys) if measure == "euclidean" else None
     return rows_of_queries(query, measure, centre), rows_of_keys(keys, measure, centre)
 
 

@@ -5,15 +5,17 @@ Axes: n queries, M memories, D key_dim, k memories of a query.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
 from anyattention._checks import Axes, require_count, require_device, require_floating
-from anyattention.ambient import lasting
+from anyattention.ambient import lasting, without_autocast
 from anyattention.errors import InvalidInputError
 from anyattention.memory.growing import GrowingRows
 from anyattention.memory.ids import read_keys, require_ids_of, rows_without
-from anyattention.memory.measures import Measure, alike, read_measure, rows_of_keys, rows_of_queries
+from anyattention.memory.measures import Measure, alike, centre_of, read_measure, rows_of_keys, rows_of_queries
 from anyattention.ops.topk import topk_search
 from anyattention.output import SearchResult
 
@@ -37,7 +39,7 @@ class SearchedKeys:
     def follow(self, keys: Tensor, ids: Tensor) -> None:
         """Take more keys, which begin with those that are here."""
         count = len(self._keys)
-        if self._rows is None or count == 0:
+        if self._rows is None or len(keys) >= self._prepared_anew_at:
             self._prepare(keys)
             return
         self._keys = keys
@@ -45,7 +47,7 @@ class SearchedKeys:
 
     def keep(self, keys: Tensor, ids: Tensor, places: Tensor) -> None:
         """Take fewer keys: those at some places of the ones that are here."""
-        if self._rows is None or len(places) == 0 or places[0] != 0:  # the first is the centre
+        if self._rows is None or len(places) == 0:
             self._prepare(keys)
             return
         self._keys = keys
@@ -53,24 +55,32 @@ class SearchedKeys:
 
     def search(self, queries: Tensor, k: int) -> Tensor:
         """The rows `(n, k)` of the most alike keys, first ones first among equals; -1 where there are fewer."""
-        queries = queries.detach().to(torch.float32)
+        queries = _at_least_float32(queries.detach())
         rows = self._keys if self._rows is None else self._rows.rows
         if len(rows) == 0:
             return torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
-        return topk_search(rows_of_queries(queries, self.measure, self._centre), rows.detach(), k)
+        queries = rows_of_queries(queries, self.measure, self._centre).to(torch.float32)
+        with without_autocast(queries.device):
+            return topk_search(queries, rows.detach(), k)
 
     def _prepare(self, keys: Tensor) -> None:
         self._keys = keys
-        self._centre = keys[0].detach().to(torch.float32).clone() if len(keys) and self.measure == "euclidean" else None
+        with lasting(keys), torch.no_grad():
+            is_centred = self.measure == "euclidean"
+            self._centre = centre_of(_at_least_float32(keys.detach())) if is_centred else None
+        # The centre of a few keys may be far from that of many.
+        self._prepared_anew_at = 2 * len(keys) if is_centred else 1 if len(keys) == 0 else sys.maxsize
         lies_well = keys.dtype == torch.float32 and keys.is_contiguous()
         self._rows = None if self.measure == "dot" and lies_well else GrowingRows(self._compared(keys))
 
     def _compared(self, keys: Tensor) -> Tensor:
         with lasting(keys), torch.no_grad():
-            keys = keys.detach().to(torch.float32)
-            if self._centre is None and self.measure == "euclidean":
-                return keys.new_zeros(0, keys.shape[1] + 1)
-            return rows_of_keys(keys, self.measure, self._centre).contiguous()
+            keys = _at_least_float32(keys.detach())
+            return rows_of_keys(keys, self.measure, self._centre).to(torch.float32).contiguous()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class ExactIndex:
@@ -137,7 +147,7 @@ class ExactIndex:
             DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
             UnsupportedError: under a compiler, a transform or a mode.
         """
-        keys = read_keys("keys", keys, self.key_dim)
+        keys = read_keys("keys", keys, self.key_dim, self.keys.dtype)
         require_device("keys", keys, self.keys.device, "the memory")
         ids = torch.arange(self._next_id, self._next_id + len(keys), device=self.keys.device)
         self._next_id += len(keys)

@@ -75,7 +75,7 @@ class FaissIndex:
         Raises:
             DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
         """
-        keys = read_keys("keys", keys, self.key_dim)
+        keys = read_keys("keys", keys, self.key_dim, torch.float32)
         ids = next_ids(self._next_id, len(keys), ids)
         self.take(keys, ids)
         return ids.to(keys.device)

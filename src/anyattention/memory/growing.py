@@ -30,7 +30,8 @@ class GrowingRows:
         """The rows, with more behind them, in the dtype and on the device of the first."""
         count, total = len(self.rows), len(self.rows) + len(more)
         with lasting(), torch.no_grad():
-            if total > len(self._whole) or self._whole is self.rows:
+            # In memory that processes share, another one may append behind the same rows.
+            if total > len(self._whole) or self._whole is self.rows or self._whole.is_shared():
                 shape = (max(total, count + count // 2), *self.rows.shape[1:])
                 whole = large_empty(self.rows, shape) if _may_be_large(self.rows) else self.rows.new_empty(shape)
                 whole[:count] = self.rows.detach()

@@ -12,8 +12,11 @@ from anyattention.errors import DimensionMismatchError, InvalidInputError, Unsup
 __all__ = ["read_ids", "read_keys", "require_finite_rows", "require_ids_of", "require_memories", "rows_without"]
 
 
-def read_keys(argument: str, keys: Tensor, width: int, axis: str = "key_dim") -> Tensor:
-    """Keys or values that a caller appends, `(count, width)`: checked, numbers all of them, without derivatives."""
+def read_keys(argument: str, keys: Tensor, width: int, dtype: torch.dtype, axis: str = "key_dim") -> Tensor:
+    """Keys or values that a caller appends, `(count, width)`, in the dtype that they are kept in.
+
+    They are checked, numbers all of them in that dtype, without derivatives.
+    """
     require_floating(argument, keys)
     require_dense(argument, keys)
     if is_compiling() or not is_plainly_readable(keys):
@@ -23,8 +26,9 @@ def read_keys(argument: str, keys: Tensor, width: int, axis: str = "key_dim") ->
         )
     axes = Axes("the memory", **{axis: width})
     axes.bind(argument, keys, f"count {axis}")
-    require_finite_rows(argument, keys.detach())
-    return keys.detach()
+    keys = keys.detach().to(dtype)
+    require_finite_rows(argument, keys)
+    return keys
 
 
 def require_finite_rows(argument: str, rows: Tensor) -> None:
@@ -33,7 +37,7 @@ def require_finite_rows(argument: str, rows: Tensor) -> None:
     if len(broken):
         raise InvalidInputError(
             argument=argument,
-            expected="finite numbers",
+            expected=f"finite numbers in {rows.dtype}",
             actual=f"NaN or infinity in {len(broken)} of {len(rows)} rows, first in row {int(broken[0])}",
         )
 

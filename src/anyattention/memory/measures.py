@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 
-__all__ = ["Measure", "alike", "read_measure", "rows_of_keys", "rows_of_queries"]
+__all__ = ["Measure", "alike", "centre_of", "read_measure", "rows_of_keys", "rows_of_queries"]
 
 Measure = Literal["dot", "cosine", "euclidean"]
 
@@ -58,6 +58,13 @@ def rows_of_queries(queries: Tensor, measure: Measure, centre: Tensor | None = N
     return torch.cat([2 * queries, -torch.ones_like(queries[..., :1])], dim=-1)
 
 
+def centre_of(keys: Tensor) -> Tensor:
+    """`(D,)`: the mean of keys `(k, D)`, which "euclidean" takes from both sides; a number, whatever they hold."""
+    if len(keys) == 0:
+        return keys.new_zeros(keys.shape[1])
+    return keys.detach().nan_to_num(0.0, 0.0, 0.0).mean(0).nan_to_num(0.0, 0.0, 0.0)
+
+
 def alike(queries: Tensor, keys: Tensor, measure: Measure) -> Tensor:
     """The measure `(..., k)` of queries `(..., D)` and some keys of each `(..., k, D)`."""
     queries = queries.unsqueeze(-2)
@@ -70,6 +77,8 @@ def alike(queries: Tensor, keys: Tensor, measure: Measure) -> Tensor:
 
 def _normalized(x: Tensor) -> Tensor:
     """x / |x|; 0, with gradient 0, where that is 0."""
-    square = x.square().sum(-1, keepdim=True)
-    is_zero = square == 0
-    return torch.where(is_zero, 0.0, x) * torch.where(is_zero, 1.0, square).rsqrt()
+    # Squares of what is far from 1 overflow, or vanish. The factor cancels, and so has no gradient.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    is_zero = largest == 0
+    x = torch.where(is_zero, 0.0, x) / torch.where(is_zero, 1.0, largest)
+    return x * torch.where(is_zero, 1.0, x.square().sum(-1, keepdim=True)).rsqrt()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anyattention._checks import Axes, require_device
+from anyattention.ambient import lasting
 from anyattention.config import MemoryAttentionConfig, MemoryBase
 from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
@@ -257,8 +258,8 @@ class MemoryAttention(AttentionModule):
         Cost: in the long run that of copying what is given; "cosine" and "euclidean" prepare it once more.
         """
         self._refuse_product("appended")
-        keys = read_keys("keys", keys, self.config.get_key_dim())
-        values = read_keys("values", values, self.config.get_value_dim(), "value_dim")
+        keys = read_keys("keys", keys, self.config.get_key_dim(), self.keys.dtype)
+        values = read_keys("values", values, self.config.get_value_dim(), self.values.dtype, "value_dim")
         for name, given in (("keys", keys), ("values", values)):
             require_device(name, given, self.ids.device, "the module")
         Axes("keys", count=len(keys)).bind("values", values, "count value_dim")
@@ -267,7 +268,8 @@ class MemoryAttention(AttentionModule):
         searched = self._searched.of(self.keys)
         for name, more in (("keys", keys), ("values", values), ("ids", ids)):
             self._replace(name, self._grown(name).append(more))
-        self.next_id.fill_(first + len(keys))
+        with lasting():  # a module that was made in inference mode has a next_id that is not written to outside
+            self.next_id = self.next_id.new_full((), first + len(keys))
         if searched is not None:
             searched.follow(self.keys, self.ids)
             self._searched.keep(searched, self.keys)
@@ -384,7 +386,7 @@ class MemoryAttention(AttentionModule):
         if config.index == "product":
             refuse_rows(keys=keys, values=values, exclude=exclude)
             return self._attend_by_product_keys(x)
-        own_keys = keys is None
+        own_keys, own_values = keys is None, values is None
         keys, values = self._memories(keys, values)
         require_memories(len(keys), config.k)
         leading = x.shape[:-1]
@@ -400,7 +402,7 @@ class MemoryAttention(AttentionModule):
                 config.measure,
                 config.get_scale(),
                 dropout=config.base.dropout if self.training else 0.0,
-                sparse_grad=config.sparse_grad and own_keys,
+                sparse_grad=(config.sparse_grad and own_keys, config.sparse_grad and own_values),
             )
         )
         return self._finished(output, weights, rows, leading)
@@ -479,7 +481,9 @@ class MemoryAttention(AttentionModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As every module's; ids that had no memory are those of a module as built."""
-        was_hollow = self.config.index != "product" and self.ids.is_meta
+        if self.config.index == "product":
+            return super()._apply(fn, recurse)
+        was_hollow = self.ids.is_meta
         super()._apply(fn, recurse)
         if was_hollow and not self.ids.is_meta:
             self.ids.copy_(torch.arange(len(self.ids), device=self.ids.device))
