@@ -16,9 +16,11 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 
-__all__ = ["Measure", "alike", "read_measure", "rows_of_keys", "rows_of_queries"]
+__all__ = ["Measure", "alike", "centre_of", "read_measure", "rows_of_keys", "rows_of_queries"]
 
 Measure = Literal["dot", "cosine", "euclidean"]
+
+_CENTRE_OF = 64
 
 
 def read_measure(measure: object) -> Measure:
@@ -58,6 +60,15 @@ def rows_of_queries(queries: Tensor, measure: Measure, centre: Tensor | None = N
     return torch.cat([2 * queries, -torch.ones_like(queries[..., :1])], dim=-1)
 
 
+def centre_of(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """A centre `(D,)` for "euclidean" that lies among most of the keys `(N, D)`, whatever a few of them are.
+
+    It is the median of 64 to 127 rows that lie evenly among the keys, or of all where these are fewer.
+    """
+    some = keys[:: max(1, len(keys) // _CENTRE_OF)]
+    return some.detach().to(dtype).nan_to_num(0.0, 0.0, 0.0).median(dim=0).values
+
+
 def alike(queries: Tensor, keys: Tensor, measure: Measure) -> Tensor:
     """The measure `(..., k)` of queries `(..., D)` and some keys of each `(..., k, D)`."""
     queries = queries.unsqueeze(-2)
@@ -70,6 +81,9 @@ def alike(queries: Tensor, keys: Tensor, measure: Measure) -> Tensor:
 
 def _normalized(x: Tensor) -> Tensor:
     """x / |x|; 0, with gradient 0, where that is 0."""
+    # Divided by the largest first: squares of small numbers are 0, and those of large ones infinite.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    is_zero = largest == 0
+    x = x / torch.where(is_zero, 1.0, largest)
     square = x.square().sum(-1, keepdim=True)
-    is_zero = square == 0
     return torch.where(is_zero, 0.0, x) * torch.where(is_zero, 1.0, square).rsqrt()
