@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from anyattention import Graph
 from anyattention.errors import DimensionMismatchError, InvalidInputError
 from anyattention.geometry import nearest, products
+from anyattention.memory import ExactIndex
 from anyattention.native import load, topk
 from neighbour_oracle import brute_force, first_k
 
@@ -245,6 +246,36 @@ def test_an_exact_index_finds_what_the_search_does(measure, others):
     # More than there are.
     graph = Graph.nearest(points, 80, queries=queries, measure=measure, index=_Index(points, measure))
     assert torch.equal(graph.edge_index, Graph.nearest(points, 80, queries=queries, measure=measure).edge_index)
+
+
+@pytest.mark.parametrize("measure", ["euclidean", "cosine", "dot"])
+def test_an_index_of_no_points_is_not_asked(measure):
+    for queries in (None, _random(3, 4, 0)):
+        graph = Graph.nearest(
+            torch.zeros(0, 4), 2, queries=queries, measure=measure, index=ExactIndex(4, measure=measure)
+        )
+        assert graph.num_edges == 0
+
+
+def test_products_of_small_points_beside_large_ones():
+    keys, queries = _random(40, 12, 1, torch.float64), _random(9, 12, 2, torch.float64)
+    large = torch.tensor([1e60, 1.0], dtype=torch.float64).repeat_interleave(20)[:, None]
+    batch = torch.arange(2).repeat_interleave(20)
+    graph = Graph.nearest(keys * large, 3, batch, measure="dot")
+    assert torch.equal(graph.edge_index, Graph.nearest(keys, 3, batch, measure="dot").edge_index)
+    scales = torch.tensor([1e80, 1.0, 1e-200], dtype=torch.float64).repeat(3)[:, None]
+    graph = Graph.nearest(keys, 3, queries=queries * scales, measure="dot")
+    assert torch.equal(graph.edge_index, Graph.nearest(keys, 3, queries=queries, measure="dot").edge_index)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_equal_products_of_unequal_keys_go_to_the_lower_one(batched):
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = (torch.randint(-7, 8, (n, 12), generator=generator).float() for n in (90, 31))
+    batch, query_batch = ((torch.arange(n) // 40) if batched else None for n in (90, 31))
+    graph = Graph.nearest(keys, 20, batch, queries=queries, query_batch=query_batch, measure="dot")
+    scores = _scores("dot", queries, keys)
+    assert _rows(graph) == _expected(scores, 20, is_one_set=False, batch=batch, query_batch=query_batch)
 
 
 def test_slots_without_a_key_are_left_out():

@@ -318,6 +318,7 @@ def _about(**changes):
     [
         (b"not JSON", InvalidInputError, "whose header is JSON"),
         (b"\xff\xfe", InvalidInputError, "whose header is JSON"),
+        (b"[" * 200_000, InvalidInputError, "whose header is JSON"),
         ([1, 2], InvalidInputError, "whose header names tensors"),
         ({}, InvalidInputError, "a tensor 'keys', got the tensors none"),
         ({"__metadata__": {}, "b": 1}, InvalidInputError, "a tensor 'keys', got the tensors 'b'"),

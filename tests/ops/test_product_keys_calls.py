@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from anyattention.errors import InvalidInputError, UnsupportedError
+from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 from anyattention.ops.product_keys import SlotGradient, product_key_attention
 
 _F64 = torch.float64
@@ -92,7 +92,7 @@ class TestSparseGradient:
     def test_has_no_derivative(self, native: Any) -> None:
         query, half_keys, values = leaves()
         result = product_key_attention(query, half_keys, values, k=4, sparse_grad=True, implementation="cpu")
-        with pytest.raises(UnsupportedError, match="a sparse gradient of the values has no derivative"):
+        with pytest.raises(UnsupportedError, match="sparse_grad: such a gradient of the values has no derivative"):
             torch.autograd.grad(result.output.sum(), values, create_graph=True)
         # Without that of the values there are second derivatives.
         result = product_key_attention(query, half_keys, values.detach(), k=4, sparse_grad=True, implementation="cpu")
@@ -159,6 +159,51 @@ class TestSlotGradient:
         weights.sum().backward()
         assert len(received) == 1
 
+    def test_is_not_that_of_an_earlier_backward_without_the_values(self, implementation: str) -> None:
+        query, half_keys, values = leaves()
+        received: list[SlotGradient] = []
+        result = product_key_attention(
+            query, half_keys, values, k=4, slot_gradient=received.append, implementation=implementation
+        )
+        torch.autograd.grad(result.output.sum(), query, retain_graph=True)
+        assert result.weights is not None
+        result.weights.square().sum().backward(retain_graph=True)
+        assert not received
+        result.output.sum().backward()
+        assert len(received) == 1
+
+    def test_of_no_tokens(self, implementation: str) -> None:
+        query, half_keys, values = leaves()
+        received: list[SlotGradient] = []
+        result = product_key_attention(
+            query[:0], half_keys, values, k=4, slot_gradient=received.append, implementation=implementation
+        )
+        result.output.sum().backward()
+        assert not received[0].to_sparse().to_dense().any()
+        assert not list(received[0].parts())
+
+    @pytest.mark.parametrize(
+        ("changed", "error", "match"),
+        [
+            ({"indices": torch.zeros(2, 1, 3, dtype=torch.int32)}, InvalidInputError, "indices: expected torch.int64"),
+            ({"indices": torch.zeros(2, 3, dtype=torch.int64)}, DimensionMismatchError, "indices: "),
+            ({"indices": torch.zeros(3, 1, 3, dtype=torch.int64)}, DimensionMismatchError, "indices: "),
+            ({"indices": torch.zeros(2, 1, 3, dtype=torch.int64, device="meta")}, InvalidInputError, "indices: "),
+            ({"weights": torch.ones(2, 1, 3).half()}, InvalidInputError, "weights: expected torch.float32 or torch.fl"),
+            ({"grad_output": torch.ones(1, 4)}, DimensionMismatchError, "grad_output: "),
+            ({"grad_output": torch.ones(2, 4, dtype=_F64)}, InvalidInputError, "grad_output: "),
+        ],
+    )
+    def test_factors_that_do_not_fit_are_refused(self, changed: Any, error: type[Exception], match: str) -> None:
+        fitting = {
+            "indices": torch.zeros(2, 1, 3, dtype=torch.int64),
+            "weights": torch.ones(2, 1, 3),
+            "grad_output": torch.ones(2, 4),
+        }
+        assert SlotGradient(**fitting, num_slots=9).to_sparse().to_dense().sum() == 24
+        with pytest.raises(error, match=match):
+            SlotGradient(**{**fitting, **changed}, num_slots=9)
+
     def test_may_change_the_values_at_once(self, implementation: str) -> None:
         inputs = leaves()
         by, before = torch.randn(5, 11, dtype=_F64), inputs[2].detach().clone()
@@ -180,7 +225,7 @@ class TestSlotGradient:
     def test_has_no_derivative(self, native: Any) -> None:
         query, half_keys, values = leaves()
         result = product_key_attention(query, half_keys, values, k=4, slot_gradient=print, implementation="cpu")
-        with pytest.raises(UnsupportedError, match="a sparse gradient of the values has no derivative"):
+        with pytest.raises(UnsupportedError, match="slot_gradient: such a gradient of the values has no derivative"):
             torch.autograd.grad(result.output.sum(), values, create_graph=True, allow_unused=True)
 
     def test_has_the_factors_of_dropout(self, implementation: str) -> None:

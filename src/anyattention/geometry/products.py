@@ -86,13 +86,22 @@ def _directions(points: Tensor, cloud: Tensor | None) -> tuple[Tensor, Tensor, T
 
 def largest_dots(clouds: Clouds, k: int) -> Found:
     """The k largest products of each query, of equal ones the lower key, as float32 sums say."""
-    queries, keys = clouds.queries, clouds.keys
-    largest = _largest(queries), _largest(keys)
-    count = min(k + int(clouds.is_one_set), len(keys))
-    found = largest_products(
-        (queries / largest[0]).float(), (keys / largest[1]).float(), count, *_bounds(clouds, slice(None))
-    )
+    # One factor for a query, and one for all keys of a cloud, change no order: float32 holds what is multiplied.
+    queries = _scaled(clouds.queries, clouds.queries.abs().amax(1))
+    lengths, cloud = clouds.keys.abs().amax(1), clouds.key_cloud
+    if cloud is None:
+        lengths = lengths.max()
+    else:
+        lengths = lengths.new_zeros(int(cloud.max()) + 1).scatter_reduce(0, cloud, lengths, "amax")[cloud]
+    count = min(k + int(clouds.is_one_set), len(clouds.keys))
+    found = largest_products(queries, _scaled(clouds.keys, lengths), count, *_bounds(clouds, slice(None)))
     return _first_others(clouds, torch.arange(len(queries), device="cpu"), found, k)
+
+
+def _scaled(points: Tensor, largest: Tensor) -> Tensor:
+    """As float32, by powers of two, which round nothing: equal products stay equal."""
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+    return torch.ldexp(points, -exponent.expand(len(points)).unsqueeze(1)).float()
 
 
 def near_by_products(clouds: Clouds, k: int) -> tuple[Found, Tensor]:
@@ -235,6 +244,8 @@ def found_by_index(index: Any, measure: Measure, clouds: Clouds, queries: Tensor
             argument="index", expected=f"keys of {clouds.dim} dimensions, as positions", actual=index.key_dim
         )
     count = min(k + int(clouds.is_one_set), len(clouds.keys))
+    if count == 0 or len(queries) == 0:
+        return Found(*torch.empty(2, 0, dtype=torch.int64, device="cpu"))
     ids = index.search(queries, count)[0]
     require_dense("ids of index.search", ids)
     if ids.dtype != torch.int64 or ids.shape != (len(queries), count):

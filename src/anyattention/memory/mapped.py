@@ -27,7 +27,7 @@ from anyattention._checks import (
 from anyattention.ambient import Moment, moment_of, without_autocast
 from anyattention.errors import DimensionMismatchError, UnsupportedError
 from anyattention.memory.mapped_file import MappedMemory
-from anyattention.memory.measures import Measure, alike, read_measure, rows_of_keys, rows_of_queries
+from anyattention.memory.measures import Measure, alike, read_measure, rows_of_keys, rows_of_queries, sampled_centre
 from anyattention.ops import attend, merge
 from anyattention.ops.normalizer import normalizer_of, with_normalizer
 from anyattention.ops.topk import topk_search
@@ -161,7 +161,7 @@ class _File:
         self.mapped, self.measure, self.scale, self.dtype, self.shown = mapped, measure, scale, dtype, shown
         self.is_copied = measure != "dot" or mapped.keys.dtype != dtype or mapped.values.dtype != dtype
         self.part_size = min(part_size, _COPIED_ROWS) if self.is_copied else part_size
-        self.centre = mapped.keys[0].to(dtype) if measure == "euclidean" else None
+        self.centre = sampled_centre(mapped.keys, dtype) if measure == "euclidean" else None
 
     def compared(self, query: Tensor) -> Tensor:
         """The queries, whose products with the keys of a part rank them."""
@@ -223,11 +223,12 @@ class _OverAll(torch.autograd.Function):
         file: _File = ctx.file
         delta = (grad * output).sum(1) - grad_log_sum
         total = torch.zeros_like(query)
-        for _first, keys, values in file.parts(_COPIED_ROWS):
-            scores = query @ keys.T
-            weights = scores.mul_(file.scale).sub_(largest[:, None]).sub_(log_sum[:, None]).exp_()
-            slopes = (grad @ values.T).sub_(delta[:, None]).mul_(weights)
-            total.addmm_(slopes, keys)
+        with without_autocast(query.device):
+            for _first, keys, values in file.parts(_COPIED_ROWS):
+                scores = query @ keys.T
+                weights = scores.mul_(file.scale).sub_(largest[:, None]).sub_(log_sum[:, None]).exp_()
+                slopes = (grad @ values.T).sub_(delta[:, None]).mul_(weights)
+                total.addmm_(slopes, keys)
         return total.mul_(file.scale), None
 
 
@@ -236,7 +237,7 @@ def _over_best(query: Tensor, file: _File, count: int, k: int) -> AttentionResul
     with torch.no_grad():
         ids = _best(query, file, count)
     keys, values = file.chosen(ids)
-    scores = alike(query, keys, file.measure) * file.scale
+    scores = _shown(alike(query, keys, file.measure) * file.scale)
     largest, log_sum = normalizer_of(scores)
     weights = ((scores - largest[:, None]) - log_sum[:, None]).exp()
     output = (weights.unsqueeze(-1) * values).sum(1)
@@ -251,18 +252,23 @@ def _over_best(query: Tensor, file: _File, count: int, k: int) -> AttentionResul
 
 def _best(query: Tensor, file: _File, count: int) -> Tensor:
     """The rows `(n, count)` of the best keys, the best first."""
-    compared = file.compared(query)
+    compared = file.compared(query) * file.scale  # which may be negative
     found = compared.float()
     best = query.new_full((len(query), 0), -torch.inf)
     ids = torch.empty(len(query), 0, dtype=torch.int64, device="cpu")
     for first, keys, _ in file.parts():
         places = topk_search(found, keys.float(), min(count, len(keys)))
-        scores = (compared.unsqueeze(1) * keys[places]).sum(-1) * file.scale
+        scores = _shown((compared.unsqueeze(1) * keys[places]).sum(-1))
         best, ids = torch.cat([best, scores], 1), torch.cat([ids, places + first], 1)
         # The rows of earlier parts come first among equal ones.
         order = best.sort(dim=1, descending=True, stable=True).indices[:, :count]
         best, ids = best.gather(1, order), ids.gather(1, order)
     return ids
+
+
+def _shown(scores: Tensor) -> Tensor:
+    """The scores, NaN where they are infinite: such a key comes before all others, and shows in the output."""
+    return scores + scores * 0
 
 
 def _bar(progress: bool, total: int) -> AbstractContextManager[Any]:

@@ -115,7 +115,7 @@ def _read_header(path: Path, file: BinaryIO, size: int, names: Iterable[str]) ->
         raise _no_memory(path, f"a safetensors file, with its header of {length} bytes", f"{size} bytes")
     try:
         header = json.loads(file.read(length))
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise _no_memory(path, "a safetensors file, whose header is JSON", "another header") from fault
     if not isinstance(header, dict):
         raise _no_memory(path, "a safetensors file, whose header names tensors", "another header")

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from anyattention.errors import InvalidInputError
 
-__all__ = ["Measure", "alike", "centre_of", "read_measure", "rows_of_keys", "rows_of_queries"]
+__all__ = ["Measure", "alike", "centre_of", "read_measure", "rows_of_keys", "rows_of_queries", "sampled_centre"]
 
 Measure = Literal["dot", "cosine", "euclidean"]
+
+_CENTRE_OF = 64
 
 
 def read_measure(measure: object) -> Measure:
@@ -63,6 +65,15 @@ def centre_of(keys: Tensor) -> Tensor:
     if len(keys) == 0:
         return keys.new_zeros(keys.shape[1])
     return keys.detach().nan_to_num(0.0, 0.0, 0.0).mean(0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def sampled_centre(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """A centre `(D,)` for "euclidean" that lies among most of the keys `(N, D)`, whatever a few of them are.
+
+    It is the median of 64 to 127 rows that lie evenly among the keys, or of all where these are fewer.
+    """
+    some = keys[:: max(1, len(keys) // _CENTRE_OF)]
+    return some.detach().to(dtype).nan_to_num(0.0, 0.0, 0.0).median(dim=0).values
 
 
 def alike(queries: Tensor, keys: Tensor, measure: Measure) -> Tensor:

@@ -95,9 +95,8 @@ def _gradient(
     is_sparse = call.sparse_grad and "values" in needs
     if is_differentiated_again():
         if is_sparse:
-            raise UnsupportedError(
-                "sparse_grad=True: a sparse gradient of the values has no derivative", argument="sparse_grad"
-            )
+            argument = "slot_gradient" if call.hands_on else "sparse_grad"
+            raise UnsupportedError(f"{argument}: such a gradient of the values has no derivative", argument=argument)
         return gradients_again(call, by, needs)
     needed = tuple([name in needs and not (name == "values" and call.hands_on) for name in _INPUTS])
     record = SlotAttentionBackward(call, results[1], grad_output, grad_weights, needed)
@@ -111,6 +110,8 @@ def _gradient(
     used = used_slots(call.indices, len(call.values))
     grad_query, grad_half_keys, rows = _run(record, used, is_dense=False)
     if rows is None:
+        if grad_output is None:
+            return {"query": grad_query, "half_keys": grad_half_keys, "values": None}
         empty = torch.sparse_coo_tensor(size=tuple(call.values.shape), dtype=call.values.dtype, check_invariants=False)
         return {"query": grad_query, "half_keys": grad_half_keys, "values": empty}
     return {"query": grad_query, "half_keys": grad_half_keys, "values": used.as_sparse(rows, len(call.values))}

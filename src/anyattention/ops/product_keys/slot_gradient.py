@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention._checks import require_count
+from anyattention._checks import Axes, require_count, require_dense, require_device, require_same_kind
+from anyattention.errors import InvalidInputError
 from anyattention.ops.product_keys.used_slots import UsedSlots, slot_rows, used_slots
 
 __all__ = ["Handover", "SlotGradient"]
@@ -35,6 +36,11 @@ class SlotGradient:
         grad_output: `(T, C)`, in the same dtype.
         num_slots: how many slots the memory has, S.
 
+    Raises:
+        InvalidInputError: indices are no int64, weights and grad_output are not both float32 or both float64, or they
+            are on different devices.
+        DimensionMismatchError: the shapes do not fit.
+
     Example:
         >>> import torch
         >>> gradient = SlotGradient(torch.tensor([[[2, 0]]]), torch.tensor([[[0.5, 0.25]]]), torch.tensor([[4.0]]), 4)
@@ -48,6 +54,22 @@ class SlotGradient:
     weights: Tensor
     grad_output: Tensor
     num_slots: int
+
+    def __post_init__(self) -> None:
+        # Kernels read these by each other's sizes.
+        for name, x, dtypes in (
+            ("indices", self.indices, (torch.int64,)),
+            ("weights", self.weights, (torch.float32, torch.float64)),
+        ):
+            require_dense(name, x)
+            if x.dtype not in dtypes:
+                raise InvalidInputError(argument=name, expected=" or ".join(map(str, dtypes)), actual=x.dtype)
+        axes = Axes()
+        axes.bind("weights", self.weights, "tokens heads k")
+        axes.bind("indices", self.indices, "tokens heads k")
+        axes.bind("grad_output", self.grad_output, "tokens value_dim")
+        require_device("indices", self.indices, self.weights.device, "the weights")
+        require_same_kind("grad_output", self.grad_output, "weights", self.weights)
 
     @cached_property
     def _used(self) -> UsedSlots:
@@ -114,6 +136,7 @@ class _Received(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, handover: Handover) -> Tensor:
         ctx.handover, ctx.num_slots = handover, len(values)
+        ctx.set_materialize_grads(False)
         return values.view_as(values)
 
     @staticmethod
@@ -122,10 +145,11 @@ class _Received(torch.autograd.Function):
         ctx: Any, *by: Tensor
     ) -> tuple[None, None]:
         given = ctx.handover
-        if given.grad_output is not None:
+        by_output, given.grad_output = given.grad_output, None
+        # None: this backward came by the weights alone, and what is noted is of one that left the values out.
+        if by[0] is not None and by_output is not None:
             weights = given.weights
-            by_output, given.grad_output = given.grad_output.to(weights.dtype), None
-            given.receive(SlotGradient(given.indices, weights, by_output, ctx.num_slots))
+            given.receive(SlotGradient(given.indices, weights, by_output.to(weights.dtype), ctx.num_slots))
         return None, None
 
 

@@ -92,7 +92,7 @@ def slot_rows(used: UsedSlots, weights: Tensor, grad_output: Tensor) -> Tensor:
         weights: `(T, H, k)`, contiguous.
         grad_output: `(T, C)`, contiguous, in the same dtype.
     """
-    of_token, value_dim = weights[0].numel(), grad_output.shape[1]
+    of_token, value_dim = max(weights.shape[1] * weights.shape[2], 1), grad_output.shape[1]
     if weights.is_cpu and available():
         rows = used.empty_rows(grad_output, value_dim)
         load.run(
