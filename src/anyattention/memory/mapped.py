@@ -106,12 +106,13 @@ def attend_file(
     part_size = require_count("part_size", part_size, 1)
     k = None if k is None else require_count("k", k, 1)
     width = query.shape[-1]
-    scale = require_number("scale", scale) if scale is not None else 1 / math.sqrt(width) if measure == "dot" else 1.0
+    usual = 1 / math.sqrt(width) if measure == "dot" else 1.0
+    factor: float = usual if scale is None else require_number("scale", scale)
     dtype = torch.promote_types(query.dtype, torch.float32)
     rows = query.reshape(-1, width).to(dtype)
     with without_autocast(query.device), _bar(progress, len(mapped)) as shown:
         mapped.will_read(in_order=True)
-        file = _File(mapped, measure, scale, part_size, dtype, shown)
+        file = _File(mapped, measure, factor, part_size, dtype, shown)
         result = _over_all(rows, file) if k is None else _over_best(rows, file, min(k, len(mapped)), k)
         file.shown = None  # a backward shows nothing
     return _shaped(result, query, mapped.values.shape[1])
@@ -158,7 +159,8 @@ class _File:
     def __init__(
         self, mapped: MappedMemory, measure: Measure, scale: float, part_size: int, dtype: torch.dtype, shown: Any
     ) -> None:
-        self.mapped, self.measure, self.scale, self.dtype, self.shown = mapped, measure, scale, dtype, shown
+        self.mapped, self.scale, self.dtype, self.shown = mapped, scale, dtype, shown
+        self.measure: Measure = measure
         self.is_copied = measure != "dot" or mapped.keys.dtype != dtype or mapped.values.dtype != dtype
         self.part_size = min(part_size, _COPIED_ROWS) if self.is_copied else part_size
         self.centre = sampled_centre(mapped.keys, dtype) if measure == "euclidean" else None
@@ -201,8 +203,8 @@ class _OverAll(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, file: _File) -> tuple[Tensor, Tensor, Tensor]:
         whole: AttentionResult | None = None
         for _, keys, values in file.parts():
-            four = [x[None, :, None] for x in (query, keys, values)]
-            part = attend(*four, scale=file.scale, return_logsumexp=True)
+            in_batch = query[None, :, None], keys[None, :, None], values[None, :, None]
+            part = attend(*in_batch, scale=file.scale, return_logsumexp=True)
             whole = part if whole is None else merge([whole, part])
         assert whole is not None
         assert whole.normalizer is not None

@@ -202,7 +202,7 @@ def write_memory(
             rows += len(found.keys)
             for x, to in ((found.keys, file), (found.values, waiting)):
                 if x is not None and x.numel():
-                    to.write(memoryview(x.view(torch.uint8).numpy()))
+                    to.write(x.view(torch.uint8).numpy().data)
         if first is None or rows == 0:
             raise InvalidInputError(argument="parts", expected="one row or more", actual="none")
         waiting.seek(0)

@@ -112,7 +112,8 @@ def _gradient(
     if rows is None:
         if grad_output is None:
             return {"query": grad_query, "half_keys": grad_half_keys, "values": None}
-        empty = torch.sparse_coo_tensor(size=tuple(call.values.shape), dtype=call.values.dtype, check_invariants=False)
+        nothing = call.indices.new_zeros(1, 0), call.values.new_zeros(0, call.values.shape[1])
+        empty = torch.sparse_coo_tensor(*nothing, tuple(call.values.shape), check_invariants=False)
         return {"query": grad_query, "half_keys": grad_half_keys, "values": empty}
     return {"query": grad_query, "half_keys": grad_half_keys, "values": used.as_sparse(rows, len(call.values))}
 
