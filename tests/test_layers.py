@@ -47,7 +47,7 @@ _FLOORS = (
     ("edges",),
     ("runs",),
     ("graph",),
-    ("dense", "topk"),
+    ("dense", "product_keys", "topk"),
     ("sparse",),
     ("sinks", "spread"),
     ("attend", "merge"),

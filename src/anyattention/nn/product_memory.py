@@ -22,9 +22,11 @@ __all__ = ["add_product_keys", "attend_to_slots", "index_of_head", "refuse_rows"
 def add_product_keys(module: nn.Module, config: MemoryAttentionConfig, kind: dict[str, Any]) -> None:
     """Give a module its half keys `(2, num_heads, n, key_dim / 2)` and values `(n * n, value_dim)`, uninitialised."""
     assert config.num_memories is not None
-    n = math.isqrt(config.num_memories)
-    module.half_keys = nn.Parameter(torch.empty(2, config.base.num_heads, n, config.get_key_dim() // 2, **kind))
-    module.values = nn.Parameter(torch.empty(config.num_memories, config.get_value_dim(), **kind))
+    n, device, dtype = math.isqrt(config.num_memories), kind["device"], kind["dtype"]
+    module.half_keys = nn.Parameter(
+        torch.empty(2, config.base.num_heads, n, config.get_key_dim() // 2, device=device, dtype=dtype)
+    )
+    module.values = nn.Parameter(torch.empty(config.num_memories, config.get_value_dim(), device=device, dtype=dtype))
 
 
 def reset_product_keys(half_keys: Tensor, values: Tensor) -> None:
@@ -50,13 +52,13 @@ def attend_to_slots(module: MemoryAttention, query: Tensor) -> tuple[Tensor, Ten
     return result.output, result.weights, result.indices
 
 
-def index_of_head(module: MemoryAttention) -> ProductKeys:
+def index_of_head(half_keys: Tensor) -> ProductKeys:
     """The keys of the only head as an index."""
-    if module.half_keys.shape[1] != 1:
+    if half_keys.shape[1] != 1:
         raise UnsupportedError(
             'index="product": each head has keys of its own, which ProductKeys(module.half_keys[:, head]) searches'
         )
-    return ProductKeys(module.half_keys[:, 0])
+    return ProductKeys(half_keys[:, 0])
 
 
 def refuse_rows(**given: object) -> None:

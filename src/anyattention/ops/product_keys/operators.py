@@ -113,7 +113,9 @@ def _gradient(
         if grad_output is None:
             return {"query": grad_query, "half_keys": grad_half_keys, "values": None}
         nothing = call.indices.new_zeros(1, 0), call.values.new_zeros(0, call.values.shape[1])
-        empty = torch.sparse_coo_tensor(*nothing, tuple(call.values.shape), check_invariants=False)
+        empty = torch.sparse_coo_tensor(
+            *nothing, tuple(call.values.shape), device=call.values.device, check_invariants=False
+        )
         return {"query": grad_query, "half_keys": grad_half_keys, "values": empty}
     return {"query": grad_query, "half_keys": grad_half_keys, "values": used.as_sparse(rows, len(call.values))}
 
@@ -136,7 +138,7 @@ slot_attention_backward = operator(
 
 @slot_attention_backward.kernel("cpu", binds=True)
 def _run_backward(record: SlotAttentionBackward) -> tuple[Tensor | None, ...]:
-    return _run(record, used_slots(record.call.indices, len(record.call.values)), is_dense=True)
+    return _run(record, used_slots(record.call.indices, record.call.values.shape[-2]), is_dense=True)
 
 
 def _run(record: SlotAttentionBackward, used: UsedSlots, *, is_dense: bool) -> tuple[Tensor | None, ...]:

@@ -64,7 +64,9 @@ class UsedSlots:
     def as_sparse(self, rows: Tensor, num_slots: int) -> Tensor:
         """Rows `(U, C)` as a coalesced COO tensor `(S, C)`."""
         size = (num_slots, rows.shape[1])
-        return torch.sparse_coo_tensor(self.slots[None], rows, size, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            self.slots[None], rows, size, device=rows.device, is_coalesced=True, check_invariants=False
+        )
 
 
 def used_slots(indices: Tensor, num_slots: int) -> UsedSlots:
