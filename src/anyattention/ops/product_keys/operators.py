@@ -108,7 +108,7 @@ def _gradient(
             "sparse_grad=True: how many rows a sparse gradient has, only a plain backward knows", argument="sparse_grad"
         )
     used = used_slots(call.indices, len(call.values))
-    grad_query, grad_half_keys, rows = _run(record, used, is_dense=False)
+    grad_query, grad_half_keys, rows = _run(record, used)
     if rows is None:
         if grad_output is None:
             return {"query": grad_query, "half_keys": grad_half_keys, "values": None}
@@ -138,13 +138,16 @@ slot_attention_backward = operator(
 
 @slot_attention_backward.kernel("cpu", binds=True)
 def _run_backward(record: SlotAttentionBackward) -> tuple[Tensor | None, ...]:
-    return _run(record, used_slots(record.call.indices, record.call.values.shape[-2]), is_dense=True)
+    return _run(record, None)
 
 
-def _run(record: SlotAttentionBackward, used: UsedSlots, *, is_dense: bool) -> tuple[Tensor | None, ...]:
-    """The three gradients; that of the values whole, or the rows of used slots, in order."""
+def _run(record: SlotAttentionBackward, used: UsedSlots | None) -> tuple[Tensor | None, ...]:
+    """The three gradients; that of the values whole where `used` is None, else the rows of these slots, in order."""
     call, (needs_query, needs_half_keys, needs_values) = record.call, record.needed
+    # It refuses indices of another dtype, which the sort of slots would read as what they are not.
     bound = calls.bind(record)
+    is_dense = used is None
+    used = used_slots(call.indices, len(call.values)) if used is None else used
     query = torch.empty_like(call.query, memory_format=torch.contiguous_format) if needs_query else None
     half_keys = torch.empty_like(call.half_keys, memory_format=torch.contiguous_format) if needs_half_keys else None
     values, rows, at_slots = call.values, None, False
