@@ -224,7 +224,7 @@ def test_every_module_is_among_those_above() -> None:
     tested = {type(build()) for build, _ in MODULES.values()} | {HeterogeneousGraphAttention}
     assert OfTypes in tested
     missing = {kind for kind in modules_of(anyattention.nn, anyattention.interop) if kind not in tested}
-    abstract = {"AttentionModule", "PointAttention", "ProjectedAttention"}
+    abstract = {"AttentionModule", "PointAttention", "ProjectedAttention", "StoredMemories"}
     others = {
         "AlwaysHooked",
         "LayerNorm",
