@@ -5,40 +5,91 @@ Axes: n queries, M memories, D key_dim, k memories of a query.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anyattention.ambient import is_compiling, is_readable, shielded, values_of
 from anyattention.errors import InvalidInputError, MissingExtraError, UnsupportedError
+from anyattention.memory.exact import read_queries
+from anyattention.memory.ids import read_keys
+from anyattention.memory.measures import Measure, alike
+from anyattention.output import SearchResult
 
-__all__ = ["ApproximateIndex", "IndexedRows", "as_array", "imported", "next_ids"]
+__all__ = ["ApproximateIndex", "IndexedRows", "as_array", "imported"]
 
 
-class ApproximateIndex(Protocol):
-    """An index of another library, as a module keeps it beside its keys."""
+class ApproximateIndex(ABC):
+    """An index of another library; a module keeps one beside its keys. Abstract.
 
+    Attributes:
+        key_dim: width of the keys.
+        measure: how alike a query and a key are.
+    """
+
+    key_dim: int
+    measure: Measure
+    _next_id: int
+
+    def append(self, keys: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Take more memories.
+
+        Args:
+            keys: `(count, key_dim)`, finite.
+            ids: `(count,)`, ascending and above all that were given; None gives the next ones.
+
+        Returns:
+            Their ids `(count,)`.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
+        """
+        keys = read_keys("keys", keys, self.key_dim, torch.float32)
+        ids = _next_ids(self._next_id, len(keys), ids)
+        self.take(keys, ids)
+        return ids.to(keys.device)
+
+    def search(self, queries: Tensor, k: int) -> SearchResult:
+        """The k most alike memories of each query, as many of them as the index finds.
+
+        Args:
+            queries: `(n, key_dim)`.
+            k: how many; above ef_search as many candidates are kept.
+
+        Returns:
+            SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
+        """
+        queries, k = read_queries(queries, self.key_dim, k)
+        ids = self.find(queries, k)
+        scores = alike(queries, self.gather(ids).to(queries), self.measure)
+        return SearchResult(ids, scores.masked_fill(ids < 0, -torch.inf))
+
+    @abstractmethod
     def take(self, keys: Tensor, ids: Tensor) -> None:
-        """Take memories with ids that are above all others."""
-        ...
+        """`append` of keys and ids that were checked: ids above all others."""
 
+    @abstractmethod
     def delete(self, ids: Tensor) -> None:
         """Forget memories."""
-        ...
 
+    @abstractmethod
     def find(self, queries: Tensor, k: int) -> Tensor:
         """The ids `(n, k)` of the memories found, the best first; -1 for none."""
-        ...
 
+    @abstractmethod
+    def gather(self, ids: Tensor) -> Tensor:
+        """The keys `(..., key_dim)` of ids `(...)`, in float32; an id of -1 has zeros."""
+
+    @abstractmethod
     def known_ids(self) -> Tensor:
         """The ids of all memories, ascending."""
-        ...
 
+    @abstractmethod
     def to_bytes(self) -> bytes:
         """The index as its library writes it."""
-        ...
 
 
 class IndexedRows:
@@ -111,7 +162,7 @@ def as_array(x: Tensor) -> Any:
     return x.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def next_ids(first: int, count: int, ids: Tensor | None) -> Tensor:
+def _next_ids(first: int, count: int, ids: Tensor | None) -> Tensor:
     """The ids of memories to append: those of the caller, ascending and not below the first, or the next ones."""
     if ids is None:
         return torch.arange(first, first + count, device="cpu")

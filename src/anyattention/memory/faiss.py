@@ -9,17 +9,15 @@ from torch import Tensor
 
 from anyattention._checks import require_count
 from anyattention.errors import InvalidInputError
-from anyattention.memory.approximate import as_array, imported, next_ids
-from anyattention.memory.exact import read_queries
+from anyattention.memory.approximate import ApproximateIndex, as_array, imported
 from anyattention.memory.growing import GrowingRows
-from anyattention.memory.ids import read_keys, require_ids_of, rows_without
-from anyattention.memory.measures import Measure, alike, read_measure, rows_of_keys
-from anyattention.output import SearchResult
+from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.measures import Measure, read_measure, rows_of_keys
 
 __all__ = ["FaissIndex"]
 
 
-class FaissIndex:
+class FaissIndex(ApproximateIndex):
     """An index of memories by faiss, which has many kinds of them.
 
     Deleted memories are hidden from searches, and when more than half are deleted the index is built anew: many kinds
@@ -62,24 +60,6 @@ class FaissIndex:
         """Number of memories."""
         return int(self._is_there.rows.sum())
 
-    def append(self, keys: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Take more memories.
-
-        Args:
-            keys: `(count, key_dim)`, finite.
-            ids: `(count,)`, ascending and above all that were given; None gives the next ones.
-
-        Returns:
-            Their ids `(count,)`.
-
-        Raises:
-            DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
-        """
-        keys = read_keys("keys", keys, self.key_dim, torch.float32)
-        ids = next_ids(self._next_id, len(keys), ids)
-        self.take(keys, ids)
-        return ids.to(keys.device)
-
     def take(self, keys: Tensor, ids: Tensor) -> None:
         """`append` of keys and ids that were checked."""
         if len(ids):
@@ -116,21 +96,6 @@ class FaissIndex:
             places = torch.from_numpy(places)
             found = torch.where(places < 0, -1, self._ids.rows[places.clamp(min=0)])
         return found.to(queries.device)
-
-    def search(self, queries: Tensor, k: int) -> SearchResult:
-        """The k most alike memories of each query, as many of them as the kind finds.
-
-        Args:
-            queries: `(n, key_dim)`.
-            k: how many.
-
-        Returns:
-            SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
-        """
-        queries, k = read_queries(queries, self.key_dim, k)
-        ids = self.find(queries, k)
-        scores = alike(queries, self.gather(ids).to(queries), self.measure)
-        return SearchResult(ids, scores.masked_fill(ids < 0, -torch.inf))
 
     def gather(self, ids: Tensor) -> Tensor:
         """The keys `(..., key_dim)` of ids `(...)`, in float32, of length 1 with "cosine"; an id of -1 has zeros.

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from anyattention._checks import require_count
 from anyattention.errors import InvalidInputError
-from anyattention.memory.approximate import as_array, imported, next_ids
-from anyattention.memory.exact import read_queries
-from anyattention.memory.ids import read_keys, require_ids_of, rows_without
-from anyattention.memory.measures import Measure, alike, read_measure
-from anyattention.output import SearchResult
+from anyattention.memory.approximate import ApproximateIndex, as_array, imported
+from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.measures import Measure, read_measure
 
 __all__ = ["UsearchIndex"]
 
 _METRICS = {"dot": "ip", "cosine": "cos", "euclidean": "l2sq"}
 
 
-class UsearchIndex:
+class UsearchIndex(ApproximateIndex):
     """An index of memories that finds nearly all of the most alike ones, in a time that hardly grows with their number.
 
     It walks through a graph of near memories (a hierarchical navigable small world). Built on several threads, it is
@@ -83,24 +81,6 @@ class UsearchIndex:
     def ef_search(self, count: int) -> None:
         self._index.expansion_search = require_count("ef_search", count, 1)
 
-    def append(self, keys: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Take more memories.
-
-        Args:
-            keys: `(count, key_dim)`, finite.
-            ids: `(count,)`, ascending and above all that were given; None gives the next ones.
-
-        Returns:
-            Their ids `(count,)`.
-
-        Raises:
-            DimensionMismatchError, InvalidInputError: keys of another width, or with NaN or infinity.
-        """
-        keys = read_keys("keys", keys, self.key_dim, torch.float32)
-        ids = next_ids(self._next_id, len(keys), ids)
-        self.take(keys, ids)
-        return ids.to(keys.device)
-
     def take(self, keys: Tensor, ids: Tensor) -> None:
         """`append` of keys and ids that were checked."""
         if len(ids):
@@ -132,21 +112,6 @@ class UsearchIndex:
             is_there = (torch.arange(keys.shape[1], device="cpu") < counts.view(-1, 1)) & ~distances.isnan()
             found[:, : keys.shape[1]] = torch.where(is_there, keys, -1)
         return found.to(queries.device)
-
-    def search(self, queries: Tensor, k: int) -> SearchResult:
-        """The k most alike memories of each query, nearly all of them.
-
-        Args:
-            queries: `(n, key_dim)`.
-            k: how many; above ef_search as many candidates are kept.
-
-        Returns:
-            SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
-        """
-        queries, k = read_queries(queries, self.key_dim, k)
-        ids = self.find(queries, k)
-        scores = alike(queries, self.gather(ids).to(queries), self.measure)
-        return SearchResult(ids, scores.masked_fill(ids < 0, -torch.inf))
 
     def gather(self, ids: Tensor) -> Tensor:
         """The keys `(..., key_dim)` of ids `(...)`, in float32; an id of -1 has zeros.
