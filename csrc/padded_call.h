@@ -19,6 +19,7 @@ inline int64_t padded_width(const anyattention_graph_attention_call &c, bool has
   const bool has_heads = c.heads == c.key_heads && c.heads <= 8 && (c.heads & (c.heads - 1)) == 0;
   const bool has_edges = c.graph.num_edges > 0 && c.graph.num_edges >= c.graph.num_queries + c.graph.num_keys;
   if (!is_plain || !has_heads || !has_edges || (has_head_dim && c.head_dim != c.value_dim)) return 0;
+  if (!has_head_dim && c.key == c.value) return 0;  // rows of one gradient, of which values alone would be padded
   for (int64_t width : {8, 16, 32, 64}) {
     if (width < c.value_dim) continue;
     // A wide row that is half zeros would take longer than a narrow one without vectors.

@@ -85,10 +85,10 @@ def test_narrower_rows_on_padded_copies(kind: str, dropout: float) -> None:
             torch.testing.assert_close(one.double(), other, rtol=3e-5, atol=3e-5 * scale)
 
 
-@pytest.mark.parametrize("kind", ["dot", "dynamic"])
-def test_a_padded_value_that_is_the_key(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "width"), [("dot", 7), ("dynamic", 7), ("additive", 1)])
+def test_a_padded_value_that_is_the_key(kind: str, width: int) -> None:
     graph = random_graph(60, 50, 900)
-    query, key, _, *vector = rows_of(graph, kind, 2, 7)
+    query, key, _, *vector = rows_of(graph, kind, 2, width)
     found = []
     for implementation, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
         own = [leaf.detach().to(dtype).requires_grad_() for leaf in (query, key, *vector)]
