@@ -38,6 +38,7 @@ __all__ = [
     "is_fixed",
     "is_hollow",
     "is_mapped",
+    "is_plain",
     "is_plainly_readable",
     "is_readable",
     "is_transformed",
@@ -185,6 +186,11 @@ def is_exported_to_onnx() -> bool:
 def is_plainly_readable(x: Tensor) -> bool:
     """Whether what a tensor holds can be read and nobody sees it: no mode, transform or subclass either."""
     return moment_of((x,)) is Moment.PLAIN and is_readable(x)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor itself is none of a mode, a transform or a subclass, though one of the caller's may be on."""
+    return is_untraced(x) and is_readable(x) and torch._C._has_storage(x) and not is_functorch_wrapped_tensor(x)
 
 
 def values_of(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from anyattention.config.geometric import GeometricAttentionConfig
 from anyattention.config.graph import Aggregation, GraphAttentionConfig, GraphScore
 from anyattention.config.graph_transformer import Activation, AttentionOver, GraphTransformerConfig
 from anyattention.config.heterogeneous import HeterogeneousGraphAttentionConfig, SoftmaxOver
-from anyattention.config.memory import IndexKind, MeasureName, MemoryAttentionConfig, MemoryBase
+from anyattention.config.memory import IndexDtype, IndexKind, MeasureName, MemoryAttentionConfig, MemoryBase
 from anyattention.config.sparse import SparseAttentionConfig, SparsityPattern
 from anyattention.settings import Config, require_config, require_defaults
 
@@ -21,6 +21,7 @@ __all__ = [
     "GraphScore",
     "GraphTransformerConfig",
     "HeterogeneousGraphAttentionConfig",
+    "IndexDtype",
     "IndexKind",
     "MeasureName",
     "MemoryAttentionConfig",

@@ -64,8 +64,10 @@ class ApproximateIndex(ABC):
         """
         queries, k = read_queries(queries, self.key_dim, k)
         ids = self.find(queries, k)
-        scores = alike(queries, self.gather(ids).to(queries), self.measure)
-        return SearchResult(ids, scores.masked_fill(ids < 0, -torch.inf))
+        scores = alike(queries, self.gather(ids).to(queries), self.measure).masked_fill(ids < 0, -torch.inf)
+        # They were found by numbers of other rounding.
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        return SearchResult(ids.gather(1, order), scores.gather(1, order))
 
     @abstractmethod
     def take(self, keys: Tensor, ids: Tensor) -> None:

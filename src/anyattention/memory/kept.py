@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from anyattention.ambient import is_compiling, is_plainly_readable, lasting
+from anyattention.ambient import is_plain, lasting
 
 __all__ = ["KeptOf"]
 
@@ -29,20 +29,21 @@ class KeptOf(Generic[Made]):
     def of(self, x: Tensor) -> Made | None:
         """What was made of a tensor as it is now; None where there is nothing."""
         kept = self._kept
-        if kept is None or is_compiling() or not is_plainly_readable(x):
+        if kept is None or not is_plain(x):
             return None
         made, of, state, bits, _ = kept
         if of is not x or state is None or state != _state_of(x):
             return None
-        found = _bits_of(x)
-        is_same = found is None if bits is None else found is not None and torch.equal(found, bits)
+        with lasting():
+            found = _bits_of(x)
+            is_same = found is None if bits is None else found is not None and torch.equal(found, bits)
         return made if is_same else None
 
     def keep(self, made: Made, x: Tensor) -> None:
-        """Remember what was made of a tensor, unless a compiler or a transform is at work."""
-        if not is_compiling() and is_plainly_readable(x):
-            # The alias holds the memory: while it does, no other numbers come to lie at its address.
-            self._kept = made, x, _state_of(x), _bits_of(x), x.detach()
+        """Remember what was made of a tensor, unless it is of a compiler, a mode or a transform."""
+        if is_plain(x):
+            with lasting():  # the alias holds the memory: while it does, no other numbers come to lie at its address
+                self._kept = made, x, _state_of(x), _bits_of(x), x.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies have other tensors.
@@ -60,5 +61,6 @@ def _bits_of(x: Tensor) -> Tensor | None:
     """Of each row of a matrix that is trained the sum of its bits as integers; None of any other."""
     if not x.requires_grad:
         return None
-    with lasting(), torch.no_grad():
-        return x.detach().view(_INTEGERS[x.element_size()]).sum(1)
+    integer = _INTEGERS[x.element_size()]
+    with torch.no_grad():  # another dtype for the sum would make a copy of all
+        return x.detach().view(integer).sum(1, dtype=integer)

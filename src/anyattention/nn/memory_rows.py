@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,10 @@ __all__ = [
 
 def index_of(config: MemoryAttentionConfig) -> FaissIndex | UsearchIndex:
     """An approximate index without memories."""
-    kind = UsearchIndex if config.index == "usearch" else FaissIndex
-    return kind(config.get_key_dim(), measure=config.measure, ef_search=config.get_ef_search())
+    shared: dict[str, Any] = {"measure": config.measure, "ef_search": config.get_ef_search()}
+    if config.index == "faiss":
+        return FaissIndex(config.get_key_dim(), **shared)
+    return UsearchIndex(config.get_key_dim(), dtype=getattr(torch, config.index_dtype), **shared)
 
 
 def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> SearchedKeys | IndexedRows:
