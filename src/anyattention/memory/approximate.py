@@ -142,7 +142,9 @@ class IndexedRows:
             )
         with shielded():
             found = self.index.find(values_of(queries), k)
-            return torch.where(found < 0, -1, torch.searchsorted(self._ids, found))
+            has_all = len(self._ids) > 0 and int(self._ids[-1] - self._ids[0]) == len(self._ids) - 1
+            rows = found - self._ids[0] if has_all else torch.searchsorted(self._ids, found)
+            return torch.where(found < 0, -1, rows)
 
 
 def imported(module: str, extra: str) -> Any:
