@@ -540,6 +540,26 @@ typedef struct anyattention_topk_indices_call {
 } anyattention_topk_indices_call;
 ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk_indices_call *call, int64_t *indices);
 
+/* Which keys to choose for each query among the keys of some clusters: the k of largest product query . key.
+ *
+ *   query (num_queries, dim), key (num_keys, dim)   float
+ *   cluster_offsets (num_clusters + 1)              rising from 0 to num_keys, which is below 2^32: cluster c has the keys
+ *                                                   cluster_offsets[c] up to cluster_offsets[c + 1]
+ *   probe_offsets (num_clusters + 1)                rising from 0 to num_probes
+ *   probing (num_probes)                            the queries that look into cluster c stand at probe_offsets[c] up to
+ *                                                   probe_offsets[c + 1], none of them twice
+ *
+ * indices (num_queries, k): the keys, best first; NaN is larger than any number, of equal products the first key is best,
+ * and -1 stands in the slots that are not used. */
+typedef struct anyattention_cluster_search_call {
+  int64_t num_queries, dim, num_keys, num_clusters, num_probes;
+  const float *query, *key;
+  const int64_t *cluster_offsets, *probe_offsets, *probing;
+  int64_t k, num_threads;
+  int32_t is_double;
+} anyattention_cluster_search_call;
+ANYATTENTION_EXPORT int32_t anyattention_cluster_search(const anyattention_cluster_search_call *call, int64_t *indices);
+
 /* Product-key memory. A slot's key is a pair of half keys, its number i * num_half_keys + j; num_half_keys is at most
  * ANYATTENTION_MOST_HALF_KEYS, so that slots have 32 bits.
  *

@@ -34,6 +34,7 @@ constexpr Structure kStructures[] = {
     {"run_attention_weights", sizeof(anyattention_run_attention_weights_call)},
     {"run_attention_weights_backward", sizeof(anyattention_run_attention_weights_backward_call)},
     {"topk_indices", sizeof(anyattention_topk_indices_call)},
+    {"cluster_search", sizeof(anyattention_cluster_search_call)},
     {"product_key_indices", sizeof(anyattention_product_key_indices_call)},
     {"slot_attention", sizeof(anyattention_slot_attention_call)},
     {"used_slots", sizeof(anyattention_used_slots)},

@@ -5,18 +5,16 @@
 //   n  column: a query and a head of one group, i * group + h % group
 //
 // Columns lie side by side in vectors and each has its threshold there, so that keys are read as they lie in memory, row
-// by row. A candidate is one integer in which a larger score stands above a smaller one, NaN above all, and among equal
-// scores the first key above the others: whatever was thrown away, and in which order, the k largest are the same.
+// by row.
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <functional>
 #include <limits>
 #include <new>
 #include <vector>
 
 #include "anyattention.h"
+#include "candidates.h"
 #include "once.h"
 #include "pairs.h"
 #include "products.h"
@@ -33,7 +31,6 @@ constexpr int64_t kFewColumns = 8;
 constexpr int64_t kSize = sizeof(float);
 constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr int kScores = kLane<float>;
 using Scores = Lanes<float>;
@@ -46,55 +43,12 @@ inline T scaled(T product, float scale) {
   return product + product * 0;
 }
 
-inline uint64_t candidate(float score, int64_t place) {
-  score += 0.0f;  // -0 is 0
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof bits);
-  bits = score != score ? ~uint32_t{0} : bits >> 31 ? ~bits : bits | uint32_t{1} << 31;
-  return uint64_t{bits} << 32 | static_cast<uint32_t>(~static_cast<uint32_t>(place));
-}
-
-inline int64_t place_of(uint64_t candidate) { return static_cast<uint32_t>(~candidate); }
-
-// The score of a candidate; infinity for NaN, so that no number is larger.
-inline float score_of(uint64_t candidate) {
-  auto bits = static_cast<uint32_t>(candidate >> 32);
-  bits = bits >> 31 ? bits & ~(uint32_t{1} << 31) : ~bits;
-  float score;
-  std::memcpy(&score, &bits, sizeof score);
-  return score != score ? kInfinity : score;
-}
-
-// As std::nth_element with std::greater, for numbers that all differ: comparisons of random numbers are added up here,
-// where a branch on them would be guessed wrong half of the time.
-void put_largest_first(uint64_t *begin, uint64_t *nth, uint64_t *end) {
-  for (int round = 0; round < 32 && end - begin > 1; ++round) {
-    uint64_t *last = end - 1, *middle = begin + (end - begin) / 2;
-    if (*middle < *begin) std::swap(*middle, *begin);
-    if (*last < *middle) std::swap(*last, *middle);
-    if (*middle < *begin) std::swap(*middle, *begin);
-    std::swap(*middle, *last);
-    const uint64_t pivot = *last;
-    uint64_t *larger = begin;
-    for (uint64_t *at = begin; at < last; ++at) {
-      const uint64_t number = *at;
-      *at = *larger;
-      *larger = number;
-      larger += number > pivot;
-    }
-    std::swap(*larger, *last);
-    if (larger == nth) return;
-    (larger < nth ? begin : end) = larger < nth ? larger + 1 : larger;
-  }
-  std::nth_element(begin, nth, end, std::greater<uint64_t>());
-}
-
 // A call: the sizes, how it is cut into tasks, and where everything lies.
 struct Selection {
   const anyattention_topk_indices_call &c;
   int64_t group, columns;          // columns of a key head
   int64_t blocks, slices, length;  // blocks of columns, slices of keys, and the keys of a slice
-  int64_t kept, capacity;          // candidates of a column after a slice, and at most
+  int64_t kept;                    // candidates of a column after a slice
 
   explicit Selection(const anyattention_topk_indices_call &call)
       : c(call),
@@ -107,7 +61,6 @@ struct Selection {
     slices = std::max<int64_t>({1, wanted, c.num_keys / kLongestSlice + 1});
     length = ((c.num_keys + slices - 1) / slices + kKeys - 1) / kKeys * kKeys;
     kept = std::min(c.k, length);
-    capacity = kept + std::max<int64_t>(kept, 32);
   }
 
   // What the call takes one thread: a product, of a whole vector where there are not few columns, and a comparison that
@@ -176,12 +129,11 @@ class Task {
         turned_(scratch),
         scores_(turned_ + kTaskColumns * selection.c.head_dim),
         added_(scores_ + kKeys * kColumns),
-        thresholds_(added_ + kKeys * kColumns),
-        candidates_(candidates) {
+        best_(selection.kept, candidates, sizes_, added_ + kKeys * kColumns) {
     const int64_t D = s_.c.head_dim;
     std::fill_n(turned_, kTaskColumns * D, 0.0f);
-    std::fill_n(thresholds_, kTaskColumns, kInfinity);
-    std::fill_n(thresholds_, count_, -kInfinity);
+    std::fill_n(best_.thresholds, kTaskColumns, kInfinity);
+    std::fill_n(best_.thresholds, count_, -kInfinity);
     std::fill_n(sizes_, kTaskColumns, 0);
     std::fill_n(begins_, kTaskColumns, 0);
     std::fill_n(ends_, kTaskColumns, 0);
@@ -207,10 +159,8 @@ class Task {
       for (int64_t n = 0; n < count_; n += kColumns) look_at(place, rows, n);
     }
     for (int64_t n = 0; n < count_; ++n) {
-      uint64_t *mine = candidates_ + n * s_.capacity;
-      prune(n);
-      std::sort(mine, mine + sizes_[n], std::greater<uint64_t>());
-      std::fill(std::copy_n(mine, sizes_[n], results + n * s_.kept), results + (n + 1) * s_.kept, uint64_t{0});
+      const int64_t found = best_.sort(n);
+      std::fill(std::copy_n(best_.begin(n), found, results + n * s_.kept), results + (n + 1) * s_.kept, uint64_t{0});
     }
   }
 
@@ -275,7 +225,7 @@ class Task {
   // Makes scores of products, for the columns of one vector and some keys, and takes those above their thresholds.
   template <bool Adds, bool Hides>
   void finish(int64_t place, int64_t from, int64_t to, int64_t first, int64_t lane, int64_t lanes) {
-    const Scores threshold = load<kScores>(thresholds_ + first + lane), hidden = Scores{} - kInfinity;
+    const Scores threshold = load<kScores>(best_.thresholds + first + lane), hidden = Scores{} - kInfinity;
     const Integers begins = load<kScores>(begins_ + first + lane) - static_cast<int32_t>(place);
     const Integers ends = load<kScores>(ends_ + first + lane) - static_cast<int32_t>(place);
     const auto scale = static_cast<float>(s_.c.scale);
@@ -314,28 +264,16 @@ class Task {
   void take(uint32_t above, int64_t place, int64_t from, int64_t n) {
     for (; above; above &= above - 1) {
       const int64_t j = from + __builtin_ctz(above);
-      const float x = scores_[j * kColumns + n % kColumns];
-      if (x <= thresholds_[n]) continue;
-      candidates_[n * s_.capacity + sizes_[n]++] = candidate(x, place + j);
-      if (sizes_[n] == s_.capacity) prune(n);
+      best_.take(n, scores_[j * kColumns + n % kColumns], place + j);
     }
-  }
-
-  // Leaves a column the best of its candidates.
-  void prune(int64_t n) {
-    if (sizes_[n] < s_.kept || sizes_[n] == 0) return;
-    uint64_t *mine = candidates_ + n * s_.capacity, *last = mine + s_.kept - 1;
-    put_largest_first(mine, last, mine + sizes_[n]);
-    sizes_[n] = s_.kept;
-    thresholds_[n] = score_of(*last);
   }
 
   const Selection &s_;
   int64_t b_, g_, first_, count_, begin_, end_;
-  float *turned_, *scores_, *added_, *thresholds_;
-  uint64_t *candidates_;
+  float *turned_, *scores_, *added_;
   Seen seen_[kTaskColumns / kColumns];
   int64_t sizes_[kTaskColumns];
+  Candidates best_;
   int32_t begins_[kTaskColumns], ends_[kTaskColumns];  // the places that a column sees
 };
 
@@ -365,7 +303,7 @@ void select(const Selection &s, int64_t *indices) {
   const int64_t whole = std::min(kTaskColumns, s.columns);
   const int64_t stride = heads * s.columns * s.kept;  // from one slice's results to the next
   const Workspace<float> scratch(team * own);
-  const Workspace<uint64_t> candidates(team * whole * s.capacity, false), results(s.slices * stride, false);
+  const Workspace<uint64_t> candidates(team * whole * Candidates::capacity(s.kept), false), results(s.slices * stride, false);
   const Workspace<int64_t> cursors(team * s.slices, false);
 #pragma omp parallel num_threads(team) if (team > 1)
   {
@@ -374,7 +312,7 @@ void select(const Selection &s, int64_t *indices) {
     for (int64_t n = 0; n < tasks; ++n) {
       const int64_t slice = n % s.slices, block = n / s.slices % s.blocks, head = n / s.slices / s.blocks;
       Task task(s, head / s.c.key_heads, head % s.c.key_heads, block, slice, scratch.get() + thread * own,
-                candidates.get() + thread * whole * s.capacity);
+                candidates.get() + thread * whole * Candidates::capacity(s.kept));
       task.run(results.get() + slice * stride + (head * s.columns + block * kTaskColumns) * s.kept);
     }
 #pragma omp for schedule(static)

@@ -27,7 +27,7 @@ __all__ = ["load", "model_files", "read_metadata", "save"]
 
 _SETTINGS = "anyattention"  # their name among a file's metadata
 _INDEX = "anyattention index"  # the name of a memory's index file, and what it holds
-_INDEX_NAMES = tuple(f"index-{'[0-9a-f]' * 32}.{kind}" for kind in ("faiss", "usearch"))
+_INDEX_NAMES = tuple(f"index-{'[0-9a-f]' * 32}.{kind}" for kind in ("clusters", "faiss", "usearch"))
 _LARGEST_CONFIG = 1 << 20
 
 # The closed set of modules that a folder may name: where each lives, and its config.

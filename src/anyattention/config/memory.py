@@ -12,7 +12,7 @@ from anyattention.settings import Config, documented, require_defaults, require_
 
 __all__ = ["IndexDtype", "IndexKind", "MeasureName", "MemoryAttentionConfig", "MemoryBase"]
 
-IndexKind = Literal["exact", "product", "faiss", "usearch"]
+IndexKind = Literal["exact", "product", "clusters", "faiss", "usearch"]
 IndexDtype = Literal["float32", "bfloat16"]
 MeasureName = Literal["dot", "cosine", "euclidean"]
 
@@ -68,9 +68,14 @@ class MemoryAttentionConfig(Config):
         IndexKind,
         'what finds the memories: "exact" compares the query with each; "product" has trainable keys, the pairs of two '
         "times sqrt(num_memories) half keys of each head, and finds the best of all pairs exactly; "
-        '"usearch" and "faiss" walk through a graph of '
-        "near ones, of extras of their names, and miss a few",
+        '"clusters" compares those of the most promising clusters; "usearch" and "faiss" walk through a graph of near '
+        "ones, of extras of their names. These three miss a few",
     ] = "exact"
+    num_probes: Annotated[
+        int | None,
+        'of "clusters": how many of them a search looks into; more of them find more, in more time. None takes as many '
+        "as find 95 % of the 32 nearest of some of the keys",
+    ] = None
     ef_search: Annotated[
         int | None,
         'of "usearch" and "faiss": how many candidates a search keeps; more of them find more, in more time. None is '
@@ -112,10 +117,12 @@ class MemoryAttentionConfig(Config):
                     expected=f"d_model={self.base.d_model} with project=False: the input is the query",
                     actual=self.key_dim,
                 )
-        if self.index == "exact":
-            require_defaults(self, ("ef_search",), "an exact index compares all memories")
+        if self.index not in ("usearch", "faiss"):
+            require_defaults(self, ("ef_search",), 'only "usearch" and "faiss" keep candidates')
+        if self.index != "clusters":
+            require_defaults(self, ("num_probes",), 'only index="clusters" has clusters')
         if self.index != "usearch":
-            require_defaults(self, ("index_dtype",), 'only index="usearch" keeps keys in a dtype of its own')
+            require_defaults(self, ("index_dtype",), 'only index="usearch" chooses a dtype for its keys')
         if self.index == "product":
             self._require_product()
         if not self.trainable:
@@ -123,7 +130,7 @@ class MemoryAttentionConfig(Config):
             require_defaults(self, ("num_memories", "sparse_grad"), reason)
 
     def _require_product(self) -> None:
-        require_defaults(self, ("ef_search", "measure"), "product keys are compared exactly, by their dot product")
+        require_defaults(self, ("measure",), "product keys are compared exactly, by their dot product")
         if not self.trainable:
             raise InvalidConfigError(
                 argument="trainable", expected='True with index="product": half keys are parameters', actual=False

@@ -1,5 +1,6 @@
 """Memories: keys and values with ids, indexes that search them, and attention over what was found."""
 
+from anyattention.memory.clusters import ClusterIndex
 from anyattention.memory.exact import ExactIndex
 from anyattention.memory.faiss import FaissIndex
 from anyattention.memory.mapped import attend_file
@@ -9,6 +10,7 @@ from anyattention.memory.product_keys import ProductKeys
 from anyattention.memory.usearch import UsearchIndex
 
 __all__ = [
+    "ClusterIndex",
     "ExactIndex",
     "FaissIndex",
     "MappedMemory",

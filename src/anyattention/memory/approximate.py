@@ -1,4 +1,4 @@
-"""What indexes of other libraries share: ids and keys as numpy has them, and rows of a table that such an index finds.
+"""What approximate indexes share, and rows of a table that such an index finds.
 
 Axes: n queries, M memories, D key_dim, k memories of a query.
 """
@@ -23,7 +23,7 @@ __all__ = ["ApproximateIndex", "IndexedRows", "as_array", "imported"]
 
 
 class ApproximateIndex(ABC):
-    """An index of another library; a module keeps one beside its keys. Abstract.
+    """An index that misses some memories; a module keeps one beside its keys. Abstract.
 
     Attributes:
         key_dim: width of the keys.
@@ -57,7 +57,7 @@ class ApproximateIndex(ABC):
 
         Args:
             queries: `(n, key_dim)`.
-            k: how many; above ef_search as many candidates are kept.
+            k: how many.
 
         Returns:
             SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
@@ -91,11 +91,15 @@ class ApproximateIndex(ABC):
 
     @abstractmethod
     def to_bytes(self) -> bytes:
-        """The index as its library writes it."""
+        """The index as it is kept in a file."""
+
+    @abstractmethod
+    def restore(self, content: bytes) -> None:
+        """Take the memories of an index that `to_bytes` wrote."""
 
 
 class IndexedRows:
-    """Rows of a table of keys as an index of another library finds them; see `exact.SearchedKeys`.
+    """Rows of a table of keys as an approximate index finds them; see `exact.SearchedKeys`.
 
     Args:
         index: which has the memories already, or none of them.
@@ -136,8 +140,8 @@ class IndexedRows:
         """The rows `(n, k)` that the index finds, the best first; -1 where there are fewer."""
         if is_compiling() or not is_readable(queries):
             raise UnsupportedError(
-                "an index of another library is searched where the queries can be read: neither compiled nor under "
-                "vmap; index='exact' has no such bound",
+                "an approximate index is searched where the queries can be read: neither compiled nor under vmap; "
+                "index='exact' has no such bound",
                 argument="index",
             )
         with shielded():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,8 @@ from anyattention._checks import Axes, require_dense, require_device, require_fl
 from anyattention.ambient import is_autocast_enabled, is_compiling, is_readable, shielded, values_of
 from anyattention.config import MemoryAttentionConfig
 from anyattention.errors import InvalidInputError, UnsupportedError
-from anyattention.memory import FaissIndex, UsearchIndex
-from anyattention.memory.approximate import IndexedRows
+from anyattention.memory import ClusterIndex, FaissIndex, UsearchIndex
+from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.exact import SearchedKeys
 from anyattention.memory.ids import require_finite_rows, require_ids_of
 from anyattention.nn.matrices import weights_at
@@ -31,12 +29,15 @@ __all__ = [
 ]
 
 
-def index_of(config: MemoryAttentionConfig) -> FaissIndex | UsearchIndex:
+def index_of(config: MemoryAttentionConfig) -> ApproximateIndex:
     """An approximate index without memories."""
-    shared: dict[str, Any] = {"measure": config.measure, "ef_search": config.get_ef_search()}
+    width, measure = config.get_key_dim(), config.measure
+    if config.index == "clusters":
+        return ClusterIndex(width, measure=measure, num_probes=config.num_probes)
     if config.index == "faiss":
-        return FaissIndex(config.get_key_dim(), **shared)
-    return UsearchIndex(config.get_key_dim(), dtype=getattr(torch, config.index_dtype), **shared)
+        return FaissIndex(width, measure=measure, ef_search=config.get_ef_search())
+    dtype = getattr(torch, config.index_dtype)
+    return UsearchIndex(width, measure=measure, ef_search=config.get_ef_search(), dtype=dtype)
 
 
 def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> SearchedKeys | IndexedRows:

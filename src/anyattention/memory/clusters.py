@@ -1,0 +1,247 @@
+"""Memories in clusters, of which a search looks into the most promising ones (an inverted file)."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as written_tensors
+from torch import Tensor
+
+from anyattention._checks import require_count
+from anyattention.errors import InvalidInputError
+from anyattention.memory.approximate import ApproximateIndex
+from anyattention.memory.clustering import centroids_of, nearest_centroids, probes_for
+from anyattention.memory.growing import GrowingRows
+from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.measures import Measure, centre_of, read_measure, rows_of_keys, rows_of_queries
+from anyattention.native.clusters import largest_in_clusters
+from anyattention.native.topk import largest_products
+
+__all__ = ["ClusterIndex"]
+
+_RECALL = 0.95
+_FEW_NEW, _PART_NEW = 1024, 16  # memories that may wait for their clusters: so many, or a part of all
+
+
+class ClusterIndex(ApproximateIndex):
+    """An index of memories that finds nearly all of the most alike ones, among those of some clusters of memories.
+
+    M memories are in sqrt(M) clusters, up to 4,096 of them in one. A search looks into the clusters whose centroids are
+    most like a query, and compares all of their memories; queries that come together read each memory once. New memories
+    wait in a cluster that every query looks into, until they are a sixteenth of all. The same calls give the same index.
+
+    Args:
+        key_dim: width of the keys.
+        measure: "dot", "cosine" or "euclidean".
+        num_probes: how many clusters a search looks into; more of them find more, in more time. None chooses it
+            whenever the clusters are learnt anew: as many as find 95 % of the 32 nearest of some of its own keys.
+
+    Attributes:
+        num_probes: the number; it may be set at any time.
+
+    Raises:
+        InvalidInputError: an unknown measure, or a number below 1.
+
+    Cost: O(D sqrt(M) num_probes) time for a query; to build it O(D M sqrt(M)), a second or two for a million keys of
+    width 64 on two cores. Memory for the keys in float32, for "cosine" and "euclidean" twice.
+
+    Source: Sivic and Zisserman, 2003 (inverted files of vectors); Jegou et al., 2011.
+
+    Example:
+        >>> index = ClusterIndex(2, measure="euclidean")
+        >>> index.append(torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]]))
+        tensor([0, 1, 2])
+        >>> index.search(torch.tensor([[0.9, 0.0]]), k=2).ids
+        tensor([[1, 0]])
+    """
+
+    def __init__(self, key_dim: int, *, measure: Measure = "dot", num_probes: int | None = None) -> None:
+        self.key_dim: int = require_count("key_dim", key_dim, 1)
+        self.measure: Measure = read_measure(measure)
+        self._is_chosen = num_probes is None
+        self._num_probes = 1 if num_probes is None else require_count("num_probes", num_probes, 1)
+        # In order of their clusters, then those that wait.
+        self._keys = GrowingRows(torch.zeros(0, self.key_dim, device="cpu"))
+        self._rows = self._keys
+        self._ids = GrowingRows(torch.zeros(0, dtype=torch.int64, device="cpu"))
+        self._offsets = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._centroids = torch.zeros(1, self.key_dim, device="cpu")
+        self._centre: Tensor | None = None
+        self._learnt_from = 0
+        self._next_id = 0
+        self._order: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Number of memories."""
+        return len(self._ids.rows)
+
+    @property
+    def num_probes(self) -> int:
+        """How many clusters a search looks into."""
+        return self._num_probes
+
+    @num_probes.setter
+    def num_probes(self, count: int) -> None:
+        self._num_probes, self._is_chosen = require_count("num_probes", count, 1), False
+
+    def take(self, keys: Tensor, ids: Tensor) -> None:
+        """`append` of keys and ids that were checked."""
+        if len(ids) == 0:
+            return
+        keys = keys.detach().to("cpu", torch.float32)
+        self._order = None
+        self._keys.append(keys)
+        if self._rows is not self._keys:
+            self._rows.append(self._compared(keys))
+        self._ids.append(ids)
+        self._next_id = int(ids[-1]) + 1
+        waiting = len(self) - int(self._offsets[-1])
+        if len(self) >= 2 * self._learnt_from:
+            self._learn()
+        elif waiting > max(_FEW_NEW, len(self) // _PART_NEW):
+            self._arrange()
+
+    def delete(self, ids: Tensor) -> None:
+        """Forget memories.
+
+        Raises:
+            InvalidInputError: an id that is not there, or one twice.
+        """
+        known, order = self._ordered()
+        kept = rows_without(ids, known)
+        if len(kept) == len(self):
+            return
+        is_kept = torch.zeros(len(self), dtype=torch.bool, device="cpu")
+        is_kept[order[kept]] = True
+        counts = torch.nn.functional.pad(is_kept.cumsum(0), (1, 0))
+        self._offsets = counts[self._offsets]
+        self._keep(is_kept.nonzero().flatten())
+
+    def find(self, queries: Tensor, k: int) -> Tensor:
+        """The ids `(n, k)` of the memories found, the best first; -1 for none."""
+        if len(self) == 0 or len(queries) == 0:
+            return torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
+        rows = rows_of_queries(queries.detach().to("cpu", torch.float32), self.measure, self._centre).contiguous()
+        probes = largest_products(rows, self._centroid_rows(), min(self._num_probes, len(self._centroids)))
+        offsets, waiting = self._offsets, len(self) - int(self._offsets[-1])
+        if waiting:
+            offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
+            probes = torch.cat([probes, probes.new_full((len(probes), 1), len(self._centroids))], dim=1)
+        places = largest_in_clusters(rows, self._rows.rows, offsets, probes, k)
+        return torch.where(places < 0, -1, self._ids.rows[places.clamp(min=0)]).to(queries.device)
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """The keys `(..., key_dim)` of ids `(...)`, in float32; an id of -1 has zeros.
+
+        Raises:
+            InvalidInputError: an id that is not there.
+        """
+        known, order = self._ordered()
+        rows = require_ids_of("ids", ids.cpu(), known)
+        if len(known) == 0:
+            return torch.zeros(*ids.shape, self.key_dim, device=ids.device)
+        keys = self._keys.rows[order[rows.clamp(min=0)]].masked_fill((rows < 0).unsqueeze(-1), 0.0)
+        return keys.to(ids.device)
+
+    def known_ids(self) -> Tensor:
+        """The ids of all memories, ascending."""
+        return self._ordered()[0]
+
+    def to_bytes(self) -> bytes:
+        """The keys, their ids and their clusters, as safetensors."""
+        numbers = torch.tensor([self._num_probes, self._is_chosen, self._learnt_from, self._next_id], device="cpu")
+        tensors = {
+            "keys": self._keys.rows.contiguous(),
+            "ids": self._ids.rows.contiguous(),
+            "offsets": self._offsets,
+            "centroids": self._centroids,
+            "numbers": numbers,
+        }
+        if self._centre is not None:
+            tensors["centre"] = self._centre
+        return written_tensors(tensors)
+
+    def restore(self, content: bytes) -> None:
+        """Take the memories of an index that `to_bytes` wrote.
+
+        Raises:
+            InvalidInputError: it is none, or of other keys.
+        """
+        try:
+            found = read_tensors(content)
+            keys, ids, offsets = (found[name] for name in ("keys", "ids", "offsets"))
+            centroids, numbers = found["centroids"], found["numbers"].tolist()
+            num_probes, is_chosen, learnt_from, next_id = map(int, numbers)
+        except Exception as fault:  # safetensors has errors of its own
+            raise InvalidInputError(argument="index", expected="an index of clusters", actual=str(fault)) from fault
+        if keys.ndim != 2 or keys.shape[1] != self.key_dim or ("centre" in found) != (self.measure == "euclidean"):
+            expected = f"keys of width {self.key_dim} for {self.measure!r}"
+            raise InvalidInputError(argument="index", expected=expected, actual=f"keys {tuple(keys.shape)}")
+        is_whole = (
+            all(x.dtype == torch.float32 for x in (keys, centroids))
+            and len(ids) == len(keys)
+            and ids.unique().numel() == len(ids)
+            and centroids.shape == (len(offsets) - 1, self.key_dim)
+            and num_probes >= 1
+            and bool((offsets.diff() >= 0).all())
+            and offsets[0] == 0
+            and offsets[-1] <= len(keys)
+            and next_id > (int(ids.max()) if len(ids) else -1)
+        )
+        if not is_whole:
+            raise InvalidInputError(argument="index", expected="an index of clusters", actual="other tensors")
+        self._keys, self._ids, self._offsets, self._centroids = GrowingRows(keys), GrowingRows(ids), offsets, centroids
+        self._centre, self._order = found.get("centre"), None
+        self._rows = self._keys if self.measure == "dot" else GrowingRows(self._compared(keys))
+        self._num_probes, self._is_chosen, self._learnt_from, self._next_id = (
+            num_probes,
+            bool(is_chosen),
+            learnt_from,
+            next_id,
+        )
+
+    def _learn(self) -> None:
+        """Learn the clusters anew."""
+        keys = self._keys.rows
+        self._centre = centre_of(keys) if self.measure == "euclidean" else None
+        if self.measure != "dot":
+            self._rows = GrowingRows(self._compared(keys))
+        self._centroids = centroids_of(self._points())
+        self._learnt_from = len(self)
+        self._offsets = torch.zeros(len(self._centroids) + 1, dtype=torch.int64, device="cpu")
+        self._arrange()
+        if self._is_chosen:
+            queries = rows_of_queries(self._keys.rows, self.measure, self._centre)
+            self._num_probes = probes_for(_RECALL, queries, self._rows.rows, self._centroid_rows(), self._offsets)
+
+    def _arrange(self) -> None:
+        """Bring each memory to its cluster."""
+        cluster = nearest_centroids(self._points(), self._centroids)
+        counts = torch.bincount(cluster, minlength=len(self._centroids))
+        self._offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        self._keep(cluster.argsort(stable=True))
+
+    def _ordered(self) -> tuple[Tensor, Tensor]:
+        """The ids, ascending, and where each of their memories lies."""
+        if self._order is None:
+            ids, order = self._ids.rows.sort()
+            self._order = ids, order
+        return self._order
+
+    def _keep(self, places: Tensor) -> None:
+        self._order = None
+        for rows in {id(each): each for each in (self._keys, self._rows, self._ids)}.values():
+            rows.keep(places)
+
+    def _points(self) -> Tensor:
+        """The keys `(M, key_dim)` whose distances make the clusters: of length 1 for "cosine", about the centre."""
+        return self._rows.rows[:, : self.key_dim].contiguous()
+
+    def _compared(self, keys: Tensor) -> Tensor:
+        return rows_of_keys(keys, self.measure, self._centre)
+
+    def _centroid_rows(self) -> Tensor:
+        """The centroids as rows whose products with those of queries rank them."""
+        if self.measure != "euclidean":
+            return self._centroids
+        return rows_of_keys(self._centroids, "euclidean", torch.zeros_like(self._centroids[0]))
