@@ -1,7 +1,7 @@
 """Attention to a million memories of width 64: 1,000 queries, the 32 most alike, exact and by an approximate index.
 
 `python -m benchmarks.memory [case ...]` runs the named cases (all by default) and keeps each one's result as soon as it
-is there: exact usearch. An environment variable takes the place of the number of memories: MEMORIES=100000.
+is there: exact approximate. An environment variable takes the place of the number of memories: MEMORIES=100000.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 from usearch.index import Index
 
 from anyattention import TopK, attend, explain
-from anyattention.memory import UsearchIndex
+from anyattention.memory import ClusterIndex, UsearchIndex
 from anyattention.native import large_empty
 from anyattention.nn import MemoryAttention
+from benchmarks.figures import OURS
 from benchmarks.harness import RESULTS, Timing, measure, print_table, require_tests, write_result
 
 MEMORIES, QUERIES, WIDTH, K = int(os.environ.get("MEMORIES", "1_000_000")), 1_000, 64, 32
@@ -31,10 +32,11 @@ RECALL, CANDIDATES, LATENT = 0.95, (32, 48, 64, 96, 128, 192, 256), 12
 
 
 def main(names: list[str]) -> None:
-    cases: dict[str, Callable[[], dict[str, Any]]] = {"exact": exact, "usearch": usearch}
+    cases: dict[str, Callable[[], dict[str, Any]]] = {"exact": exact, "approximate": approximate}
     require_tests("tests/memory", "tests/nn/test_memory_attention.py", "-m", "not exhaustive")
     path = RESULTS / "memory.json"
-    results: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
+    known: dict[str, Any] = json.loads(path.read_text())["cases"] if path.exists() else {}
+    results = {name: known[name] for name in cases if name in known}
     for name in names or cases:
         print(f"\n== {name}: {(cases[name].__doc__ or '').splitlines()[0]}", flush=True)
         results[name] = cases[name]()
@@ -77,7 +79,7 @@ def exact() -> dict[str, Any]:
     contestants: dict[str, Callable[[], object]] = {
         "TopK, forward": lambda: attend(*given, TopK(K)).output,
         "limit: TopK, forward, and zeros as large as dense gradients": fresh_zeros,
-        "anyattention": forward,
+        OURS: forward,
         "anyattention, gradient to the queries": both(fixed),
         "anyattention, sparse gradients to keys and values too": both(sparse),
         "anyattention, dense gradients to keys and values too": both(trained),
@@ -97,54 +99,59 @@ def keep_freed_memory() -> None:
             raise RuntimeError("mallopt refused an option")
 
 
-def usearch() -> dict[str, Any]:
-    """usearch's graph beside an exact memory, of keys from a 12-dimensional latent space and of Gaussian ones."""
+def approximate() -> dict[str, Any]:
+    """Clusters and usearch's graph beside an exact memory: keys of a 12-dimensional latent space, and Gaussian ones."""
     found: dict[str, Any] = {}
+    indexes: dict[str, dict[str, Any]] = {
+        OURS: {"index": "clusters"},
+        "usearch, bfloat16": {"index": "usearch", "index_dtype": "bfloat16"},
+        "usearch": {"index": "usearch"},
+    }
     cases = (
-        ("keys of 12 dimensions mapped to 64", from_latent, MEMORIES, ("bfloat16", "float32")),
-        ("Gaussian keys", gaussian, MEMORIES // 10, ("bfloat16",)),
+        ("keys of 12 dimensions mapped to 64", from_latent, MEMORIES, list(indexes)),
+        ("Gaussian keys", gaussian, MEMORIES // 10, list(indexes)[:2]),
+        ("Gaussian keys", gaussian, MEMORIES, list(indexes)[:1]),
     )
-    for title, drawn, count, dtypes in cases:
+    for title, drawn, count, names in cases:
         torch.manual_seed(0)
         title = f"{title}, {count:,}"
         keys, query = drawn(count)
         values = torch.randn(count, WIDTH)
-        contestants: dict[str, Callable[[], Tensor]] = {}
-        for dtype in dtypes:
-            name = "anyattention" if dtype == "bfloat16" else f"anyattention, {dtype} in the graph"
-            memory = of_module(keys, values, index="usearch", index_dtype=dtype)
-            about = found[f"{title}, {dtype} in the graph"] = built(memory, query)
-            contestants[name] = forward_of(memory, query)
-            if dtype == "bfloat16":
+        memories: dict[str, MemoryAttention] = {}
+        limits: dict[str, Callable[[], object]] = {"limit: all keys read once": keys.sum}
+        for name in names:
+            memories[name] = memory = of_module(keys, values, **indexes[name])
+            found[f"{title}, {name}"] = about = built(memory, query)
+            if indexes[name].get("index_dtype") == "bfloat16":
                 rows = torch.randint(count, (QUERIES * int(about["keys compared by a query"]),))
-                contestants["limit: index_select of as many keys"] = partial(keys.bfloat16().index_select, 0, rows)
-        contestants["anyattention, exact"] = forward_of(of_module(keys, values), query)
+                limits["limit of usearch, bfloat16: index_select of what it compares"] = partial(
+                    keys.bfloat16().index_select, 0, rows
+                )
+        memories[f"{OURS}, exact"] = of_module(keys, values)
         with torch.no_grad():
-            found[title] = measure("anyattention", contestants, rounds=9)
+            for several, some, bounds in (("", query, limits), (", one query", query[:1], {})):
+                calls = {name: forward_of(memory, some) for name, memory in memories.items()}
+                found[f"{title}{several}"] = measure(OURS, {**calls, **bounds}, rounds=9)
     return found
 
 
 def built(memory: MemoryAttention, query: Tensor) -> dict[str, float]:
-    """What it takes to build a memory's index, whose searches keep as few candidates as RECALL allows from then on."""
+    """What it takes to build a memory's index; usearch's keeps as few candidates as RECALL allows from then on."""
     started = time.perf_counter()
     memory.search(query[:1])
-    seconds = time.perf_counter() - started
-    assert isinstance(memory.index, UsearchIndex)
-    recall = 0.0
-    for candidates in CANDIDATES:
-        memory.index.ef_search = candidates
-        recall = memory.recall(query)
-        if recall >= RECALL:
-            break
-    graph = Index.restore(memory.index_content() or b"")
-    assert graph is not None
-    graph.expansion_search = memory.index.ef_search
-    return {
-        "keys compared by a query": graph.search(query.numpy(), K).computed_distances // QUERIES,
-        "recall at 32": round(recall, 4),
-        "candidates of a search": memory.index.ef_search,
-        "seconds to build": round(seconds, 1),
-    }
+    about = {"seconds to build": round(time.perf_counter() - started, 1)}
+    index = memory.index
+    if isinstance(index, ClusterIndex):
+        about["keys compared by a query"] = round(index.num_probes * len(index) / index.num_clusters)
+    if isinstance(index, UsearchIndex):
+        for index.ef_search in CANDIDATES:
+            if memory.recall(query) >= RECALL:
+                break
+        graph = Index.restore(index.to_bytes())
+        assert graph is not None
+        graph.expansion_search = index.ef_search
+        about["keys compared by a query"] = graph.search(query.numpy(), K).computed_distances // QUERIES
+    return {**about, "recall at 32": round(memory.recall(query), 4)}
 
 
 def of_module(keys: Tensor, values: Tensor, **settings: Any) -> MemoryAttention:

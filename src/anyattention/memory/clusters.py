@@ -27,8 +27,9 @@ class ClusterIndex(ApproximateIndex):
     """An index of memories that finds nearly all of the most alike ones, among those of some clusters of memories.
 
     M memories are in sqrt(M) clusters, up to 4,096 of them in one. A search looks into the clusters whose centroids are
-    most like a query, and compares all of their memories; queries that come together read each memory once. New memories
-    wait in a cluster that every query looks into, until they are a sixteenth of all. The same calls give the same index.
+    most like a query, and compares all of their memories; queries that come together read each memory once. New
+    memories wait in a cluster that every query looks into, until they are a sixteenth of all. The same calls give the
+    same index.
 
     Args:
         key_dim: width of the keys.
@@ -37,7 +38,8 @@ class ClusterIndex(ApproximateIndex):
             whenever the clusters are learnt anew: as many as find 95 % of the 32 nearest of some of its own keys.
 
     Attributes:
-        num_probes: the number; it may be set at any time.
+        num_clusters: how many clusters there are.
+        num_probes: how many of them a search looks into; it may be set at any time.
 
     Raises:
         InvalidInputError: an unknown measure, or a number below 1.
@@ -74,6 +76,11 @@ class ClusterIndex(ApproximateIndex):
     def __len__(self) -> int:
         """Number of memories."""
         return len(self._ids.rows)
+
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters there are."""
+        return len(self._centroids)
 
     @property
     def num_probes(self) -> int:
