@@ -14,7 +14,7 @@ from anyattention.memory.measures import centre_of, rows_of_keys, rows_of_querie
 from anyattention.native.clusters import largest_in_clusters
 from anyattention.native.topk import largest_products
 
-__all__ = ["centroids_of", "nearest_centroids", "probes_for"]
+__all__ = ["centroids_of", "evenly_taken", "nearest_centroids", "probes_for"]
 
 _ONE_CLUSTER = 4096  # so few keys are compared sooner than clusters are told apart
 _SAMPLE, _ROUNDS = 64, 6  # keys for a cluster that centroids are learnt from, and how often they move
@@ -46,25 +46,30 @@ def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
     return largest_products(*rows, 1).flatten()
 
 
+def evenly_taken(keys: Tensor) -> Tensor:
+    """Some of the keys, by which the number of clusters to look into is chosen: 256 to 511, or all of fewer."""
+    return keys[:: max(1, len(keys) // _QUERIES)]
+
+
 def probes_for(recall: float, queries: Tensor, keys: Tensor, centroids: Tensor, offsets: Tensor) -> int:
-    """How many clusters find so many of the 32 best keys of some queries, evenly taken: the least number, by steps.
+    """How many clusters find such a share of the 32 best keys of some queries: the least number, by steps.
 
     Args:
         recall: the share that is wanted.
-        queries: `(M, D)` rows whose products with the rows of keys and of centroids rank them.
+        queries: `(n, D)`, rows whose products with the rows of keys and of centroids rank them.
         keys: `(M, D)`, of cluster c the rows offsets[c] up to offsets[c + 1].
-        centroids: `(L, D)`, as rows.
+        centroids: `(L, D)`.
         offsets: `(L + 1,)`.
 
-    Cost: an exact search of 256 queries.
+    Cost: an exact search, and some in clusters.
     """
-    some = queries[:: max(1, len(queries) // _QUERIES)].contiguous()
+    queries = queries.contiguous()
     k, count = min(_NEAREST, len(keys)), len(centroids)
-    best = largest_products(some, keys, k)
-    looked_into = largest_products(some, centroids, count)
+    best = largest_products(queries, keys, k)
+    nearest = largest_products(queries, centroids, count)
     probes = 1
     while probes < count:
-        found = largest_in_clusters(some, keys, offsets, looked_into[:, :probes], k)
+        found = largest_in_clusters(queries, keys, offsets, nearest[:, :probes], k)
         if (found[:, :, None] == best[:, None]).any(2).double().mean() >= recall:
             break
         probes = min(count, probes + max(1, probes // 4))

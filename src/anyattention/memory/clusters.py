@@ -10,7 +10,7 @@ from torch import Tensor
 from anyattention._checks import require_count
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex
-from anyattention.memory.clustering import centroids_of, nearest_centroids, probes_for
+from anyattention.memory.clustering import centroids_of, evenly_taken, nearest_centroids, probes_for
 from anyattention.memory.growing import GrowingRows
 from anyattention.memory.ids import require_ids_of, rows_without
 from anyattention.memory.measures import Measure, centre_of, read_measure, rows_of_keys, rows_of_queries
@@ -218,8 +218,8 @@ class ClusterIndex(ApproximateIndex):
         self._offsets = torch.zeros(len(self._centroids) + 1, dtype=torch.int64, device="cpu")
         self._arrange()
         if self._is_chosen:
-            queries = rows_of_queries(self._keys.rows, self.measure, self._centre)
-            self._num_probes = probes_for(_RECALL, queries, self._rows.rows, self._centroid_rows(), self._offsets)
+            some = rows_of_queries(evenly_taken(self._keys.rows), self.measure, self._centre)
+            self._num_probes = probes_for(_RECALL, some, self._rows.rows, self._centroid_rows(), self._offsets)
 
     def _arrange(self) -> None:
         """Bring each memory to its cluster."""
