@@ -549,8 +549,8 @@ ANYATTENTION_EXPORT int32_t anyattention_topk_indices(const anyattention_topk_in
  *   probing (num_probes)                            the queries that look into cluster c stand at probe_offsets[c] up to
  *                                                   probe_offsets[c + 1], none of them twice
  *
- * indices (num_queries, k): the keys, best first; NaN is larger than any number, of equal products the first key is best,
- * and -1 stands in the slots that are not used. */
+ * indices (num_queries, k): the keys, best first; NaN is larger than any number, and infinity of either sign counts as NaN;
+ * of equal products the first key is best, and -1 stands in the slots that are not used. */
 typedef struct anyattention_cluster_search_call {
   int64_t num_queries, dim, num_keys, num_clusters, num_probes;
   const float *query, *key;

@@ -1,6 +1,6 @@
 // The largest scores so far of some columns. A candidate is one integer in which a larger score stands above a smaller one,
-// NaN above all, and among equal scores the first place above the others: whatever was thrown away, and in which order, the
-// largest are the same.
+// NaN above all, and among equal scores the first place above the others: whatever was thrown away, and when, the largest
+// are the same.
 #ifndef ANYATTENTION_CANDIDATES_H
 #define ANYATTENTION_CANDIDATES_H
 
@@ -69,6 +69,7 @@ class Candidates {
   // Of a column: scores that are not larger are none of its best. They begin at -infinity.
   float *const thresholds;
 
+  // The places of a column rise from one to the next: of scores that equal its threshold the first were taken.
   void take(int64_t column, float score, int64_t place) {
     if (score <= thresholds[column]) return;
     memory_[column * capacity_ + sizes_[column]++] = candidate(score, place);

@@ -1,9 +1,10 @@
-// The keys of each query's largest products, among the keys of some clusters: those that the query looks into. Queries that
-// look into one cluster are multiplied by its keys together, so that each key is read once for all of them.
+// The keys of each query's largest products, among the keys of some clusters: those that the query looks into. Queries
+// that look into one cluster are multiplied by its keys together, so that each key is read once for all of them.
 //
 //   i  query     c  cluster     j  key     n  column: a query of the cluster's     D  dim
 //
-// A thread takes whole clusters, and has its own candidates of every query, which are joined at the end.
+// A thread takes whole clusters, the first ones first, and has its own candidates of every query, which are joined at the
+// end.
 
 #include <algorithm>
 #include <atomic>
@@ -28,6 +29,7 @@ constexpr int64_t kKeys = 96, kColumns = 64;  // of a tile; whole blocks of prod
 constexpr int64_t kBits = 32;                 // keys whose comparisons are one integer
 constexpr int64_t kBytes = sizeof(float);
 constexpr int64_t kMostKeys = (int64_t{1} << 32) - 1;  // a candidate's place has 32 bits
+constexpr int64_t kMostCandidates = int64_t{1} << 28;  // of all threads: where there were more, fewer threads take part
 
 constexpr int kScores = kLane<float>;
 using Scores = Lanes<float>;
@@ -36,8 +38,8 @@ using Integers = Vector<int32_t, kScores>;
 using Call = anyattention_cluster_search_call;
 
 bool is_valid(const Call *c) {
-  if (!c || c->num_queries < 0 || c->dim < 1 || c->num_keys < 0 || c->num_clusters < 0 || c->num_probes < 0) return false;
-  if (c->num_keys > kMostKeys || c->k < 1 || c->k > kMostKeys || c->num_threads < 1) return false;
+  if (!c || c->num_queries < 0 || c->dim < 1 || c->num_clusters < 0 || c->num_probes < 0) return false;
+  if (c->num_keys < 0 || c->num_keys > kMostKeys || c->k < 1 || c->k > kMostKeys || c->num_threads < 1) return false;
   if (!c->cluster_offsets || !c->probe_offsets || (c->num_probes > 0 && !c->probing)) return false;
   return (c->query || c->num_queries == 0) && (c->key || c->num_keys == 0);
 }
@@ -146,10 +148,12 @@ bool search(const Call &c, int64_t *indices) {
     const auto keys = static_cast<double>(offsets.get()[n + 1] - offsets.get()[n]);
     pairs += keys * static_cast<double>(probes.get()[n + 1] - probes.get()[n]);
   }
-  const int team = team_size(c.num_threads, c.num_clusters, pairs * (static_cast<double>(c.dim) * kPerProduct + 1));
   const int64_t kept = std::min(c.k, std::max<int64_t>(c.num_keys, 1)), capacity = Candidates::capacity(kept);
+  const int64_t pieces = std::min(c.num_clusters, kMostCandidates / capacity / c.num_queries);
+  const int team = team_size(c.num_threads, pieces, pairs * (static_cast<double>(c.dim) * kPerProduct + 1));
   const int64_t own = (Task::scratch_size(c) + kScores - 1) / kScores * kScores;
-  const Workspace<uint64_t> candidates(team * c.num_queries * capacity, false), joined(team * team * kept, false);
+  const int64_t most = std::min(team * kept, c.num_keys);  // a query meets each key once, in one of the threads
+  const Workspace<uint64_t> candidates(team * c.num_queries * capacity, false), joined(team * most, false);
   const Workspace<int64_t> sizes(team * c.num_queries), last_clusters(team * c.num_queries);
   const Workspace<float> thresholds(team * c.num_queries, false), scratch(team * own);
   std::fill_n(thresholds.get(), team * c.num_queries, -kInfinity);
@@ -164,14 +168,15 @@ bool search(const Call &c, int64_t *indices) {
     const int64_t thread = thread_number();
     Task task(c, of_threads[static_cast<std::size_t>(thread)], last_clusters.get() + thread * c.num_queries,
               scratch.get() + thread * own);
-#pragma omp for schedule(dynamic, 1)
+    // Rising clusters, as candidates need rising places; without the word, threads may take them in any order.
+#pragma omp for schedule(monotonic : dynamic, 1)
     for (int64_t n = 0; n < c.num_clusters; ++n) {
       const int64_t first = probes.get()[n], count = probes.get()[n + 1] - first;
       if (!task.run(n, offsets.get()[n], offsets.get()[n + 1], c.probing + first, count)) valid = false;
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < c.num_queries; ++i) {
-      join(of_threads.data(), team, i, c.k, joined.get() + thread * team * kept, indices + i * c.k);
+      join(of_threads.data(), team, i, c.k, joined.get() + thread * most, indices + i * c.k);
     }
   }
   return valid;

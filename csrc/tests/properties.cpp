@@ -22,6 +22,7 @@
 #include "meddler.h"
 #include "random_arrays.h"
 
+void drive_cluster_search(bool faulty);
 void drive_neighbour_sampling(bool faulty);
 void drive_product_keys(bool faulty);
 
@@ -833,6 +834,7 @@ int main(int argc, char **argv) {
     }
     drive_runs(faulty);
     drive_topk(faulty);
+    drive_cluster_search(faulty);
     drive_distances(faulty);
     drive_symmetric_rows(faulty);
     drive_sorted_rows(faulty);

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from anyattention.native import calls, load
 from anyattention.native.structures import Indices, Numbers, layout_of
+from anyattention.native.topk import products_of, turned
 
 __all__ = ["ClusterSearch", "largest_in_clusters"]
 
 _CANDIDATES_AT_ONCE, _SCORES_AT_ONCE = 1 << 20, 1 << 23
+_LEAST_CANDIDATES = 32  # that a thread of the kernel has room for, for each query
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Ten
     if not load.available():
         return _by_sorting(query, key, offsets, probes, k)
     found = torch.empty(len(query), k, dtype=torch.int64, device="cpu")
-    size = max(64, _CANDIDATES_AT_ONCE // k)
+    size = max(64, _CANDIDATES_AT_ONCE // max(k, _LEAST_CANDIDATES))
     for first in range(0, len(query), size):
         some, own = query[first : first + size], probes[first : first + size]
         clusters, order = own.flatten().sort(stable=True)
@@ -70,13 +72,14 @@ def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Ten
 def _by_sorting(query: Tensor, key: Tensor, offsets: Tensor, probes: Tensor, k: int) -> Tensor:
     """The same in PyTorch."""
     found = torch.full((len(query), k), -1, dtype=torch.int64, device="cpu")
-    size = max(1, _SCORES_AT_ONCE // max(len(key), 1))
+    size, keys = max(1, _SCORES_AT_ONCE // max(len(key), 1)), turned(key)
     for first in range(0, len(query), size):
         some = slice(first, first + size)
         own = probes[some]
         is_probed = torch.zeros(len(own), len(offsets) - 1, dtype=torch.bool, device="cpu").scatter_(1, own, True)
         is_seen = is_probed.repeat_interleave(offsets.diff(), dim=1)
-        order = (query[some] @ key.T).masked_fill(~is_seen, -torch.inf).sort(dim=1, descending=True, stable=True)
+        products = products_of(query[some], keys)[:, : len(key)].masked_fill(~is_seen, -torch.inf)
+        order = products.sort(dim=1, descending=True, stable=True)
         best = order.indices[:, :k].masked_fill(order.values[:, :k] == -torch.inf, -1)
         found[some, : best.shape[1]] = best
     return found

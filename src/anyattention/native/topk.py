@@ -17,7 +17,7 @@ from anyattention.errors import InvalidInputError
 from anyattention.native import calls, load
 from anyattention.native.structures import Choice, Indices, Numbers, Pairs, layout_of
 
-__all__ = ["TopkIndices", "largest_products"]
+__all__ = ["TopkIndices", "largest_products", "products_of", "turned"]
 
 _SCORES_AT_ONCE = 1 << 23
 _TILE = 16
@@ -79,16 +79,29 @@ def largest_products(
     return chosen
 
 
+def turned(key: Tensor) -> Tensor:
+    """Keys `(M, D)` as the columns that `products_of` takes, and columns of zeros up to whole tiles.
+
+    Whole tiles have the same bits for equal keys; the last columns may be summed in another order.
+    """
+    return F.pad(key, (0, 0, 0, -len(key) % _TILE)).T
+
+
+def products_of(query: Tensor, keys: Tensor) -> Tensor:
+    """The products `(n, M)` of queries `(n, D)` and turned keys; infinity becomes NaN, as in the kernels."""
+    products = query @ keys
+    return products.add_(products * 0)
+
+
 def _by_sorting(query: Tensor, key: Tensor, k: int, begins: Tensor | None, ends: Tensor | None) -> Tensor:
     """The same in PyTorch."""
-    # Whole tiles have the same bits for equal keys; the last columns may be summed in another order.
-    keys = F.pad(key, (0, 0, 0, -len(key) % _TILE)).T
+    keys = turned(key)
     places = torch.arange(len(key), device="cpu")
     chosen = torch.full((len(query), k), -1, dtype=torch.int64, device="cpu")
     rows = max(1, _SCORES_AT_ONCE // max(len(key), 1))
     for first in range(0, len(query), rows):
         some = slice(first, first + rows)
-        scores = (query[some] @ keys)[:, : len(key)]
+        scores = products_of(query[some], keys)[:, : len(key)]
         if begins is not None and ends is not None:
             scores.masked_fill_((places < begins[some, None]) | (places >= ends[some, None]), -torch.inf)
         order = scores.sort(dim=1, descending=True, stable=True)
