@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.ambient import without_autocast
 from anyattention.native import calls, load
 from anyattention.native.structures import Indices, Numbers, layout_of
 
 __all__ = ["ClusterSearch", "largest_in_clusters"]
 
 _CANDIDATES_AT_ONCE, _SCORES_AT_ONCE = 1 << 20, 1 << 23
+_TILE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +48,12 @@ _STRUCTURE = layout_of(ClusterSearch).structure
 def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Tensor, k: int) -> Tensor:
     """The keys `(n, k)` of the largest products of each query, the largest first; -1 where there are fewer.
 
+    Of equal products the first key is taken. NaN and infinity are larger than any number.
+
     Args:
         query, key: `(n, D)` and `(M, D)`, float32 on the CPU.
         offsets: `(L + 1,)` int64; cluster c has the keys offsets[c] up to offsets[c + 1].
-        probes: `(n, p)` int64, the clusters that a query looks into, all different.
+        probes: `(n, p)` int64, the clusters that a query looks into, all different; -1 for none.
         k: how many, at least 1.
 
     Cost: the products of each query with the keys of its clusters, where each key is read once for all queries of its
@@ -62,21 +67,28 @@ def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Ten
         some, own = query[first : first + size], probes[first : first + size]
         clusters, order = own.flatten().sort(stable=True)
         bounds = torch.searchsorted(clusters, torch.arange(len(offsets), device="cpu"))
-        record = ClusterSearch(some, key, offsets, bounds, order // own.shape[1], k)
+        order = order[int(bounds[0]) :]
+        record = ClusterSearch(some, key, offsets, bounds - bounds[0], order // own.shape[1], k)
         calls.run("cluster_search", calls.bind(record), found[first : first + size])
     return found
 
 
 def _by_sorting(query: Tensor, key: Tensor, offsets: Tensor, probes: Tensor, k: int) -> Tensor:
     """The same in PyTorch."""
+    # Whole tiles have the same bits for equal keys.
+    keys = F.pad(key, (0, 0, 0, -len(key) % _TILE)).T
     found = torch.full((len(query), k), -1, dtype=torch.int64, device="cpu")
     size = max(1, _SCORES_AT_ONCE // max(len(key), 1))
     for first in range(0, len(query), size):
         some = slice(first, first + size)
         own = probes[some]
-        is_probed = torch.zeros(len(own), len(offsets) - 1, dtype=torch.bool, device="cpu").scatter_(1, own, True)
-        is_seen = is_probed.repeat_interleave(offsets.diff(), dim=1)
-        order = (query[some] @ key.T).masked_fill(~is_seen, -torch.inf).sort(dim=1, descending=True, stable=True)
+        # One more, for -1.
+        is_probed = torch.zeros(len(own), len(offsets), dtype=torch.bool, device="cpu").scatter_(1, own + 1, True)
+        is_seen = is_probed[:, 1:].repeat_interleave(offsets.diff(), dim=1)
+        with without_autocast(query.device):
+            scores = (query[some] @ keys)[:, : len(key)]
+        scores += scores * 0  # infinity becomes NaN, which is larger than any number
+        order = scores.masked_fill(~is_seen, -torch.inf).sort(dim=1, descending=True, stable=True)
         best = order.indices[:, :k].masked_fill(order.values[:, :k] == -torch.inf, -1)
         found[some, : best.shape[1]] = best
     return found

@@ -88,7 +88,8 @@ def _by_sorting(query: Tensor, key: Tensor, k: int, begins: Tensor | None, ends:
     rows = max(1, _SCORES_AT_ONCE // max(len(key), 1))
     for first in range(0, len(query), rows):
         some = slice(first, first + rows)
-        scores = (query[some] @ keys)[:, : len(key)]
+        with ambient.without_autocast(query.device):
+            scores = (query[some] @ keys)[:, : len(key)]
         if begins is not None and ends is not None:
             scores.masked_fill_((places < begins[some, None]) | (places >= ends[some, None]), -torch.inf)
         order = scores.sort(dim=1, descending=True, stable=True)
