@@ -60,7 +60,7 @@ def read_ids(argument: str, ids: Tensor) -> Tensor:
 
 def require_ids_of(argument: str, ids: Tensor, known: Tensor) -> Tensor:
     """The rows of ids `(...)`, all of which are known; -1 has row -1."""
-    rows = torch.searchsorted(known, ids)
+    rows = torch.searchsorted(known, ids.contiguous())
     is_used = ids != -1
     found = rows < len(known)
     if len(known):
