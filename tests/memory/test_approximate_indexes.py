@@ -121,6 +121,14 @@ def test_bad_input_is_named(kind):
         index.append(torch.randn(1, 4))
     with pytest.raises(InvalidInputError, match="keys: expected finite numbers"):
         index.append(torch.full((1, 3), torch.nan))
+    with pytest.raises(DimensionMismatchError, match=r"ids: expected \(2,\), one for each key, got \(1,\)"):
+        index.append(torch.randn(2, 3), torch.tensor([7]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected torch.int64, got torch.float32"):
+        index.append(torch.randn(1, 3), torch.tensor([7.0]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected a tensor of torch.int64, got torch.float32"):
+        index.gather(torch.tensor([2.0]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected a tensor of torch.int64, got list"):
+        index.gather([2])
     with pytest.raises(InvalidInputError, match="ids: expected ascending ids from 5 on, got 3"):
         index.append(torch.randn(1, 3), torch.tensor([3]))
     with pytest.raises(InvalidInputError, match="ids: expected ids of the 5 memories, got 1 that are not there"):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from anyattention.ambient import is_compiling, is_readable, shielded, values_of
-from anyattention.errors import InvalidInputError, MissingExtraError, UnsupportedError
+from anyattention.errors import DimensionMismatchError, InvalidInputError, MissingExtraError, UnsupportedError
 from anyattention.memory.exact import read_queries
-from anyattention.memory.ids import read_keys
+from anyattention.memory.ids import read_ids, read_keys
 from anyattention.memory.measures import Measure, alike
 from anyattention.output import SearchResult
 
@@ -184,6 +184,9 @@ def _next_ids(first: int, count: int, ids: Tensor | None) -> Tensor:
     """The ids of memories to append: those of the caller, ascending and not below the first, or the next ones."""
     if ids is None:
         return torch.arange(first, first + count, device="cpu")
+    ids = read_ids("ids", ids)
+    if len(ids) != count:
+        raise DimensionMismatchError(argument="ids", expected=f"({count},), one for each key", actual=tuple(ids.shape))
     if len(ids) and (ids[0] < first or bool((ids.diff() <= 0).any())):
         raise InvalidInputError(argument="ids", expected=f"ascending ids from {first} on", actual=int(ids[0]))
     return ids.cpu()

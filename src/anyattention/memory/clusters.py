@@ -15,7 +15,7 @@ from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex
 from anyattention.memory.clustering import centroids_of, nearest_centroids, probes_for
 from anyattention.memory.growing import GrowingRows
-from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.ids import require_id_tensor, require_ids_of, rows_without
 from anyattention.memory.measures import Measure, centre_of, read_measure, rows_of_keys, rows_of_queries
 from anyattention.native.clusters import largest_in_clusters
 from anyattention.native.topk import largest_products
@@ -140,6 +140,7 @@ class ClusterIndex(ApproximateIndex):
         Raises:
             InvalidInputError: an id that is not there.
         """
+        require_id_tensor("ids", ids)
         known, order = self._ordered()
         rows = require_ids_of("ids", ids.cpu(), known)
         if len(known) == 0:
