@@ -27,7 +27,8 @@ __all__ = ["load", "model_files", "read_metadata", "save"]
 
 _SETTINGS = "anyattention"  # their name among a file's metadata
 _INDEX = "anyattention index"  # the name of a memory's index file, and what it holds
-_INDEX_NAMES = tuple(f"index-{'[0-9a-f]' * 32}.{kind}" for kind in ("clusters", "faiss", "usearch"))
+_INDEX_KINDS = ("clusters", "faiss", "usearch")
+_INDEX_NAMES = tuple(f"index-{'[0-9a-f]' * 32}.{kind}" for kind in _INDEX_KINDS)
 _LARGEST_CONFIG = 1 << 20
 
 # The closed set of modules that a folder may name: where each lives, and its config.
@@ -234,7 +235,7 @@ def _read_index(folder: Path) -> bytes | None:
         raise InvalidInputError(
             argument=str(folder / "model.safetensors"), expected="the name of an index file", actual=repr(text[:99])
         ) from fault
-    if not re.fullmatch(r"index-[0-9a-f]{32}\.(faiss|usearch)", name):
+    if not re.fullmatch(rf"index-[0-9a-f]{{32}}\.({'|'.join(_INDEX_KINDS)})", name):
         raise InvalidInputError(
             argument=str(folder / "model.safetensors"), expected="the name of an index file", actual=repr(name[:99])
         )

@@ -1,4 +1,4 @@
-"""Indexes of other libraries against the exact one."""
+"""Approximate indexes, of clusters and of other libraries, against the exact one."""
 
 import random
 import sys
@@ -8,20 +8,23 @@ import torch
 
 from anyattention import interfaces
 from anyattention.errors import DimensionMismatchError, InvalidInputError, MissingExtraError, UnsupportedError
-from anyattention.memory import ExactIndex, FaissIndex, UsearchIndex
+from anyattention.memory import ClusterIndex, ExactIndex, FaissIndex, UsearchIndex
 from anyattention.nn import MemoryAttention
 
 MEASURES = ("dot", "cosine", "euclidean")
-KINDS = ("usearch", "usearch bfloat16", "faiss", "faiss Flat", "faiss IVF")
+KINDS = ("clusters", "usearch", "usearch bfloat16", "faiss", "faiss Flat", "faiss IVF")
 
 
 @pytest.fixture(params=KINDS)
 def kind(request, require):
-    require("usearch.index" if request.param.startswith("usearch") else "faiss")
+    if request.param != "clusters":
+        require("usearch.index" if request.param.startswith("usearch") else "faiss")
     return request.param
 
 
 def made(kind: str, key_dim: int, measure: str):
+    if kind == "clusters":
+        return ClusterIndex(key_dim, measure=measure)
     if kind.startswith("usearch"):
         dtype = torch.bfloat16 if kind.endswith("bfloat16") else torch.float32
         return UsearchIndex(key_dim, measure=measure, dtype=dtype)
@@ -46,7 +49,7 @@ def test_finds_what_the_exact_index_finds(kind, measure):
         index.delete(gone[50:])
     assert len(ours) == len(exact) == 330
     (found, scores), (expected, best) = ours.search(queries, 9), exact.search(queries, 9)
-    if kind in ("faiss Flat", "faiss IVF"):
+    if kind in ("clusters", "faiss Flat", "faiss IVF"):
         assert torch.equal(found, expected)
         torch.testing.assert_close(scores, best, rtol=1e-4, atol=1e-5)
     assert not torch.isin(found, gone).any()
@@ -118,6 +121,14 @@ def test_bad_input_is_named(kind):
         index.append(torch.randn(1, 4))
     with pytest.raises(InvalidInputError, match="keys: expected finite numbers"):
         index.append(torch.full((1, 3), torch.nan))
+    with pytest.raises(DimensionMismatchError, match=r"ids: expected \(2,\), one for each key, got \(1,\)"):
+        index.append(torch.randn(2, 3), torch.tensor([7]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected torch.int64, got torch.float32"):
+        index.append(torch.randn(1, 3), torch.tensor([7.0]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected a tensor of torch.int64, got torch.float32"):
+        index.gather(torch.tensor([2.0]))
+    with pytest.raises(InvalidInputError, match=r"ids: expected a tensor of torch.int64, got list"):
+        index.gather([2])
     with pytest.raises(InvalidInputError, match="ids: expected ascending ids from 5 on, got 3"):
         index.append(torch.randn(1, 3), torch.tensor([3]))
     with pytest.raises(InvalidInputError, match="ids: expected ids of the 5 memories, got 1 that are not there"):
@@ -143,12 +154,14 @@ def test_a_missing_library_is_named(name, monkeypatch):
         (UsearchIndex if name == "usearch" else FaissIndex)(3)
 
 
-@pytest.fixture(params=["usearch", "usearch bfloat16", "faiss"])
+@pytest.fixture(params=["clusters", "usearch", "usearch bfloat16", "faiss"])
 def memory(request, require):
     index, *dtype = request.param.split()
-    require("usearch.index" if index == "usearch" else "faiss")
+    if index != "clusters":
+        require("usearch.index" if index == "usearch" else "faiss")
     settings = {"index_dtype": dtype[0]} if dtype else {}
-    memory = MemoryAttention(6, 2, value_dim=3, k=4, index=index, ef_search=100, **settings)
+    settings |= {"num_probes": 2} if index == "clusters" else {"ef_search": 100}
+    memory = MemoryAttention(6, 2, value_dim=3, k=4, index=index, **settings)
     memory.append(torch.randn(300, 3), torch.randn(300, 3))
     return memory.eval()
 
@@ -183,7 +196,7 @@ def test_a_module_builds_its_index_anew_where_the_keys_have_changed(memory):
 def test_what_cannot_be_read_is_not_searched(memory):
     """Under other transforms the index is built and kept as elsewhere."""
     x = torch.randn(3, 5, 6)
-    with pytest.raises(UnsupportedError, match="index of another library is searched where the queries can be read"):
+    with pytest.raises(UnsupportedError, match="an approximate index is searched where the queries can be read"):
         torch.func.vmap(lambda x: memory(x).output)(x)
     gradient = torch.func.grad(lambda x: memory(x).output.sum())(x)
     index = memory.index

@@ -25,9 +25,9 @@ def a_memory(kind: str, number: float) -> MemoryAttention:
     return memory.eval()
 
 
-@pytest.fixture(params=["exact", "usearch", "faiss"])
+@pytest.fixture(params=["exact", "clusters", "usearch", "faiss"])
 def kind(request, require):
-    if request.param != "exact":
+    if request.param in ("usearch", "faiss"):
         require("usearch.index" if request.param == "usearch" else "faiss")
     return request.param
 
@@ -168,9 +168,8 @@ def test_a_full_disk_leaves_the_old_memory(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["gone", "cut", "changed", "of another memory"])
-@pytest.mark.parametrize("kind", ["usearch", "faiss"])
-def test_a_folder_whose_index_does_not_fit_is_refused(kind, change, tmp_path, require):
-    require("usearch.index" if kind == "usearch" else "faiss")
+@pytest.mark.parametrize("kind", ["clusters", "usearch", "faiss"], indirect=True)
+def test_a_folder_whose_index_does_not_fit_is_refused(kind, change, tmp_path):
     save(a_memory(kind, 1.0), tmp_path)
     (path,) = tmp_path.glob("index-*")
     content = path.read_bytes()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from anyattention.ambient import is_compiling, is_readable, shielded, values_of
-from anyattention.errors import InvalidInputError, MissingExtraError, UnsupportedError
+from anyattention.errors import DimensionMismatchError, InvalidInputError, MissingExtraError, UnsupportedError
 from anyattention.memory.exact import read_queries
-from anyattention.memory.ids import read_keys
+from anyattention.memory.ids import read_ids, read_keys
 from anyattention.memory.measures import Measure, alike
 from anyattention.output import SearchResult
 
@@ -61,9 +61,15 @@ class ApproximateIndex(ABC):
 
         Returns:
             SearchResult(ids `(n, k)`, scores `(n, k)`), the best first; -1 and -inf where there are fewer.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: queries of another width, or k below 1.
+            UnsupportedError: under a compiler or vmap.
         """
         queries, k = read_queries(queries, self.key_dim, k)
-        ids = self.find(queries, k)
+        _require_readable(queries)
+        with shielded():
+            ids = self.find(values_of(queries), k)
         scores = alike(queries, self.gather(ids).to(queries), self.measure).masked_fill(ids < 0, -torch.inf)
         # They were found by numbers of other rounding.
         order = scores.sort(dim=1, descending=True, stable=True).indices
@@ -138,17 +144,21 @@ class IndexedRows:
 
     def search(self, queries: Tensor, k: int) -> Tensor:
         """The rows `(n, k)` that the index finds, the best first; -1 where there are fewer."""
-        if is_compiling() or not is_readable(queries):
-            raise UnsupportedError(
-                "an approximate index is searched where the queries can be read: neither compiled nor under vmap; "
-                "index='exact' has no such bound",
-                argument="index",
-            )
+        _require_readable(queries)
         with shielded():
             found = self.index.find(values_of(queries), k)
             has_all = len(self._ids) > 0 and int(self._ids[-1] - self._ids[0]) == len(self._ids) - 1
             rows = found - self._ids[0] if has_all else torch.searchsorted(self._ids, found)
             return torch.where(found < 0, -1, rows)
+
+
+def _require_readable(queries: Tensor) -> None:
+    if is_compiling() or not is_readable(queries):
+        raise UnsupportedError(
+            "an approximate index is searched where the queries can be read: neither compiled nor under vmap; "
+            "index='exact' has no such bound",
+            argument="index",
+        )
 
 
 def imported(module: str, extra: str) -> Any:
@@ -174,6 +184,9 @@ def _next_ids(first: int, count: int, ids: Tensor | None) -> Tensor:
     """The ids of memories to append: those of the caller, ascending and not below the first, or the next ones."""
     if ids is None:
         return torch.arange(first, first + count, device="cpu")
+    ids = read_ids("ids", ids)
+    if len(ids) != count:
+        raise DimensionMismatchError(argument="ids", expected=f"({count},), one for each key", actual=tuple(ids.shape))
     if len(ids) and (ids[0] < first or bool((ids.diff() <= 0).any())):
         raise InvalidInputError(argument="ids", expected=f"ascending ids from {first} on", actual=int(ids[0]))
     return ids.cpu()

@@ -35,7 +35,8 @@ def centroids_of(points: Tensor) -> Tensor:
         nearest = nearest_centroids(sample, centroids)
         counts = torch.bincount(nearest, minlength=count)[:, None]
         sums = torch.zeros_like(centroids).index_add_(0, nearest, sample)
-        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+        means = sums / counts.clamp(min=1)
+        centroids = torch.where((counts > 0) & means.isfinite().all(1, keepdim=True), means, centroids)
     return centroids
 
 
@@ -43,7 +44,8 @@ def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
     """`(M,)`: the centroid `(L, D)` that is nearest to each point `(M, D)`."""
     centre = centre_of(centroids)
     rows = rows_of_queries(points, "euclidean", centre), rows_of_keys(centroids, "euclidean", centre)
-    return largest_products(*rows, 1).flatten()
+    # Products that are no numbers choose none.
+    return largest_products(*rows, 1).flatten().clamp(min=0)
 
 
 def evenly_taken(keys: Tensor) -> Tensor:
@@ -63,8 +65,10 @@ def probes_for(recall: float, queries: Tensor, keys: Tensor, centroids: Tensor, 
 
     Cost: an exact search, and some in clusters.
     """
-    queries = queries.contiguous()
     k, count = min(_NEAREST, len(keys)), len(centroids)
+    if count == 1:
+        return 1
+    queries = queries.contiguous()
     best = largest_products(queries, keys, k)
     nearest = largest_products(queries, centroids, count)
     probes = 1

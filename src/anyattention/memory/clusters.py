@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written_tensors
 from torch import Tensor
 
 from anyattention._checks import require_count
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex
 from anyattention.memory.clustering import centroids_of, evenly_taken, nearest_centroids, probes_for
 from anyattention.memory.growing import GrowingRows
-from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.ids import require_id_tensor, require_ids_of, rows_without
 from anyattention.memory.measures import Measure, centre_of, read_measure, rows_of_keys, rows_of_queries
 from anyattention.native.clusters import largest_in_clusters
 from anyattention.native.topk import largest_products
@@ -27,9 +30,10 @@ class ClusterIndex(ApproximateIndex):
     """An index of memories that finds nearly all of the most alike ones, among those of some clusters of memories.
 
     M memories are in sqrt(M) clusters, up to 4,096 of them in one. A search looks into the clusters whose centroids are
-    most like a query, and compares all of their memories; queries that come together read each memory once. New
-    memories wait in a cluster that every query looks into, until they are a sixteenth of all. The same calls give the
-    same index.
+    most like a query, and compares all of their memories; queries that come together read each memory once. A query
+    that finds fewer than k looks into more clusters, until there are k. New memories wait in a cluster that every query
+    looks into, until they are a sixteenth of all; clusters are learnt anew at twice as many memories, or half. The same
+    calls give the same index.
 
     Args:
         key_dim: width of the keys.
@@ -63,15 +67,11 @@ class ClusterIndex(ApproximateIndex):
         self._is_chosen = num_probes is None
         self._num_probes = 1 if num_probes is None else require_count("num_probes", num_probes, 1)
         # In order of their clusters, then those that wait.
-        self._keys = GrowingRows(torch.zeros(0, self.key_dim, device="cpu"))
-        self._rows = self._keys
+        self._keys = GrowingRows(torch.zeros(0, self.key_dim, dtype=torch.float32, device="cpu"))
         self._ids = GrowingRows(torch.zeros(0, dtype=torch.int64, device="cpu"))
-        self._offsets = torch.zeros(2, dtype=torch.int64, device="cpu")
-        self._centroids = torch.zeros(1, self.key_dim, device="cpu")
-        self._centre: Tensor | None = None
-        self._learnt_from = 0
         self._next_id = 0
         self._order: tuple[Tensor, Tensor] | None = None
+        self._forget_clusters()
 
     def __len__(self) -> int:
         """Number of memories."""
@@ -123,18 +123,21 @@ class ClusterIndex(ApproximateIndex):
         counts = torch.nn.functional.pad(is_kept.cumsum(0), (1, 0))
         self._offsets = counts[self._offsets]
         self._keep(is_kept.nonzero().flatten())
+        if 2 * len(self) <= self._learnt_from:  # few memories of many clusters
+            self._learn()
 
     def find(self, queries: Tensor, k: int) -> Tensor:
         """The ids `(n, k)` of the memories found, the best first; -1 for none."""
         if len(self) == 0 or len(queries) == 0:
             return torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
-        rows = rows_of_queries(queries.detach().to("cpu", torch.float32), self.measure, self._centre).contiguous()
-        probes = largest_products(rows, self._centroid_rows(), min(self._num_probes, len(self._centroids)))
-        offsets, waiting = self._offsets, len(self) - int(self._offsets[-1])
-        if waiting:
-            offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
-            probes = torch.cat([probes, probes.new_full((len(probes), 1), len(self._centroids))], dim=1)
-        places = largest_in_clusters(rows, self._rows.rows, offsets, probes, k)
+        given = queries.detach().to("cpu", torch.float32).resolve_neg()
+        rows = rows_of_queries(given, self.measure, self._centre).contiguous()
+        num_probes, last = self._num_probes, min(k, len(self)) - 1
+        places = self._best_places(rows, num_probes, k)
+        # The clusters may have fewer than k.
+        while num_probes < len(self._centroids) and len(few := (places[:, last] < 0).nonzero().flatten()):
+            num_probes *= 2
+            places[few] = self._best_places(rows[few], num_probes, k)
         return torch.where(places < 0, -1, self._ids.rows[places.clamp(min=0)]).to(queries.device)
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -143,6 +146,7 @@ class ClusterIndex(ApproximateIndex):
         Raises:
             InvalidInputError: an id that is not there.
         """
+        require_id_tensor("ids", ids)
         known, order = self._ordered()
         rows = require_ids_of("ids", ids.cpu(), known)
         if len(known) == 0:
@@ -156,7 +160,10 @@ class ClusterIndex(ApproximateIndex):
 
     def to_bytes(self) -> bytes:
         """The keys, their ids and their clusters, as safetensors."""
-        numbers = torch.tensor([self._num_probes, self._is_chosen, self._learnt_from, self._next_id], device="cpu")
+        measure = get_args(Measure).index(self.measure)
+        numbers = torch.tensor(
+            [measure, self._num_probes, self._is_chosen, self._learnt_from, self._next_id], device="cpu"
+        )
         tensors = {
             "keys": self._keys.rows.contiguous(),
             "ids": self._ids.rows.contiguous(),
@@ -177,38 +184,42 @@ class ClusterIndex(ApproximateIndex):
         try:
             found = read_tensors(content)
             keys, ids, offsets = (found[name] for name in ("keys", "ids", "offsets"))
-            centroids, numbers = found["centroids"], found["numbers"].tolist()
-            num_probes, is_chosen, learnt_from, next_id = map(int, numbers)
+            centroids, centre = found["centroids"], found.get("centre")
+            measure, num_probes, is_chosen, learnt_from, next_id = map(int, found["numbers"].tolist())
         except Exception as fault:  # safetensors has errors of its own
             raise InvalidInputError(argument="index", expected="an index of clusters", actual=str(fault)) from fault
-        if keys.ndim != 2 or keys.shape[1] != self.key_dim or ("centre" in found) != (self.measure == "euclidean"):
-            expected = f"keys of width {self.key_dim} for {self.measure!r}"
-            raise InvalidInputError(argument="index", expected=expected, actual=f"keys {tuple(keys.shape)}")
+        if keys.shape[1:] != (self.key_dim,) or get_args(Measure)[measure : measure + 1] != (self.measure,):
+            expected = f"an index of clusters, keys of width {self.key_dim} for {self.measure!r}"
+            actual = f"keys {tuple(keys.shape)} for measure {measure} of {get_args(Measure)}"
+            raise InvalidInputError(argument="index", expected=expected, actual=actual)
         is_whole = (
-            all(x.dtype == torch.float32 for x in (keys, centroids))
-            and len(ids) == len(keys)
-            and ids.unique().numel() == len(ids)
-            and centroids.shape == (len(offsets) - 1, self.key_dim)
+            _are_clusters(keys, ids, offsets, centroids, centre)
+            and (centre is not None) == (self.measure == "euclidean" and len(keys) > 0)
             and num_probes >= 1
-            and bool((offsets.diff() >= 0).all())
-            and offsets[0] == 0
-            and offsets[-1] <= len(keys)
+            and (learnt_from > 0) == (len(keys) > 0)
             and next_id > (int(ids.max()) if len(ids) else -1)
         )
         if not is_whole:
             raise InvalidInputError(argument="index", expected="an index of clusters", actual="other tensors")
         self._keys, self._ids, self._offsets, self._centroids = GrowingRows(keys), GrowingRows(ids), offsets, centroids
-        self._centre, self._order = found.get("centre"), None
-        self._rows = self._keys if self.measure == "dot" else GrowingRows(self._compared(keys))
-        self._num_probes, self._is_chosen, self._learnt_from, self._next_id = (
-            num_probes,
-            bool(is_chosen),
-            learnt_from,
-            next_id,
-        )
+        self._centre, self._order = centre, None
+        self._rows = self._keys if self.measure == "dot" or len(keys) == 0 else GrowingRows(self._compared(keys))
+        self._num_probes, self._is_chosen = num_probes, bool(is_chosen)
+        self._learnt_from, self._next_id = learnt_from, next_id
+
+    def _forget_clusters(self) -> None:
+        """As without memories: one cluster."""
+        self._rows = self._keys
+        self._offsets = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._centroids = torch.zeros(1, self.key_dim, dtype=torch.float32, device="cpu")
+        self._centre: Tensor | None = None
+        self._learnt_from = 0
 
     def _learn(self) -> None:
         """Learn the clusters anew."""
+        if len(self) == 0:
+            self._forget_clusters()
+            return
         keys = self._keys.rows
         self._centre = centre_of(keys) if self.measure == "euclidean" else None
         if self.measure != "dot":
@@ -222,8 +233,10 @@ class ClusterIndex(ApproximateIndex):
             self._num_probes = probes_for(_RECALL, some, self._rows.rows, self._centroid_rows(), self._offsets)
 
     def _arrange(self) -> None:
-        """Bring each memory to its cluster."""
-        cluster = nearest_centroids(self._points(), self._centroids)
+        """Bring the memories that wait to their clusters."""
+        old = torch.arange(len(self._centroids), device="cpu").repeat_interleave(self._offsets.diff())
+        new = nearest_centroids(self._points(len(old)), self._centroids)
+        cluster = torch.cat([old, new])
         counts = torch.bincount(cluster, minlength=len(self._centroids))
         self._offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         self._keep(cluster.argsort(stable=True))
@@ -231,7 +244,8 @@ class ClusterIndex(ApproximateIndex):
     def _ordered(self) -> tuple[Tensor, Tensor]:
         """The ids, ascending, and where each of their memories lies."""
         if self._order is None:
-            ids, order = self._ids.rows.sort()
+            with lasting():
+                ids, order = self._ids.rows.sort()
             self._order = ids, order
         return self._order
 
@@ -240,9 +254,19 @@ class ClusterIndex(ApproximateIndex):
         for rows in {id(each): each for each in (self._keys, self._rows, self._ids)}.values():
             rows.keep(places)
 
-    def _points(self) -> Tensor:
-        """The keys `(M, key_dim)` whose distances make the clusters: of length 1 for "cosine", about the centre."""
-        return self._rows.rows[:, : self.key_dim].contiguous()
+    def _best_places(self, rows: Tensor, num_probes: int, k: int) -> Tensor:
+        """Where the best memories `(n, k)` of some queries lie among those of so many clusters and those that wait."""
+        count = len(self._centroids)
+        probes = largest_products(rows, self._centroid_rows(), min(num_probes, count))
+        offsets = self._offsets
+        if offsets[-1] < len(self):
+            offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
+            probes = torch.cat([probes, probes.new_full((len(probes), 1), count)], dim=1)
+        return largest_in_clusters(rows, self._rows.rows, offsets, probes, k)
+
+    def _points(self, first: int = 0) -> Tensor:
+        """The keys from a place on whose distances make the clusters: of length 1 for "cosine", about the centre."""
+        return self._rows.rows[first:, : self.key_dim].contiguous()
 
     def _compared(self, keys: Tensor) -> Tensor:
         return rows_of_keys(keys, self.measure, self._centre)
@@ -252,3 +276,23 @@ class ClusterIndex(ApproximateIndex):
         if self.measure != "euclidean":
             return self._centroids
         return rows_of_keys(self._centroids, "euclidean", torch.zeros_like(self._centroids[0]))
+
+
+def _are_clusters(keys: Tensor, ids: Tensor, offsets: Tensor, centroids: Tensor, centre: Tensor | None) -> bool:
+    """Whether tensors of a file fit together: keys `(M, D)`, of any M and D."""
+    if keys.ndim != 2 or ids.ndim != 1 or offsets.ndim != 1 or len(offsets) < 2:
+        return False
+    if ids.dtype != torch.int64 or offsets.dtype != torch.int64:
+        return False
+    if any(x.dtype != torch.float32 or not x.isfinite().all() for x in (keys, centroids, centre) if x is not None):
+        return False
+    return bool(
+        len(ids) == len(keys)
+        and ids.unique().numel() == len(ids)
+        and (ids >= 0).all()
+        and centroids.shape == (len(offsets) - 1, keys.shape[1])
+        and (centre is None or centre.shape == keys.shape[1:])
+        and (offsets.diff() >= 0).all()
+        and offsets[0] == 0
+        and offsets[-1] <= len(keys)
+    )

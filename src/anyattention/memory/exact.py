@@ -12,9 +12,8 @@ from torch import Tensor
 
 from anyattention._checks import Axes, require_count, require_device, require_floating
 from anyattention.ambient import lasting, without_autocast
-from anyattention.errors import InvalidInputError
 from anyattention.memory.growing import GrowingRows
-from anyattention.memory.ids import read_keys, require_ids_of, rows_without
+from anyattention.memory.ids import read_keys, require_id_tensor, require_ids_of, rows_without
 from anyattention.memory.measures import Measure, alike, centre_of, read_measure, rows_of_keys, rows_of_queries
 from anyattention.ops.topk import topk_search
 from anyattention.output import SearchResult
@@ -219,9 +218,7 @@ def ranked(queries: Tensor, keys: Tensor, ids: Tensor, rows: Tensor, measure: Me
 
 def gathered(ids: Tensor, keys: Tensor, known: Tensor) -> Tensor:
     """The keys of ids `(...)`, zeros for -1."""
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        actual = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise InvalidInputError(argument="ids", expected="a tensor of torch.int64", actual=actual)
+    require_id_tensor("ids", ids)
     rows = require_ids_of("ids", ids.to(known.device), known)
     if len(known) == 0:
         return keys.new_zeros(*ids.shape, keys.shape[1])

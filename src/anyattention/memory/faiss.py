@@ -11,7 +11,7 @@ from anyattention._checks import require_count
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex, as_array, imported
 from anyattention.memory.growing import GrowingRows
-from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.ids import require_id_tensor, require_ids_of, rows_without
 from anyattention.memory.measures import Measure, read_measure, rows_of_keys
 
 __all__ = ["FaissIndex"]
@@ -103,6 +103,7 @@ class FaissIndex(ApproximateIndex):
         Raises:
             InvalidInputError: an id that is not there.
         """
+        require_id_tensor("ids", ids)
         require_ids_of("ids", ids.cpu(), self.known_ids())
         keys = torch.zeros(*ids.shape, self.key_dim, dtype=torch.float32, device="cpu")
         is_used = (ids >= 0).cpu()

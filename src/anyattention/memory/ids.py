@@ -9,7 +9,15 @@ from anyattention._checks import Axes, require_dense, require_floating
 from anyattention.ambient import is_compiling, is_plainly_readable
 from anyattention.errors import DimensionMismatchError, InvalidInputError, UnsupportedError
 
-__all__ = ["read_ids", "read_keys", "require_finite_rows", "require_ids_of", "require_memories", "rows_without"]
+__all__ = [
+    "read_ids",
+    "read_keys",
+    "require_finite_rows",
+    "require_id_tensor",
+    "require_ids_of",
+    "require_memories",
+    "rows_without",
+]
 
 
 def read_keys(argument: str, keys: Tensor, width: int, dtype: torch.dtype, axis: str = "key_dim") -> Tensor:
@@ -58,9 +66,16 @@ def read_ids(argument: str, ids: Tensor) -> Tensor:
     return ids
 
 
+def require_id_tensor(argument: str, ids: object) -> None:
+    """Raise unless ids are a tensor of int64, of any shape."""
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        actual = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise InvalidInputError(argument=argument, expected="a tensor of torch.int64", actual=actual)
+
+
 def require_ids_of(argument: str, ids: Tensor, known: Tensor) -> Tensor:
     """The rows of ids `(...)`, all of which are known; -1 has row -1."""
-    rows = torch.searchsorted(known, ids)
+    rows = torch.searchsorted(known, ids.contiguous())
     is_used = ids != -1
     found = rows < len(known)
     if len(known):

@@ -10,7 +10,7 @@ from torch import Tensor
 from anyattention._checks import require_count
 from anyattention.errors import InvalidInputError
 from anyattention.memory.approximate import ApproximateIndex, as_array, imported
-from anyattention.memory.ids import require_ids_of, rows_without
+from anyattention.memory.ids import require_id_tensor, require_ids_of, rows_without
 from anyattention.memory.measures import Measure, read_measure
 
 __all__ = ["UsearchIndex"]
@@ -129,6 +129,7 @@ class UsearchIndex(ApproximateIndex):
         Raises:
             InvalidInputError: an id that is not there.
         """
+        require_id_tensor("ids", ids)
         require_ids_of("ids", ids.cpu(), self._ids)
         keys = torch.zeros(*ids.shape, self.key_dim, dtype=torch.float32, device="cpu")
         is_used = (ids >= 0).cpu()

@@ -47,10 +47,12 @@ _STRUCTURE = layout_of(ClusterSearch).structure
 def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Tensor, k: int) -> Tensor:
     """The keys `(n, k)` of the largest products of each query, the largest first; -1 where there are fewer.
 
+    Of equal products the first key is taken. NaN and infinity are larger than any number.
+
     Args:
         query, key: `(n, D)` and `(M, D)`, float32 on the CPU.
         offsets: `(L + 1,)` int64; cluster c has the keys offsets[c] up to offsets[c + 1].
-        probes: `(n, p)` int64, the clusters that a query looks into, all different.
+        probes: `(n, p)` int64, the clusters that a query looks into, all different; -1 for none.
         k: how many, at least 1.
 
     Cost: the products of each query with the keys of its clusters, where each key is read once for all queries of its
@@ -64,7 +66,8 @@ def largest_in_clusters(query: Tensor, key: Tensor, offsets: Tensor, probes: Ten
         some, own = query[first : first + size], probes[first : first + size]
         clusters, order = own.flatten().sort(stable=True)
         bounds = torch.searchsorted(clusters, torch.arange(len(offsets), device="cpu"))
-        record = ClusterSearch(some, key, offsets, bounds, order // own.shape[1], k)
+        order = order[int(bounds[0]) :]
+        record = ClusterSearch(some, key, offsets, bounds - bounds[0], order // own.shape[1], k)
         calls.run("cluster_search", calls.bind(record), found[first : first + size])
     return found
 
@@ -76,8 +79,9 @@ def _by_sorting(query: Tensor, key: Tensor, offsets: Tensor, probes: Tensor, k: 
     for first in range(0, len(query), size):
         some = slice(first, first + size)
         own = probes[some]
-        is_probed = torch.zeros(len(own), len(offsets) - 1, dtype=torch.bool, device="cpu").scatter_(1, own, True)
-        is_seen = is_probed.repeat_interleave(offsets.diff(), dim=1)
+        # One more, for -1.
+        is_probed = torch.zeros(len(own), len(offsets), dtype=torch.bool, device="cpu").scatter_(1, own + 1, True)
+        is_seen = is_probed[:, 1:].repeat_interleave(offsets.diff(), dim=1)
         products = products_of(query[some], keys)[:, : len(key)].masked_fill(~is_seen, -torch.inf)
         order = products.sort(dim=1, descending=True, stable=True)
         best = order.indices[:, :k].masked_fill(order.values[:, :k] == -torch.inf, -1)

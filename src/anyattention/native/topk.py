@@ -89,7 +89,8 @@ def turned(key: Tensor) -> Tensor:
 
 def products_of(query: Tensor, keys: Tensor) -> Tensor:
     """The products `(n, M)` of queries `(n, D)` and turned keys; infinity becomes NaN, as in the kernels."""
-    products = query @ keys
+    with ambient.without_autocast(query.device):
+        products = query @ keys
     return products.add_(products * 0)
 
 

@@ -12,7 +12,7 @@ from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.memory import ClusterIndex, FaissIndex, UsearchIndex
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.exact import SearchedKeys
-from anyattention.memory.ids import require_finite_rows, require_ids_of
+from anyattention.memory.ids import require_finite_rows, require_id_tensor, require_ids_of
 from anyattention.nn.matrices import weights_at
 
 __all__ = [
@@ -88,9 +88,7 @@ def excluded_rows(exclude: Tensor, x: Tensor, known: Tensor) -> Tensor:
         x: `(batch, length, d_model)` or `(queries, d_model)`.
         known: the ids of the memories, ascending.
     """
-    if not isinstance(exclude, Tensor) or exclude.dtype != torch.int64:
-        actual = exclude.dtype if isinstance(exclude, Tensor) else type(exclude).__name__
-        raise InvalidInputError(argument="exclude", expected="a tensor of torch.int64", actual=actual)
+    require_id_tensor("exclude", exclude)
     require_device("exclude", exclude, x.device, "x")
     axes = Axes()
     names = "batch length" if x.ndim == 3 else "queries"
