@@ -79,6 +79,11 @@ def test_keys_whose_squares_are_no_numbers(measure, scale, has_kernels, monkeypa
     other = ClusterIndex(5, measure=measure)
     other.restore(ours.to_bytes())
     assert other.to_bytes() == ours.to_bytes()
+    few = torch.full((5000, 5), scale)
+    few[7::1000] = 1.0  # whose distances to all others are infinite
+    other = ClusterIndex(5, measure=measure)
+    other.append(few)
+    assert (other.search(few[[7, 0]], 3).ids >= 0).all()
     if measure == "cosine":
         queries = torch.randn(50, 5)
         assert recall(ours.search(queries, 9).ids, exact.search(queries, 9).ids) >= 0.9
