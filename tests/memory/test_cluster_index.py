@@ -67,11 +67,23 @@ def test_keys_that_are_all_the_same(measure, value):
     assert index.search(torch.ones(2, 3), 3).ids.tolist() == [[0, 1, 2]] * 2
 
 
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("scale", [1e25, 1e38])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_keys_whose_squares_are_no_numbers(measure):
-    ours, exact = both(5000, measure, scale=1e25)
+def test_keys_whose_squares_are_no_numbers(measure, scale, has_kernels, monkeypatch):
+    monkeypatch.setattr("anyattention.native.load.available", lambda: has_kernels)
+    torch.manual_seed(1)  # of which the largest number is finite in float32
+    ours, exact = both(5000, measure, scale=scale / 2)
     found = ours.search(torch.randn(7, 5), 3).ids
     assert (found >= 0).all()
+    other = ClusterIndex(5, measure=measure)
+    other.restore(ours.to_bytes())
+    assert other.to_bytes() == ours.to_bytes()
+    few = torch.full((5000, 5), scale)
+    few[7::1000] = 1.0  # whose distances to all others are infinite
+    other = ClusterIndex(5, measure=measure)
+    other.append(few)
+    assert (other.search(few[[7, 0]], 3).ids >= 0).all()
     if measure == "cosine":
         queries = torch.randn(50, 5)
         assert recall(ours.search(queries, 9).ids, exact.search(queries, 9).ids) >= 0.9
@@ -99,6 +111,7 @@ def test_few_memories_left_of_many(measure):
     assert torch.equal(ours.search(queries, 32).ids, exact.search(queries, 32).ids)
     ours.delete(ours.known_ids())
     assert len(ours) == 0
+    assert ours.gather(torch.tensor([[-1, -1]])).tolist() == [[[0.0] * 5] * 2]
     assert ours.search(queries, 2).ids.tolist() == [[-1, -1]] * 11
     assert ours.append(queries).tolist() == list(range(9000, 9011))
     assert ours.gather(torch.tensor([9003])).tolist() == queries[3:4].tolist()
@@ -320,6 +333,7 @@ def test_moments(measure, small):
     index = built()
     gradient = torch.func.grad(lambda x: index.search(x, 9).scores.sum())(queries)
     assert (gradient == 0).all()
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(index.known_ids())
     with pytest.raises(UnsupportedError, match="an approximate index is searched where the queries can be read"):
         torch.func.vmap(lambda x: index.search(x[None], 9))(queries)
     for each in (inferred, hollow, narrow, wide, index):

@@ -150,7 +150,7 @@ class ClusterIndex(ApproximateIndex):
         known, order = self._ordered()
         rows = require_ids_of("ids", ids.cpu(), known)
         if len(known) == 0:
-            return torch.zeros(*ids.shape, self.key_dim, device=ids.device)
+            return torch.zeros(*ids.shape, self.key_dim, dtype=torch.float32, device=ids.device)
         keys = self._keys.rows[order[rows.clamp(min=0)]].masked_fill((rows < 0).unsqueeze(-1), 0.0)
         return keys.to(ids.device)
 
@@ -161,15 +161,13 @@ class ClusterIndex(ApproximateIndex):
     def to_bytes(self) -> bytes:
         """The keys, their ids and their clusters, as safetensors."""
         measure = get_args(Measure).index(self.measure)
-        numbers = torch.tensor(
-            [measure, self._num_probes, self._is_chosen, self._learnt_from, self._next_id], device="cpu"
-        )
+        numbers = [measure, self._num_probes, self._is_chosen, self._learnt_from, self._next_id]
         tensors = {
             "keys": self._keys.rows.contiguous(),
             "ids": self._ids.rows.contiguous(),
             "offsets": self._offsets,
             "centroids": self._centroids,
-            "numbers": numbers,
+            "numbers": torch.tensor(numbers, dtype=torch.int64, device="cpu"),
         }
         if self._centre is not None:
             tensors["centre"] = self._centre
@@ -257,7 +255,10 @@ class ClusterIndex(ApproximateIndex):
     def _best_places(self, rows: Tensor, num_probes: int, k: int) -> Tensor:
         """Where the best memories `(n, k)` of some queries lie among those of so many clusters and those that wait."""
         count = len(self._centroids)
-        probes = largest_products(rows, self._centroid_rows(), min(num_probes, count))
+        if num_probes < count:
+            probes = largest_products(rows, self._centroid_rows(), num_probes)
+        else:
+            probes = torch.arange(count, device="cpu").expand(len(rows), -1)
         offsets = self._offsets
         if offsets[-1] < len(self):
             offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
