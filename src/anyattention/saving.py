@@ -63,7 +63,7 @@ _WITH_PATTERN = ("ScaledDotProductAttention", "MultiHeadAttention")
 def save(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write a module's weights and settings: `model.safetensors`, and `config.json` to read.
 
-    A memory with an approximate index has a third file, the index as its library writes it, if it was built.
+    A memory with an approximate index has a third file, the index, if it was built.
 
     `model.safetensors` holds the settings too, in its metadata, so that one renaming decides which model a folder has:
     whatever ends the process, the folder has the old model or the new one. Two processes may save at once.

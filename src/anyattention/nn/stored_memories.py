@@ -180,11 +180,11 @@ class StoredMemories(AttentionModule):
         return searched.index if isinstance(searched, IndexedRows) else None
 
     def index_content(self) -> bytes | None:
-        """The approximate index as its library writes it, which `save` keeps; None where none is built."""
+        """The approximate index as a file has it, which `save` keeps; None where none is built."""
         return None if self.index is None else self.index.to_bytes()
 
     def restore_index(self, content: bytes) -> None:
-        """Take an index of these memories that `index_content` gave; its library's reader trusts what it reads.
+        """Take an index of these memories that `index_content` gave; readers of other libraries trust what they read.
 
         Raises:
             InvalidInputError: it is no index of the config's kind, or of other memories.
