@@ -15,6 +15,7 @@
 
 #include "anyattention.h"
 #include "candidates.h"
+#include "few_columns.h"
 #include "once.h"
 #include "products.h"
 #include "rows.h"
@@ -86,8 +87,14 @@ class Task {
   }
 
   void look_at(int64_t j, int64_t rows, int64_t columns, int64_t width) {
-    const Product<float> products{c_.key + j * c_.dim, c_.dim, 1, turned_, kColumns, scores_, kColumns};
-    product<false>(rows, products, [=](int64_t, int64_t) { return Extent{0, width, 0, c_.dim}; });
+    if (c_.num_queries <= kFewColumns) {  // in all clusters: sums of another order are not compared with each other
+      const float *queries[kFewColumns];
+      for (int64_t n = 0; n < columns; ++n) queries[n] = c_.query + queries_[n] * c_.dim;
+      multiply_few(c_.key + j * c_.dim, c_.dim, rows, queries, columns, c_.dim, scores_, kColumns);
+    } else {
+      const Product<float> products{c_.key + j * c_.dim, c_.dim, 1, turned_, kColumns, scores_, kColumns};
+      product<false>(rows, products, [=](int64_t, int64_t) { return Extent{0, width, 0, c_.dim}; });
+    }
     for (int64_t lane = 0; lane < columns; lane += kScores) {
       for (int64_t row = 0; row < rows; row += kBits) compare(j, row, std::min(row + kBits, rows), lane, columns);
     }

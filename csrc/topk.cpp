@@ -14,6 +14,7 @@
 
 #include "anyattention.h"
 #include "candidates.h"
+#include "few_columns.h"
 #include "once.h"
 #include "pairs.h"
 #include "products.h"
@@ -26,8 +27,6 @@ namespace {
 constexpr int64_t kKeys = 96, kColumns = 64;  // of a tile; whole blocks of products
 constexpr int64_t kBits = 32;  // keys whose comparisons are one integer
 constexpr int64_t kTaskColumns = 4 * kColumns;
-constexpr int64_t kFewColumns = 8;
-constexpr int64_t kSize = sizeof(float);
 constexpr int64_t kTasks = 16;  // wanted, whatever the threads
 constexpr int64_t kLongestSlice = int64_t{1} << 30;  // places in a slice are 32 bits of a candidate
 
@@ -178,7 +177,7 @@ class Task {
     const int64_t width = (columns + kScores - 1) / kScores * kScores;
     if (adds) read_pairs(t, rows, first, columns);
     if (columns <= kFewColumns) {
-      multiply_few(t, rows, first, columns);
+      multiply_few_columns(t, rows, first, columns);
     } else {
       const Product<float> products{s_.key_row(b_, g_, t), s_.c.key_heads * D, 1, turned_ + first * D, kColumns, scores_,
                                     kColumns};
@@ -195,30 +194,12 @@ class Task {
     }
   }
 
-  // The products of so few columns that most lanes would be idle: for each of them some keys at a time.
-  void multiply_few(int64_t t, int64_t rows, int64_t first, int64_t columns) {
-    const int64_t D = s_.c.head_dim, whole = D / kScores * kScores;
-    for (int64_t j = 0; j < rows; j += kScores) {
-      const float *keys[kScores];
-      for (int r = 0; r < kScores; ++r) {
-        keys[r] = s_.key_row(b_, g_, t + std::min(j + r, rows - 1));
-        prefetch_row(s_.key_row(b_, g_, std::min(t + j + r + kPrefetch, s_.c.num_keys - 1)), D * kSize);
-      }
-      for (int64_t n = 0; n < columns; ++n) {
-        const float *query = s_.c.query + s_.query_row(b_, g_, first_ + first + n) * D;
-        Scores sums[kScores]{};
-        for (int64_t d = 0; d < whole; d += kScores) {
-          const Scores part = load<kScores>(query + d);
-          for (int r = 0; r < kScores; ++r) sums[r] += part * load<kScores>(keys[r] + d);
-        }
-        float products[kScores];
-        store<float, kScores>(products, sums_of<kScores, kScores>(sums));
-        for (int r = 0; r < kScores; ++r) {
-          for (int64_t d = whole; d < D; ++d) products[r] += query[d] * keys[r][d];
-          scores_[(j + r) * kColumns + n] = products[r];
-        }
-      }
-    }
+  // Apart from the code above, which would be slower with its arrays inside.
+  __attribute__((noinline)) void multiply_few_columns(int64_t t, int64_t rows, int64_t first, int64_t columns) {
+    const int64_t D = s_.c.head_dim;
+    const float *queries[kFewColumns];
+    for (int64_t n = 0; n < columns; ++n) queries[n] = s_.c.query + s_.query_row(b_, g_, first_ + first + n) * D;
+    multiply_few(s_.key_row(b_, g_, t), s_.c.key_heads * D, rows, queries, columns, D, scores_, kColumns);
   }
 
   // Makes scores of products, for the columns of one vector and some keys, and takes those above their thresholds.

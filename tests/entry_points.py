@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anyattention import Graph
+from anyattention.native.clusters import largest_in_clusters
 from anyattention.native.compressed_rows import compressed_rows, sort_rows, symmetric_rows
 from anyattention.native.neighbour_sampling import NeighbourRows, sampled_offsets, sampled_rows
 from anyattention.ops import linear_products
@@ -79,8 +80,10 @@ def calls() -> dict[str, Callable[[], Results]]:
     rows, columns = torch.randint(1_000, (2, 70_000))
     pairs = torch.stack([rows, (rows + 1 + columns % 999) % 1_000], dim=1)
     neighbours = NeighbourRows(*compressed_rows(rows, columns, 1_000, 1_000), 1_000, torch.rand(70_000))
-    nodes = torch.randperm(1_000)
+    nodes, query = torch.randperm(1_000), numbers(70, 5)
+    clustered = numbers(500, 5), torch.arange(0, 501, 50), torch.stack([torch.randperm(10)[:4] for _ in range(70)])
     return made | {
+        "cluster_search": lambda: [largest_in_clusters(query, *clustered, 7)],
         "compressed_rows": lambda: compressed_rows(rows, columns, 1_000, 1_000),
         "symmetric_rows": lambda: symmetric_rows(pairs, 1_000),
         "keep_factors": lambda: [keep_factors((3, 5_000), 0.3, torch.tensor(5), torch.float32)],
