@@ -189,8 +189,12 @@ def is_plainly_readable(x: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor itself is none of a mode, a transform or a subclass, though one of the caller's may be on."""
-    return is_untraced(x) and is_readable(x) and torch._C._has_storage(x) and not is_functorch_wrapped_tensor(x)
+    """Whether a tensor's memory holds its numbers: none of a mode, a transform or a subclass, though one may be on.
+
+    It may have a forward derivative.
+    """
+    is_own = is_untraced(x) and is_readable(x) and torch._C._has_storage(x) and not is_functorch_wrapped_tensor(x)
+    return is_own and not x.is_neg()
 
 
 def values_of(x: Tensor) -> Tensor:

@@ -379,3 +379,33 @@ def test_copies_of_an_index_go_on_by_themselves(copied, measure):
     twin.delete(torch.arange(5000, 5009))
     index.delete([0])
     assert torch.equal(twin.search(queries, 7).ids, index.search(queries, 7).ids)
+
+
+def test_memories_are_deleted_under_a_transform():
+    index, keys = ClusterIndex(4), torch.randn(500, 4)
+    index.append(keys)
+
+    def loss(x):
+        index.delete(torch.arange(10))
+        return x.sum()
+
+    torch.func.grad(loss)(torch.randn(4))
+    query = torch.randn(5, 4)
+    assert torch.equal(index.search(query, 7).ids, (query @ keys[10:].T).topk(7).indices + 10)
+
+
+def test_queries_are_searched_a_part_at_a_time(monkeypatch):
+    ours, _ = both(500, "dot")
+    query = torch.randn(200, 5)
+    expected = ours.search(query, 5).ids
+    monkeypatch.setattr(clusters, "_PROBES_AT_ONCE", 1)
+    assert torch.equal(ours.search(query, 5).ids, expected)
+
+
+def test_ids_stay_in_order_while_memories_wait():
+    index, keys = ClusterIndex(4), torch.randn(80, 4)
+    index.append(keys[:50])
+    index.search(torch.randn(1, 4), 1)
+    for some in keys[50:].split(7):
+        assert torch.equal(index.gather(index.append(some)), some)
+    assert index.known_ids().tolist() == list(range(80))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyattention import MemoryAttentionConfig, load, save
-from anyattention.errors import InvalidConfigError, UnsupportedError
+from anyattention.errors import InvalidConfigError, InvalidInputError, UnsupportedError
 from anyattention.memory import ClusterIndex
 from anyattention.nn import MemoryAttention
 
@@ -211,3 +211,36 @@ def test_a_compiled_module_is_refused():
     refusal = pytest.raises(UnsupportedError, match="index='clusters' is built where the keys can be read: neither")
     with refusal, torch.no_grad():  # with gradients PyTorch warns where its compiler gives up
         memory(torch.randn(3, 6))
+
+
+def test_an_index_of_other_keys_is_refused():
+    one, other = module_of(50), module_of(50)
+    one.search(torch.randn(1, 3))
+    with pytest.raises(InvalidInputError, match="index: expected the keys of the memories, got others"):
+        other.restore_index(one.index_content())
+
+
+@pytest.mark.parametrize("index", ["clusters", "usearch"])
+def test_keys_that_are_no_numbers_in_float32_are_named(index, require):
+    if index == "usearch":
+        require("usearch.index")
+    memory = module_of(50, dtype=torch.float64, index=index)
+    memory.search(torch.randn(1, 3, dtype=torch.float64))
+    large = torch.full((1, 3), 1e39, dtype=torch.float64)
+    with pytest.raises(InvalidInputError, match=r"keys: expected finite numbers in torch.float32, got NaN or infinity"):
+        memory.append(large, large)
+    with pytest.raises(InvalidInputError, match=r"keys: expected finite numbers in torch.float32, got NaN or infinity"):
+        memory.search(torch.randn(1, 3, dtype=torch.float64))
+    memory.delete(memory.ids[-1:])
+    assert memory.search(torch.randn(1, 3, dtype=torch.float64)).ids.max() < 50
+
+
+def test_keys_with_a_lazy_sign_are_trained():
+    memory = MemoryAttention(6, 2, value_dim=3, k=4, trainable=True)
+    memory.append(torch.randn(10, 3), torch.randn(10, 3))
+    twin, x = copy.deepcopy(memory), torch.randn(5, 6)
+    keys = memory.keys.detach().neg()
+    memory.keys = torch.nn.Parameter(torch.complex(keys, keys).conj().imag)
+    assert memory.keys.is_neg()
+    for _ in range(2):
+        torch.testing.assert_close(memory(x).output, twin(x).output)

@@ -15,7 +15,7 @@ from torch import Tensor
 from anyattention.ambient import is_compiling, is_readable, shielded, values_of
 from anyattention.errors import DimensionMismatchError, InvalidInputError, MissingExtraError, UnsupportedError
 from anyattention.memory.exact import read_queries
-from anyattention.memory.ids import read_ids, read_keys
+from anyattention.memory.ids import read_ids, read_keys, require_finite_rows
 from anyattention.memory.measures import Measure, alike
 from anyattention.output import SearchResult
 
@@ -95,6 +95,10 @@ class ApproximateIndex(ABC):
     def known_ids(self) -> Tensor:
         """The ids of all memories, ascending."""
 
+    def has_keys(self, keys: Tensor, ids: Tensor) -> bool:
+        """Whether the memories of some ids may have these keys; other libraries' are taken at their word."""
+        return True
+
     @abstractmethod
     def to_bytes(self) -> bytes:
         """The index as it is kept in a file."""
@@ -113,26 +117,28 @@ class IndexedRows:
         ids: `(M,)`, ascending.
 
     Raises:
-        InvalidInputError: the index has other memories.
+        InvalidInputError: the index has other memories, or a key is no number in float32.
     """
 
     def __init__(self, index: ApproximateIndex, keys: Tensor, ids: Tensor) -> None:
         self.index = index
         known = index.known_ids()
         if len(known) == 0 and len(ids):
-            index.take(keys, ids.cpu())
+            self._take(keys, ids)
         elif len(known) != len(ids) or not bool((known == ids.cpu()).all()):
             raise InvalidInputError(
                 argument="index",
                 expected=f"the ids of the {len(ids)} memories",
                 actual=f"{len(known)} ids, others among them",
             )
+        elif not index.has_keys(keys, known):
+            raise InvalidInputError(argument="index", expected="the keys of the memories", actual="others")
         self._ids = ids
 
     def follow(self, keys: Tensor, ids: Tensor) -> None:
         """Take more keys, which begin with those that are here."""
         count = len(self._ids)
-        self.index.take(keys[count:], ids[count:].cpu())
+        self._take(keys[count:], ids[count:])
         self._ids = ids
 
     def keep(self, keys: Tensor, ids: Tensor, places: Tensor) -> None:
@@ -150,6 +156,11 @@ class IndexedRows:
             has_all = len(self._ids) > 0 and int(self._ids[-1] - self._ids[0]) == len(self._ids) - 1
             rows = found - self._ids[0] if has_all else torch.searchsorted(self._ids, found)
             return torch.where(found < 0, -1, rows)
+
+    def _take(self, keys: Tensor, ids: Tensor) -> None:
+        keys = keys.detach().to(torch.float32)
+        require_finite_rows("keys", keys)
+        self.index.take(keys, ids.cpu())
 
 
 def _require_readable(queries: Tensor) -> None:

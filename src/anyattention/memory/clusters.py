@@ -23,17 +23,18 @@ from anyattention.native.topk import largest_products
 __all__ = ["ClusterIndex"]
 
 _RECALL = 0.95
+_PROBES_AT_ONCE = 1 << 22
 _FEW_NEW, _PART_NEW = 1024, 16  # memories that may wait for their clusters: so many, or a part of all
 
 
 class ClusterIndex(ApproximateIndex):
     """An index of memories that finds nearly all of the most alike ones, among those of some clusters of memories.
 
-    M memories are in sqrt(M) clusters, up to 4,096 of them in one. A search looks into the clusters whose centroids are
-    most like a query, and compares all of their memories; queries that come together read each memory once. A query
-    that finds fewer than k looks into more clusters, until there are k. New memories wait in a cluster that every query
-    looks into, until they are a sixteenth of all; clusters are learnt anew at twice as many memories, or half. The same
-    calls give the same index.
+    M memories are in sqrt(M) clusters when these are learnt, up to 4,096 of them in one. A search looks into the
+    clusters whose centroids are most like a query, and compares all of their memories; queries that come together read
+    each memory once. A query that finds fewer than k looks into more clusters, until there are k. New memories wait in
+    a cluster that every query looks into, until they are a sixteenth of all; clusters are learnt anew at twice as many
+    memories, or half. The same calls give the same index.
 
     Args:
         key_dim: width of the keys.
@@ -48,8 +49,8 @@ class ClusterIndex(ApproximateIndex):
     Raises:
         InvalidInputError: an unknown measure, or a number below 1.
 
-    Cost: O(D sqrt(M) num_probes) time for a query; to build it O(D M sqrt(M)), a second or two for a million keys of
-    width 64 on two cores. Memory for the keys in float32, for "cosine" and "euclidean" twice.
+    Cost: O(D (sqrt(M) num_probes + memories that wait)) time for a query; to build it O(D M sqrt(M)), a second or two
+    for a million keys of width 64 on two cores. Memory for the keys in float32, for "cosine" and "euclidean" twice.
 
     Source: Sivic and Zisserman, 2003 (inverted files of vectors); Jegou et al., 2011.
 
@@ -96,7 +97,10 @@ class ClusterIndex(ApproximateIndex):
         if len(ids) == 0:
             return
         keys = keys.detach().to("cpu", torch.float32)
-        self._order = None
+        if self._order is not None:  # these ids are above all others
+            known, order = self._order
+            places = torch.arange(len(self), len(self) + len(ids), device="cpu")
+            self._order = torch.cat([known, ids]), torch.cat([order, places])
         self._keys.append(keys)
         if self._rows is not self._keys:
             self._rows.append(self._compared(keys))
@@ -114,17 +118,18 @@ class ClusterIndex(ApproximateIndex):
         Raises:
             InvalidInputError: an id that is not there, or one twice.
         """
-        known, order = self._ordered()
-        kept = rows_without(ids, known)
-        if len(kept) == len(self):
-            return
-        is_kept = torch.zeros(len(self), dtype=torch.bool, device="cpu")
-        is_kept[order[kept]] = True
-        counts = torch.nn.functional.pad(is_kept.cumsum(0), (1, 0))
-        self._offsets = counts[self._offsets]
-        self._keep(is_kept.nonzero().flatten())
-        if 2 * len(self) <= self._learnt_from:  # few memories of many clusters
-            self._learn()
+        with lasting():
+            known, order = self._ordered()
+            kept = rows_without(ids, known)
+            if len(kept) == len(self):
+                return
+            is_kept = torch.zeros(len(self), dtype=torch.bool, device="cpu")
+            is_kept[order[kept]] = True
+            counts = torch.nn.functional.pad(is_kept.cumsum(0), (1, 0))
+            self._offsets = counts[self._offsets]
+            self._keep(is_kept.nonzero().flatten())
+            if 2 * len(self) <= self._learnt_from:  # few memories of many clusters
+                self._learn()
 
     def find(self, queries: Tensor, k: int) -> Tensor:
         """The ids `(n, k)` of the memories found, the best first; -1 for none."""
@@ -157,6 +162,10 @@ class ClusterIndex(ApproximateIndex):
     def known_ids(self) -> Tensor:
         """The ids of all memories, ascending."""
         return self._ordered()[0]
+
+    def has_keys(self, keys: Tensor, ids: Tensor) -> bool:
+        """Whether the memories of some ids have these keys, in float32."""
+        return torch.equal(self.gather(ids), keys.to("cpu", torch.float32))
 
     def to_bytes(self) -> bytes:
         """The keys, their ids and their clusters, as safetensors."""
@@ -254,16 +263,25 @@ class ClusterIndex(ApproximateIndex):
 
     def _best_places(self, rows: Tensor, num_probes: int, k: int) -> Tensor:
         """Where the best memories `(n, k)` of some queries lie among those of so many clusters and those that wait."""
+        offsets, size = self._offsets, max(64, _PROBES_AT_ONCE // num_probes)
+        if offsets[-1] < len(self):
+            offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
+        found = [
+            largest_in_clusters(some, self._rows.rows, offsets, self._probes_of(some, num_probes), k)
+            for some in rows.split(size)
+        ]
+        return torch.cat(found)
+
+    def _probes_of(self, rows: Tensor, num_probes: int) -> Tensor:
+        """The clusters `(n, probes)` that some queries look into, with that of the memories that wait."""
         count = len(self._centroids)
         if num_probes < count:
             probes = largest_products(rows, self._centroid_rows(), num_probes)
         else:
             probes = torch.arange(count, device="cpu").expand(len(rows), -1)
-        offsets = self._offsets
-        if offsets[-1] < len(self):
-            offsets = torch.cat([offsets, offsets.new_tensor([len(self)])])
+        if self._offsets[-1] < len(self):
             probes = torch.cat([probes, probes.new_full((len(probes), 1), count)], dim=1)
-        return largest_in_clusters(rows, self._rows.rows, offsets, probes, k)
+        return probes
 
     def _points(self, first: int = 0) -> Tensor:
         """The keys from a place on whose distances make the clusters: of length 1 for "cosine", about the centre."""

@@ -78,8 +78,8 @@ class MemoryAttention(StoredMemories):
 
     Cost: O(queries x num_heads x memories x key_dim) time to find the memories and O(queries x num_heads x k x (key_dim
     + value_dim)) to attend to them; memory for the chosen ones. "cosine" and "euclidean" keep a second copy of the
-    keys, in float32, and so do all where the keys are of another dtype. Dense gradients of a trainable memory are as
-    large as it is.
+    keys, in float32, and so do all where the keys are of another dtype; approximate indexes keep copies of their own.
+    Dense gradients of a trainable memory are as large as it is.
 
     Source: Weston et al., 2014 (memory networks); Lample et al., 2019 (heads that are added); Wu et al., 2022
     (Memorizing Transformers: the k nearest of many keys). Here gradients reach the keys and values that are chosen.

@@ -12,7 +12,7 @@ from anyattention.errors import InvalidInputError, UnsupportedError
 from anyattention.memory import ClusterIndex, FaissIndex, UsearchIndex
 from anyattention.memory.approximate import ApproximateIndex, IndexedRows
 from anyattention.memory.exact import SearchedKeys
-from anyattention.memory.ids import require_finite_rows, require_id_tensor, require_ids_of
+from anyattention.memory.ids import require_id_tensor, require_ids_of
 from anyattention.nn.matrices import weights_at
 
 __all__ = [
@@ -50,9 +50,7 @@ def searched_rows(config: MemoryAttentionConfig, keys: Tensor, ids: Tensor) -> S
             argument="index",
         )
     with shielded():
-        keys = values_of(keys)
-        require_finite_rows("keys", keys)
-        return IndexedRows(index_of(config), keys, values_of(ids))
+        return IndexedRows(index_of(config), values_of(keys), values_of(ids))
 
 
 def require_input(x: Tensor, width: int) -> None:
