@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from anyattention._checks import Relation, no_graph, require_count
 from anyattention.ambient import shielded
@@ -26,6 +26,7 @@ from anyattention.patterns.sampled_heterogeneous import (
     typed_rows_of,
 )
 from anyattention.patterns.sampling import draw_seed, mixed_seed, require_fanouts, require_seeds
+from anyattention.shared_buffers import SharedBuffers, shared_buffers
 
 __all__ = ["NeighborLoader"]
 
@@ -110,15 +111,25 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
         self.batches = _Batches(seeds, require_count("batch_size", batch_size, 1), shuffle, drop_last, self.seed)
         # PyTorch's loader draws a number of its own in each epoch, which ours do not depend on.
         own = torch.Generator().manual_seed(self.seed)
+        self._samples = samples
         super().__init__(samples, sampler=self.batches, batch_size=None, collate_fn=_as_it_is, generator=own, **others)
 
     def __iter__(self) -> Any:
         """The batches of the next epoch."""
         epoch, self.batches.seed = require_count("epoch", self.epoch, 0), require_count("seed", self.seed, 0)
         self.batches.epoch, self.epoch = epoch, epoch + 1
+        # Workers that are there already have buffers.
+        starts = not self.persistent_workers or self._iterator is None
+        buffers = (
+            shared_buffers(self.num_workers, self.prefetch_factor, self.multiprocessing_context) if starts else None
+        )
+        self._samples.buffers = buffers
         # PyTorch's loader draws its own number with a generator that is on the CPU.
         with torch.device("cpu"):
-            return super().__iter__()
+            made: Any = super().__iter__()
+        if buffers is not None:
+            self._samples.buffers, made.buffers = None, buffers
+        return made
 
 
 class _Samples(Dataset):  # pyright: ignore[reportMissingTypeArgument]
@@ -126,11 +137,15 @@ class _Samples(Dataset):  # pyright: ignore[reportMissingTypeArgument]
 
     def __init__(self, draw: Callable[[Tensor, int], Any], transform: Callable[[Any], Any] | None) -> None:
         self.draw, self.transform = draw, transform
+        # Of workers, from when they are forked.
+        self.buffers: SharedBuffers | None = None
 
     def __getitem__(self, batch: Batch) -> Any:
         seed, seeds = batch
         sampled = self.draw(torch.from_numpy(seeds), seed)
-        return sampled if self.transform is None else self.transform(sampled)
+        made = sampled if self.transform is None else self.transform(sampled)
+        worker = get_worker_info()
+        return made if self.buffers is None or worker is None else self.buffers.sent(made, worker.id)
 
 
 def _drawn(rows: NeighbourRows, fanouts: Sequence[int], seeds: Tensor, seed: int) -> SampledGraph:

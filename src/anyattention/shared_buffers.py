@@ -1,0 +1,237 @@
+"""Memory that a loader's forked workers share with their reader: there a batch's tensors lie when it has been read.
+
+A worker writes tensors into a buffer of its own that is free, and sends all else of the batch through PyTorch's queue.
+The reader's tensors are that memory; when the last of them is gone, the buffer is free again. So the reader copies
+nothing, and memory is touched for the first time only once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import itertools
+import mmap
+import multiprocessing
+import os
+import pickle
+import weakref
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyattention.ambient import is_plain, lasting
+from anyattention.patterns.graph import Graph
+from anyattention.patterns.graph_arrays import fields_of
+from anyattention.patterns.heterogeneous import HeterogeneousGraph
+from anyattention.patterns.sampled import SampledGraph
+from anyattention.patterns.sampled_heterogeneous import SampledHeterogeneousGraph
+
+__all__ = ["SharedBuffers", "shared_buffers"]
+
+# Addresses of a buffer, of which a batch takes as much memory as it has tensors.
+_ADDRESSES = 2**30
+_ALIGNMENT = 64
+
+# Of a worker: those that it may have ready, one that is read, one that is written.
+_BESIDES_READY = 2
+
+# What is taken apart into tensors, which need no check on their way. All else is pickled as PyTorch's loader does.
+_PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    Graph: lambda graph: (_graph, (graph.search_radius, *fields_of(graph))),
+    HeterogeneousGraph: lambda graph: (HeterogeneousGraph, (dict(graph.num_nodes), dict(graph.edge_index))),
+    SampledGraph: lambda made: (SampledGraph, (made.nodes, made.blocks, made.edges)),
+    SampledHeterogeneousGraph: lambda made: (
+        SampledHeterogeneousGraph,
+        (made.nodes, made.blocks, made.num_queries, made.edges),
+    ),
+}
+
+
+class SharedBuffers:
+    """Buffers of each worker of a loader. Make them before the workers are forked, and keep them as long as these.
+
+    Args:
+        num_workers: how many workers there will be.
+        num_ready: how many batches each may have ready.
+
+    Raises:
+        OSError: the system gives none.
+
+    Cost: memory for the largest batch that each buffer has held.
+    """
+
+    def __init__(self, num_workers: int, num_ready: int) -> None:
+        self.per_worker = num_ready + _BESIDES_READY
+        count = num_workers * self.per_worker
+        self.is_taken = mmap.mmap(-1, count)
+        self.memory = [_memory() for _ in range(count)]
+        self.key = next(_KEYS)
+        _KNOWN[self.key] = self
+
+    def sent(self, made: Any, worker: int) -> Any:
+        """In a worker: what to send for a batch. The batch itself, where no buffer is free or it does not fit."""
+        places = range(worker * self.per_worker, (worker + 1) * self.per_worker)
+        place = next((place for place in places if not self.is_taken[place]), None)
+        if place is None:
+            return made
+        rest = io.BytesIO()
+        writer = _Writer(rest, self.memory[place])
+        try:
+            writer.dump(made)
+        except _TooLargeError:
+            return made
+        if not writer.end:
+            return made
+        self.is_taken[place] = True
+        return _Sent(self.key, place, rest.getvalue())
+
+
+def shared_buffers(num_workers: int, num_ready: int | None, context: Any) -> SharedBuffers | None:
+    """Buffers for workers that multiprocessing's context is to start; None where they cannot share any."""
+    method = (multiprocessing if context is None else context).get_start_method()
+    if num_workers == 0 or method != "fork" or not hasattr(os, "memfd_create"):
+        return None
+    try:
+        return SharedBuffers(num_workers, num_ready or 0)
+    except OSError:
+        return None
+
+
+def _memory() -> mmap.mmap:
+    # A file without a place, since /dev/shm is small in containers, and addresses without memory are no fault there.
+    file = os.memfd_create("anyattention")
+    try:
+        os.ftruncate(file, _ADDRESSES)
+        return mmap.mmap(file, _ADDRESSES)
+    finally:
+        os.close(file)
+
+
+class _TooLargeError(Exception):
+    """A batch that no buffer holds."""
+
+
+class _Writer(ForkingPickler):
+    """Pickles what a batch is, and writes its tensors into a buffer."""
+
+    def __init__(self, rest: io.BytesIO, memory: mmap.mmap) -> None:
+        super().__init__(rest, pickle.HIGHEST_PROTOCOL)
+        self.memory, self.end = memory, 0
+        # By where their memory is, tensors that were written, which stay while others are.
+        self.written: dict[int, list[tuple[Tensor, int]]] = {}
+        self.count = 0
+
+    def persistent_id(self, obj: Any) -> Any:
+        """How to find a tensor: where it is in the buffer, or that it is a part of another; None to pickle it."""
+        x = _dense(obj) if type(obj) is Tensor else None
+        if x is None:
+            return None
+        shape, storage = tuple(x.shape), x.untyped_storage().data_ptr()
+        for other, number in self.written.get(storage, ()):
+            first = x.storage_offset() - other.storage_offset()
+            if other.dtype is x.dtype and first >= 0 and first + x.numel() <= other.numel():
+                return number, first, None, shape
+        begin = -(-self.end // _ALIGNMENT) * _ALIGNMENT
+        if begin + x.nbytes > _ADDRESSES:
+            raise _TooLargeError
+        _numbers(self.memory, begin, x.dtype, shape).copy_(x)
+        self.end = begin + x.nbytes
+        self.written.setdefault(storage, []).append((x, self.count))
+        self.count += 1
+        return None, begin, x.dtype, shape
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Graphs and samples by their tensors."""
+        parts = _PARTS.get(type(obj))
+        return NotImplemented if parts is None else parts(obj)
+
+
+def _dense(x: Tensor) -> Tensor | None:
+    """A tensor whose memory a buffer can hold instead, contiguous; None where it has to be pickled."""
+    if not x.is_cpu or x.layout is not torch.strided or x.is_quantized or x.requires_grad or x.numel() == 0:
+        return None
+    if x.is_conj() or x.is_neg():
+        # Of a view that is computed when it is read PyTorch sends what it is a view of.
+        x = x.resolve_conj().resolve_neg().contiguous()
+    return x if x.is_contiguous() and is_plain(x) else None
+
+
+def _numbers(memory: Any, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    count = torch.Size(shape).numel()
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin).view(shape)
+
+
+class _Sent:
+    """A batch on its way; the reader gets the batch."""
+
+    def __init__(self, *where: Any) -> None:
+        self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, self.where
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, rest: io.BytesIO, lease: _Lease) -> None:
+        super().__init__(rest)
+        self.lease = lease
+        self.read: list[Tensor] = []
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The tensor that a writer's answer stands for."""
+        whole, first, dtype, shape = pid
+        if whole is not None:
+            count = torch.Size(shape).numel()
+            return self.read[whole].view(-1)[first : first + count].view(shape)
+        self.read.append(_numbers(self.lease, first, dtype, shape))
+        return self.read[-1]
+
+
+class _Forks:
+    """How often this process has been forked, or become a fork."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_parent=self.add, after_in_child=self.add)
+
+    def add(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+
+
+class _Lease(ctypes.Array):
+    """A buffer that is read: tensors of its numbers hold it, and it is free when they are gone."""
+
+    _type_ = ctypes.c_byte  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    _length_ = _ADDRESSES  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    is_taken: mmap.mmap
+    place: int
+    num_forks: int
+
+    def __del__(self, forks: _Forks = _forks) -> None:
+        # A process that was forked meanwhile may read the numbers for as long as it likes, so they stay.
+        if self.num_forks == forks.count:
+            self.is_taken[self.place] = False
+
+
+def _received(key: int, place: int, rest: bytes) -> Any:
+    buffers = _KNOWN[key]
+    with lasting():
+        lease = _Lease.from_buffer(buffers.memory[place])
+        lease.is_taken, lease.place, lease.num_forks = buffers.is_taken, place, _forks.count
+        return _Reader(io.BytesIO(rest), lease).load()
+
+
+def _graph(search_radius: float | None, *arrays: Any) -> Graph:
+    return Graph(*arrays, search_radius=search_radius)
+
+
+_KEYS = itertools.count()
+_KNOWN: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
