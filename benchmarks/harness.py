@@ -6,6 +6,7 @@ the rounds of (time of the other / time of ours), each pair measured next to eac
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 import statistics
@@ -30,6 +31,7 @@ __all__ = [
     "RESULTS",
     "Timing",
     "environment",
+    "keep_freed_memory",
     "measure",
     "peak_memory",
     "print_table",
@@ -172,3 +174,14 @@ def _commit() -> str | None:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse what is freed, as allocators for training do, instead of asking the system anew.
+
+    A virtual machine gives free pages back to its host, and waits for those that it asks for again.
+    """
+    from_system, kept = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    for option, value in ((from_system, 0), (kept, 2**31 - 1)):
+        if not ctypes.CDLL(None).mallopt(option, value):
+            raise RuntimeError("mallopt refused an option")

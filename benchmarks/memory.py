@@ -6,7 +6,6 @@ is there: exact approximate. An environment variable takes the place of the numb
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from anyattention.memory import ClusterIndex, UsearchIndex
 from anyattention.native import large_empty
 from anyattention.nn import MemoryAttention
 from benchmarks.figures import OURS
-from benchmarks.harness import RESULTS, Timing, measure, print_table, require_tests, write_result
+from benchmarks.harness import RESULTS, Timing, keep_freed_memory, measure, print_table, require_tests, write_result
 
 MEMORIES, QUERIES, WIDTH, K = int(os.environ.get("MEMORIES", "1_000_000")), 1_000, 64, 32
 # Of usearch: the recall that decides how many candidates a search keeps, and the latent space that keys come from.
@@ -86,17 +85,6 @@ def exact() -> dict[str, Any]:
     }
     keep_freed_memory()
     return {"forward, and with gradients": measure("anyattention", contestants, rounds=9)}
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse what is freed, as allocators for training do, instead of asking the system anew.
-
-    A virtual machine gives free pages back to its host, and waits for those that it asks for again.
-    """
-    from_system, kept = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    for option, value in ((from_system, 0), (kept, 2**31 - 1)):
-        if not ctypes.CDLL(None).mallopt(option, value):
-            raise RuntimeError("mallopt refused an option")
 
 
 def approximate() -> dict[str, Any]:

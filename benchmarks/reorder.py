@@ -16,9 +16,10 @@ from torch import Tensor
 
 from anyattention import Graph, attend
 from anyattention.nn import GraphAttention
-from benchmarks.harness import Timing, measure, print_table, require_tests, write_result
+from benchmarks.harness import Timing, keep_freed_memory, measure, print_table, require_tests, write_result
 
-NODES, DEGREE, COMMUNITY, INSIDE = 262_144, 16, 512, 0.95
+NODES, COMMUNITY, INSIDE = 262_144, 512, 0.95
+DEGREES = (16, 32)
 WIDTH, HEADS = 128, 8
 METHODS = ("metis", "rcm", "degree")
 OURS = "anyattention"
@@ -33,24 +34,27 @@ def main(arguments: list[str] | None = None) -> None:
     importlib.import_module("pymetis")
     if not options.dry:
         require_tests("tests/patterns/test_reorder.py")
-    graphs, seconds = orders()
+    keep_freed_memory()
     layers: dict[str, dict[str, Timing]] = {}
-    for name, score in CASES.items():
-        title = f"{name}, forward+backward"
-        layers[title] = measure(
-            OURS, {each: step(graph, score) for each, graph in graphs.items()}, rounds=options.rounds
-        )
-        print_table(title, layers[title])
-    cost = {method: cost_of(method, seconds[method], layers["dot layer, forward+backward"]) for method in METHODS}
-    print(cost)
+    cost: dict[str, dict[str, float | None]] = {}
+    for degree in DEGREES:
+        graphs, seconds = orders(degree)
+        for name, score in CASES.items():
+            contestants = {each: step(graph, score) for each, graph in graphs.items()}
+            title = f"{name}, {degree} edges a node"
+            layers[title] = measure(OURS, contestants, rounds=options.rounds)
+            print_table(title, layers[title])
+        layer = layers[f"dot layer, {degree} edges a node"]
+        cost |= {f"{method}, {degree} edges a node": cost_of(method, seconds[method], layer) for method in METHODS}
+        print(cost)
     if not options.dry:
-        write_result("reorder", {"graph": {"size": size_of(graphs["shuffled"])}, "layers": layers, "cost": cost})
+        write_result("reorder", {"graph": {"size": size()}, "layers": layers, "cost": cost})
 
 
-def communities() -> Tensor:
+def communities(degree: int) -> Tensor:
     """The edges both ways, `(2, edges)`; the nodes of a community stand one after the other."""
     generator = torch.Generator().manual_seed(0)
-    count = NODES * DEGREE // 2
+    count = NODES * degree // 2
     source = torch.randint(NODES, (count,), generator=generator)
     near = source // COMMUNITY * COMMUNITY + torch.randint(COMMUNITY, (count,), generator=generator)
     far = torch.randint(NODES, (count,), generator=generator)
@@ -58,9 +62,9 @@ def communities() -> Tensor:
     return torch.cat([torch.stack([source, target]), torch.stack([target, source])], dim=1)
 
 
-def orders() -> tuple[dict[str, Graph], dict[str, float]]:
+def orders(degree: int) -> tuple[dict[str, Graph], dict[str, float]]:
     """The graph in each order by the contestants' names, and the seconds that each method took."""
-    edge_index = communities()
+    edge_index = communities(degree)
     number = torch.randperm(NODES, generator=torch.Generator().manual_seed(1))
     shuffled = Graph.from_edge_index(number[edge_index], num_nodes=NODES)
     graphs, seconds = {}, {}
@@ -92,11 +96,10 @@ def cost_of(method: str, seconds: float, layer: dict[str, Timing]) -> dict[str, 
     return {"seconds": seconds, "steps until it pays": round(seconds / saved, 1) if saved > 0 else None}
 
 
-def size_of(graph: Graph) -> dict[str, float]:
+def size() -> dict[str, float]:
     return {
-        "nodes": graph.num_queries,
+        "nodes": NODES,
         "nodes of a community": COMMUNITY,
-        "edges": graph.num_edges,
         "edges inside": INSIDE,
         "features in MiB": NODES * WIDTH * 4 // 2**20,
     }
