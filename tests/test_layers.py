@@ -28,7 +28,7 @@ _LAYERS = (
     ("bias",),
     ("ops",),
     ("memory",),
-    ("encodings", "nn"),
+    ("encodings", "nn", "shared_buffers"),
     ("builder", "loader", "saving"),
     ("testing",),
     ("training",),

@@ -55,10 +55,12 @@ def test_a_trainer_takes_the_loader(workers: int, tmp_path: Any) -> None:
     torch.manual_seed(0)
     graph = Graph.from_edge_index(torch.randint(NODES, (2, 2_000)), NODES)
     train, validation = torch.arange(200), torch.arange(200, NODES)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
+    )
     trainer = lightning.Trainer(
-        max_epochs=12, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
-        check_val_every_n_epoch=12, log_every_n_steps=1,
+        max_epochs=12, accelerator="cpu", devices=1, default_root_dir=tmp_path, use_distributed_sampler=False,
+        num_sanity_val_steps=0, check_val_every_n_epoch=12, log_every_n_steps=1, **quiet,
     )  # fmt: skip
     given: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     loader = NeighborLoader(graph, train, [4, 3], batch_size=32, shuffle=True, **given)

@@ -148,10 +148,10 @@ def test_typed_batches() -> None:
         return iter(NeighborLoader(graph, "b", [3, 2], batch_size=6, num_workers=workers, generator=generator))
 
     for found, expected in zip(of(1), of(0), strict=True):
-        assert found.num_queries == expected.num_queries
+        assert found.num_seeds == expected.num_seeds
         assert repr(found) == repr(expected)
         for one, other in zip(found.blocks, expected.blocks, strict=True):
-            assert one.num_nodes == other.num_nodes
+            assert (one.num_nodes, one.num_queries) == (other.num_nodes, other.num_queries)
             assert torch.equal(one.edge_index["a", "to", "b"], other.edge_index["a", "to", "b"])
         for kind, nodes in expected.nodes.items():
             assert torch.equal(found.nodes[kind], nodes)

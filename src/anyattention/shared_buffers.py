@@ -41,12 +41,12 @@ _BESIDES_READY = 2
 # What is taken apart into tensors, which need no check on their way. All else is pickled as PyTorch's loader does.
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     Graph: lambda graph: (_graph, (graph.search_radius, *fields_of(graph))),
-    HeterogeneousGraph: lambda graph: (HeterogeneousGraph, (dict(graph.num_nodes), dict(graph.edge_index))),
-    SampledGraph: lambda made: (SampledGraph, (made.nodes, made.blocks, made.edges)),
-    SampledHeterogeneousGraph: lambda made: (
-        SampledHeterogeneousGraph,
-        (made.nodes, made.blocks, made.num_queries, made.edges),
+    HeterogeneousGraph: lambda graph: (
+        HeterogeneousGraph,
+        (dict(graph.num_nodes), dict(graph.edge_index), dict(graph.num_queries)),
     ),
+    SampledGraph: lambda made: (SampledGraph, (made.nodes, made.blocks, made.edges)),
+    SampledHeterogeneousGraph: lambda made: (SampledHeterogeneousGraph, (made.nodes, made.blocks, made.edges)),
 }
 
 

@@ -134,7 +134,7 @@ def test_a_pickle_that_was_changed_is_refused(graph):
     state["edge_index"]["b", "to", "a"] = torch.tensor([[9], [0]])
     with pytest.raises(GraphStructureError, match=r"edge_index\[\('b', 'to', 'a'\)\].*indices from 0 to 4"):
         HeterogeneousGraph.__new__(HeterogeneousGraph).__setstate__(state)
-    with pytest.raises(GraphStructureError, match="state: expected num_nodes and edge_index, got list"):
+    with pytest.raises(GraphStructureError, match="state: expected num_nodes, num_queries and edge_index, got list"):
         HeterogeneousGraph.__new__(HeterogeneousGraph).__setstate__([])
 
 

@@ -35,7 +35,7 @@ def random_graph() -> HeterogeneousGraph:
 def assert_same(one: SampledHeterogeneousGraph, other: SampledHeterogeneousGraph) -> None:
     assert list(one.nodes) == list(other.nodes)
     assert all(torch.equal(ids, other.nodes[kind]) for kind, ids in one.nodes.items())
-    assert one.num_queries == other.num_queries
+    assert one.num_seeds == other.num_seeds
     for block, another in zip(one.blocks, other.blocks, strict=True):
         assert dict(block.num_nodes) == dict(another.num_nodes)
         assert block.relations == another.relations
@@ -60,7 +60,7 @@ def assert_sampled(
     hop_of = {kind: dict.fromkeys(range(count), 0) for kind, count in known.items()}
     for hop in range(len(sampled.blocks)):
         block, edges = sampled.blocks[-1 - hop], sampled.edges[-1 - hop]
-        assert sampled.num_queries[-1 - hop] == known
+        assert block.num_queries == known
         for kind, count in block.num_nodes.items():
             hop_of[kind] |= dict.fromkeys(range(known[kind], count), hop + 1)
         for relation, ends in block.edge_index.items():
@@ -145,7 +145,7 @@ def test_all_neighbours_give_what_the_whole_graph_gives(over_blocks: bool) -> No
         if over_blocks:
             x = sampled.queries_of({**x, **layer(x, block).output}, place)
         else:
-            x = {**x, **layer(x, sampled.blocks[0]).output}
+            x = {**x, **layer(x, sampled.joint()).output}
     for kind, seeds in _SEEDS.items():
         torch.testing.assert_close(x[kind][: len(seeds)], whole[kind][seeds.long()], rtol=0, atol=1e-12)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import anyattention as aa
 from anyattention.errors import GraphStructureError, InvalidConfigError, InvalidInputError, NumericalInstabilityError
+from anyattention.nn.feature_rows import first_rows, rows_at, sparse_csr
 from anyattention.training import (
     FitSettings,
     HeterogeneousNodeClassifier,
@@ -26,7 +27,6 @@ from anyattention.training import fitting as training_fitting
 from anyattention.training.fitting import classify, run_epoch
 from anyattention.training.mini_batches import batch_loader, classify_seeds
 from anyattention.training.reading import Reading
-from anyattention.training.rows import first_rows, rows_at, sparse_csr
 
 # PyTorch says this once in a process, at the first sparse CSR tensor that a test makes by itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")

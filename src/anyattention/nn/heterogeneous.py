@@ -14,6 +14,7 @@ from anyattention.config import GraphBase, HeterogeneousGraphAttentionConfig
 from anyattention.nn.arguments import ParameterArguments, arguments_of, shown_settings, takes
 from anyattention.nn.bare import initialise_projection, is_bare
 from anyattention.nn.base import AttentionModule, require_factory, require_finite
+from anyattention.nn.feature_rows import first_rows
 from anyattention.nn.heterogeneous_inputs import checked_edges, checked_features, checked_graph, edges_of, parts_of
 from anyattention.nn.heterogeneous_rows import HeterogeneousRows
 from anyattention.nn.relation_rows import rows_by_target, weighted_relations
@@ -214,7 +215,8 @@ class HeterogeneousGraphAttention(AttentionModule):
 
         Returns:
             HeterogeneousOutput: the output `(nodes, d_model)` of each type in x that relations end in, d_model /
-            num_heads wide without concat; weights by relation; with softmax_over="relation" the relations' own weights.
+            num_heads wide without concat; of a sample's block for the first nodes alone, its `num_queries`. Weights
+            by relation; with softmax_over="relation" the relations' own weights, means over these nodes.
 
         Raises:
             InvalidInputError: an unknown type or relation, features that are missing, or of another dtype or device.
@@ -229,7 +231,8 @@ class HeterogeneousGraphAttention(AttentionModule):
             if node_type not in outputs:
                 continue
             if node_type in residuals:
-                outputs[node_type] = outputs[node_type] + _product(residuals[node_type], x[node_type])
+                own = first_rows(x[node_type], outputs[node_type].shape[0])
+                outputs[node_type] = outputs[node_type] + _product(residuals[node_type], own)
             if self.bias is not None:
                 outputs[node_type] = add_bias(outputs[node_type], self.bias[place])
             if self.config.base.check_finite:
@@ -328,7 +331,8 @@ class HeterogeneousGraphAttention(AttentionModule):
             if node_type in found:
                 outputs[node_type] = found[node_type]
             elif node_type in x:
-                outputs[node_type] = rows.new_zeros(x[node_type].shape[0], rows.shape[-1])
+                count = graph.num_queries.get(node_type, x[node_type].shape[0])
+                outputs[node_type] = rows.new_zeros(count, rows.shape[-1])
         return outputs, weights
 
 

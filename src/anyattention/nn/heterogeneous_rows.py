@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
+from anyattention.nn.feature_rows import first_rows
 from anyattention.nn.relation_rows import Projection, RelationMap, joint_edge_features, joint_rows
 from anyattention.patterns import HeterogeneousGraph
 from anyattention.scores import Additive, Dot, Dynamic, EdgeFeatures, Score
@@ -74,11 +75,13 @@ class HeterogeneousRows:
         if self.layer.config.score == "additive":
             ends = (0, 2)
         needed = {relation[end] for relation in self.graph.relations for end in ends}
-        return {
-            node_type: Projection.of(module, self.x[node_type], self.layer.d_model)
-            for node_type, module in self.layer.projections_by_type(name)
-            if node_type in needed
-        }
+        found = {}
+        for node_type, module in self.layer.projections_by_type(name):
+            if node_type in needed:
+                x = self.x[node_type]
+                own = first_rows(x, self.graph.num_queries[node_type]) if name == "query" else x
+                found[node_type] = Projection.of(module, own, self.layer.d_model)
+        return found
 
     def _part(self, projection: Projection, relations: int, matrices: Tensor | None = None) -> RelationMap:
         return RelationMap(projection, self.layer.num_graph_heads, relations, matrices)

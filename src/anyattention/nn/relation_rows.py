@@ -17,6 +17,7 @@ from anyattention._checks import Relation
 from anyattention.ambient import without_autocast
 from anyattention.errors import DimensionMismatchError
 from anyattention.nn.bare import is_bare
+from anyattention.nn.feature_rows import first_rows
 from anyattention.ops.linear_maps import linear_maps, stacked_maps
 from anyattention.patterns import HeterogeneousGraph
 from anyattention.scores import EdgeFeatures
@@ -56,6 +57,12 @@ class Projection:
                 argument=f"the rows of {type(module).__name__}", expected=f"{width} features", actual=rows.shape[-1]
             )
         return cls(None, rows=rows)
+
+    def first(self, count: int) -> Projection:
+        """That of the first nodes."""
+        if self.rows is None or self.rows.shape[0] == count:
+            return self
+        return Projection(self.weight, self.bias, self.rows[:count])
 
     @property
     def width(self) -> int:
@@ -108,10 +115,20 @@ class RelationMap(NamedTuple):
 def joint_rows(
     graph: HeterogeneousGraph, end: int, x: Mapping[str, Tensor], maps: Mapping[str, Sequence[RelationMap]]
 ) -> list[Tensor]:
-    """`relation_rows` of the types that are sources (end 0: keys), or targets (end 2: queries), in a graph."""
+    """`relation_rows` of the types that are sources (end 0: keys), or targets (end 2: queries), in a graph.
+
+    x and the maps are those of all nodes of a type, also where only some attend.
+    """
     needed = {relation[end] for relation in graph.relations}
     node_types = [node_type for node_type in graph.num_nodes if node_type in needed]
-    return relation_rows([x[each] for each in node_types], [maps[each] for each in node_types])
+    if end == 0:
+        return relation_rows([x[each] for each in node_types], [maps[each] for each in node_types])
+    inputs, parts = [], []
+    for each in node_types:
+        count = graph.num_queries[each]
+        inputs.append(first_rows(x[each], count))
+        parts.append([part._replace(projection=part.projection.first(count)) for part in maps[each]])
+    return relation_rows(inputs, parts)
 
 
 def relation_rows(inputs: Sequence[Tensor], maps: Sequence[Sequence[RelationMap]]) -> list[Tensor]:
@@ -153,10 +170,10 @@ def rows_by_target(graph: HeterogeneousGraph, rows: Tensor, *, by_relation: bool
     """The rows of the queries of `graph.joint(by_relation=by_relation)` by type of targets.
 
     Returns:
-        `(nodes, ...)`; by relation `(nodes, relations, ...)`, in the order of `graph.incoming(type)`.
+        `(queries, ...)`; by relation `(queries, relations, ...)`, in the order of `graph.incoming(type)`.
     """
     found, first = {}, 0
-    for node_type, count in graph.num_nodes.items():
+    for node_type, count in graph.num_queries.items():
         relations = len(graph.incoming(node_type))
         if relations:
             own = rows.narrow(0, first, count * (relations if by_relation else 1))

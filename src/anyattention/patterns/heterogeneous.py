@@ -39,6 +39,8 @@ class HeterogeneousGraph:
         num_nodes: the number of nodes of each type; the order of the types is its order.
         edge_index: `(2, edges)` int64 of each relation, row 0 = source = key, row 1 = target = query; each end is
             counted within its type.
+        num_queries: of each type how many nodes attend, the first ones, and no edge ends in another; all of them unless
+            the graph is a block of a sample.
 
     Example:
         >>> graph = HeterogeneousGraph.from_edge_index(
@@ -52,22 +54,33 @@ class HeterogeneousGraph:
 
     num_nodes: Mapping[str, int]
     edge_index: Mapping[Relation, Tensor]
+    num_queries: Mapping[str, int] = None  # pyright: ignore[reportAssignmentType]  # those of num_nodes
     # By whether relations have targets of their own.
     _joined: dict[bool, Graph] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         # What was joined would not follow a change.
+        all_attend = self.num_queries is None or self.num_queries is self.num_nodes
         object.__setattr__(self, "num_nodes", MappingProxyType(dict(self.num_nodes)))
         object.__setattr__(self, "edge_index", MappingProxyType(dict(self.edge_index)))
+        queries = self.num_nodes if all_attend else MappingProxyType(dict(self.num_queries))
+        object.__setattr__(self, "num_queries", queries)
 
     @classmethod
-    def from_edge_index(cls, edge_index: Mapping[Relation, Tensor], num_nodes: Mapping[str, int]) -> HeterogeneousGraph:
+    def from_edge_index(
+        cls,
+        edge_index: Mapping[Relation, Tensor],
+        num_nodes: Mapping[str, int],
+        *,
+        num_queries: Mapping[str, int] | None = None,
+    ) -> HeterogeneousGraph:
         """A HeterogeneousGraph from an edge list for each relation.
 
         Args:
             edge_index: `(2, edges)` int64 for each (type of sources, name, type of targets), as in PyTorch Geometric's
                 `edge_index_dict`. Copies are kept. A relation may have no edges.
             num_nodes: the number of nodes of each type, 0 too. It is never read off the edges.
+            num_queries: of each type how many of its nodes attend, the first ones; None for all.
 
         Raises:
             GraphStructureError: an index outside its range, a type without a number, no relation as key, or no
@@ -79,7 +92,8 @@ class HeterogeneousGraph:
             >>> HeterogeneousGraph.from_edge_index({("a", "to", "a"): torch.tensor([[0], [1]])}, {"a": 2})
             HeterogeneousGraph(a=2, a-to-a=1)
         """
-        counts = _read_counts(num_nodes)
+        counts = _read_counts("num_nodes", num_nodes)
+        queries = counts if num_queries is None else _read_queries(num_queries, counts)
         if not isinstance(edge_index, Mapping):
             raise InvalidInputError(
                 argument="edge_index",
@@ -98,7 +112,7 @@ class HeterogeneousGraph:
                     )
             try:
                 require_edge_index(edges)
-                require_nodes(edges, None, counts[relation[2]], counts[relation[0]])
+                require_nodes(edges, None, queries[relation[2]], counts[relation[0]])
             except AttentionError as fault:
                 raise type(fault)(
                     f"edge_index[{relation}]: {fault}",
@@ -112,7 +126,7 @@ class HeterogeneousGraph:
                 )
             with allocation_failures_named():
                 lists[relation] = own_edges(edges)
-        graph = cls(counts, lists)
+        graph = cls(counts, lists, queries)
         if max(graph.joint_sizes(by_relation=True)) > 2**59:
             raise GraphStructureError(
                 argument="num_nodes",
@@ -179,14 +193,14 @@ class HeterogeneousGraph:
                 argument="relation", expected="one of " + ", ".join(map(str, self.edge_index)), actual=str(relation)
             )
         source, _, target = relation
-        return Graph.of_known(self.edge_index[relation], self.num_nodes[target], self.num_nodes[source])
+        return Graph.of_known(self.edge_index[relation], self.num_queries[target], self.num_nodes[source])
 
     def joint(self, *, by_relation: bool = False) -> Graph:
         """All edges as one Graph, whose edges are those of the relations one after the other.
 
         Its keys are a row for each source node and relation: type after type, in each node after node, in each the
-        relations of `outgoing(type)`. Its queries are the target nodes, type after type, of the types that have
-        `incoming` relations; or, by relation, a row for each target node and relation, as for the sources.
+        relations of `outgoing(type)`. Its queries are the first `num_queries` nodes, type after type, of the types that
+        have `incoming` relations; or, by relation, a row for each of them and relation, as for the sources.
 
         Cost: two counting sorts, once; kept.
 
@@ -211,7 +225,7 @@ class HeterogeneousGraph:
 
     def with_joint(self, joint: Graph, *, by_relation: bool = False) -> HeterogeneousGraph:
         """This graph, whose `joint(by_relation=by_relation)` is known to be one."""
-        known = HeterogeneousGraph(self.num_nodes, self.edge_index)
+        known = HeterogeneousGraph(self.num_nodes, self.edge_index, self.num_queries)
         known._joined[by_relation] = joint
         return known
 
@@ -226,6 +240,8 @@ class HeterogeneousGraph:
 
     def with_reverse(self, prefix: str = "rev_") -> HeterogeneousGraph:
         """This graph, and for each relation (a, name, b) its edges the other way round, as (b, prefix + name, a).
+
+        All nodes attend in it.
 
         Raises:
             GraphStructureError: there is such a relation already, or the prefix is no string.
@@ -288,7 +304,8 @@ class HeterogeneousGraph:
         if self.device == torch.device(device):
             return self
         with lasting(*self.edge_index.values()):
-            return HeterogeneousGraph(self.num_nodes, {key: each.to(device) for key, each in self.edge_index.items()})
+            edges = {key: each.to(device) for key, each in self.edge_index.items()}
+            return HeterogeneousGraph(self.num_nodes, edges, self.num_queries)
 
     def __repr__(self) -> str:
         nodes = [f"{node_type}={count}" for node_type, count in self.num_nodes.items()]
@@ -296,22 +313,24 @@ class HeterogeneousGraph:
         return f"HeterogeneousGraph({', '.join(nodes + edges)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"num_nodes": dict(self.num_nodes), "edge_index": dict(self.edge_index)}
+        counts = {"num_nodes": dict(self.num_nodes), "num_queries": dict(self.num_queries)}
+        return {**counts, "edge_index": dict(self.edge_index)}
 
     def __setstate__(self, state: Any) -> None:
         # A file can hold anything, and kernels read what the arrays say.
-        if not isinstance(state, dict) or state.keys() != {"num_nodes", "edge_index"}:
+        if not isinstance(state, dict) or state.keys() != {"num_nodes", "num_queries", "edge_index"}:
             raise GraphStructureError(
-                argument="state", expected="num_nodes and edge_index", actual=type(state).__name__
+                argument="state", expected="num_nodes, num_queries and edge_index", actual=type(state).__name__
             )
-        checked = HeterogeneousGraph.from_edge_index(state["edge_index"], state["num_nodes"])
+        given = (state["edge_index"], state["num_nodes"])
+        checked = HeterogeneousGraph.from_edge_index(*given, num_queries=state["num_queries"])
         vars(self).update(vars(checked))
 
 
-def _read_counts(num_nodes: object) -> dict[str, int]:
+def _read_counts(argument: str, num_nodes: object) -> dict[str, int]:
     if not isinstance(num_nodes, Mapping):
         raise GraphStructureError(
-            argument="num_nodes",
+            argument=argument,
             expected="a dictionary of numbers of nodes, by type",
             actual=type(num_nodes).__name__,
             hint="isolated nodes cannot be read off the edges",
@@ -320,13 +339,21 @@ def _read_counts(num_nodes: object) -> dict[str, int]:
     counts = {}
     for node_type, count in num_nodes.items():
         if not isinstance(node_type, str):
-            raise GraphStructureError(argument="num_nodes", expected="types named by strings", actual=repr(node_type))
+            raise GraphStructureError(argument=argument, expected="types named by strings", actual=repr(node_type))
         try:
             counts[node_type], _ = require_nodes(nothing, None, count, 0)
         except GraphStructureError as fault:
-            name = f"num_nodes[{node_type!r}]"
+            name = f"{argument}[{node_type!r}]"
             raise GraphStructureError(argument=name, expected="an int >= 0, up to 2^59", actual=repr(count)) from fault
     return counts
+
+
+def _read_queries(num_queries: object, counts: dict[str, int]) -> dict[str, int]:
+    queries = _read_counts("num_queries", num_queries)
+    if queries.keys() != counts.keys() or any(queries[each] > count for each, count in counts.items()):
+        expected = ", ".join(f"{node_type!r}: {count} at most" for node_type, count in counts.items())
+        raise GraphStructureError(argument="num_queries", expected=expected or "no types", actual=str(queries))
+    return counts if queries == counts else {node_type: queries[node_type] for node_type in counts}
 
 
 def _joint(graph: HeterogeneousGraph, by_relation: bool) -> Graph:
@@ -345,7 +372,7 @@ def _joint(graph: HeterogeneousGraph, by_relation: bool) -> Graph:
 def _places(graph: HeterogeneousGraph, end: int, by_relation: bool) -> tuple[dict[Relation, tuple[int, int]], int]:
     """For each relation the row of its first node at an end, and the rows from node to node; and the number of rows."""
     places, first = {}, 0
-    for node_type, count in graph.num_nodes.items():
+    for node_type, count in (graph.num_queries if end == 2 else graph.num_nodes).items():
         relations = [relation for relation in graph.edge_index if relation[end] == node_type]
         apart = len(relations) if by_relation else min(len(relations), 1)
         for slot, relation in enumerate(relations):
@@ -356,8 +383,10 @@ def _places(graph: HeterogeneousGraph, end: int, by_relation: bool) -> tuple[dic
 
 def _flatten(graph: HeterogeneousGraph) -> tuple[list[Any], Any]:
     joined = tuple(graph._joined)
-    children = [*graph.num_nodes.values(), *graph.edge_index.values(), *(graph._joined[each] for each in joined)]
-    return children, (graph.node_types, graph.relations, joined)
+    queries = None if graph.num_queries is graph.num_nodes else [*graph.num_queries.values()]
+    tensors = [*graph.edge_index.values(), *(graph._joined[each] for each in joined)]
+    children = [*graph.num_nodes.values(), *tensors, *(queries or [])]
+    return children, (graph.node_types, graph.relations, joined, queries is not None)
 
 
 def _flatten_with_keys(graph: HeterogeneousGraph) -> tuple[list[tuple[Any, Any]], Any]:
@@ -366,13 +395,14 @@ def _flatten_with_keys(graph: HeterogeneousGraph) -> tuple[list[tuple[Any, Any]]
 
 
 def _unflatten(children: Any, context: Any) -> HeterogeneousGraph:
-    node_types, relations, joined = context
-    children, ends = list(children), (len(node_types), len(node_types) + len(relations))
-    graph = HeterogeneousGraph(
-        dict(zip(node_types, children[: ends[0]], strict=True)),
-        dict(zip(relations, children[ends[0] : ends[1]], strict=True)),
-    )
-    graph._joined.update(zip(joined, children[ends[1] :], strict=True))
+    node_types, relations, joined, has_queries = context
+    rest = iter(children)
+    counts = dict(zip(node_types, rest, strict=False))
+    edges = dict(zip(relations, rest, strict=False))
+    known = list(zip(joined, rest, strict=False))
+    queries: Any = dict(zip(node_types, rest, strict=True)) if has_queries else None
+    graph = HeterogeneousGraph(counts, edges, queries)
+    graph._joined.update(known)
     return graph
 
 
@@ -382,6 +412,11 @@ _pytree.register_pytree_node(
     _unflatten,
     serialized_type_name="anyattention.HeterogeneousGraph",
     to_dumpable_context=list,
-    from_dumpable_context=lambda context: (tuple(context[0]), tuple(map(tuple, context[1])), tuple(context[2])),
+    from_dumpable_context=lambda context: (
+        tuple(context[0]),
+        tuple(map(tuple, context[1])),
+        tuple(context[2]),
+        context[3],
+    ),
     flatten_with_keys_fn=_flatten_with_keys,
 )

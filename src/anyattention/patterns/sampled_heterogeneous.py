@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,15 +42,13 @@ class SampledHeterogeneousGraph:
         for place, (layer, block) in enumerate(zip(layers, sampled.blocks)):
             x = sampled.queries_of({**x, **layer(x, block).output}, place)
 
-    and x has a row for each seed of each type in the end. All layers may also run over the first block, which has all
-    that was drawn.
+    and x has a row for each seed of each type in the end. `joint()` is for layers that all run over one graph.
 
     Attributes:
         nodes: `(nodes,)` int64 of each type, their ids in the whole graph, each once: the seeds, as they came, then the
             others in the order in which they were found.
         blocks: a HeterogeneousGraph for each layer, in the order in which layers run: that of the outermost hop first.
-            Its nodes are the first of `nodes`.
-        num_queries: for each block, of each type the number of nodes that have edges there: the next block's nodes.
+            Its nodes are the first of `nodes`, and the first of these attend: the next block's nodes.
         edges: for each block `(edges,)` int64 of each relation, the position of its edges in the whole graph.
 
     Example:
@@ -64,19 +63,18 @@ class SampledHeterogeneousGraph:
         HeterogeneousGraph(author=2, paper=2, author-writes-paper=3, paper-cites-paper=1)
         >>> sampled.blocks[1]
         HeterogeneousGraph(author=2, paper=2, author-writes-paper=2, paper-cites-paper=1)
-        >>> sampled.num_queries
-        ({'author': 2, 'paper': 2}, {'author': 0, 'paper': 1})
+        >>> sampled.num_seeds["paper"], sampled.blocks[0].num_queries["paper"]
+        (1, 2)
     """
 
     nodes: Mapping[str, Tensor]
     blocks: tuple[HeterogeneousGraph, ...]
-    num_queries: tuple[Mapping[str, int], ...]
     edges: tuple[Mapping[Relation, Tensor], ...]
 
     @property
     def num_seeds(self) -> Mapping[str, int]:
         """Number of seeds of each type, the first of its nodes."""
-        return self.num_queries[-1]
+        return self.blocks[-1].num_queries
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +83,16 @@ class SampledHeterogeneousGraph:
 
     def queries_of(self, x: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
         """Of rows of the nodes of a block by type, those that the next layer reads, or the seeds' after the last."""
-        return {kind: rows[: self.num_queries[place][kind]] for kind, rows in x.items()}
+        return {kind: rows[: self.blocks[place].num_queries[kind]] for kind, rows in x.items()}
+
+    def joint(self) -> HeterogeneousGraph:
+        """All that was drawn as one graph over `nodes`, over which every layer runs.
+
+        Its edges are those of `edges[0]`. The nodes of the last hop have none.
+        """
+        from anyattention.patterns.heterogeneous import HeterogeneousGraph
+
+        return HeterogeneousGraph(self.blocks[0].num_nodes, self.blocks[0].edge_index)
 
     def to(self, device: torch.device | str) -> SampledHeterogeneousGraph:
         """This, with its tensors on the device; itself where they are there already."""
@@ -94,21 +101,19 @@ class SampledHeterogeneousGraph:
         with lasting(*self.nodes.values()):
             nodes = {kind: ids.to(device) for kind, ids in self.nodes.items()}
             edges = tuple([{relation: each.to(device) for relation, each in by.items()} for by in self.edges])
-        return SampledHeterogeneousGraph(
-            nodes, tuple([block.to(device) for block in self.blocks]), self.num_queries, edges
-        )
+        return SampledHeterogeneousGraph(nodes, tuple([block.to(device) for block in self.blocks]), edges)
 
     def pin_memory(self) -> SampledHeterogeneousGraph:
         """This, in pinned memory, from which a copy to an accelerator is faster."""
         from anyattention.patterns.heterogeneous import HeterogeneousGraph
 
-        blocks = [
-            HeterogeneousGraph(block.num_nodes, {key: each.pin_memory() for key, each in block.edge_index.items()})
-            for block in self.blocks
-        ]
+        blocks = []
+        for block in self.blocks:
+            pinned = {key: each.pin_memory() for key, each in block.edge_index.items()}
+            blocks.append(HeterogeneousGraph(block.num_nodes, pinned, block.num_queries))
         nodes = {kind: ids.pin_memory() for kind, ids in self.nodes.items()}
         edges = tuple([{relation: each.pin_memory() for relation, each in by.items()} for by in self.edges])
-        return SampledHeterogeneousGraph(nodes, tuple(blocks), self.num_queries, edges)
+        return SampledHeterogeneousGraph(nodes, tuple(blocks), edges)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{kind}={len(ids)}" for kind, ids in self.nodes.items())
@@ -225,11 +230,13 @@ def _assembled(
     from anyattention.patterns.heterogeneous import HeterogeneousGraph
 
     blocks = [
-        HeterogeneousGraph(known, {key: ends[:, : of_block[key]].contiguous() for key, ends in edge_index.items()})
-        for known, of_block in zip(counts, num_edges, strict=False)
+        HeterogeneousGraph(
+            known, {key: ends[:, : of_block[key]].contiguous() for key, ends in edge_index.items()}, queries
+        )
+        for (known, queries), of_block in zip(pairwise(counts), num_edges, strict=True)
     ]
     of_blocks = tuple([{key: each[: of_block[key]] for key, each in edges.items()} for of_block in num_edges])
-    return SampledHeterogeneousGraph(nodes, tuple(blocks), tuple(counts[1:]), of_blocks)
+    return SampledHeterogeneousGraph(nodes, tuple(blocks), of_blocks)
 
 
 def _unpacked(numbers: Any, counts: Any, num_edges: Any, device: str) -> SampledHeterogeneousGraph:
@@ -251,7 +258,7 @@ def _unpacked(numbers: Any, counts: Any, num_edges: Any, device: str) -> Sampled
             edge_index = dict(zip(edges, ends, strict=True))
             sampled = _assembled(nodes, edges, edge_index, counts, num_edges)
             for block in sampled.blocks:
-                HeterogeneousGraph.from_edge_index(block.edge_index, block.num_nodes)
+                HeterogeneousGraph.from_edge_index(block.edge_index, block.num_nodes, num_queries=block.num_queries)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as fault:
         raise GraphStructureError(
             argument="state", expected="integers, and the numbers of nodes and edges of each block", actual=str(fault)

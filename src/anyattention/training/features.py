@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyattention.training.rows import sparse_csr
+from anyattention.nn.feature_rows import sparse_csr
 
 __all__ = ["FeatureKind", "Look", "look_at", "look_at_sparse", "rows_normalised", "to_sparse"]
 

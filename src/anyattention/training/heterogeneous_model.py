@@ -14,10 +14,10 @@ from anyattention.config import AttentionConfig, Config, HeterogeneousGraphAtten
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import HeterogeneousGraphAttention
 from anyattention.nn.bare import is_bare
+from anyattention.nn.feature_rows import first_rows
 from anyattention.ops.linear_maps import linear_maps
 from anyattention.patterns import HeterogeneousGraph, SampledHeterogeneousGraph
 from anyattention.training.model import require_two_hops
-from anyattention.training.rows import first_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,11 +11,11 @@ from torch import Tensor
 from anyattention._checks import plain
 from anyattention.errors import InvalidConfigError
 from anyattention.loader import NeighborLoader
+from anyattention.nn.feature_rows import rows_at
 from anyattention.patterns import SampledGraph, SampledHeterogeneousGraph
 from anyattention.training.data import AnyData, NodeData
 from anyattention.training.heterogeneous_model import HeterogeneousNodeClassifier
 from anyattention.training.model import NodeClassifier
-from anyattention.training.rows import rows_at
 
 __all__ = ["DEFAULT_FANOUT", "batch_loader", "classify_seeds", "require_fanout"]
 

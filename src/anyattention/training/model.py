@@ -13,10 +13,10 @@ from anyattention._checks import keep_all_plain, require_number
 from anyattention.config import AttentionConfig, Config, GraphAttentionConfig
 from anyattention.errors import InvalidConfigError, InvalidInputError
 from anyattention.nn import GraphAttention
+from anyattention.nn.feature_rows import first_rows, sparse_csr
 from anyattention.output import AttentionOutput
 from anyattention.patterns import Graph, SampledGraph, SampledHeterogeneousGraph
 from anyattention.training.columns import deviates
-from anyattention.training.rows import first_rows, sparse_csr
 
 if TYPE_CHECKING:
     from typing_extensions import Self

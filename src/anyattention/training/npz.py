@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError, SparseMatrixError
+from anyattention.nn.feature_rows import sparse_csr
 from anyattention.training.archive import read_arrays
 from anyattention.training.array_features import read_array_features, reading_of_arrays, require_array_reading
 from anyattention.training.data import NodeData, Split
 from anyattention.training.edges import ListedEdges, graph_of_edges, is_repeated
 from anyattention.training.reading import HOMOGENEOUS_TYPE, Reading
-from anyattention.training.rows import sparse_csr
 from anyattention.training.splits import split_of_masks
 
 __all__ = ["load_npz"]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyattention.nn.feature_rows import sparse_csr
 from anyattention.patterns import Graph
-from anyattention.training.rows import sparse_csr
 
 __all__ = ["STRUCTURE_WIDTH", "structure_features"]
 

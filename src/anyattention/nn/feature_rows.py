@@ -31,6 +31,8 @@ def rows_at(x: Tensor, nodes: Tensor) -> Tensor:
 
 def first_rows(x: Tensor, count: int) -> Tensor:
     """The first so many rows of x `(nodes, in_features)`, dense or sparse CSR."""
+    if x.shape[0] == count:
+        return x
     if x.layout == torch.strided:
         return x[:count]
     offsets = x.crow_indices()[: count + 1]
