@@ -110,7 +110,8 @@ import torch
 from anyattention import Graph, NeighborLoader
 
 edges = torch.randint(200, (2, 4_000), generator=torch.Generator().manual_seed(0))
-made = iter(NeighborLoader(Graph.from_edge_index(edges, 200), None, [4], batch_size=10, num_workers=1))
+graph = Graph.from_edge_index(edges, 200)
+made = iter(NeighborLoader(graph, None, [4], batch_size=10, num_workers=1, multiprocessing_context="fork"))
 held.append(next(made).nodes)
 expected = held[0].clone()
 child = os.fork()
@@ -199,6 +200,16 @@ def test_a_batch_that_is_read_in_inference_mode_trains() -> None:
     layer((x, x[: block.num_queries]), block).output.square().sum().backward()
     assert not sampled.nodes.is_inference()
     assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_read_inside_a_derivative(workers: int) -> None:
+    def read(x: Tensor) -> Tensor:
+        require_same(list(found), expected)
+        return x.sum()
+
+    found, expected = loader(workers=workers), list(loader(workers=0))
+    assert torch.func.grad(read)(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def test_a_tensor_that_does_not_fit_comes_as_from_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

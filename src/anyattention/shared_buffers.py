@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention.ambient import is_plain, lasting
+from anyattention.ambient import is_plain, lasting, shielded
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.graph_arrays import fields_of
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
@@ -80,7 +80,8 @@ class SharedBuffers:
             return made
         # Only once, and sent: what PyTorch pickles of a tensor stays open until it is read.
         rest = io.BytesIO()
-        _Writer(rest, self.memory[place]).dump(made)
+        with shielded():
+            _Writer(rest, self.memory[place]).dump(made)
         self.is_taken[place] = True
         return _Sent(self.key, place, rest.getvalue())
 
