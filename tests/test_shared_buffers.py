@@ -1,7 +1,10 @@
 """Buffers that a loader's workers share with their reader: batches come whole, and stay while a part is held."""
 
+import mmap
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +17,9 @@ from anyattention import Graph, HeterogeneousGraph, NeighborLoader, SampledGraph
 from anyattention.nn import GraphAttention
 from anyattention.patterns.graph_arrays import fields_of
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no memory without a place")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+
+resource: Any = pytest.importorskip("resource")
 
 SEEDS = 600
 
@@ -96,6 +101,35 @@ def test_a_fork_keeps_what_it_has_read() -> None:
     process.join()
 
 
+DROPPED_BY_A_HOOK = """
+import os
+held, begin = [], os.pipe()
+os.register_at_fork(after_in_parent=lambda: held.clear())
+
+import torch
+from anyattention import Graph, NeighborLoader
+
+edges = torch.randint(200, (2, 4_000), generator=torch.Generator().manual_seed(0))
+graph = Graph.from_edge_index(edges, 200)
+made = iter(NeighborLoader(graph, None, [4], batch_size=10, num_workers=1, multiprocessing_context="fork"))
+held.append(next(made).nodes)
+expected = held[0].clone()
+child = os.fork()
+if child == 0:
+    os.read(begin[0], 1)
+    os._exit(0 if torch.equal(held[0], expected) else 3)
+for _ in made:
+    pass
+os.write(begin[1], b"1")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_keeps_what_a_hook_of_the_fork_drops() -> None:
+    finished = subprocess.run([sys.executable, "-c", DROPPED_BY_A_HOOK], check=True, capture_output=True, text=True)
+    assert finished.stdout == "0\n"
+
+
 def everything(sampled: SampledGraph) -> dict[str, Any]:
     x = torch.arange(24.0).view(4, 6) + float(sampled.nodes[0])
     kinds = (torch.bool, torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float64, torch.complex64)
@@ -168,28 +202,92 @@ def test_a_batch_that_is_read_in_inference_mode_trains() -> None:
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_a_batch_that_does_not_fit_comes_through_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_buffers, "_ADDRESSES", 1_000)
-    made = iter(loader())
-    require_same([sampled for sampled in made if num_taken(made) == 0], list(loader(workers=0)))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_read_inside_a_derivative(workers: int) -> None:
+    def read(x: Tensor) -> Tensor:
+        require_same(list(found), expected)
+        return x.sum()
+
+    found, expected = loader(workers=workers), list(loader(workers=0))
+    assert torch.func.grad(read)(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["ftruncate", "memfd_create"])
-def test_a_system_without_such_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError("no memory")
+def test_a_tensor_that_does_not_fit_comes_as_from_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(shared_buffers.SharedBuffers):
+        def __init__(self, *counts: int) -> None:
+            super().__init__(*counts)
+            monkeypatch.setattr(shared_buffers, "_ADDRESSES", 5_000)
 
-    monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(shared_buffers, "SharedBuffers", Small)
+    found = list(loader())
+    require_same(found, list(loader(workers=0)))
+    # PyTorch says of its own shared memory that it is shared.
+    arrays = [array for sampled in found for array in arrays_of(sampled) if array is not None and array.numel()]
+    assert {array.is_shared() for array in arrays} == {True, False}
+
+
+def refuse(*_: Any) -> None:
+    raise OSError("no memory")
+
+
+def test_a_system_without_such_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "mmap", refuse)
     made = iter(loader())
     assert not hasattr(made, "buffers")
     require_same(list(made), list(loader(workers=0)))
-    monkeypatch.delattr(os, name)
-    assert name == "ftruncate" or shared_buffers.shared_buffers(1, 2, None) is None
+
+
+def test_limited_addresses_are_left_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = multiprocessing.get_context("fork")
+    assert shared_buffers.shared_buffers(1, 2, fork) is not None
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (2**34, resource.RLIM_INFINITY))
+    assert shared_buffers.shared_buffers(1, 2, fork) is None
 
 
 def test_workers_that_are_not_forked_have_none() -> None:
     assert shared_buffers.shared_buffers(1, 2, multiprocessing.get_context("spawn")) is None
-    assert shared_buffers.shared_buffers(0, None, None) is None
+
+
+def test_without_workers_the_start_method_stays_open() -> None:
+    class Context:
+        def get_start_method(self) -> str:
+            raise AssertionError("the method is settled by the question")
+
+    assert shared_buffers.shared_buffers(0, None, Context()) is None
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def test_buffers_take_no_file_descriptors() -> None:
+    before = num_descriptors()
+    made = shared_buffers.SharedBuffers(2, 3)
+    assert len(made.memory) == 10
+    assert num_descriptors() == before
+
+
+def parameter(sampled: SampledGraph) -> Any:
+    return torch.nn.Parameter(torch.ones(3)), num_descriptors()
+
+
+def test_what_pytorch_sends_of_a_tensor_is_closed_when_it_has_been_read() -> None:
+    counts = [count for _, count in loader(parameter)]
+    # Some of the last batches are on their way.
+    assert counts[-1] - counts[0] < len(counts) // 2
+
+
+def without_plain_numbers(sampled: SampledGraph) -> Any:
+    parts = [torch.ones(2, 3), torch.zeros(1, 3)]
+    return torch.nested.nested_tensor(parts), torch.arange(7, dtype=torch.uint8).view(torch.uint4)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_pytorch_reads_and_copies_in_ways_of_their_own() -> None:
+    nested, small = next(iter(loader(without_plain_numbers)))
+    assert [part.tolist() for part in nested.unbind()] == [[[1.0] * 3] * 2, [[0.0] * 3]]
+    assert small.dtype is torch.uint4
+    assert small.view(torch.uint8).tolist() == list(range(7))
 
 
 def test_an_error_of_a_transform_names_itself() -> None:

@@ -173,7 +173,8 @@ class _Batches(Sampler[Batch]):
     """The batches of an epoch, which are sent to workers one by one."""
 
     def __init__(self, seeds: Tensor, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
-        self.seeds, self.batch_size = seeds, batch_size
+        # As arrays, which no mode or transform sees.
+        self.seeds, self.batch_size = seeds.numpy(), batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed, self.epoch = seed, 0
 
@@ -188,11 +189,11 @@ class _Batches(Sampler[Batch]):
         with shielded():
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             numbers = torch.randint(2**63 - 1, (len(self),), generator=generator, dtype=torch.int64, device="cpu")
-            order = torch.randperm(len(self.seeds), generator=generator, device="cpu") if self.shuffle else None
+            order = torch.randperm(len(self.seeds), generator=generator, device="cpu").numpy() if self.shuffle else None
         for place, number in enumerate(numbers.tolist()):
             part: Any = slice(place * self.batch_size, (place + 1) * self.batch_size)
             # As an array of its own: a tensor would go through shared memory, with all seeds.
-            yield number, self.seeds[part if order is None else order[part]].numpy().copy()
+            yield number, self.seeds[part if order is None else order[part]].copy()
 
 
 def _typed_seeds(seeds: object, graph: HeterogeneousGraph) -> tuple[str, Any]:

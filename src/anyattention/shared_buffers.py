@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyattention.ambient import is_plain, lasting
+from anyattention.ambient import is_plain, lasting, shielded
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.graph_arrays import fields_of
 from anyattention.patterns.heterogeneous import HeterogeneousGraph
@@ -67,32 +67,31 @@ class SharedBuffers:
         self.per_worker = num_ready + _BESIDES_READY
         count = num_workers * self.per_worker
         self.is_taken = mmap.mmap(-1, count)
-        self.memory = [_memory() for _ in range(count)]
+        # It is no file, so it takes no room in /dev/shm, which is small in containers, and no file descriptor.
+        self.memory = [mmap.mmap(-1, _ADDRESSES) for _ in range(count)]
         self.key = next(_KEYS)
         _KNOWN[self.key] = self
 
     def sent(self, made: Any, worker: int) -> Any:
-        """In a worker: what to send for a batch. The batch itself, where no buffer is free or it does not fit."""
+        """In a worker: what to send for a batch. The batch itself where no buffer is free."""
         places = range(worker * self.per_worker, (worker + 1) * self.per_worker)
         place = next((place for place in places if not self.is_taken[place]), None)
         if place is None:
             return made
+        # Only once, and sent: what PyTorch pickles of a tensor stays open until it is read.
         rest = io.BytesIO()
-        writer = _Writer(rest, self.memory[place])
-        try:
-            writer.dump(made)
-        except _TooLargeError:
-            return made
-        if not writer.end:
-            return made
+        with shielded():
+            _Writer(rest, self.memory[place]).dump(made)
         self.is_taken[place] = True
         return _Sent(self.key, place, rest.getvalue())
 
 
 def shared_buffers(num_workers: int, num_ready: int | None, context: Any) -> SharedBuffers | None:
     """Buffers for workers that multiprocessing's context is to start; None where they cannot share any."""
-    method = (multiprocessing if context is None else context).get_start_method()
-    if num_workers == 0 or method != "fork" or not hasattr(os, "memfd_create"):
+    # To ask for the method is to settle it for the whole process, as PyTorch does where there are workers.
+    if num_workers == 0 or (multiprocessing if context is None else context).get_start_method() != "fork":
+        return None
+    if _are_addresses_limited():
         return None
     try:
         return SharedBuffers(num_workers, num_ready or 0)
@@ -100,18 +99,11 @@ def shared_buffers(num_workers: int, num_ready: int | None, context: Any) -> Sha
         return None
 
 
-def _memory() -> mmap.mmap:
-    # A file without a place, since /dev/shm is small in containers, and addresses without memory are no fault there.
-    file = os.memfd_create("anyattention")
-    try:
-        os.ftruncate(file, _ADDRESSES)
-        return mmap.mmap(file, _ADDRESSES)
-    finally:
-        os.close(file)
+def _are_addresses_limited() -> bool:
+    # Only systems that fork have the module.
+    import resource
 
-
-class _TooLargeError(Exception):
-    """A batch that no buffer holds."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 class _Writer(ForkingPickler):
@@ -136,8 +128,9 @@ class _Writer(ForkingPickler):
                 return number, first, None, shape
         begin = -(-self.end // _ALIGNMENT) * _ALIGNMENT
         if begin + x.nbytes > _ADDRESSES:
-            raise _TooLargeError
-        _numbers(self.memory, begin, x.dtype, shape).copy_(x)
+            return None
+        # As bytes, since PyTorch copies no numbers of some dtypes.
+        _numbers(self.memory, begin, torch.uint8, (x.nbytes,)).copy_(x.view(-1).view(torch.uint8))
         self.end = begin + x.nbytes
         self.written.setdefault(storage, []).append((x, self.count))
         self.count += 1
@@ -151,12 +144,12 @@ class _Writer(ForkingPickler):
 
 def _dense(x: Tensor) -> Tensor | None:
     """A tensor whose memory a buffer can hold instead, contiguous; None where it has to be pickled."""
-    if not x.is_cpu or x.layout is not torch.strided or x.is_quantized or x.requires_grad or x.numel() == 0:
+    if not x.is_cpu or x.layout is not torch.strided or x.is_nested or x.is_quantized or x.requires_grad:
         return None
     if x.is_conj() or x.is_neg():
         # Of a view that is computed when it is read PyTorch sends what it is a view of.
         x = x.resolve_conj().resolve_neg().contiguous()
-    return x if x.is_contiguous() and is_plain(x) else None
+    return x if x.numel() > 0 and x.is_contiguous() and is_plain(x) else None
 
 
 def _numbers(memory: Any, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -191,12 +184,13 @@ class _Reader(pickle.Unpickler):
 
 
 class _Forks:
-    """How often this process has been forked, or become a fork."""
+    """Grows whenever this process is forked, or is a fork."""
 
     def __init__(self) -> None:
         self.count = 0
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_parent=self.add, after_in_child=self.add)
+            # Before too: other hooks, and other threads, may drop a batch between the fork and the count of it.
+            os.register_at_fork(before=self.add, after_in_parent=self.add, after_in_child=self.add)
 
     def add(self) -> None:
         self.count += 1
