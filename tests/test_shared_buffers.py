@@ -101,6 +101,44 @@ def test_a_fork_keeps_what_it_has_read() -> None:
     process.join()
 
 
+def test_a_buffer_is_used_again_when_its_other_readers_have_ended() -> None:
+    """As where the last batch of an epoch is held while other workers start: no buffer is lost by that."""
+    train = loader(prefetch_factor=1, persistent_workers=True)
+    buffers = iter(train).buffers
+    num_open = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    for _ in range(8):
+        for sampled in train:
+            last = sampled
+        require_same(list(loader(workers=2)), list(loader(workers=0)))
+        assert last.num_seeds == 20
+    del last, sampled
+    deque(train, maxlen=0)
+    assert sum(buffers.is_taken[:]) == 0
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) <= num_open + 1
+
+
+def test_a_fork_of_a_fork_keeps_it_too() -> None:
+    made = iter(loader(prefetch_factor=1))
+    held = [next(made)]
+    expected = held[0].nodes.clone()
+    told, tell = os.pipe()
+    waits, wake = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0:
+            os.read(waits, 1)
+            os.write(tell, b"same" if torch.equal(held[0].nodes, expected) else b"other")
+        os._exit(0)
+    os.waitpid(child, 0)
+    held.clear()
+    deque(made, maxlen=0)
+    os.write(wake, b".")
+    assert os.read(told, 10) == b"same"
+    for end in (told, tell, waits, wake):
+        os.close(end)
+
+
 DROPPED_BY_A_HOOK = """
 import os
 held, begin = [], os.pipe()

@@ -14,10 +14,12 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import select
 import weakref
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +77,7 @@ class SharedBuffers:
     def sent(self, made: Any, worker: int) -> Any:
         """In a worker: what to send for a batch. The batch itself where no buffer is free."""
         places = range(worker * self.per_worker, (worker + 1) * self.per_worker)
+        # Written from the first that is free on, so that few are touched.
         place = next((place for place in places if not self.is_taken[place]), None)
         if place is None:
             return made
@@ -103,7 +106,10 @@ def _are_addresses_limited() -> bool:
     # Only systems that fork have the module.
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return True
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    return overcommit.exists() and overcommit.read_text().strip() == "2"
 
 
 class _Writer(ForkingPickler):
@@ -184,42 +190,112 @@ class _Reader(pickle.Unpickler):
 
 
 class _Forks:
-    """Grows whenever this process is forked, or is a fork."""
+    """The processes that were forked from this one since it read a batch, and may read that memory too.
+
+    Attributes:
+        count: grows with each fork.
+        has_read: whether this process has read a batch.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.has_read = 0, False
+        self._alive: list[tuple[int, int | None]] = []
+        self._waiting: list[_Place] = []
         if hasattr(os, "register_at_fork"):
-            # Before too: other hooks, and other threads, may drop a batch between the fork and the count of it.
-            os.register_at_fork(before=self.add, after_in_parent=self.add, after_in_child=self.add)
+            os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
-    def add(self) -> None:
+    def free(self, place: _Place) -> None:
+        """Free a buffer that is not read here any more, once no process has it that was forked meanwhile."""
+        if place.num_forks == self.count:
+            place.free()
+        else:
+            self._waiting.append(place)
+
+    def free_waiting(self) -> None:
+        """Free those buffers whose other readers have ended."""
+        if self._waiting:
+            self._forget_ended()
+            waiting, self._waiting = self._waiting, []
+            for place in waiting:
+                if any(number > place.num_forks for number, _ in self._alive):
+                    self._waiting.append(place)
+                else:
+                    place.free()
+
+    def _forget_ended(self) -> None:
+        self._alive = [each for each in self._alive if not _has_ended(each[1])]
+
+    def _before(self) -> None:
+        # The new process and its own have the other end of a pipe: it is at its end when they have ended. Before the
+        # fork, since other hooks and other threads may drop a batch between the fork and a note of it.
         self.count += 1
+        self._other_end: int | None = None
+        if self.has_read:
+            self._forget_ended()
+            try:
+                end, self._other_end = os.pipe()
+            except OSError:
+                end = None
+            self._alive.append((self.count, end))
+
+    def _in_parent(self) -> None:
+        if self._other_end is not None:
+            os.close(self._other_end)
+
+    def _in_child(self) -> None:
+        for _, end in self._alive:
+            if end is not None:
+                os.close(end)
+        self._alive, self._waiting = [], []
+
+
+def _has_ended(end: int | None) -> bool:
+    """Whether all processes have ended that have the other end of a pipe, which then is closed here too."""
+    if end is None:
+        return False
+    poll = select.poll()
+    poll.register(end)
+    if not poll.poll(0):
+        return False
+    os.close(end)
+    return True
 
 
 _forks = _Forks()
 
 
+class _Place(NamedTuple):
+    """A buffer that is read."""
+
+    is_taken: mmap.mmap
+    number: int
+    process: int
+    num_forks: int
+
+    def free(self) -> None:
+        self.is_taken[self.number] = False
+
+
 class _Lease(ctypes.Array):
-    """A buffer that is read: tensors of its numbers hold it, and it is free when they are gone."""
+    """The numbers of a buffer that is read: tensors hold it, and the buffer is free when they are gone."""
 
     _type_ = ctypes.c_byte  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     _length_ = _ADDRESSES  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
-    is_taken: mmap.mmap
-    place: int
-    num_forks: int
+    place: _Place
 
     def __del__(self, forks: _Forks = _forks) -> None:
-        # A process that was forked meanwhile may read the numbers for as long as it likes, so they stay.
-        if self.num_forks == forks.count:
-            self.is_taken[self.place] = False
+        if self.place.process == os.getpid():
+            forks.free(self.place)
 
 
-def _received(key: int, place: int, rest: bytes) -> Any:
+def _received(key: int, number: int, rest: bytes) -> Any:
     buffers = _KNOWN[key]
+    _forks.has_read = True
+    _forks.free_waiting()
     with lasting():
-        lease = _Lease.from_buffer(buffers.memory[place])
-        lease.is_taken, lease.place, lease.num_forks = buffers.is_taken, place, _forks.count
+        lease = _Lease.from_buffer(buffers.memory[number])
+        lease.place = _Place(buffers.is_taken, number, os.getpid(), _forks.count)
         return _Reader(io.BytesIO(rest), lease).load()
 
 
