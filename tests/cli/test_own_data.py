@@ -293,3 +293,20 @@ def test_models_and_data_of_different_kinds(data_files, tmp_path: Path, capsys) 
     assert main(["predict", "--model", str(run), "--data", str(dense)]) == 2
     told = "dense.npz: expected tables with the columns that the network was trained on, got a file with arrays"
     assert told in capsys.readouterr().err
+
+
+def test_features_too_far_from_the_training_get_no_class(tmp_path: Path, capsys) -> None:
+    nodes = [[f"n{i}", "ab"[i % 2], i % 2 + i / 100] for i in range(40)]
+    edges = [["source", "target"], *([f"n{i}", f"n{(i + 2) % 40}"] for i in range(40))]
+    run, out = tmp_path / "run", tmp_path / "out.csv"
+    write(tmp_path / "data/nodes.csv", [["id", "label", "x"], *nodes])
+    write(tmp_path / "data/edges.csv", edges)
+    assert main(["train", "--data", str(tmp_path / "data"), "--out", str(run), "--epochs", "2"]) == 0
+    nodes[3][2] = "1e30"
+    write(tmp_path / "new/nodes.csv", [["id", "label", "x"], *nodes])
+    write(tmp_path / "new/edges.csv", edges)
+    capsys.readouterr()
+    assert main(["predict", "--model", str(run), "--data", str(tmp_path / "new"), "--output", str(out)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "new, class scores: expected finite numbers, got NaN or Inf for" in told
+    assert not out.exists()

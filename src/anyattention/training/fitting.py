@@ -23,7 +23,7 @@ from anyattention.training.heterogeneous_model import (
 from anyattention.training.mini_batches import DEFAULT_FANOUT, batch_loader, classify_seeds, require_fanout
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
-from anyattention.training.steps import require_finite_loss
+from anyattention.training.steps import require_finite_loss, require_finite_scores
 
 __all__ = [
     "AnyClassifier",
@@ -140,7 +140,7 @@ def fit(
         on_epoch: called after each epoch.
 
     Raises:
-        NumericalInstabilityError: the loss is NaN or infinite.
+        NumericalInstabilityError: the loss, or a class score, is NaN or infinite.
 
     Cost: a forward and backward pass for training and a forward pass for validation, each epoch. With a batch_size
     those of training are over the sampled neighbours of a batch at a time; the one of validation is over all nodes, and
@@ -203,10 +203,16 @@ def classify(
 
 
 def predict_logits(model: AnyClassifier, data: AnyData) -> Tensor:
-    """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
+    """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients.
+
+    Raises:
+        NumericalInstabilityError: a score is NaN or infinite.
+    """
     model.eval()
     with torch.no_grad():
-        return classify(model, data).output
+        scores = classify(model, data).output
+    require_finite_scores(scores, data.name, data.ids)
+    return scores
 
 
 def attention_within_classes(model: AnyClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:
