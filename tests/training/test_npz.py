@@ -220,6 +220,7 @@ BAD_DENSE = {
     "features flat": (change("node_features", np.ravel), InvalidInputError, "expected the shape (any, any)"),
     "no features": (change("node_features", lambda x: x[:, :0]), InvalidInputError, "expected nodes and features"),
     "features not finite": (change("node_features", put((1, 1), np.inf)), InvalidInputError, "expected finite numbers"),
+    "features too large": (change("node_features", lambda x: x * np.float64(1e300)), InvalidInputError, "of 32 bits"),
     "labels too many": (change("node_labels", lambda y: np.r_[y, 0]), InvalidInputError, "node_labels: expected the"),
     "labels floating": (change("node_labels", np.float64), InvalidInputError, "got float64"),
     "edges transposed": (change("edges", np.transpose), InvalidInputError, "edges: expected the shape (any, 2)"),
@@ -251,8 +252,10 @@ def check(data_files, folder: Path, arrays: Arrays, case: tuple[Any, type[Attent
     spoil, error, text = case
     spoil(arrays)
     path = data_files.write(folder / "bad.npz", arrays)
-    with pytest.raises(error, match=re.escape(text)):
+    with pytest.raises(error, match=re.escape(text)) as caught:
         load_npz(path)
+    assert str(caught.value).startswith(str(path)), "an error names the file"
+    assert caught.value.argument.startswith(str(path))
 
 
 class Bomb:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anyattention.errors import InvalidInputError, SparseMatrixError
+from anyattention.files import faults_of_file
 from anyattention.training.archive import read_arrays
 from anyattention.training.array_features import read_array_features, reading_of_arrays, require_array_reading
 from anyattention.training.data import NodeData, Split
@@ -74,6 +75,11 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Re
         GraphStructureError: an edge names a node that is not there.
     """
     path = Path(path)
+    with faults_of_file(path):
+        return _load(path, to_train, reading)
+
+
+def _load(path: Path, to_train: bool, reading: Reading | None) -> NodeData:
     both = (_SPARSE, _DENSE)
     arrays, others = read_arrays(path, {key for each in both for key in each.wanted(to_train)})
     # A wrong file should be told of the format that it comes closest to.
@@ -155,7 +161,7 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
     """CSR features."""
     offsets = _array(arrays, "x_indptr", "iu", 1, (num_nodes + 1,)).astype(np.int64)
     columns = _array(arrays, "x_indices", "iu", 1, (None,)).astype(np.int64)
-    values = _array(arrays, "x_data", "fiub", 1, columns.shape).astype(np.float32)
+    values = _finite("x_data", _array(arrays, "x_data", "fiub", 1, columns.shape))
     if offsets[0] != 0 or offsets[-1] != columns.size or (np.diff(offsets) < 0).any():
         raise SparseMatrixError(
             argument="x_indptr",
@@ -168,7 +174,6 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
             expected=f"columns from 0 to {num_features - 1}",
             actual=f"{int(columns.min())} to {int(columns.max())}",
         )
-    _require_finite("x_data", values)
     rows = np.repeat(np.arange(num_nodes), np.diff(offsets))
     cells = np.sort(rows * num_features + columns)
     if (cells[1:] == cells[:-1]).any():
@@ -178,11 +183,10 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
 
 
 def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
-    features = _array(arrays, "node_features", "fiub", 2, (None, None)).astype(np.float32)
+    features = _finite("node_features", _array(arrays, "node_features", "fiub", 2, (None, None)))
     num_nodes = features.shape[0]
     if not features.size:
         raise InvalidInputError(argument="node_features", expected="nodes and features", actual=features.shape)
-    _require_finite("node_features", features)
     labels, num_classes = _labels(arrays, _DENSE, num_nodes, to_train)
     listed = _array(arrays, "edges", "iu", 2, (None, 2)).astype(np.int64).T
     edges, repeated = ListedEdges(listed).once(directed=False)
@@ -245,6 +249,10 @@ def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tup
     return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
 
 
-def _require_finite(key: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise InvalidInputError(argument=key, expected="finite numbers", actual="NaN or Inf")
+def _finite(key: str, values: np.ndarray) -> np.ndarray:
+    """An array as float32."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise InvalidInputError(argument=key, expected="finite numbers of 32 bits", actual="NaN or Inf")
+    return narrow
