@@ -91,6 +91,19 @@ def test_unlabelled_nodes_stay_in_the_graph(data_files, tmp_path: Path) -> None:
     assert data.labels[12] == -1
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_numbers_of_which_32_bits_keep_little_are_told(dtype, data_files, tmp_path: Path) -> None:
+    arrays = data_files.dense_arrays()
+    values = 1000 * arrays["node_features"].astype(np.float64)
+    arrays["node_features"] = values.astype(dtype)
+    assert load_npz(data_files.write(tmp_path / "small.npz", arrays)).notes == ()
+    values[:, 1] = 1.7e9 + np.arange(17)
+    values[:, 2] = 5.1  # what is the same everywhere has nothing to lose
+    arrays["node_features"] = values.astype(dtype)
+    (told,) = load_npz(data_files.write(tmp_path / "times.npz", arrays)).notes
+    assert told == "node_features: 32 bits keep little of how the numbers of column 1 differ. Subtract a mean."
+
+
 @pytest.mark.parametrize(("kind", "key"), [("sparse", "y"), ("dense", "node_labels")])
 def test_minus_one_is_unlabelled(kind: str, key: str, data_files, tmp_path: Path) -> None:
     arrays = getattr(data_files, f"{kind}_arrays")()

@@ -19,7 +19,9 @@ from anyattention.errors import InvalidInputError, SparseMatrixError
 from anyattention.files import faults_of_file
 from anyattention.training.archive import read_arrays
 from anyattention.training.array_features import read_array_features, reading_of_arrays, require_array_reading
+from anyattention.training.columns import deviates
 from anyattention.training.data import NodeData, Split
+from anyattention.training.delimited import listed
 from anyattention.training.edges import ListedEdges, graph_of_edges, is_repeated
 from anyattention.training.reading import HOMOGENEOUS_TYPE, Reading
 from anyattention.training.rows import sparse_csr
@@ -28,6 +30,9 @@ from anyattention.training.splits import split_of_masks
 __all__ = ["load_npz"]
 
 Arrays = Mapping[str, np.ndarray]
+
+# Of a column's standard deviation, by rounding.
+_MOST_LOST = 0.01
 
 _MANY_COLUMNS, _COLUMNS_PER_FEATURE = 1 << 20, 64
 
@@ -183,7 +188,8 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
 
 
 def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
-    features = _finite("node_features", _array(arrays, "node_features", "fiub", 2, (None, None)))
+    values = _array(arrays, "node_features", "fiub", 2, (None, None))
+    features = _finite("node_features", values)
     num_nodes = features.shape[0]
     if not features.size:
         raise InvalidInputError(argument="node_features", expected="nodes and features", actual=features.shape)
@@ -198,9 +204,14 @@ def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
         num_classes=num_classes,
         splits=_masked_splits(arrays, num_nodes, labels) if to_train else (),
         metric="roc_auc" if num_classes == 2 else "accuracy",
-        notes=(f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
-        if repeated
-        else (),
+        notes=(
+            *_told_lost(values, features),
+            *(
+                (f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
+                if repeated
+                else ()
+            ),
+        ),
     )
 
 
@@ -247,6 +258,18 @@ def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tup
             actual=f"{len(classes)} classes" + (f" from {classes[0]} to {classes[-1]}" if len(classes) else ""),
         )
     return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
+
+
+def _told_lost(values: np.ndarray, narrow: np.ndarray) -> tuple[str, ...]:
+    """What is to be told of columns that differ by little more than 32 bits keep of them, such as times."""
+    if narrow.dtype == values.dtype:
+        return ()
+    wide = values.astype(np.float64)
+    deviation, lost = wide.std(0), np.abs(wide - narrow).max(0)
+    is_lost = deviates(deviation, np.abs(wide).max(0)) & (lost > _MOST_LOST * deviation)
+    columns = np.flatnonzero(is_lost).tolist()
+    told = f"node_features: 32 bits keep little of how the numbers of column {listed(columns)} differ. Subtract a mean."
+    return (told,) if columns else ()
 
 
 def _finite(key: str, values: np.ndarray) -> np.ndarray:
