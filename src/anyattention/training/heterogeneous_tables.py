@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError
 from anyattention.patterns import Graph, HeterogeneousGraph
 from anyattention.training.columns import described
@@ -58,7 +59,11 @@ def load_heterogeneous_tables(
         InvalidInputError: a file is missing, its name says no known types, or it is no such table; or no type, or
             several ones have labels and none is chosen.
     """
-    folder, options = Path(folder), options or ReadOptions()
+    with lasting():
+        return _load(Path(folder), options or ReadOptions(), reading)
+
+
+def _load(folder: Path, options: ReadOptions, reading: Reading | None) -> HeterogeneousNodeData:
     tables = _read_tables(folder, reading)
     require_options(options, (*tables.nodes.values(), *tables.edges.values()))
     target = _target(folder, tables, options) if reading is None else reading.target

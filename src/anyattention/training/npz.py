@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError, SparseMatrixError
 from anyattention.files import faults_of_file
 from anyattention.training.archive import read_arrays
@@ -80,7 +81,7 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Re
         GraphStructureError: an edge names a node that is not there.
     """
     path = Path(path)
-    with faults_of_file(path):
+    with lasting(), faults_of_file(path):
         return _load(path, to_train, reading)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
+from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
 from anyattention.files import faults_of_file
 from anyattention.patterns import Graph, HeterogeneousGraph
@@ -60,7 +61,7 @@ def load_saved(
         InvalidInputError: no such file, or a part of it has another shape, dtype or value than it needs.
         GraphStructureError: an edge names a node that is not there.
     """
-    with faults_of_file(Path(path)):
+    with lasting(), faults_of_file(Path(path)):
         return _load(Path(path), options or ReadOptions(), reading, to_train)
 
 
