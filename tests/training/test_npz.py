@@ -91,6 +91,19 @@ def test_unlabelled_nodes_stay_in_the_graph(data_files, tmp_path: Path) -> None:
     assert data.labels[12] == -1
 
 
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_a_class_without_a_training_node_is_told(kind: str, data_files, tmp_path: Path) -> None:
+    arrays = getattr(data_files, f"{kind}_arrays")()
+    if kind == "sparse":
+        arrays["train"] = arrays["train"][arrays["y"][arrays["train"]] == 0]
+        expected = "train has no node of class 1: it cannot be learnt."
+    else:
+        arrays["train_masks"][1] &= arrays["node_labels"] == 1
+        expected = "train_masks has no node of class 0 in split 1: it cannot be learnt."
+    assert load_npz(data_files.write(tmp_path / "a.npz", arrays)).notes == (expected,)
+    assert load_npz(tmp_path / "a.npz", to_train=False).notes == ()
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_numbers_of_which_32_bits_keep_little_are_told(dtype, data_files, tmp_path: Path) -> None:
     arrays = data_files.dense_arrays()
@@ -246,6 +259,18 @@ BAD_DENSE = {
     "masks of another size": (change("val_masks", lambda x: x[:, 1:]), InvalidInputError, "the shape (any, 17)"),
     "another number of splits": (change("val_masks", lambda x: x[1:]), InvalidInputError, "as many splits in each"),
     "masks overlap": (change("val_masks", np.ones_like), InvalidInputError, "each node in one part, once"),
+    "a validation of one class": (
+        lambda arrays: np.logical_and(
+            arrays["val_masks"], arrays["node_labels"] == 1, out=arrays["val_masks"], where=[[False], [True]]
+        ),
+        InvalidInputError,
+        "val_masks: expected nodes of both classes, for the area under the ROC curve, got none of class 0 in split 1",
+    ),
+    "a test of one class": (
+        lambda arrays: np.logical_and(arrays["test_masks"], arrays["node_labels"] == 0, out=arrays["test_masks"]),
+        InvalidInputError,
+        "test_masks: expected nodes of both classes, for the area under the ROC curve, got none of class 1 in split 0",
+    ),
     "an empty mask": (change("val_masks", np.zeros_like), InvalidInputError, "val_masks: expected at least one node"),
     "a key is missing": (lambda arrays: arrays.pop("edges"), InvalidInputError, "got no edges"),
 }

@@ -93,6 +93,9 @@ def _load(path: Path, to_train: bool, reading: Reading | None) -> NodeData:
     _require_keys(path, arrays, own.keys if to_train else own.graph)
     require_array_reading(path, reading)
     parts = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
+    if parts.metric == "roc_auc":
+        _require_both_classes(parts, own)
+    parts = replace(parts, notes=(*parts.notes, *_told_untaught(parts, own)))
     kind = None if reading is None else reading.nodes[HOMOGENEOUS_TYPE].kind
     if kind is None and not to_train:
         kind = "numbers" if own is _DENSE else "words"
@@ -108,6 +111,30 @@ def _load(path: Path, to_train: bool, reading: Reading | None) -> NodeData:
     if not unused:
         return data
     return replace(data, notes=(*data.notes, f"Not used, since the format has no such key: {', '.join(unused)}."))
+
+
+def _require_both_classes(data: NodeData, own: _Format) -> None:
+    """Raise InvalidInputError where the area under the ROC curve of a part that is scored would have no answer."""
+    for number, split in enumerate(data.splits):
+        for key, nodes in zip(own.splits[1:], split[1:], strict=True):
+            found = set(data.labels[nodes].tolist())
+            if len(found) < 2:
+                raise InvalidInputError(
+                    argument=key,
+                    expected="nodes of both classes, for the area under the ROC curve",
+                    actual=f"none of class {1 - min(found)} in split {number}",
+                )
+
+
+def _told_untaught(data: NodeData, own: _Format) -> tuple[str, ...]:
+    """What is to be told of classes that no training label has."""
+    notes = []
+    for number, split in enumerate(data.splits):
+        untold = sorted(set(range(data.num_classes)) - set(data.labels[split.train].tolist()))
+        if untold:
+            where = f" in split {number}" if len(data.splits) > 1 else ""
+            notes.append(f"{own.splits[0]} has no node of class {listed(untold)}{where}: it cannot be learnt.")
+    return tuple(notes)
 
 
 def _require_keys(path: Path, arrays: Arrays, keys: tuple[str, ...]) -> None:
