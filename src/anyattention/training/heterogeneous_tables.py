@@ -73,6 +73,8 @@ def _load(folder: Path, options: ReadOptions, reading: Reading | None) -> Hetero
         for name, table in tables.nodes.items()
     }
     directed = options.directed if reading is None else reading.directed
+    if not directed:
+        _require_no_reverse(tables)
     edge_index, edge_features, columns, notes = _read_all_edges(tables, ids, options, reading)
     graph = HeterogeneousGraph.from_edge_index(edge_index, {name: len(own) for name, own in ids.items()})
     if not directed:
@@ -155,6 +157,8 @@ def _read_tables(folder: Path, reading: Reading | None) -> _Tables:
         )
     missing = [] if reading is None else [f"edges-{'-'.join(each)}.csv" for each in reading.edges if each not in edges]
     notes = [note for table in (*nodes.values(), *edges.values()) for note in table.notes]
+    if (folder / "edges.csv").exists():
+        notes.append(f"{folder / 'edges.csv'}: not used, since there are several types of nodes.")
     if unused:
         notes.append(f"{folder}: not used, since the training had no such table: {listed(unused)}.")
     if missing:
@@ -178,6 +182,19 @@ def _relation_of(path: Path, types: list[str]) -> Relation:
             actual="a name that says " + (f"{len(known)} relations: {listed(known)}" if known else "no such types"),
         )
     return known[0]
+
+
+def _require_no_reverse(tables: _Tables) -> None:
+    """Raise InvalidInputError where a table has the name of the reverse that another one gets."""
+    for (source, name, target), table in tables.edges.items():
+        reverse = tables.edges.get((target, f"rev_{name}", source))
+        if reverse is not None:
+            raise InvalidInputError(
+                argument=reverse.source,
+                expected=f"another name, since it is that of the reverse that {table.source} gets",
+                actual=repr(f"rev_{name}"),
+                hint="leave the table out where it has the same edges; with --directed no relation gets a reverse",
+            )
 
 
 def _target(folder: Path, tables: _Tables, options: ReadOptions) -> str:
