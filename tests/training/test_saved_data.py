@@ -195,6 +195,9 @@ def test_targets_and_readings_that_do_not_fit(tmp_path: Path, require) -> None:
     [
         ([1], {}, "data: expected a Data or HeteroData with an edge_index, got list"),
         (small(edge_index=None), {}, "data: expected a Data or HeteroData with an edge_index"),
+        (small(x=np.ones((15, 2))), {}, "data, 'node', x: expected a torch.Tensor, got ndarray"),
+        (small(test_mask=[True] * 15), {}, "data, 'node', test_mask: expected a torch.Tensor, got list"),
+        (small(edge_index=np.zeros((2, 3), dtype=int)), {}, "'edge', 'node'\\), edge_index: expected a torch.Tensor"),
         (small(), {"ids": ["a"]}, "ids of 'node': expected 15 different names"),
         (small(), {"ids": ["a"] * 15}, "ids of 'node': expected 15 different names"),
         (small(), {"ids": {"paper": ["a"]}}, r"ids: expected types among \['node'\], got \['paper'\]"),

@@ -63,8 +63,8 @@ def save_data(
         class_names: of the class numbers from 0, different ones.
 
     Raises:
-        InvalidInputError: another object, no edge_index, names that are too few or not different, or a path that cannot
-            be written.
+        InvalidInputError: another object, no edge_index, a part that is no tensor, names that are too few or not
+            different, or a path that cannot be written.
 
     Example:
         >>> import tempfile
@@ -85,12 +85,12 @@ def save_data(
         count = _count(name, store)
         own = _names_given(f"ids of {name!r}", names.get(name), count)
         told["nodes"].append({"type": name, "num_nodes": count, "ids": own})
-        _add(tensors, f"nodes.{place}.", store, _OF_NODES)
+        _add(tensors, f"nodes.{place}.", name, store, _OF_NODES)
     for place, (relation, store) in enumerate(edges.items()):
         if getattr(store, "edge_index", None) is None:
             raise InvalidInputError(argument="data", expected=f"an edge_index of {relation}", actual="none")
         told["edges"].append(list(relation))
-        _add(tensors, f"edges.{place}.", store, _OF_EDGES)
+        _add(tensors, f"edges.{place}.", relation, store, _OF_EDGES)
     told["classes"] = _names_given("class_names", class_names, None)
     write_atomically(Path(path), safetensors.torch.save(tensors, {_ABOUT: json.dumps(told, ensure_ascii=False)}))
 
@@ -128,10 +128,14 @@ def _names_given(argument: str, given: Any, count: int | None) -> list[str] | No
     return names
 
 
-def _add(tensors: dict[str, Tensor], prefix: str, store: Any, keys: Sequence[str]) -> None:
+def _add(tensors: dict[str, Tensor], prefix: str, where: object, store: Any, keys: Sequence[str]) -> None:
     for key in keys:
         value = getattr(store, key, None)
-        if isinstance(value, Tensor):
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise InvalidInputError(
+                    argument=f"data, {where!r}, {key}", expected="a torch.Tensor", actual=type(value).__name__
+                )
             dense = value if value.layout == torch.strided else value.to_dense()
             # A clone, since two tensors of a file may not share memory.
             tensors[prefix + key] = dense.detach().cpu().contiguous().clone()
