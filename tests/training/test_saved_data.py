@@ -269,6 +269,41 @@ def test_types_and_relations_that_the_training_had_not_or_had(tmp_path: Path, re
         load_saved(path, reading=trained.reading, to_train=False)
 
 
+def test_features_that_the_training_did_not_use_are_told(tmp_path: Path, require) -> None:
+    path = tmp_path / "a.safetensors"
+    save_data(small(x=None, edge_attr=None), path)
+    trained = load_saved(path)
+    assert load_saved(path, reading=trained.reading, to_train=False).notes == ()
+    save_data(small(), path)
+    found = load_saved(path, reading=trained.reading, to_train=False)
+    assert torch.equal(found.features, trained.features)
+    assert found.edge_features is None
+    assert found.notes == (
+        f"{path}, 'node', x: not used, since the training did not use any.",
+        f"{path}, ('node', 'edge', 'node'), edge_attr: not used, since the training did not use any.",
+    )
+    data = several_types(require)
+    save_data(data, path)
+    trained = load_saved(path)
+    data["author"].x = torch.rand(5, 2)
+    data["paper", "cites", "paper"].edge_attr = torch.rand(2)
+    save_data(data, path)
+    assert set(load_saved(path, reading=trained.reading, to_train=False).notes) == {
+        f"{path}, 'author', x: not used, since the training did not use any.",
+        f"{path}, ('paper', 'cites', 'paper'), edge_attr: not used, since the training did not use any.",
+    }
+
+
+def test_no_nodes_to_predict(tmp_path: Path) -> None:
+    save_data(small(), tmp_path / "a.safetensors")
+    reading = load_saved(tmp_path / "a.safetensors").reading
+    nothing: dict[str, Any] = dict.fromkeys(("y", "train_mask", "val_mask", "test_mask", "edge_attr"))
+    edges = torch.zeros(2, 0, dtype=torch.int64)
+    save_data(small(x=torch.zeros(0, 3), num_nodes=0, edge_index=edges, **nothing), tmp_path / "b.safetensors")
+    with pytest.raises(InvalidInputError, match="'node', num_nodes: expected at least one node, got none"):
+        load_saved(tmp_path / "b.safetensors", reading=reading, to_train=False)
+
+
 GOOD = {"nodes": [{"type": "node", "num_nodes": 2, "ids": None}], "edges": [["node", "edge", "node"]], "classes": None}
 
 

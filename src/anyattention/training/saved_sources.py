@@ -71,6 +71,8 @@ def _load(path: Path, options: ReadOptions, reading: Reading | None, to_train: b
     if reading is not None:
         _require_same(path, saved, reading, is_homogeneous)
     target = _target(path, saved, options) if reading is None else reading.target
+    if not saved.num_nodes[target]:
+        raise fault_of_array(path, target, "num_nodes", "at least one node", "none")
     labels = read_labels(path, saved, target, options, reading, to_train)
     return (_homogeneous if is_homogeneous else _heterogeneous)(path, saved, target, labels, options, reading)
 
@@ -161,7 +163,8 @@ def _read_array(
         look, columns = Look(known.kind, "those of the training are"), known.columns
     if look is None or not columns:
         found = read_array_features(x.float(), kind, graph, names)
-        return found, NodeReading(found.look.kind), ()
+        told = (_told_unused(path, HOMOGENEOUS_TYPE, "x"),) if kind == "structure" else ()
+        return found, NodeReading(found.look.kind), told
     features = _standardised(path, HOMOGENEOUS_TYPE, "x", x, columns)
     told = _told_constant(path, HOMOGENEOUS_TYPE, "x", x, columns)
     return ArrayFeatures(features, look, False), NodeReading("numbers", columns), told
@@ -220,6 +223,10 @@ def _heterogeneous(
     )
 
 
+def _told_unused(path: Path, name: object, key: str) -> str:
+    return f"{path}, {name!r}, {key}: not used, since the training did not use any."
+
+
 def _told_others(path: Path, saved: SavedGraph, reading: Reading | None) -> list[str]:
     """What is to be told of types and relations that the training had not, and of relations that it had."""
     if reading is None:
@@ -263,7 +270,8 @@ def _read_features(
     """
     kind = own.kind if own is not None else "structure" if x is None else look_at(x.numpy()).kind
     if kind == "structure":
-        return None, NodeReading("structure"), ()
+        told = () if own is None or x is None else (_told_unused(path, name, "x"),)
+        return None, NodeReading("structure"), told
     if x is None:
         raise fault_of_array(path, name, "x", "features, as in the training", "none")
     if kind == "words":
@@ -315,7 +323,7 @@ def _read_edges(
         raise fault_of_array(path, relation, "edge_index", "(2, edges) int64", f"{ends.dtype} {tuple(ends.shape)}")
     found = ListedEdges(np.ascontiguousarray(ends.to(torch.int64).numpy()))
     if own == () or (own is None and features is None):
-        return found, (), ()
+        return found, (), () if features is None else (_told_unused(path, relation, "edge_attr"),)
     if features is None:
         raise fault_of_array(path, relation, "edge_attr", "features of the edges, as in the training", "none")
     features = features[:, None] if features.ndim == 1 else features
