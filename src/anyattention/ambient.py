@@ -77,7 +77,7 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
     """What a call of these tensors is made under; None among them does not count."""
     if is_compiling():
         return Moment.DISPATCHED
-    is_transformed = torch._C._are_functorch_transforms_active()
+    is_transformed = torch._C._are_functorch_transforms_active() and not _are_transforms_shut_off()
     if is_transformed or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         others = Moment.TRANSFORMED if is_transformed else Moment.DISPATCHED
         return Moment.BATCHED if any(map(_is_batched, tensors)) else others
@@ -90,6 +90,11 @@ def moment_of(tensors: Iterable[Any]) -> Moment:
         if is_odd or (x.dtype is not torch.int64 and (x.is_neg() or x._is_zerotensor())):
             return Moment.BATCHED if any(map(_is_batched, tensors)) else Moment.DISPATCHED
     return Moment.DUAL if forward_ad._current_level >= 0 and _has_tangent(tensors) else Moment.PLAIN
+
+
+def _are_transforms_shut_off() -> bool:
+    """Whether `shielded` or `lasting` keeps the transforms of torch.func out, which are active all the same."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode)
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from anyattention.errors import InvalidInputError
+from anyattention.errors import GraphStructureError, InvalidInputError, SparseMatrixError
 from anyattention.signals import uninterrupted
 
 try:
@@ -19,6 +19,7 @@ except ImportError:  # no POSIX system
     fcntl = None
 
 __all__ = [
+    "faults_of_file",
     "make_folder",
     "most_memory",
     "reading",
@@ -120,6 +121,27 @@ def require_file(path: Path) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise OSError(None, "not a file")
     return about.st_size
+
+
+@contextmanager
+def faults_of_file(path: Path) -> Iterator[None]:
+    """While a file is read: what is wrong in it, such as an array, is told with the file before it.
+
+    An option of a command, such as --target, is not of the file.
+    """
+    try:
+        yield
+    except (InvalidInputError, GraphStructureError, SparseMatrixError) as fault:
+        if str(fault).startswith((str(path), "--")):
+            raise
+        named = type(fault)(
+            f"{path}: {fault}",
+            argument=f"{path}, {fault.argument}",
+            expected=fault.expected,
+            actual=fault.actual,
+        )
+        named.hint = fault.hint
+        raise named from fault
 
 
 def most_memory(size: int) -> int:

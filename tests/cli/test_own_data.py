@@ -293,3 +293,45 @@ def test_models_and_data_of_different_kinds(data_files, tmp_path: Path, capsys) 
     assert main(["predict", "--model", str(run), "--data", str(dense)]) == 2
     told = "dense.npz: expected tables with the columns that the network was trained on, got a file with arrays"
     assert told in capsys.readouterr().err
+
+
+def test_features_too_far_from_the_training_get_no_class(tmp_path: Path, capsys) -> None:
+    nodes = [[f"n{i}", "ab"[i % 2], i % 2 + i / 100] for i in range(40)]
+    edges = [["source", "target"], *([f"n{i}", f"n{(i + 2) % 40}"] for i in range(40))]
+    run, out = tmp_path / "run", tmp_path / "out.csv"
+    write(tmp_path / "data/nodes.csv", [["id", "label", "x"], *nodes])
+    write(tmp_path / "data/edges.csv", edges)
+    assert main(["train", "--data", str(tmp_path / "data"), "--out", str(run), "--epochs", "2"]) == 0
+    nodes[3][2] = "1e30"
+    write(tmp_path / "new/nodes.csv", [["id", "label", "x"], *nodes])
+    write(tmp_path / "new/edges.csv", edges)
+    capsys.readouterr()
+    assert main(["predict", "--model", str(run), "--data", str(tmp_path / "new"), "--output", str(out)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "new, class scores: expected finite numbers, got NaN or Inf for" in told
+    assert not out.exists()
+
+
+ODD = ['say "hi"', "a,b", "a;b", "two\nlines", "a\rreturn", "crlf\r\nin it", "007", "1e5"]
+ODD += ["NaN", "None", "naïve", "🙂", "'", "#x"]
+
+
+@pytest.mark.parametrize("odd", [ODD, [name for name in ODD if "\r" not in name]], ids=["all", "no returns"])
+def test_ids_and_classes_come_back_as_they_were(odd: list[str], tmp_path: Path, capsys, require) -> None:
+    ids = [*odd, *map(str, range(40 - len(odd)))]
+    classes = [odd[4], odd[0]]
+    run, out = tmp_path / "run", tmp_path / "out.csv"
+    (tmp_path / "data").mkdir()
+    for name, rows in {
+        "nodes.csv": [["id", "label", "x"], *([name, classes[i % 2], i % 2] for i, name in enumerate(ids))],
+        "edges.csv": [["source", "target"], *([name, ids[i - 2]] for i, name in enumerate(ids))],
+    }.items():
+        with open(tmp_path / "data" / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+    assert main(["train", "--data", str(tmp_path / "data"), "--out", str(run), "--epochs", "3"]) == 0
+    assert main(["predict", "--model", str(run), "--data", str(tmp_path / "data"), "--output", str(out)]) == 0
+    rows = rows_of(out)
+    assert [row[0] for row in rows] == ["id", *ids]
+    assert {row[1] for row in rows[1:]} <= set(classes)
+    frame = require("pandas").read_csv(out, dtype=str, keep_default_na=False)
+    assert list(frame["id"]) == ids

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import networkx
+import numpy
 import pytest
 import torch
 from torch.utils import _pytree
@@ -122,6 +123,11 @@ class TestJoined:
         assert torch.equal(features[6:], torch.nn.functional.one_hot(kinds + 2, 5).float())
         assert made.edge_features(None, torch.float64).shape == (52, 3)
 
+    @pytest.mark.parametrize("kind", [int, numpy.int64, numpy.int32])
+    def test_no_regular_graph(self, kind) -> None:
+        made = ExpanderGraph.from_graph(GRAPH, kind(0), sizes=SIZES)
+        assert made.edge_counts[1] == 0
+
     def test_copies_and_leaves(self) -> None:
         made = ExpanderGraph.from_graph(GRAPH, 2, sizes=SIZES)
         leaves, spec = _pytree.tree_flatten(made)
@@ -142,6 +148,9 @@ class TestJoined:
             ExpanderGraph.from_graph(EDGE_INDEX, 2)  # pyright: ignore[reportArgumentType]
         with pytest.raises(InvalidInputError, match=r"degree: expected an even int.*got 3"):
             ExpanderGraph.from_graph(GRAPH, 3)
+        for degree in (False, -2, 0.0):
+            with pytest.raises(InvalidInputError, match=f"degree: expected an int of at least 0, got {degree}"):
+                ExpanderGraph.from_graph(GRAPH, degree)  # pyright: ignore[reportArgumentType]
         with pytest.raises(InvalidInputError, match="num_virtual_nodes: expected an int of at least 0, got -1"):
             ExpanderGraph.from_graph(GRAPH, 2, num_virtual_nodes=-1)
         made = ExpanderGraph.from_graph(GRAPH, 2)

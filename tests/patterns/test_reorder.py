@@ -157,6 +157,8 @@ def test_a_reordered_graph_is_ready_for_attention() -> None:
 def test_what_does_not_fit() -> None:
     with pytest.raises(InvalidInputError, match="method: expected one of 'rcm', 'degree', 'metis', got 'random'"):
         GRAPHS["random"].reorder("random")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidInputError, match=r"method: expected one of .*, got \['rcm'\]"):
+        GRAPHS["random"].reorder(["rcm"])  # pyright: ignore[reportArgumentType]
     bipartite = Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), num_queries=1, num_keys=2)
     with pytest.raises(GraphStructureError, match="graph: expected as many queries as keys"):
         bipartite.reorder("degree")

@@ -219,3 +219,32 @@ def test_memory_is_bounded_by_the_table() -> None:
 def test_json_with_other_values(given) -> None:
     with pytest.raises(InvalidConfigError, match="columns: expected"):
         columns_from_json(given)
+
+
+@pytest.mark.parametrize("values", [["1,234", "2,345,678"], ["", "12,000"]])
+def test_thousands_where_commas_separate_the_fields(values: list[str]) -> None:
+    read = table({"x": values})
+    row = next(row for row, value in enumerate(values) if value)
+    told = f"line {row + 2}, column 'x': expected numbers without commas between thousands, got '{values[row]}'"
+    with pytest.raises(InvalidInputError, match=f"{told}.*--category x .* --ignore x "):
+        measure_columns(read, ["x"])
+    assert measure_columns(read, ["x"], categories=["x"]).columns[0].kind == "category"
+    # What is no such number is text.
+    assert measure_columns(table({"x": [*values, "many"]}), ["x"]).columns[0].kind == "category"
+
+
+@pytest.mark.parametrize("value", ["1.234", "-12.345.678"])
+def test_points_that_may_be_between_thousands(value: str) -> None:
+    told = rf"line 3, column 'x': expected numbers without points .*, got '{value}', which may be thousands"
+    read = table({"x": ["2,5", value, "3"]}, decimal_comma=True)
+    with pytest.raises(InvalidInputError, match=told if value.count(".") == 1 else f"got '{value}'"):
+        measure_columns(read, ["x"])
+    # The training had decimal commas, so that points in files of the same kind may be thousands.
+    column = Column("x", "number", 1.0, 1.0, decimal_comma=True)
+    if value.count(".") == 1:
+        with pytest.raises(InvalidInputError, match=told):
+            read_columns(table({"x": ["2", value]}, decimal_comma=True), [column])
+    # A point that cannot be between thousands is a decimal point, as is any where there is no decimal comma.
+    features, _ = read_columns(table({"x": ["2,5", "0.125", "1.5"]}, decimal_comma=True), [column], as_they_are=True)
+    np.testing.assert_array_equal(features[:, 0], [2.5, 0.125, 1.5])
+    assert measure_columns(table({"x": ["1.234", "2.5"]}, decimal_comma=True), ["x"]).columns[0].kind == "number"

@@ -94,6 +94,7 @@ def test_what_is_between_the_fields(text, columns, rows, note, tmp_path: Path) -
         (b'id,x\n"a\nb",1\nc\n', r"line 4: expected 2 fields, as in the first line, got 1"),
         (b'id,x\na,"1\n', r"line 2: expected fields that are whole, .* got unexpected end of data"),
         (b'id,x\na,"1"2\n', r"line 2: expected fields that are whole"),
+        (b'id,x\na,1\nb,"2\nc,3\nd,4\n', r"line 3: expected fields that are whole, .* got unexpected end of data"),
         (b"id,x\na,\xff\n", r"line 2: expected text in UTF-8, got the byte 0xff. save the file as UTF-8"),
         (b"\xff\xfei\x00d\x00", r"line 1: expected text in UTF-8, got a zero byte. a file of a spreadsheet"),
         (b"id,x,x\na,1,2\n", r"line 1: expected each column once, got 'x' twice"),

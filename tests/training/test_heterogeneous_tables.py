@@ -201,3 +201,22 @@ def test_without_edges_and_names_with_hyphens(tmp_path: Path) -> None:
     edges = {"edges-co-author-wrote-with-joy-paper.csv": tables["edges-author-writes-paper.csv"]}
     data = load_heterogeneous_tables(write(tmp_path / "library", nodes | edges))
     assert data.graph.relations[0] == ("co-author", "wrote-with-joy", "paper")
+
+
+def test_a_table_of_the_reverse_and_a_table_of_no_type(tmp_path: Path) -> None:
+    tables = library()
+    turned = [[target, source] for source, target, _ in tables["edges-author-writes-paper.csv"][1:]]
+    tables["edges-paper-rev_writes-author.csv"] = [["source", "target"], *turned]
+    folder = write(tmp_path / "library", tables)
+    told = (
+        "edges-paper-rev_writes-author.csv: expected another name, since it is that of the reverse that "
+        f"{folder / 'edges-author-writes-paper.csv'} gets, got 'rev_writes'. leave the table out where it has the same "
+        "edges; with --directed no relation gets a reverse"
+    )
+    with pytest.raises(InvalidInputError, match=re.escape(told)):
+        load_heterogeneous_tables(folder)
+    assert len(load_heterogeneous_tables(folder, ReadOptions(directed=True)).graph.relations) == 3
+    (folder / "edges-paper-rev_writes-author.csv").rename(folder / "edges.csv")
+    assert load_heterogeneous_tables(folder).notes == (
+        f"{folder / 'edges.csv'}: not used, since there are several types of nodes.",
+    )

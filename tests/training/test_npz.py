@@ -91,6 +91,32 @@ def test_unlabelled_nodes_stay_in_the_graph(data_files, tmp_path: Path) -> None:
     assert data.labels[12] == -1
 
 
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_a_class_without_a_training_node_is_told(kind: str, data_files, tmp_path: Path) -> None:
+    arrays = getattr(data_files, f"{kind}_arrays")()
+    if kind == "sparse":
+        arrays["train"] = arrays["train"][arrays["y"][arrays["train"]] == 0]
+        expected = "train has no node of class 1: it cannot be learnt."
+    else:
+        arrays["train_masks"][1] &= arrays["node_labels"] == 1
+        expected = "train_masks has no node of class 0 in split 1: it cannot be learnt."
+    assert load_npz(data_files.write(tmp_path / "a.npz", arrays)).notes == (expected,)
+    assert load_npz(tmp_path / "a.npz", to_train=False).notes == ()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_numbers_of_which_32_bits_keep_little_are_told(dtype, data_files, tmp_path: Path) -> None:
+    arrays = data_files.dense_arrays()
+    values = 1000 * arrays["node_features"].astype(np.float64)
+    arrays["node_features"] = values.astype(dtype)
+    assert load_npz(data_files.write(tmp_path / "small.npz", arrays)).notes == ()
+    values[:, 1] = 1.7e9 + np.arange(17)
+    values[:, 2] = 5.1  # what is the same everywhere has nothing to lose
+    arrays["node_features"] = values.astype(dtype)
+    (told,) = load_npz(data_files.write(tmp_path / "times.npz", arrays)).notes
+    assert told == "node_features: 32 bits keep little of how the numbers of column 1 differ. Subtract a mean."
+
+
 @pytest.mark.parametrize(("kind", "key"), [("sparse", "y"), ("dense", "node_labels")])
 def test_minus_one_is_unlabelled(kind: str, key: str, data_files, tmp_path: Path) -> None:
     arrays = getattr(data_files, f"{kind}_arrays")()
@@ -220,6 +246,7 @@ BAD_DENSE = {
     "features flat": (change("node_features", np.ravel), InvalidInputError, "expected the shape (any, any)"),
     "no features": (change("node_features", lambda x: x[:, :0]), InvalidInputError, "expected nodes and features"),
     "features not finite": (change("node_features", put((1, 1), np.inf)), InvalidInputError, "expected finite numbers"),
+    "features too large": (change("node_features", lambda x: x * np.float64(1e300)), InvalidInputError, "of 32 bits"),
     "labels too many": (change("node_labels", lambda y: np.r_[y, 0]), InvalidInputError, "node_labels: expected the"),
     "labels floating": (change("node_labels", np.float64), InvalidInputError, "got float64"),
     "edges transposed": (change("edges", np.transpose), InvalidInputError, "edges: expected the shape (any, 2)"),
@@ -232,6 +259,18 @@ BAD_DENSE = {
     "masks of another size": (change("val_masks", lambda x: x[:, 1:]), InvalidInputError, "the shape (any, 17)"),
     "another number of splits": (change("val_masks", lambda x: x[1:]), InvalidInputError, "as many splits in each"),
     "masks overlap": (change("val_masks", np.ones_like), InvalidInputError, "each node in one part, once"),
+    "a validation of one class": (
+        lambda arrays: np.logical_and(
+            arrays["val_masks"], arrays["node_labels"] == 1, out=arrays["val_masks"], where=[[False], [True]]
+        ),
+        InvalidInputError,
+        "val_masks: expected nodes of both classes, for the area under the ROC curve, got none of class 0 in split 1",
+    ),
+    "a test of one class": (
+        lambda arrays: np.logical_and(arrays["test_masks"], arrays["node_labels"] == 0, out=arrays["test_masks"]),
+        InvalidInputError,
+        "test_masks: expected nodes of both classes, for the area under the ROC curve, got none of class 1 in split 0",
+    ),
     "an empty mask": (change("val_masks", np.zeros_like), InvalidInputError, "val_masks: expected at least one node"),
     "a key is missing": (lambda arrays: arrays.pop("edges"), InvalidInputError, "got no edges"),
 }
@@ -251,8 +290,10 @@ def check(data_files, folder: Path, arrays: Arrays, case: tuple[Any, type[Attent
     spoil, error, text = case
     spoil(arrays)
     path = data_files.write(folder / "bad.npz", arrays)
-    with pytest.raises(error, match=re.escape(text)):
+    with pytest.raises(error, match=re.escape(text)) as caught:
         load_npz(path)
+    assert str(caught.value).startswith(str(path)), "an error names the file"
+    assert caught.value.argument.startswith(str(path))
 
 
 class Bomb:

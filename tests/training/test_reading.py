@@ -110,7 +110,7 @@ def test_arrays_where_the_training_had_tables(tmp_path, require) -> None:
         nodes={"author": NodeReading("structure"), "paper": NodeReading("words")},
         edges={RELATION: ()},
     )
-    with pytest.raises(InvalidInputError, match="expected features, as in the training, got no x"):
+    with pytest.raises(InvalidInputError, match="'paper', x: expected features, as in the training, got none"):
         load_saved(tmp_path / "a.safetensors", reading=arrays, to_train=False)
     (tmp_path / "nodes.csv").write_text("id\na\n")
     (tmp_path / "edges.csv").write_text("source,target\n")

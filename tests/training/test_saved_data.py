@@ -12,7 +12,14 @@ import safetensors.torch
 import torch
 
 from anyattention.errors import DimensionMismatchError, GraphStructureError, InvalidInputError
-from anyattention.training import Reading, ReadOptions, load_saved, save_data
+from anyattention.training import (
+    HeterogeneousNodeClassifier,
+    Reading,
+    ReadOptions,
+    load_saved,
+    predict_logits,
+    save_data,
+)
 from anyattention.training.saved_data import read_saved
 
 NODES = torch.arange(15)
@@ -126,6 +133,7 @@ def test_data_of_several_types(directed: bool, tmp_path: Path, require) -> None:
         ({"edge_attr": torch.zeros(14, 2)}, "edge_attr: expected (15, edge_dim) of numbers, got torch.float32 (14, 2)"),
         ({"val_mask": None}, "val_mask: expected the masks of all three parts, or of none, got none"),
         ({"val_mask": torch.zeros(15)}, "val_mask: expected (15,) or (15, splits), boolean, got torch.float32 (15,)"),
+        ({"val_mask": torch.zeros(15, 2, dtype=torch.bool)}, "val_mask: expected (15,), as train_mask, got (15, 2)"),
         ({"val_mask": torch.ones(15, dtype=torch.bool)}, "expected each node in one part, once"),
         ({"test_mask": torch.zeros(15, dtype=torch.bool)}, "test_mask: expected at least one node, got none"),
         ({"y": torch.where(NODES == 1, 2, NODES % 2)}, "train_mask: expected a node of each class, got none of '2'"),
@@ -134,8 +142,9 @@ def test_data_of_several_types(directed: bool, tmp_path: Path, require) -> None:
 )
 def test_what_is_wrong_in_a_file(changed: dict[str, Any], told: str, tmp_path: Path) -> None:
     save_data(small(**changed), tmp_path / "a.safetensors")
-    with pytest.raises((InvalidInputError, DimensionMismatchError), match=re.escape(told)):
+    with pytest.raises((InvalidInputError, DimensionMismatchError), match=re.escape(told)) as caught:
         load_saved(tmp_path / "a.safetensors")
+    assert str(caught.value).startswith(str(tmp_path / "a.safetensors")), "an error names the file"
 
 
 def test_an_edge_to_a_node_that_is_not_there(tmp_path: Path, require) -> None:
@@ -186,6 +195,9 @@ def test_targets_and_readings_that_do_not_fit(tmp_path: Path, require) -> None:
     [
         ([1], {}, "data: expected a Data or HeteroData with an edge_index, got list"),
         (small(edge_index=None), {}, "data: expected a Data or HeteroData with an edge_index"),
+        (small(x=np.ones((15, 2))), {}, "data, 'node', x: expected a torch.Tensor, got ndarray"),
+        (small(test_mask=[True] * 15), {}, "data, 'node', test_mask: expected a torch.Tensor, got list"),
+        (small(edge_index=np.zeros((2, 3), dtype=int)), {}, "'edge', 'node'\\), edge_index: expected a torch.Tensor"),
         (small(), {"ids": ["a"]}, "ids of 'node': expected 15 different names"),
         (small(), {"ids": ["a"] * 15}, "ids of 'node': expected 15 different names"),
         (small(), {"ids": {"paper": ["a"]}}, r"ids: expected types among \['node'\], got \['paper'\]"),
@@ -196,6 +208,100 @@ def test_what_is_not_saved(data: Any, more: dict[str, Any], told: str, tmp_path:
     with pytest.raises(InvalidInputError, match=told):
         save_data(data, tmp_path / "a.safetensors", **more)
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda numbers: list(torch.tensor(numbers))])
+def test_names_may_be_numbers_of_any_kind(kind, tmp_path: Path) -> None:
+    save_data(small(), tmp_path / "a.safetensors", ids=kind(list(range(20, 35))), class_names=kind([7, 8]))
+    found = load_saved(tmp_path / "a.safetensors")
+    assert (found.ids, found.class_names) == (tuple(map(str, range(20, 35))), ("7", "8"))
+
+
+def test_several_types_that_are_not_saved(tmp_path: Path, require) -> None:
+    data = several_types(require)
+    del data["author"].num_nodes
+    with (
+        pytest.warns(UserWarning, match="num_nodes"),
+        pytest.raises(InvalidInputError, match=r"data\['author'\].num_nodes: expected a number, where there is no x"),
+    ):
+        save_data(data, tmp_path / "a.safetensors")
+    alone = require("torch_geometric.data").HeteroData()
+    alone["paper"].x, alone["paper"].y = data["paper"].x, data["paper"].y
+    with pytest.raises(InvalidInputError, match="data: expected at least one relation, got none"):
+        save_data(alone, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_types_and_relations_that_the_training_had_not_or_had(tmp_path: Path, require) -> None:
+    data, path = several_types(require), tmp_path / "a.safetensors"
+    data["paper", "by", "author"].edge_index = torch.tensor([[0, 1], [2, 3]])
+    save_data(data, path)
+    trained = load_saved(path)
+    assert trained.notes == ()
+    model = HeterogeneousNodeClassifier(**trained.sizes, hidden=4, heads=2)
+    assert predict_logits(model, trained).shape == (12, 3)
+    # Without `by` nothing would join papers to authors, and the reverse of `writes` would stand in for it.
+    del data["paper", "by", "author"]
+    data["shop"].x = torch.zeros(2, 1)
+    data["shop", "sells", "paper"].edge_index = torch.tensor([[0], [2]])
+    save_data(data, path)
+    found = load_saved(path, reading=trained.reading, to_train=False)
+    assert found.graph.relations == trained.graph.relations
+    assert found.graph.edge_index["paper", "by", "author"].shape == (2, 0)
+    assert predict_logits(model, found).shape == (12, 3)
+    assert found.notes == (
+        f"{path}: not used, since the training had no such: 'shop', ('shop', 'sells', 'paper').",
+        f"{path}: no ('paper', 'by', 'author'), which the training had: there are no such edges.",
+    )
+    del data["author", "writes", "paper"]  # its edges had features
+    save_data(data, path)
+    found = load_saved(path, reading=trained.reading, to_train=False)
+    assert found.edge_features["author", "writes", "paper"].shape == (0, 1)
+    assert predict_logits(model, found).shape == (12, 3)
+    data["paper"].x = torch.zeros(12, 5)
+    save_data(data, path)
+    with pytest.raises(InvalidInputError, match=r"'paper', x: expected 4 features, as in the training, got 5"):
+        load_saved(path, reading=trained.reading, to_train=False)
+    data["paper"].x = None
+    data["paper"].num_nodes = 12
+    save_data(data, path)
+    with pytest.raises(InvalidInputError, match=r"'paper', x: expected features, as in the training, got none"):
+        load_saved(path, reading=trained.reading, to_train=False)
+
+
+def test_features_that_the_training_did_not_use_are_told(tmp_path: Path, require) -> None:
+    path = tmp_path / "a.safetensors"
+    save_data(small(x=None, edge_attr=None), path)
+    trained = load_saved(path)
+    assert load_saved(path, reading=trained.reading, to_train=False).notes == ()
+    save_data(small(), path)
+    found = load_saved(path, reading=trained.reading, to_train=False)
+    assert torch.equal(found.features, trained.features)
+    assert found.edge_features is None
+    assert found.notes == (
+        f"{path}, 'node', x: not used, since the training did not use any.",
+        f"{path}, ('node', 'edge', 'node'), edge_attr: not used, since the training did not use any.",
+    )
+    data = several_types(require)
+    save_data(data, path)
+    trained = load_saved(path)
+    data["author"].x = torch.rand(5, 2)
+    data["paper", "cites", "paper"].edge_attr = torch.rand(2)
+    save_data(data, path)
+    assert set(load_saved(path, reading=trained.reading, to_train=False).notes) == {
+        f"{path}, 'author', x: not used, since the training did not use any.",
+        f"{path}, ('paper', 'cites', 'paper'), edge_attr: not used, since the training did not use any.",
+    }
+
+
+def test_no_nodes_to_predict(tmp_path: Path) -> None:
+    save_data(small(), tmp_path / "a.safetensors")
+    reading = load_saved(tmp_path / "a.safetensors").reading
+    nothing: dict[str, Any] = dict.fromkeys(("y", "train_mask", "val_mask", "test_mask", "edge_attr"))
+    edges = torch.zeros(2, 0, dtype=torch.int64)
+    save_data(small(x=torch.zeros(0, 3), num_nodes=0, edge_index=edges, **nothing), tmp_path / "b.safetensors")
+    with pytest.raises(InvalidInputError, match="'node', num_nodes: expected at least one node, got none"):
+        load_saved(tmp_path / "b.safetensors", reading=reading, to_train=False)
 
 
 GOOD = {"nodes": [{"type": "node", "num_nodes": 2, "ids": None}], "edges": [["node", "edge", "node"]], "classes": None}

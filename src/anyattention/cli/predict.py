@@ -208,7 +208,9 @@ def _counted(data: AnyData, probabilities: Tensor) -> str:
 def _as_csv(data: AnyData, probabilities: Tensor) -> bytes:
     best, classes = probabilities.max(1)
     content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
+    # Before Python 3.13 csv leaves a lone carriage return without quotes, and would read it as the end of a line.
+    has_return = any("\r" in name for name in (*(data.ids or ()), *data.class_names))
+    writer = csv.writer(content, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
     # Nine digits give every float32 back exactly.
     if data.ids is None:
         writer.writerow(["node", "class", *(f"probability_{label}" for label in range(probabilities.shape[1]))])

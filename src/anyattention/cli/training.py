@@ -118,7 +118,7 @@ def run_training(data: AnyData, splits: list[int], config: AnyConfig, settings: 
     """Train on each split, one after the other; then read the test labels.
 
     Raises:
-        NumericalInstabilityError: the loss is NaN or infinite.
+        NumericalInstabilityError: the loss, or a class score, is NaN or infinite.
         KeyboardInterrupt: Ctrl-C before a first epoch had finished.
     """
     fits: dict[int, Fit] = {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import require_count, require_memory
-from anyattention.ambient import shielded
+from anyattention.ambient import lasting, shielded
 from anyattention.ops import edge_sum
 from anyattention.patterns import Graph
 from anyattention.patterns.graph_arrays import require_one_set
@@ -40,7 +40,8 @@ def degrees(graph: Graph) -> Tensor:
                 [2, 0]])
     """
     require_one_set(graph)
-    return torch.stack([graph.query_offsets.diff(), graph.key_offsets.diff()], dim=1)
+    with lasting(graph.edge_index):
+        return torch.stack([graph.query_offsets.diff(), graph.key_offsets.diff()], dim=1)
 
 
 def hop_distances(graph: Graph, max_distance: int) -> Tensor:

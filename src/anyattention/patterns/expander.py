@@ -82,7 +82,7 @@ class ExpanderGraph:
         require_one_set(graph)
         own = graph_sizes(graph.num_queries, sizes, batch)
         count = require_count("num_virtual_nodes", num_virtual_nodes, 0)
-        is_regular = not (isinstance(degree, int) and degree == 0)
+        is_regular = require_count("degree", degree, 0) > 0
         with shielded():
             counts = torch.tensor(own, dtype=torch.int64, device=graph.device)
             of_node = torch.arange(len(own), device=graph.device).repeat_interleave(counts)

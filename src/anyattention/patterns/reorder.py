@@ -26,7 +26,7 @@ _NODES_OF_A_PART = 256
 
 def reordered(graph: EdgePattern, method: ReorderMethod) -> tuple[Tensor, Tensor]:
     """The old number of each new node, `(nodes,)`, and the edges by their new numbers, in the caller's order."""
-    if method not in _ORDERS:
+    if not isinstance(method, str) or method not in _ORDERS:
         raise InvalidInputError(
             argument="method", expected="one of " + ", ".join(map(repr, _ORDERS)), actual=repr(method)
         )

@@ -37,6 +37,7 @@ _ROUNDING = 1e-12
 
 # Zeros do not lead thousands: 0,125 is a decimal number.
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_POINTS_OF_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
 
 _MANY_CATEGORIES, _FEW_CATEGORIES = 1000, 20
 
@@ -261,6 +262,34 @@ def _refuse_thousands(table: Table, name: str, *, must_be: bool) -> None:
         )
 
 
+def _refuse_all_thousands(table: Table, name: str) -> None:
+    """Raise InvalidInputError where each field of a column of text is a number with commas between thousands."""
+    values = table.columns[name]
+    filled = [row for row, value in enumerate(values) if value not in MISSING]
+    if filled and not table.decimal_comma and all(_THOUSANDS.fullmatch(values[row]) for row in filled):
+        raise table.fault(
+            name,
+            filled[0],
+            "numbers without commas between thousands",
+            repr(values[filled[0]]),
+            hint=_other_ways(table, name),
+        )
+
+
+def _refuse_points_of_thousands(table: Table, name: str) -> None:
+    """Raise InvalidInputError where a column of decimal commas has a point that may be between thousands: 1.234."""
+    values = table.columns[name]
+    for row, value in enumerate(values):
+        if _POINTS_OF_THOUSANDS.fullmatch(value):
+            raise table.fault(
+                name,
+                row,
+                "numbers without points beside those with a decimal comma",
+                f"{value!r}, which may be thousands",
+                hint="write such numbers without points between thousands",
+            )
+
+
 def _other_ways(table: Table, name: str) -> str:
     return f"--category {name} reads the {table.column_word} as categories, --ignore {name} leaves it out"
 
@@ -270,7 +299,7 @@ def _numbers(table: Table, name: str, *, must_be: bool = False, decimal_comma: b
 
     Raises:
         InvalidInputError: some fields are numbers and some are not (or must be), one is not finite, or commas may be
-            between thousands and are not known to be decimal points.
+            between thousands and are not known to be decimal points, or points may where commas are decimal points.
     """
     values = table.columns[name]
     if table.decimal_comma and not decimal_comma:
@@ -283,6 +312,7 @@ def _numbers(table: Table, name: str, *, must_be: bool = False, decimal_comma: b
         wrong = next(row for row, number in enumerate(parsed) if number is None)
         good = sum(number is not None for number, value in zip(parsed, values, strict=True) if value not in MISSING)
         if not good and not must_be:
+            _refuse_all_thousands(table, name)
             return None
         raise table.fault(
             name,
@@ -291,6 +321,8 @@ def _numbers(table: Table, name: str, *, must_be: bool = False, decimal_comma: b
             repr(values[wrong]),
             hint=None if must_be else _other_ways(table, name),
         )
+    if table.decimal_comma and (decimal_comma or _has_commas(table, name)):
+        _refuse_points_of_thousands(table, name)
     infinite = np.isinf(found)
     if infinite.any():
         row = int(np.argmax(infinite))

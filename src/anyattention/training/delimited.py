@@ -203,8 +203,9 @@ def _parse(path: Path, text: str, delimiter: str) -> tuple[list[str], list[str],
                 )
             before = reader.line_num
     except csv.Error as fault:
+        # A quotation without an end is told at the end of the file: the row began where it should have ended.
         raise InvalidInputError(
-            argument=f"{path}, line {reader.line_num}",
+            argument=f"{path}, line {before + 1}",
             expected='fields that are whole, those with a quote in them as "a ""b"" c"',
             actual=str(fault),
         ) from fault

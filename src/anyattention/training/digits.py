@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyattention.ambient import lasting
 from anyattention.geometry import principal_components
 from anyattention.patterns import Graph
 from anyattention.training.data import NodeData, Split
@@ -34,6 +35,11 @@ def load_digits(seed: int = 0) -> NodeData:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
+    with lasting():
+        return _load(seed)
+
+
+def _load(seed: int) -> NodeData:
     datasets = import_demo("sklearn.datasets", "the digits data set")
     digits = datasets.load_digits()
     pixels = torch.from_numpy(digits.data).double() / 16

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyattention._checks import keep_all_plain, require_number
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidConfigError
 from anyattention.loader import NeighborLoader
 from anyattention.output import AttentionOutput
@@ -23,7 +24,7 @@ from anyattention.training.heterogeneous_model import (
 from anyattention.training.mini_batches import DEFAULT_FANOUT, batch_loader, classify_seeds, require_fanout
 from anyattention.training.model import NodeClassifier, NodeClassifierConfig
 from anyattention.training.scoring import metric_value
-from anyattention.training.steps import require_finite_loss
+from anyattention.training.steps import require_finite_loss, require_finite_scores
 
 __all__ = [
     "AnyClassifier",
@@ -140,7 +141,7 @@ def fit(
         on_epoch: called after each epoch.
 
     Raises:
-        NumericalInstabilityError: the loss is NaN or infinite.
+        NumericalInstabilityError: the loss, or a class score, is NaN or infinite.
 
     Cost: a forward and backward pass for training and a forward pass for validation, each epoch. With a batch_size
     those of training are over the sampled neighbours of a batch at a time; the one of validation is over all nodes, and
@@ -149,7 +150,8 @@ def fit(
     # The epoch and its weights in one variable: an interrupt may come between any two lines.
     kept: tuple[Epoch, dict[str, Tensor]] | None = None
     number, interrupted = 0, False
-    with torch.random.fork_rng(devices=[]):
+    # A training that was called where gradients are off has some all the same.
+    with lasting(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = _new_classifier(config, data)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -174,13 +176,18 @@ def fit(
 
 
 def _new_classifier(config: AnyConfig, data: AnyData) -> AnyClassifier:
-    if isinstance(config, HeterogeneousNodeClassifierConfig):
-        return HeterogeneousNodeClassifier.from_config(config)
-    if not isinstance(data, NodeData):
-        raise InvalidConfigError(
-            argument="config", expected="HeterogeneousNodeClassifierConfig for such data", actual=type(config).__name__
-        )
-    model = NodeClassifier.from_config(replace(config, standardise=data.standardise))
+    """A classifier of the dtype and on the device of the features, whatever PyTorch's defaults are."""
+    like = data.features if isinstance(data, NodeData) else next(iter(data.features.values()))
+    with torch.device(like.device):
+        if isinstance(config, HeterogeneousNodeClassifierConfig):
+            return HeterogeneousNodeClassifier.from_config(config).to(like.dtype)
+        if not isinstance(data, NodeData):
+            raise InvalidConfigError(
+                argument="config",
+                expected="HeterogeneousNodeClassifierConfig for such data",
+                actual=type(config).__name__,
+            )
+        model = NodeClassifier.from_config(replace(config, standardise=data.standardise)).to(like.dtype)
     if data.standardise:
         model.measure_features(data.features)
     return model
@@ -203,10 +210,16 @@ def classify(
 
 
 def predict_logits(model: AnyClassifier, data: AnyData) -> Tensor:
-    """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients."""
+    """Class scores `(nodes, num_classes)` of all nodes, without dropout and without gradients.
+
+    Raises:
+        NumericalInstabilityError: a score is NaN or infinite.
+    """
     model.eval()
     with torch.no_grad():
-        return classify(model, data).output
+        scores = classify(model, data).output
+    require_finite_scores(scores, data.name, data.ids)
+    return scores
 
 
 def attention_within_classes(model: AnyClassifier, data: NodeData, nodes: Tensor) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError, MissingExtraError
 from anyattention.files import most_memory, require_file
 from anyattention.training.data import NodeData
@@ -97,7 +98,8 @@ def load_graphml(
         path, "edge", named, {**fixed, "id": []}, [data for _, _, data in graph.edges(data=True)], size, scanned
     )
     del edges.columns["id"]
-    return data_of_tables(path.stem, nodes, edges, options or ReadOptions(), reading)
+    with lasting():
+        return data_of_tables(path.stem, nodes, edges, options or ReadOptions(), reading)
 
 
 def _require_whole(path: Path, graph: Any, scanned: _Scanned) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError
 from anyattention.patterns import Graph, HeterogeneousGraph
 from anyattention.training.columns import described
@@ -58,7 +59,11 @@ def load_heterogeneous_tables(
         InvalidInputError: a file is missing, its name says no known types, or it is no such table; or no type, or
             several ones have labels and none is chosen.
     """
-    folder, options = Path(folder), options or ReadOptions()
+    with lasting():
+        return _load(Path(folder), options or ReadOptions(), reading)
+
+
+def _load(folder: Path, options: ReadOptions, reading: Reading | None) -> HeterogeneousNodeData:
     tables = _read_tables(folder, reading)
     require_options(options, (*tables.nodes.values(), *tables.edges.values()))
     target = _target(folder, tables, options) if reading is None else reading.target
@@ -68,6 +73,8 @@ def load_heterogeneous_tables(
         for name, table in tables.nodes.items()
     }
     directed = options.directed if reading is None else reading.directed
+    if not directed:
+        _require_no_reverse(tables)
     edge_index, edge_features, columns, notes = _read_all_edges(tables, ids, options, reading)
     graph = HeterogeneousGraph.from_edge_index(edge_index, {name: len(own) for name, own in ids.items()})
     if not directed:
@@ -150,6 +157,8 @@ def _read_tables(folder: Path, reading: Reading | None) -> _Tables:
         )
     missing = [] if reading is None else [f"edges-{'-'.join(each)}.csv" for each in reading.edges if each not in edges]
     notes = [note for table in (*nodes.values(), *edges.values()) for note in table.notes]
+    if (folder / "edges.csv").exists():
+        notes.append(f"{folder / 'edges.csv'}: not used, since there are several types of nodes.")
     if unused:
         notes.append(f"{folder}: not used, since the training had no such table: {listed(unused)}.")
     if missing:
@@ -173,6 +182,19 @@ def _relation_of(path: Path, types: list[str]) -> Relation:
             actual="a name that says " + (f"{len(known)} relations: {listed(known)}" if known else "no such types"),
         )
     return known[0]
+
+
+def _require_no_reverse(tables: _Tables) -> None:
+    """Raise InvalidInputError where a table has the name of the reverse that another one gets."""
+    for (source, name, target), table in tables.edges.items():
+        reverse = tables.edges.get((target, f"rev_{name}", source))
+        if reverse is not None:
+            raise InvalidInputError(
+                argument=reverse.source,
+                expected=f"another name, since it is that of the reverse that {table.source} gets",
+                actual=repr(f"rev_{name}"),
+                hint="leave the table out where it has the same edges; with --directed no relation gets a reverse",
+            )
 
 
 def _target(folder: Path, tables: _Tables, options: ReadOptions) -> str:

@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError, SparseMatrixError
+from anyattention.files import faults_of_file
 from anyattention.nn.feature_rows import sparse_csr
 from anyattention.training.archive import read_arrays
 from anyattention.training.array_features import read_array_features, reading_of_arrays, require_array_reading
+from anyattention.training.columns import deviates
 from anyattention.training.data import NodeData, Split
+from anyattention.training.delimited import listed
 from anyattention.training.edges import ListedEdges, graph_of_edges, is_repeated
 from anyattention.training.reading import HOMOGENEOUS_TYPE, Reading
 from anyattention.training.splits import split_of_masks
@@ -27,6 +31,9 @@ from anyattention.training.splits import split_of_masks
 __all__ = ["load_npz"]
 
 Arrays = Mapping[str, np.ndarray]
+
+# Of a column's standard deviation, by rounding.
+_MOST_LOST = 0.01
 
 _MANY_COLUMNS, _COLUMNS_PER_FEATURE = 1 << 20, 64
 
@@ -74,6 +81,11 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Re
         GraphStructureError: an edge names a node that is not there.
     """
     path = Path(path)
+    with lasting(), faults_of_file(path):
+        return _load(path, to_train, reading)
+
+
+def _load(path: Path, to_train: bool, reading: Reading | None) -> NodeData:
     both = (_SPARSE, _DENSE)
     arrays, others = read_arrays(path, {key for each in both for key in each.wanted(to_train)})
     # A wrong file should be told of the format that it comes closest to.
@@ -81,6 +93,9 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Re
     _require_keys(path, arrays, own.keys if to_train else own.graph)
     require_array_reading(path, reading)
     parts = (_dense_format if own is _DENSE else _sparse_format)(path, arrays, to_train)
+    if parts.metric == "roc_auc":
+        _require_both_classes(parts, own)
+    parts = replace(parts, notes=(*parts.notes, *_told_untaught(parts, own)))
     kind = None if reading is None else reading.nodes[HOMOGENEOUS_TYPE].kind
     if kind is None and not to_train:
         kind = "numbers" if own is _DENSE else "words"
@@ -96,6 +111,30 @@ def load_npz(path: str | os.PathLike[str], *, to_train: bool = True, reading: Re
     if not unused:
         return data
     return replace(data, notes=(*data.notes, f"Not used, since the format has no such key: {', '.join(unused)}."))
+
+
+def _require_both_classes(data: NodeData, own: _Format) -> None:
+    """Raise InvalidInputError where the area under the ROC curve of a part that is scored would have no answer."""
+    for number, split in enumerate(data.splits):
+        for key, nodes in zip(own.splits[1:], split[1:], strict=True):
+            found = set(data.labels[nodes].tolist())
+            if len(found) < 2:
+                raise InvalidInputError(
+                    argument=key,
+                    expected="nodes of both classes, for the area under the ROC curve",
+                    actual=f"none of class {1 - min(found)} in split {number}",
+                )
+
+
+def _told_untaught(data: NodeData, own: _Format) -> tuple[str, ...]:
+    """What is to be told of classes that no training label has."""
+    notes = []
+    for number, split in enumerate(data.splits):
+        untold = sorted(set(range(data.num_classes)) - set(data.labels[split.train].tolist()))
+        if untold:
+            where = f" in split {number}" if len(data.splits) > 1 else ""
+            notes.append(f"{own.splits[0]} has no node of class {listed(untold)}{where}: it cannot be learnt.")
+    return tuple(notes)
 
 
 def _require_keys(path: Path, arrays: Arrays, keys: tuple[str, ...]) -> None:
@@ -155,7 +194,7 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
     """CSR features."""
     offsets = _array(arrays, "x_indptr", "iu", 1, (num_nodes + 1,)).astype(np.int64)
     columns = _array(arrays, "x_indices", "iu", 1, (None,)).astype(np.int64)
-    values = _array(arrays, "x_data", "fiub", 1, columns.shape).astype(np.float32)
+    values = _finite("x_data", _array(arrays, "x_data", "fiub", 1, columns.shape))
     if offsets[0] != 0 or offsets[-1] != columns.size or (np.diff(offsets) < 0).any():
         raise SparseMatrixError(
             argument="x_indptr",
@@ -168,7 +207,6 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
             expected=f"columns from 0 to {num_features - 1}",
             actual=f"{int(columns.min())} to {int(columns.max())}",
         )
-    _require_finite("x_data", values)
     rows = np.repeat(np.arange(num_nodes), np.diff(offsets))
     cells = np.sort(rows * num_features + columns)
     if (cells[1:] == cells[:-1]).any():
@@ -178,11 +216,11 @@ def _sparse_features(arrays: Arrays, num_nodes: int, num_features: int) -> Tenso
 
 
 def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
-    features = _array(arrays, "node_features", "fiub", 2, (None, None)).astype(np.float32)
+    values = _array(arrays, "node_features", "fiub", 2, (None, None))
+    features = _finite("node_features", values)
     num_nodes = features.shape[0]
     if not features.size:
         raise InvalidInputError(argument="node_features", expected="nodes and features", actual=features.shape)
-    _require_finite("node_features", features)
     labels, num_classes = _labels(arrays, _DENSE, num_nodes, to_train)
     listed = _array(arrays, "edges", "iu", 2, (None, 2)).astype(np.int64).T
     edges, repeated = ListedEdges(listed).once(directed=False)
@@ -194,9 +232,14 @@ def _dense_format(path: Path, arrays: Arrays, to_train: bool) -> NodeData:
         num_classes=num_classes,
         splits=_masked_splits(arrays, num_nodes, labels) if to_train else (),
         metric="roc_auc" if num_classes == 2 else "accuracy",
-        notes=(f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
-        if repeated
-        else (),
+        notes=(
+            *_told_lost(values, features),
+            *(
+                (f"edges lists {repeated:,} edges again, either way round; each counts once, in both directions.",)
+                if repeated
+                else ()
+            ),
+        ),
     )
 
 
@@ -245,6 +288,22 @@ def _labels(arrays: Arrays, own: _Format, num_nodes: int, to_train: bool) -> tup
     return torch.from_numpy(labels), int(classes.max(initial=-1)) + 1
 
 
-def _require_finite(key: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise InvalidInputError(argument=key, expected="finite numbers", actual="NaN or Inf")
+def _told_lost(values: np.ndarray, narrow: np.ndarray) -> tuple[str, ...]:
+    """What is to be told of columns that differ by little more than 32 bits keep of them, such as times."""
+    if narrow.dtype == values.dtype:
+        return ()
+    wide = values.astype(np.float64)
+    deviation, lost = wide.std(0), np.abs(wide - narrow).max(0)
+    is_lost = deviates(deviation, np.abs(wide).max(0)) & (lost > _MOST_LOST * deviation)
+    columns = np.flatnonzero(is_lost).tolist()
+    told = f"node_features: 32 bits keep little of how the numbers of column {listed(columns)} differ. Subtract a mean."
+    return (told,) if columns else ()
+
+
+def _finite(key: str, values: np.ndarray) -> np.ndarray:
+    """An array as float32."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise InvalidInputError(argument=key, expected="finite numbers of 32 bits", actual="NaN or Inf")
+    return narrow

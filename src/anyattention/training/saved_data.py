@@ -19,7 +19,7 @@ from anyattention.files import most_memory, require_file, write_atomically
 from anyattention.training.reading import HOMOGENEOUS_RELATION, HOMOGENEOUS_TYPE
 from anyattention.training.structure import STRUCTURE_WIDTH
 
-__all__ = ["SavedGraph", "read_saved", "save_data"]
+__all__ = ["SavedGraph", "fault_of_array", "read_saved", "save_data"]
 
 _ABOUT = "anyattention.data"
 _OF_NODES = ("x", "y", "train_mask", "val_mask", "test_mask")
@@ -63,8 +63,8 @@ def save_data(
         class_names: of the class numbers from 0, different ones.
 
     Raises:
-        InvalidInputError: another object, no edge_index, names that are too few or not different, or a path that cannot
-            be written.
+        InvalidInputError: another object, no edge_index, a part that is no tensor, names that are too few or not
+            different, or a path that cannot be written.
 
     Example:
         >>> import tempfile
@@ -82,25 +82,24 @@ def save_data(
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {"nodes": [], "edges": []}
     for place, (name, store) in enumerate(nodes.items()):
-        own = names.get(name)
-        _require_names(f"ids of {name!r}", own, int(store.num_nodes))
-        told["nodes"].append(
-            {"type": name, "num_nodes": int(store.num_nodes), "ids": own and [str(each) for each in own]}
-        )
-        _add(tensors, f"nodes.{place}.", store, _OF_NODES)
+        count = _count(name, store)
+        own = _names_given(f"ids of {name!r}", names.get(name), count)
+        told["nodes"].append({"type": name, "num_nodes": count, "ids": own})
+        _add(tensors, f"nodes.{place}.", name, store, _OF_NODES)
     for place, (relation, store) in enumerate(edges.items()):
         if getattr(store, "edge_index", None) is None:
             raise InvalidInputError(argument="data", expected=f"an edge_index of {relation}", actual="none")
         told["edges"].append(list(relation))
-        _add(tensors, f"edges.{place}.", store, _OF_EDGES)
-    _require_names("class_names", class_names, None)
-    told["classes"] = None if class_names is None else list(map(str, class_names))
+        _add(tensors, f"edges.{place}.", relation, store, _OF_EDGES)
+    told["classes"] = _names_given("class_names", class_names, None)
     write_atomically(Path(path), safetensors.torch.save(tensors, {_ABOUT: json.dumps(told, ensure_ascii=False)}))
 
 
 def _stores(data: Any) -> tuple[dict[str, Any], dict[Relation, Any]]:
     """What data have for each type of nodes and each relation."""
     if hasattr(data, "node_types") and hasattr(data, "edge_types"):
+        if not data.edge_types:
+            raise InvalidInputError(argument="data", expected="at least one relation", actual="none")
         return {name: data[name] for name in data.node_types}, {each: data[each] for each in data.edge_types}
     if getattr(data, "edge_index", None) is None or getattr(data, "num_nodes", None) is None:
         raise InvalidInputError(
@@ -109,18 +108,34 @@ def _stores(data: Any) -> tuple[dict[str, Any], dict[Relation, Any]]:
     return {HOMOGENEOUS_TYPE: data}, {HOMOGENEOUS_RELATION: data}
 
 
-def _require_names(argument: str, names: Sequence[str] | None, count: int | None) -> None:
-    if names is None:
-        return
-    if count not in (None, len(names)) or len(set(map(str, names))) < len(names) or "" in set(map(str, names)):
+def _count(name: str, store: Any) -> int:
+    count = store.num_nodes
+    if count is None:
+        raise InvalidInputError(
+            argument=f"data[{name!r}].num_nodes", expected="a number, where there is no x", actual="none"
+        )
+    return int(count)
+
+
+def _names_given(argument: str, given: Any, count: int | None) -> list[str] | None:
+    """Names as text: of strings or numbers, in a list, an array or a tensor."""
+    if given is None:
+        return None
+    names = [str(each.item() if isinstance(each, Tensor) and each.ndim == 0 else each) for each in given]
+    if count not in (None, len(names)) or len(set(names)) < len(names) or "" in names:
         expected = f"{count} different names" if count is not None else "different names"
         raise InvalidInputError(argument=argument, expected=expected, actual=f"{len(names)}, or some twice or empty")
+    return names
 
 
-def _add(tensors: dict[str, Tensor], prefix: str, store: Any, keys: Sequence[str]) -> None:
+def _add(tensors: dict[str, Tensor], prefix: str, where: object, store: Any, keys: Sequence[str]) -> None:
     for key in keys:
         value = getattr(store, key, None)
-        if isinstance(value, Tensor):
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise InvalidInputError(
+                    argument=f"data, {where!r}, {key}", expected="a torch.Tensor", actual=type(value).__name__
+                )
             dense = value if value.layout == torch.strided else value.to_dense()
             # A clone, since two tensors of a file may not share memory.
             tensors[prefix + key] = dense.detach().cpu().contiguous().clone()
@@ -217,3 +232,8 @@ def _wrong(path: Path, actual: str) -> InvalidInputError:
     return InvalidInputError(
         argument=str(path), expected="a file that anyattention.training.save_data wrote", actual=actual
     )
+
+
+def fault_of_array(path: Path, where: object, key: str, expected: str, actual: Any) -> InvalidInputError:
+    """The error that names an array of a file: the type or relation that it is of, and its key."""
+    return InvalidInputError(argument=f"{path}, {where!r}, {key}", expected=expected, actual=actual)

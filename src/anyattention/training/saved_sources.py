@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from anyattention._checks import Relation
+from anyattention.ambient import lasting
 from anyattention.errors import GraphStructureError, InvalidInputError
+from anyattention.files import faults_of_file
 from anyattention.patterns import Graph, HeterogeneousGraph
 from anyattention.training.array_features import ArrayFeatures, read_array_features
 from anyattention.training.columns import Column, deviates
-from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData, Split
-from anyattention.training.delimited import counted, listed
+from anyattention.training.data import AnyData, HeterogeneousNodeData, NodeData
+from anyattention.training.delimited import listed
 from anyattention.training.edges import ListedEdges, looped_graph
 from anyattention.training.features import Look, look_at, rows_normalised, to_sparse
 from anyattention.training.heterogeneous_tables import structure_by_type, with_missing_reverses
@@ -31,12 +31,11 @@ from anyattention.training.reading import (
     Reading,
     ReadOptions,
 )
-from anyattention.training.saved_data import SavedGraph, read_saved
-from anyattention.training.splits import draw_split, split_of_masks, told_labels
+from anyattention.training.saved_data import SavedGraph, fault_of_array, read_saved
+from anyattention.training.saved_labels import read_labels
+from anyattention.training.splits import ReadLabels
 
 __all__ = ["load_saved"]
-
-_MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 def load_saved(
@@ -62,22 +61,20 @@ def load_saved(
         InvalidInputError: no such file, or a part of it has another shape, dtype or value than it needs.
         GraphStructureError: an edge names a node that is not there.
     """
-    path, options = Path(path), options or ReadOptions()
+    with lasting(), faults_of_file(Path(path)):
+        return _load(Path(path), options or ReadOptions(), reading, to_train)
+
+
+def _load(path: Path, options: ReadOptions, reading: Reading | None, to_train: bool) -> AnyData:
     saved = read_saved(path)
     is_homogeneous = set(saved.edges) == {HOMOGENEOUS_RELATION} and set(saved.nodes) == {HOMOGENEOUS_TYPE}
     if reading is not None:
         _require_same(path, saved, reading, is_homogeneous)
     target = _target(path, saved, options) if reading is None else reading.target
-    labels = _read_labels(path, saved, target, options, reading, to_train)
+    if not saved.num_nodes[target]:
+        raise fault_of_array(path, target, "num_nodes", "at least one node", "none")
+    labels = read_labels(path, saved, target, options, reading, to_train)
     return (_homogeneous if is_homogeneous else _heterogeneous)(path, saved, target, labels, options, reading)
-
-
-class _Labels(NamedTuple):
-    labels: Tensor
-    class_names: tuple[str, ...]
-    splits: tuple[Split, ...]
-    notes: tuple[str, ...]
-    facts: tuple[str, ...]
 
 
 def _require_same(path: Path, saved: SavedGraph, reading: Reading, is_homogeneous: bool) -> None:
@@ -112,7 +109,7 @@ def _target(path: Path, saved: SavedGraph, options: ReadOptions) -> str:
 
 
 def _homogeneous(
-    path: Path, saved: SavedGraph, target: str, labels: _Labels, options: ReadOptions, reading: Reading | None
+    path: Path, saved: SavedGraph, target: str, labels: ReadLabels, options: ReadOptions, reading: Reading | None
 ) -> NodeData:
     count = saved.num_nodes[target]
     names = saved.ids.get(target, tuple(map(str, range(count))))
@@ -154,7 +151,7 @@ def _read_array(
     kind = None if known is None else known.kind
     if x is None:
         if kind in ("words", "numbers"):
-            raise _fault(path, HOMOGENEOUS_TYPE, "x", "features, as in the training", "none")
+            raise fault_of_array(path, HOMOGENEOUS_TYPE, "x", "features, as in the training", "none")
         nothing = torch.zeros(len(names), 1, dtype=torch.float32, device="cpu")
         found = read_array_features(nothing, kind, graph, names)
         return found._replace(look=Look("structure", "there are no features")), NodeReading("structure"), ()
@@ -166,20 +163,21 @@ def _read_array(
         look, columns = Look(known.kind, "those of the training are"), known.columns
     if look is None or not columns:
         found = read_array_features(x.float(), kind, graph, names)
-        return found, NodeReading(found.look.kind), ()
-    features = _standardised(x, columns, path)
+        told = (_told_unused(path, HOMOGENEOUS_TYPE, "x"),) if kind == "structure" else ()
+        return found, NodeReading(found.look.kind), told
+    features = _standardised(path, HOMOGENEOUS_TYPE, "x", x, columns)
     told = _told_constant(path, HOMOGENEOUS_TYPE, "x", x, columns)
     return ArrayFeatures(features, look, False), NodeReading("numbers", columns), told
 
 
 def _heterogeneous(
-    path: Path, saved: SavedGraph, target: str, labels: _Labels, options: ReadOptions, reading: Reading | None
+    path: Path, saved: SavedGraph, target: str, labels: ReadLabels, options: ReadOptions, reading: Reading | None
 ) -> HeterogeneousNodeData:
     directed = options.directed if reading is None else reading.directed
     types = list(saved.nodes) if reading is None else list(reading.nodes)
-    relations = [each for each in saved.edges if reading is None or each in reading.edges]
+    relations = list(saved.edges) if reading is None else list(reading.edges)
     edge_index, edge_features, columns = {}, {}, {}
-    notes = list(labels.notes)
+    notes = [*labels.notes, *_told_others(path, saved, reading)]
     for relation in relations:
         own = None if reading is None else reading.edges[relation]
         edges, columns[relation], more = _read_edges(path, saved, relation, own)
@@ -225,6 +223,22 @@ def _heterogeneous(
     )
 
 
+def _told_unused(path: Path, name: object, key: str) -> str:
+    return f"{path}, {name!r}, {key}: not used, since the training did not use any."
+
+
+def _told_others(path: Path, saved: SavedGraph, reading: Reading | None) -> list[str]:
+    """What is to be told of types and relations that the training had not, and of relations that it had."""
+    if reading is None:
+        return []
+    others = [each for each in (*saved.nodes, *saved.edges) if each not in reading.nodes and each not in reading.edges]
+    missing = [each for each in reading.edges if each not in saved.edges]
+    notes = [f"{path}: not used, since the training had no such: {listed(others)}."] if others else []
+    if missing:
+        notes.append(f"{path}: no {listed(missing)}, which the training had: there are no such edges.")
+    return notes
+
+
 def _read_x(path: Path, saved: SavedGraph, name: str) -> Tensor | None:
     """The features of one type; None where there are none."""
     x, count = saved.nodes[name].get("x"), saved.num_nodes[name]
@@ -233,7 +247,7 @@ def _read_x(path: Path, saved: SavedGraph, name: str) -> Tensor | None:
     if x.ndim == 1:
         x = x[:, None]
     if x.ndim != 2 or x.shape[0] != count or x.is_complex():
-        raise _fault(path, name, "x", f"({count}, features) of numbers", f"{x.dtype} {tuple(x.shape)}")
+        raise fault_of_array(path, name, "x", f"({count}, features) of numbers", f"{x.dtype} {tuple(x.shape)}")
     return _finite(path, name, "x", x) if x.shape[1] else None
 
 
@@ -244,7 +258,7 @@ def _finite(path: Path, name: object, key: str, x: Tensor) -> Tensor:
     """
     narrow = x.to(torch.float32)
     if not bool(narrow.isfinite().all()):
-        raise _fault(path, name, key, "finite numbers of 32 bits", "NaN or Inf")
+        raise fault_of_array(path, name, key, "finite numbers of 32 bits", "NaN or Inf")
     return x.to(torch.float64) if x.dtype in (torch.float64, torch.int64, torch.int32) else narrow
 
 
@@ -256,13 +270,14 @@ def _read_features(
     """
     kind = own.kind if own is not None else "structure" if x is None else look_at(x.numpy()).kind
     if kind == "structure":
-        return None, NodeReading("structure"), ()
+        told = () if own is None or x is None else (_told_unused(path, name, "x"),)
+        return None, NodeReading("structure"), told
     if x is None:
-        raise InvalidInputError(argument=str(path), expected="features, as in the training", actual="no x")
+        raise fault_of_array(path, name, "x", "features, as in the training", "none")
     if kind == "words":
         return rows_normalised(to_sparse(x.numpy())), NodeReading("words"), ()
     columns = own.columns if own is not None else _measured(x)
-    features = _standardised(x, columns, path)
+    features = _standardised(path, name, "x", x, columns)
     return features, NodeReading("numbers", columns), _told_constant(path, name, "x", x, columns)
 
 
@@ -274,11 +289,9 @@ def _measured(x: Tensor) -> tuple[Column, ...]:
     )
 
 
-def _standardised(x: Tensor, columns: tuple[Column, ...], path: Path) -> Tensor:
+def _standardised(path: Path, name: object, key: str, x: Tensor, columns: tuple[Column, ...]) -> Tensor:
     if len(columns) != x.shape[1]:
-        raise InvalidInputError(
-            argument=str(path), expected=f"{len(columns)} features, as in the training", actual=x.shape[1]
-        )
+        raise fault_of_array(path, name, key, f"{len(columns)} features, as in the training", x.shape[1])
     mean = torch.tensor([column.mean for column in columns], dtype=torch.float64, device="cpu")
     deviation = torch.tensor([column.deviation for column in columns], dtype=torch.float64, device="cpu")
     return ((x.double() - mean) / deviation).float()
@@ -301,100 +314,23 @@ def _read_edges(
     path: Path, saved: SavedGraph, relation: Relation, own: tuple[Column, ...] | None
 ) -> tuple[ListedEdges, tuple[Column, ...], tuple[str, ...]]:
     """The edges of a relation, how their features were read, and what is to be told; own: as in the training."""
+    if own is not None and relation not in saved.edges:
+        features = np.zeros((0, len(own)), dtype=np.float32) if own else None
+        return ListedEdges(np.zeros((2, 0), dtype=np.int64), features), own, ()
     parts = saved.edges[relation]
     ends, features = parts["edge_index"], parts.get("edge_attr")
     if ends.ndim != 2 or ends.shape[0] != 2 or ends.dtype not in (torch.int64, torch.int32):
-        raise _fault(path, relation, "edge_index", "(2, edges) int64", f"{ends.dtype} {tuple(ends.shape)}")
+        raise fault_of_array(path, relation, "edge_index", "(2, edges) int64", f"{ends.dtype} {tuple(ends.shape)}")
     found = ListedEdges(np.ascontiguousarray(ends.to(torch.int64).numpy()))
     if own == () or (own is None and features is None):
-        return found, (), ()
+        return found, (), () if features is None else (_told_unused(path, relation, "edge_attr"),)
     if features is None:
-        raise _fault(path, relation, "edge_attr", "features of the edges, as in the training", "none")
+        raise fault_of_array(path, relation, "edge_attr", "features of the edges, as in the training", "none")
     features = features[:, None] if features.ndim == 1 else features
     if features.ndim != 2 or features.shape[0] != ends.shape[1] or features.is_complex() or not features.shape[1]:
         expected = f"({ends.shape[1]}, edge_dim) of numbers"
-        raise _fault(path, relation, "edge_attr", expected, f"{features.dtype} {tuple(features.shape)}")
+        raise fault_of_array(path, relation, "edge_attr", expected, f"{features.dtype} {tuple(features.shape)}")
     features = _finite(path, relation, "edge_attr", features)
     columns = _measured(features) if own is None else own
     told = _told_constant(path, relation, "edge_attr", features, columns)
-    return found._replace(features=_standardised(features, columns, path).numpy()), columns, told
-
-
-def _read_labels(
-    path: Path, saved: SavedGraph, target: str, options: ReadOptions, reading: Reading | None, to_train: bool
-) -> _Labels:
-    count, own = saved.num_nodes[target], saved.nodes[target]
-    y = own.get("y")
-    if y is None:
-        if to_train:
-            raise _fault(path, target, "y", "class numbers", "none")
-        numbers = torch.full((count,), -1, dtype=torch.int64, device="cpu")
-    else:
-        numbers = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if numbers.shape != (count,) or numbers.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
-            raise _fault(path, target, "y", f"({count},) int64", f"{y.dtype} {tuple(y.shape)}")
-        numbers = numbers.to(torch.int64)
-        if bool((numbers < -1).any()):
-            raise _fault(path, target, "y", "class numbers from 0, or -1 where unknown", int(numbers.min()))
-    found = sorted(set(numbers.tolist()) - {-1})
-    names = saved.class_names
-    if names is not None and found and found[-1] >= len(names):
-        raise _fault(path, target, "y", f"class numbers below {len(names)}, the number of class names", found[-1])
-    by_number = {number: str(number) if names is None else names[number] for number in found}
-    classes = reading.classes if reading is not None else tuple(by_number.values())
-    places = {name: place for place, name in enumerate(classes)}
-    labels = torch.tensor(
-        [-1 if number < 0 else places.get(by_number[number], -1) for number in numbers.tolist()],
-        dtype=torch.int64,
-        device="cpu",
-    )
-    if not to_train:
-        unknown = Counter(by_number[n] for n in numbers.tolist() if n >= 0 and by_number[n] not in places)
-        return _Labels(labels, classes, (), _told_unknown(path, target, unknown), ())
-    if len(classes) < 2:
-        raise _fault(path, target, "y", "at least two classes", listed(classes))
-    splits, how = _read_splits(path, own, target, labels, classes, options)
-    return _Labels(labels, classes, splits, (), told_labels(labels, classes, splits, how))
-
-
-def _told_unknown(path: Path, target: str, unknown: Counter[str]) -> tuple[str, ...]:
-    if not unknown:
-        return ()
-    told = f"{path}, {target!r}, y: {listed(sorted(unknown))} in {counted(sum(unknown.values()), 'row')} is no "
-    return (told + "class of the training; these labels are not compared.",)
-
-
-def _read_splits(
-    path: Path,
-    own: dict[str, Tensor],
-    target: str,
-    labels: Tensor,
-    classes: tuple[str, ...],
-    options: ReadOptions,
-) -> tuple[tuple[Split, ...], str]:
-    there = [key for key in _MASKS if key in own]
-    if not there:
-        split = draw_split(labels, options.seed, f"{path}, nodes {target!r}, y")
-        return (split,), f"drawn by --seed {options.seed}, 60%, 20% and 20% of each class"
-    masks: dict[str, np.ndarray] = {}
-    for key in _MASKS:
-        if key not in own:
-            raise _fault(path, target, key, "the masks of all three parts, or of none", "none")
-        mask = own[key][:, None] if own[key].ndim == 1 else own[key]
-        same = own[there[0]].ndim == 1 or mask.shape[1:] == own[there[0]].shape[1:]
-        if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[0] != len(labels) or not mask.shape[1] or not same:
-            expected = f"({len(labels)},) or ({len(labels)}, splits), boolean"
-            raise _fault(path, target, key, expected, f"{mask.dtype} {tuple(own[key].shape)}")
-        masks[key] = mask.numpy()
-    splits = []
-    for number in range(min(mask.shape[1] for mask in masks.values())):
-        split = split_of_masks({key: mask[:, number] for key, mask in masks.items()}, labels)
-        untold = sorted(set(range(len(classes))) - set(labels[split.train].tolist()))
-        if untold:
-            raise _fault(path, target, "train_mask", "a node of each class", f"none of {classes[untold[0]]!r}")
-        splits.append(split)
-    return tuple(splits), "as the masks say"
-
-
-def _fault(path: Path, where: object, key: str, expected: str, actual: Any) -> InvalidInputError:
-    return InvalidInputError(argument=f"{path}, {where!r}, {key}", expected=expected, actual=actual)
+    return found._replace(features=_standardised(path, relation, "edge_attr", features, columns).numpy()), columns, told

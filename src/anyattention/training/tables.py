@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from anyattention.ambient import lasting
 from anyattention.errors import InvalidInputError
 from anyattention.training.columns import described
 from anyattention.training.data import NodeData
@@ -53,7 +54,8 @@ def load_tables(
                 argument=str(folder), expected="a folder with nodes.csv and edges.csv", actual=f"no {name}"
             )
     nodes, edges = read_table(folder / "nodes.csv", ("id",)), read_table(folder / "edges.csv", ENDS)
-    return data_of_tables(folder.resolve().name, nodes, edges, options or ReadOptions(), reading)
+    with lasting():
+        return data_of_tables(folder.resolve().name, nodes, edges, options or ReadOptions(), reading)
 
 
 def data_of_tables(name: str, nodes: Table, edges: Table, options: ReadOptions, reading: Reading | None) -> NodeData:
