@@ -24,6 +24,7 @@ from anyattention.nn import GraphAttention
 from benchmarks.harness import RESULTS, environment
 from examples.packages.baselines import BASELINES, run_baseline
 from examples.packages.data import Packages, load_packages
+from examples.packages.guesses import with_guesses
 from examples.packages.inputs import Batch, Inputs, prepare_inputs
 from examples.packages.model import PackageClassifier, Settings
 from examples.packages.train import accuracy, fit, predict
@@ -96,7 +97,7 @@ def main() -> None:
     if arguments.fresh:
         PATH.unlink(missing_ok=True)
     packages = load_packages(arguments.data)
-    inputs = prepare_inputs(packages)
+    inputs = with_guesses(packages, prepare_inputs(packages))
     for name in arguments.runs:
         if name in kept_runs():
             continue
