@@ -74,7 +74,8 @@ class Batch(NamedTuple):
         own: by type the words of the seeds and of those that they attend to. The first packages are the seeds.
         links: by relation what these packages read.
         numbers: `(packages, numbers)`: their sizes and degrees.
-        guesses: by type `(nodes, classes)`, how probable each section is for the nodes of `own`; or nothing.
+        guesses: by type how probable each section is for the nodes of `own`, `(nodes, classes)`; packages have beside
+            their own, `(packages, (1 + relations) classes)`, the mean along each relation. Or nothing.
         attended: by relation whom the seeds attend to, as numbers among the nodes of `own`.
         block: the edges along which they do, from these: each relation's sources are a type of its own, of its name.
     """

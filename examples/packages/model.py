@@ -25,8 +25,8 @@ class Settings:
         InvalidConfigError: a value is out of range.
     """
 
-    steps: Annotated[int, About("steps of the training")] = 60
-    batch: Annotated[int, About("packages in a step; 0 for all to learn from at once", least=0)] = 0
+    steps: Annotated[int, About("steps of the training")] = 100
+    batch: Annotated[int, About("packages in a step; 0 for a fifth of those to learn from", least=0)] = 0
     fanout: Annotated[int, About("neighbours by each relation in a step, at most; 0 for all", least=0)] = 0
     width: Annotated[int, About("features of a node")] = 256
     heads: Annotated[int, About("heads of the attention, a divisor of the width")] = 4
@@ -46,7 +46,7 @@ class Settings:
 
 
 class WordFeatures(nn.Module):
-    """Features of nodes from words: layer norm and GELU of a linear map of what a node reads.
+    """Features of nodes from words and guesses: layer norm and GELU of a linear map of what a node reads.
 
         h_i = W_own words_i + sum over relations r of sum over j of factor_r,i W_r words_j + W numbers_i + W guesses_i
 
