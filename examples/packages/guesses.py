@@ -59,7 +59,8 @@ def _guesses(x: Any, packages: Packages, inputs: Inputs, known: Tensor) -> dict[
     for relation, table in inputs.links.items():
         if relation[0] != "package":
             members = sparse_matrix(table).T.tocsr()
-            found[relation[0]] = torch.from_numpy((members @ guesses.numpy()) / members.sum(1)).float()
+            counts = torch.from_numpy(members.sum(1)).clamp(min=1)
+            found[relation[0]] = (torch.from_numpy(members @ guesses.numpy()) / counts).float()
     return found
 
 
