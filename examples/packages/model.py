@@ -106,6 +106,8 @@ class PackageClassifier(nn.Module):
         self.attention = HeterogeneousGraphAttention(
             width, settings.heads, in_features=in_features, relations=relations, residual=True
         )
+        # Scores of 0: attention begins as a mean.
+        nn.init.zeros_(self.attention.prior)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         self.classify = nn.Linear(2 * width, classes)

@@ -92,9 +92,8 @@ def test_a_package_has_the_same_scores_in_any_batch(packages, inputs, model) -> 
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
 
 
-def test_shares_are_those_of_the_links_where_all_scores_are_0(packages, inputs, model) -> None:
-    """Without priors a package attends to all of its neighbours alike."""
-    torch.nn.init.zeros_(model.attention.prior)
+def test_shares_are_those_of_the_links_at_the_start(packages, inputs, model) -> None:
+    """The priors are 0, so that a package attends to all of its neighbours alike."""
     nodes = torch.tensor([4, 59, 17, 0])
     shares = relation_shares(model, inputs, nodes)
     counts = {relation[1]: _adjacency(packages, relation)[nodes].sum(1) for relation in inputs.links}
