@@ -12,7 +12,7 @@ from anyattention import Graph, HeterogeneousGraph, SampledHeterogeneousGraph, e
 from anyattention.training.extras import import_demo
 from examples.packages.data import Packages
 
-__all__ = ["Batch", "Fold", "Inputs", "Link", "Relation", "Rows", "Table", "prepare_inputs", "role_of"]
+__all__ = ["Batch", "Fold", "Inputs", "Link", "Relation", "Rows", "Table", "prepare_inputs", "product", "role_of"]
 
 Relation = tuple[str, str, str]
 
