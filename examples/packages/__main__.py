@@ -19,6 +19,7 @@ from anyattention.files import make_folder, write_together
 from anyattention.training.extras import import_demo, require_extras
 from examples.packages import report
 from examples.packages.data import Packages, load_packages
+from examples.packages.guesses import with_guesses
 from examples.packages.inputs import Inputs, prepare_inputs
 from examples.packages.model import Settings
 from examples.packages.picture import draw
@@ -64,7 +65,7 @@ def _run(arguments: Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     print(report.describe_data(packages, settings), flush=True)
-    inputs = prepare_inputs(packages)
+    inputs = with_guesses(packages, prepare_inputs(packages))
     done = _fit_with_bar(packages, inputs, settings)
     print(f"\n{len(done.losses)} steps in {done.seconds:.0f} s.\n", flush=True)
     found = report.measure(done, packages, inputs)

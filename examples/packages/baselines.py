@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from anyattention.training.extras import import_demo
 from examples.packages.data import Packages
-from examples.packages.inputs import Inputs, Table
+from examples.packages.guesses import sparse_matrix, words_along_links
+from examples.packages.inputs import Inputs
 
 __all__ = ["BASELINES", "run_baseline"]
 
@@ -21,21 +20,15 @@ def run_baseline(name: str, packages: Packages, inputs: Inputs) -> dict[str, Any
 
     Args:
         name: "words" for the words of a package, 0 or 1 each; "words and neighbours' words" for these and, by relation,
-            the mean of the words at the other ends (along sources and maintainers: of their other packages too).
+            the words at the other ends, as the network reads them.
         packages, inputs: the data.
 
     Returns:
         The accuracy on validation and test packages, and the strength C.
     """
     linear = import_demo("sklearn.linear_model", "the comparison with logistic regression")
-    sparse = import_demo("scipy.sparse", "the comparison with logistic regression")
-    words = _matrix(sparse, inputs.read["package", "depends", "package"])
-    parts = [words]
-    for relation, table in inputs.links.items() if name != "words" else ():
-        links = _matrix(sparse, table._replace(values=torch.ones_like(table.values)))
-        of_sources = words if relation[0] == "package" else _means(sparse, links.T.tocsr()) @ words
-        parts.append(_means(sparse, links) @ of_sources)
-    x, labels = sparse.hstack(parts).tocsr(), packages.labels.numpy()
+    own = inputs.read["package", "depends", "package"]
+    x, labels = sparse_matrix(own) if name == "words" else words_along_links(inputs), packages.labels.numpy()
     train, found = packages.train.numpy(), []
     for strength in _STRENGTHS:
         model = linear.LogisticRegression(C=strength, max_iter=100).fit(x[train], labels[train])
@@ -45,14 +38,3 @@ def run_baseline(name: str, packages: Packages, inputs: Inputs) -> dict[str, Any
         }
         found.append({**scores, "C": strength})
     return max(found, key=lambda scores: scores["validation"])
-
-
-def _matrix(sparse: Any, table: Table) -> Any:
-    shape = (len(table.offsets) - 1, table.num_columns)
-    return sparse.csr_matrix((table.values.numpy(), table.columns.numpy(), table.offsets.numpy()), shape)
-
-
-def _means(sparse: Any, links: Any) -> Any:
-    """Rows that take the mean of what they link to."""
-    counts = torch.from_numpy(links.sum(1)).flatten().clamp(min=1)
-    return sparse.diags(counts.reciprocal().numpy()) @ links

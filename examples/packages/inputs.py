@@ -1,18 +1,18 @@
-"""What the network reads of a package: its words, and along each kind of link the words of those at its other end."""
+"""What the network reads of a package: words, guesses of its section, and along each kind of link those of others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyattention import Graph, HeterogeneousGraph, SampledHeterogeneousGraph
+from anyattention import Graph, HeterogeneousGraph, SampledHeterogeneousGraph, edge_sum
 from anyattention.training.extras import import_demo
 from examples.packages.data import Packages
 
-__all__ = ["Batch", "Inputs", "Link", "Relation", "Rows", "Table", "prepare_inputs", "role_of"]
+__all__ = ["Batch", "Fold", "Inputs", "Link", "Relation", "Rows", "Table", "prepare_inputs", "product", "role_of"]
 
 Relation = tuple[str, str, str]
 
@@ -22,6 +22,11 @@ class Rows(NamedTuple):
 
     graph: Graph
     values: Tensor
+
+
+def product(rows: Rows, values: Tensor) -> Tensor:
+    """The product of sparse rows and `(columns, width)`."""
+    return edge_sum(rows.values[:, None], values[:, None], rows.graph)[:, 0]
 
 
 class Table(NamedTuple):
@@ -54,6 +59,13 @@ class Link(NamedTuple):
     readers: Rows
 
 
+class Fold(NamedTuple):
+    """Packages to learn from, and by type guesses `(nodes, classes)` by one that has not seen their sections."""
+
+    seeds: Tensor
+    guesses: Mapping[str, Tensor]
+
+
 class Batch(NamedTuple):
     """What a forward pass reads.
 
@@ -62,6 +74,8 @@ class Batch(NamedTuple):
         own: by type the words of the seeds and of those that they attend to. The first packages are the seeds.
         links: by relation what these packages read.
         numbers: `(packages, numbers)`: their sizes and degrees.
+        guesses: by type how probable each section is for the nodes of `own`, `(nodes, classes)`; packages have beside
+            their own, `(packages, (1 + relations) classes)`, the mean along each relation. Or nothing.
         attended: by relation whom the seeds attend to, as numbers among the nodes of `own`.
         block: the edges along which they do, from these: each relation's sources are a type of its own, of its name.
     """
@@ -70,6 +84,7 @@ class Batch(NamedTuple):
     own: Mapping[str, Rows]
     links: Mapping[Relation, Link]
     numbers: Tensor
+    guesses: Mapping[str, Tensor]
     attended: Mapping[Relation, Tensor]
     block: HeterogeneousGraph
 
@@ -84,6 +99,8 @@ class Inputs(NamedTuple):
         links: by relation the nodes at the other ends, with a factor that makes the sum of their words a row of
             length 1.
         numbers: `(packages, numbers)` float32: sizes, and logarithms of the degrees, each with mean 0 and deviation 1.
+        guesses: by type `(nodes, classes)`, how probable each section is, or nothing: `with_guesses` adds them.
+        folds: of the packages to learn from, each with the guesses that are to be read of it. None without guesses.
     """
 
     graph: HeterogeneousGraph
@@ -91,6 +108,8 @@ class Inputs(NamedTuple):
     read: Mapping[Relation, Table]
     links: Mapping[Relation, Table]
     numbers: Tensor
+    guesses: Mapping[str, Tensor]
+    folds: Sequence[Fold]
 
     def whole_batch(self, seeds: Tensor) -> Batch:
         """The batch of some packages with all of their edges."""
@@ -99,12 +118,16 @@ class Inputs(NamedTuple):
     def batch(self, sampled: SampledHeterogeneousGraph) -> Batch:
         """The batch of a sample of one hop: what packages attend to is sampled, the words that they read are not."""
         packages, count = sampled.nodes["package"], sampled.num_seeds["package"]
-        links = {}
+        links, guesses = {}, {kind: [each[sampled.nodes[kind]]] for kind, each in self.guesses.items()}
         for relation, table in self.links.items():
             sources, row, factors = table.entries(packages)
             read, places = sources.unique(return_inverse=True)
             graph = Graph.from_edge_index(torch.stack([places, row]), num_queries=len(packages), num_keys=len(read))
             links[relation] = Link(self.read[relation].rows(read), Rows(graph, factors))
+            if guesses:
+                counts = row.bincount(minlength=len(packages)).clamp(min=1)
+                shares = Rows(graph, counts.to(factors).reciprocal()[row])
+                guesses["package"].append(product(shares, self.guesses[relation[0]][read]))
         attended, edges, num_nodes = {}, {}, {"package": count}
         for relation, (sources, targets) in sampled.blocks[0].edge_index.items():
             attended[relation], places = sources.unique(return_inverse=True)
@@ -112,7 +135,8 @@ class Inputs(NamedTuple):
             edges[role_of(relation)] = torch.stack([places, targets])
         own = {kind: self.own[kind].rows(nodes) for kind, nodes in sampled.nodes.items()}
         block = HeterogeneousGraph.from_edge_index(edges, num_nodes)
-        return Batch(packages[:count], own, links, self.numbers[packages], attended, block)
+        together = {kind: torch.cat(each, 1) for kind, each in guesses.items()}
+        return Batch(packages[:count], own, links, self.numbers[packages], together, attended, block)
 
 
 def role_of(relation: Relation) -> Relation:
@@ -121,7 +145,7 @@ def role_of(relation: Relation) -> Relation:
 
 
 def prepare_inputs(packages: Packages) -> Inputs:
-    """What all batches are made of.
+    """What all batches are made of, without guesses.
 
     Raises:
         MissingExtraError: scipy, which scikit-learn brings, is not installed.
@@ -148,7 +172,7 @@ def prepare_inputs(packages: Packages) -> Inputs:
             links[relation] = _table(adjacency)
     numbers = torch.cat([packages.sizes, torch.stack(degrees, 1)], 1)
     numbers = (numbers - numbers.mean(0)) / numbers.std(0).clamp(min=1e-6)
-    return Inputs(HeterogeneousGraph.from_edge_index(edges, counts), own, read, links, numbers)
+    return Inputs(HeterogeneousGraph.from_edge_index(edges, counts), own, read, links, numbers, {}, ())
 
 
 def _unit_rows(matrix: Any) -> Table:

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyattention import edge_sum
 from anyattention.errors import InvalidConfigError
 from anyattention.nn import HeterogeneousGraphAttention
-from examples.packages.inputs import Batch, Inputs, Rows, role_of
+from examples.packages.inputs import Batch, Inputs, Rows, product, role_of
 from examples.settings import About, check_settings, require_divisor
 
 __all__ = ["PackageClassifier", "Settings", "WordFeatures"]
@@ -26,8 +25,8 @@ class Settings:
         InvalidConfigError: a value is out of range.
     """
 
-    steps: Annotated[int, About("steps of the training")] = 60
-    batch: Annotated[int, About("packages in a step; 0 for all to learn from at once", least=0)] = 0
+    steps: Annotated[int, About("steps of the training")] = 100
+    batch: Annotated[int, About("packages in a step; 0 for a fifth of those to learn from", least=0)] = 0
     fanout: Annotated[int, About("neighbours by each relation in a step, at most; 0 for all", least=0)] = 0
     width: Annotated[int, About("features of a node")] = 256
     heads: Annotated[int, About("heads of the attention, a divisor of the width")] = 4
@@ -47,9 +46,9 @@ class Settings:
 
 
 class WordFeatures(nn.Module):
-    """Features of nodes from words: layer norm and GELU of a linear map of what a node reads.
+    """Features of nodes from words and guesses: layer norm and GELU of a linear map of what a node reads.
 
-        h_i = W_own words_i + sum over relations r of sum over j of factor_r,i W_r words_j + W numbers_i
+        h_i = W_own words_i + sum over relations r of sum over j of factor_r,i W_r words_j + W numbers_i + W guesses_i
 
     The words of a node are mapped once for each relation, and then summed along its edges: a tenth of the work that it
     takes to map the sums.
@@ -66,6 +65,11 @@ class WordFeatures(nn.Module):
         self.own = nn.ParameterDict({kind: table() for kind in inputs.own})
         self.linked = nn.ParameterDict({relation[1]: table() for relation in inputs.links})
         self.numbers = nn.Linear(inputs.numbers.shape[1], width)
+        # A package has its own guesses, and the means along each of its relations.
+        guesses = {kind: each.shape[1] for kind, each in inputs.guesses.items()}
+        if guesses:
+            guesses["package"] *= 1 + len(inputs.links)
+        self.guesses = nn.ModuleDict({kind: nn.Linear(count, width) for kind, count in guesses.items()})
         self.norms = nn.ModuleDict({kind: nn.LayerNorm(width) for kind in inputs.own})
         self.dropout = nn.Dropout(dropout)
 
@@ -75,16 +79,13 @@ class WordFeatures(nn.Module):
         found["package"] = found["package"] + self.numbers(batch.numbers)
         for relation, link in batch.links.items():
             words = self._mapped(link.words, self.linked[relation[1]])
-            found["package"] = found["package"] + _sum(link.readers, words)
+            found["package"] = found["package"] + product(link.readers, words)
+        for kind, guesses in batch.guesses.items():
+            found[kind] = found[kind] + self.guesses[kind](guesses)
         return {kind: self.dropout(F.gelu(self.norms[kind](rows))) for kind, rows in found.items()}
 
     def _mapped(self, rows: Rows, table: Tensor) -> Tensor:
-        return _sum(rows._replace(values=F.dropout(rows.values, self.word_dropout, self.training)), table)
-
-
-def _sum(rows: Rows, values: Tensor) -> Tensor:
-    """The product of sparse rows and `(columns, width)`."""
-    return edge_sum(rows.values[:, None], values[:, None], rows.graph)[:, 0]
+        return product(rows._replace(values=F.dropout(rows.values, self.word_dropout, self.training)), table)
 
 
 class PackageClassifier(nn.Module):

@@ -56,7 +56,7 @@ class Report(NamedTuple):
 def describe_data(packages: Packages, settings: Settings) -> str:
     """What is learnt."""
     counts, edges = packages.graph.num_nodes, packages.graph.num_edges
-    step = f"samples of {settings.batch:,} packages" if settings.batch else "all of them in each step"
+    step = f"samples of {settings.batch:,} packages" if settings.batch else "a fifth of them in each step"
     return f"""\
 {counts["package"]:,} packages, {counts["source"]:,} sources and {counts["maintainer"]:,} maintainers, joined by \
 {edges // 2:,} links, and {packages.num_words:,} words of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -97,22 +98,26 @@ def fit(
 
 
 def batches(seeds: Tensor, inputs: Inputs, settings: Settings) -> Iterator[Batch]:
-    """The batches of a training, without end: the whole again and again, or samples, epoch after epoch."""
+    """The batches of a training, without end: fold after fold, each whole or as samples, epoch after epoch."""
     fanout = settings.fanout or -1
+    parts = [(fold.seeds, inputs._replace(guesses=fold.guesses)) for fold in inputs.folds] or [(seeds, inputs)]
     if not settings.batch:
-        whole = inputs.whole_batch(seeds) if fanout == -1 else None
+        wholes = [part.whole_batch(seeds) for seeds, part in parts] if fanout == -1 else None
         while True:
-            yield whole or inputs.batch(inputs.graph.sample({"package": seeds}, [fanout]))
-    loader = NeighborLoader(
-        inputs.graph,
-        ("package", seeds),
-        [fanout],
-        batch_size=settings.batch,
-        shuffle=True,
-        transform=inputs.batch,
-    )
+            yield from wholes or (part.batch(part.graph.sample({"package": seeds}, [fanout])) for seeds, part in parts)
+    loaders = [
+        NeighborLoader(
+            inputs.graph,
+            ("package", seeds),
+            [fanout],
+            batch_size=settings.batch,
+            shuffle=True,
+            transform=part.batch,
+        )
+        for seeds, part in parts
+    ]
     while True:
-        yield from loader
+        yield from itertools.chain(*loaders)
 
 
 def _step(

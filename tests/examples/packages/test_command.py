@@ -12,6 +12,7 @@ import examples.packages.__main__ as command
 from examples.packages.__main__ import main
 from examples.packages.baselines import run_baseline
 from examples.packages.data import load_packages
+from examples.packages.guesses import with_guesses
 from examples.packages.inputs import prepare_inputs
 from examples.packages.model import PackageClassifier, Settings
 from examples.packages.report import MEANINGS, Report, describe_scores
@@ -39,7 +40,7 @@ def test_it_says_how_it_went(packages_file: Path, tmp_path: Path, capsys) -> Non
     assert str(tmp_path / "run/attention.png") in printed.out
     assert "3/3" in printed.err
     packages = load_packages(packages_file)
-    inputs = prepare_inputs(packages)
+    inputs = with_guesses(packages, prepare_inputs(packages))
     model = PackageClassifier(inputs, Settings(width=8, heads=2), len(packages.classes)).eval()
     model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
     score = accuracy(predict(model, inputs, packages.test), packages.test, packages.labels)

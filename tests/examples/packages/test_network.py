@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from anyattention.errors import InvalidConfigError, InvalidInputError, NumericalInstabilityError
 from examples.packages import train
 from examples.packages.data import Packages, load_packages
+from examples.packages.guesses import with_guesses
 from examples.packages.inputs import Inputs, prepare_inputs
 from examples.packages.model import PackageClassifier, Settings
 from examples.packages.train import accuracy, batches, fit, predict, relation_shares
@@ -24,7 +25,7 @@ def packages(packages_file: Path) -> Packages:
 
 @pytest.fixture(scope="module")
 def inputs(packages: Packages) -> Inputs:
-    return prepare_inputs(packages)
+    return with_guesses(packages, prepare_inputs(packages))
 
 
 @pytest.fixture
@@ -59,23 +60,27 @@ def test_features_are_those_of_dense_matrices(packages, inputs, model) -> None:
         read={kind: table._replace(values=table.values.double()) for kind, table in inputs.read.items()},
         links={kind: table._replace(values=table.values.double()) for kind, table in inputs.links.items()},
         numbers=inputs.numbers.double(),
+        guesses={kind: guesses.double() for kind, guesses in inputs.guesses.items()},
     )
     seeds = torch.tensor([59, 7, 58, 0, 31])
     sampled = inputs.graph.sample({"package": seeds}, [-1])
     found = model.features(inputs.batch(sampled))
     layer = model.features
     expected = _unit(words) @ layer.own["package"] + layer.numbers(inputs.numbers)
+    guesses = [inputs.guesses["package"]]
     for relation in inputs.links:
         matrix = _adjacency(packages, relation)
+        guesses.append(matrix / matrix.sum(1, keepdim=True).clamp(min=1) @ inputs.guesses[relation[0]])
         if relation[0] == "package":
             read = _unit(matrix @ words)
         else:
             others = _unit(matrix.T @ words)
             read = matrix @ others
-            rows = F.gelu(layer.norms[relation[0]](others @ layer.own[relation[0]]))
+            guessed = layer.guesses[relation[0]](inputs.guesses[relation[0]])
+            rows = F.gelu(layer.norms[relation[0]](others @ layer.own[relation[0]] + guessed))
             torch.testing.assert_close(found[relation[0]], rows[sampled.nodes[relation[0]]], rtol=1e-5, atol=1e-5)
         expected = expected + read @ layer.linked[relation[1]]
-    expected = F.gelu(layer.norms["package"](expected))
+    expected = F.gelu(layer.norms["package"](expected + layer.guesses["package"](torch.cat(guesses, 1))))
     torch.testing.assert_close(found["package"], expected[sampled.nodes["package"]], rtol=1e-5, atol=1e-5)
 
 
@@ -126,11 +131,16 @@ def test_training_lowers_the_loss_and_repeats(changes, packages, inputs) -> None
     assert fit(packages, inputs, settings).losses == done.losses
 
 
-def test_batches_take_each_package_once_an_epoch(packages, inputs) -> None:
-    drawn = batches(packages.train, inputs, Settings(batch=4, fanout=1))
-    epoch = [next(drawn) for _ in range(2)]
+@pytest.mark.parametrize(("batch", "count"), [(0, 5), (1, 6), (4, 5)])
+def test_batches_take_each_package_once_an_epoch_beside_those_of_its_fold(batch, count, packages, inputs) -> None:
+    drawn = batches(packages.train, inputs, Settings(batch=batch, fanout=1))
+    epoch = [next(drawn) for _ in range(count)]
     assert sorted(torch.cat([batch.seeds for batch in epoch]).tolist()) == packages.train.tolist()
     for batch in epoch:
+        (fold,) = (fold for fold in inputs.folds if batch.seeds[0] in fold.seeds)
+        assert set(batch.seeds.tolist()) <= set(fold.seeds.tolist())
+        own = batch.guesses["package"][: len(batch.seeds), : len(packages.classes)]
+        assert own.equal(fold.guesses["package"][batch.seeds])
         for edges in batch.block.edge_index.values():
             assert edges.shape[1] == len(edges[1].unique())
 
