@@ -2,7 +2,7 @@
 
 full, sampled: a fifth of the packages to learn from in a step, or 625 with 10 neighbours by relation. HGTConv (PyTorch
 Geometric's), GAT (nn.GraphAttention over all relations and types as one graph): the same network with this layer in the
-place of ours, as in full. 3 seeds each. words, neighbours: logistic regression. Each run is kept in
+place of ours, as in full. 6 seeds each. words, neighbours: logistic regression. Each run is kept in
 results/accuracy-debian.json when it has finished, so that an interrupted benchmark goes on where it stopped.
 """
 
@@ -78,7 +78,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }
 LOGISTIC = dict(zip(("words", "neighbours"), BASELINES, strict=True))
 RUNS = [
-    *(f"{kind} {seed}" for kind in NETWORKS for seed in range(3)),
+    *(f"{kind} {seed}" for kind in NETWORKS for seed in range(6)),
     *LOGISTIC,
 ]
 

@@ -174,6 +174,7 @@ def everything(sampled: SampledGraph) -> dict[str, Any]:
     return {
         "sampled": [sampled, (sampled.blocks[0], "text")],
         "whole": x,
+        "again": x,
         "rows": x[1:3],
         "column": x[:, 1],
         "turned": x.t(),
@@ -197,6 +198,7 @@ def test_whatever_a_batch_becomes_comes_whole() -> None:
         require_same([found["sampled"][0]], [expected["sampled"][0]])
         assert found["sampled"][1][0] is found["sampled"][0].blocks[0]
         assert found["sampled"][1][1] == "text"
+        assert found["again"] is found["whole"]
         for name, tensor in expected.items():
             if isinstance(tensor, Tensor):
                 other = found[name]

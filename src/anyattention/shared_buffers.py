@@ -13,7 +13,6 @@ import itertools
 import mmap
 import multiprocessing
 import os
-import pickle
 import select
 import weakref
 from collections.abc import Callable
@@ -83,10 +82,11 @@ class SharedBuffers:
             return made
         # Only once, and sent: what PyTorch pickles of a tensor stays open until it is read.
         rest = io.BytesIO()
+        writer = _Writer(rest, self.memory[place], _Lent(self.key, place))
         with shielded():
-            _Writer(rest, self.memory[place]).dump(made)
-        self.is_taken[place] = True
-        return _Sent(self.key, place, rest.getvalue())
+            writer.dump(made)
+        self.is_taken[place] = writer.end > 0
+        return _Sent(rest.getvalue())
 
 
 def shared_buffers(num_workers: int, num_ready: int | None, context: Any) -> SharedBuffers | None:
@@ -115,37 +115,33 @@ def _are_addresses_limited() -> bool:
 class _Writer(ForkingPickler):
     """Pickles what a batch is, and writes its tensors into a buffer."""
 
-    def __init__(self, rest: io.BytesIO, memory: mmap.mmap) -> None:
-        super().__init__(rest, pickle.HIGHEST_PROTOCOL)
-        self.memory, self.end = memory, 0
-        # By where their memory is, tensors that were written, which stay while others are.
-        self.written: dict[int, list[tuple[Tensor, int]]] = {}
-        self.count = 0
+    def __init__(self, rest: io.BytesIO, memory: mmap.mmap, lent: _Lent) -> None:
+        super().__init__(rest)
+        self.memory, self.lent, self.end = memory, lent, 0
+        # By where their memory is, tensors that were written.
+        self.written: dict[int, list[Tensor]] = {}
 
-    def persistent_id(self, obj: Any) -> Any:
-        """How to find a tensor: where it is in the buffer, or that it is a part of another; None to pickle it."""
+    def reducer_override(self, obj: Any) -> Any:
+        """Graphs and samples by their tensors, and tensors by where they are in the buffer, or as parts of others."""
+        if type(obj) in _PARTS:
+            return _PARTS[type(obj)](obj)
         x = _dense(obj) if type(obj) is Tensor else None
         if x is None:
-            return None
-        shape, storage = tuple(x.shape), x.untyped_storage().data_ptr()
-        for other, number in self.written.get(storage, ()):
+            return NotImplemented
+        shape, own = tuple(x.shape), self.written.setdefault(x.untyped_storage().data_ptr(), [])
+        for other in own:
             first = x.storage_offset() - other.storage_offset()
             if other.dtype is x.dtype and first >= 0 and first + x.numel() <= other.numel():
-                return number, first, None, shape
+                return _part, (other, first, shape)
         begin = -(-self.end // _ALIGNMENT) * _ALIGNMENT
         if begin + x.nbytes > _ADDRESSES:
-            return None
+            return NotImplemented
         # As bytes, since PyTorch copies no numbers of some dtypes.
         _numbers(self.memory, begin, torch.uint8, (x.nbytes,)).copy_(x.view(-1).view(torch.uint8))
         self.end = begin + x.nbytes
-        self.written.setdefault(storage, []).append((x, self.count))
-        self.count += 1
-        return None, begin, x.dtype, shape
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Graphs and samples by their tensors."""
-        parts = _PARTS.get(type(obj))
-        return NotImplemented if parts is None else parts(obj)
+        if x is obj:
+            own.append(x)
+        return _numbers, (self.lent, begin, x.dtype, shape)
 
 
 def _dense(x: Tensor) -> Tensor | None:
@@ -163,30 +159,36 @@ def _numbers(memory: Any, begin: int, dtype: torch.dtype, shape: tuple[int, ...]
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin).view(shape)
 
 
+def _part(whole: Tensor, first: int, shape: tuple[int, ...]) -> Tensor:
+    return whole.view(-1)[first : first + torch.Size(shape).numel()].view(shape)
+
+
 class _Sent:
     """A batch on its way; the reader gets the batch."""
 
-    def __init__(self, *where: Any) -> None:
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.rest,)
+
+
+def _received(rest: bytes) -> Any:
+    _forks.free_waiting()
+    # What comes from this process's own workers, through the loader's queue; no file is read like this.
+    loads: Any = ForkingPickler.loads
+    with lasting():
+        return loads(rest)
+
+
+class _Lent:
+    """A worker's buffer that it has written into; the reader gets its numbers."""
+
+    def __init__(self, *where: int) -> None:
         self.where = where
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, self.where
-
-
-class _Reader(pickle.Unpickler):
-    def __init__(self, rest: io.BytesIO, lease: _Lease) -> None:
-        super().__init__(rest)
-        self.lease = lease
-        self.read: list[Tensor] = []
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        """The tensor that a writer's answer stands for."""
-        whole, first, dtype, shape = pid
-        if whole is not None:
-            count = torch.Size(shape).numel()
-            return self.read[whole].view(-1)[first : first + count].view(shape)
-        self.read.append(_numbers(self.lease, first, dtype, shape))
-        return self.read[-1]
+        return _lease, self.where
 
 
 class _Forks:
@@ -289,14 +291,12 @@ class _Lease(ctypes.Array):
             forks.free(self.place)
 
 
-def _received(key: int, number: int, rest: bytes) -> Any:
+def _lease(key: int, number: int) -> _Lease:
     buffers = _KNOWN[key]
     _forks.has_read = True
-    _forks.free_waiting()
-    with lasting():
-        lease = _Lease.from_buffer(buffers.memory[number])
-        lease.place = _Place(buffers.is_taken, number, os.getpid(), _forks.count)
-        return _Reader(io.BytesIO(rest), lease).load()
+    lease = _Lease.from_buffer(buffers.memory[number])
+    lease.place = _Place(buffers.is_taken, number, os.getpid(), _forks.count)
+    return lease
 
 
 def _graph(search_radius: float | None, *arrays: Any) -> Graph:
