@@ -176,9 +176,8 @@ class _Sent:
 def _received(rest: bytes) -> Any:
     _forks.free_waiting()
     # What comes from this process's own workers, through the loader's queue; no file is read like this.
-    loads: Any = ForkingPickler.loads
     with lasting():
-        return loads(rest)
+        return ForkingPickler.loads(rest)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Lent:
