@@ -235,10 +235,11 @@ def accuracies(results: Results) -> str:
         ("debian", "Debian's packages, 45 sections, 6,241 known"),
     ):
         content = results[f"accuracy-{name}"]
+        deviations = [s["standard_deviation"] for s in content["summary"].values()]
+        places = 4 if any(each is not None and each < 0.001 for each in deviations) else 3
         scores = {
-            who: f"{s['mean']:.3f}"
-            + (f" ± {s['standard_deviation']:.3f}" if s["standard_deviation"] is not None else "")
-            for who, s in content["summary"].items()
+            who: f"{s['mean']:.{places}f}" + ("" if each is None else f" ± {each:.{places}f}")
+            for (who, s), each in zip(content["summary"].items(), deviations, strict=True)
         }
         ours = scores.pop(OURS)
         others = [*(f"{who} {score}" for who, score in scores.items()), (content["published"] or "").replace("+-", "±")]

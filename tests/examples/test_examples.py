@@ -131,4 +131,4 @@ def test_the_readme_of_the_packages_has_the_figures_of_its_result():
     found = json.loads((_ROOT / "benchmarks/results/accuracy-debian.json").read_text())
     assert len(found["summary"]) == 6
     for scores in found["summary"].values():
-        assert f"| {scores['mean']:.3f} |" in text
+        assert f"| {scores['mean']:.4f} |" in text
