@@ -111,7 +111,6 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
         self.batches = _Batches(seeds, require_count("batch_size", batch_size, 1), shuffle, drop_last, self.seed)
         # PyTorch's loader draws a number of its own in each epoch, which ours do not depend on.
         own = torch.Generator().manual_seed(self.seed)
-        self._samples = samples
         super().__init__(samples, sampler=self.batches, batch_size=None, collate_fn=_as_it_is, generator=own, **others)
 
     def __iter__(self) -> Any:
@@ -123,12 +122,13 @@ class NeighborLoader(DataLoader):  # pyright: ignore[reportMissingTypeArgument] 
         buffers = (
             shared_buffers(self.num_workers, self.prefetch_factor, self.multiprocessing_context) if starts else None
         )
-        self._samples.buffers = buffers
+        samples: Any = self.dataset
+        samples.buffers = buffers
         # PyTorch's loader draws its own number with a generator that is on the CPU.
         with torch.device("cpu"):
             made: Any = super().__iter__()
         if buffers is not None:
-            self._samples.buffers, made.buffers = None, buffers
+            samples.buffers, made.buffers = None, buffers
         return made
 
 

@@ -41,7 +41,7 @@ _BESIDES_READY = 2
 
 # What is taken apart into tensors, which need no check on their way. All else is pickled as PyTorch's loader does.
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-    Graph: lambda graph: (_graph, (graph.search_radius, *fields_of(graph))),
+    Graph: lambda graph: (Graph, (*fields_of(graph), graph.search_radius)),
     HeterogeneousGraph: lambda graph: (
         HeterogeneousGraph,
         (dict(graph.num_nodes), dict(graph.edge_index), dict(graph.num_queries)),
@@ -296,10 +296,6 @@ def _lease(key: int, number: int) -> _Lease:
     lease = _Lease.from_buffer(buffers.memory[number])
     lease.place = _Place(buffers.is_taken, number, os.getpid(), _forks.count)
     return lease
-
-
-def _graph(search_radius: float | None, *arrays: Any) -> Graph:
-    return Graph(*arrays, search_radius=search_radius)
 
 
 _KEYS = itertools.count()

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
 from anyattention._checks import Relation, allocation_failures_named, require_device, require_relation
 from anyattention.ambient import Moment, lasting, moment_of
 from anyattention.errors import AttentionError, GraphStructureError, InvalidInputError
 from anyattention.patterns.graph import Graph
 from anyattention.patterns.graph_arrays import own_edges, require_edge_index, require_nodes
+from anyattention.patterns.heterogeneous_pytree import register_with_pytree
 from anyattention.patterns.sampled_heterogeneous import (
     SampledHeterogeneousGraph,
     require_typed_fanouts,
@@ -381,42 +381,4 @@ def _places(graph: HeterogeneousGraph, end: int, by_relation: bool) -> tuple[dic
     return places, first
 
 
-def _flatten(graph: HeterogeneousGraph) -> tuple[list[Any], Any]:
-    joined = tuple(graph._joined)
-    queries = None if graph.num_queries is graph.num_nodes else [*graph.num_queries.values()]
-    tensors = [*graph.edge_index.values(), *(graph._joined[each] for each in joined)]
-    children = [*graph.num_nodes.values(), *tensors, *(queries or [])]
-    return children, (graph.node_types, graph.relations, joined, queries is not None)
-
-
-def _flatten_with_keys(graph: HeterogeneousGraph) -> tuple[list[tuple[Any, Any]], Any]:
-    children, context = _flatten(graph)
-    return [(_pytree.SequenceKey(place), child) for place, child in enumerate(children)], context
-
-
-def _unflatten(children: Any, context: Any) -> HeterogeneousGraph:
-    node_types, relations, joined, has_queries = context
-    rest = iter(children)
-    counts = dict(zip(node_types, rest, strict=False))
-    edges = dict(zip(relations, rest, strict=False))
-    known = list(zip(joined, rest, strict=False))
-    queries: Any = dict(zip(node_types, rest, strict=True)) if has_queries else None
-    graph = HeterogeneousGraph(counts, edges, queries)
-    graph._joined.update(known)
-    return graph
-
-
-_pytree.register_pytree_node(
-    HeterogeneousGraph,
-    _flatten,
-    _unflatten,
-    serialized_type_name="anyattention.HeterogeneousGraph",
-    to_dumpable_context=list,
-    from_dumpable_context=lambda context: (
-        tuple(context[0]),
-        tuple(map(tuple, context[1])),
-        tuple(context[2]),
-        context[3],
-    ),
-    flatten_with_keys_fn=_flatten_with_keys,
-)
+register_with_pytree(HeterogeneousGraph)
